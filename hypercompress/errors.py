@@ -1,0 +1,29 @@
+"""Every error that bad input can raise. Each is also the builtin a caller would expect to catch."""
+
+
+class HypercompressError(Exception):
+    """Base class: one line that says what was received, what was expected and what to do."""
+
+
+class ModelError(HypercompressError, ValueError):
+    """A model name, a model argument or a checkpoint that does not fit."""
+
+
+class DataError(HypercompressError, ValueError):
+    """A data set or an image folder that cannot be used."""
+
+
+class BudgetError(HypercompressError, ValueError):
+    """A budget outside (0, 1] or outside the reachable range."""
+
+
+class NonFiniteError(HypercompressError, ValueError):
+    """NaN or infinity in weights, images or statistics."""
+
+
+class GeneratorError(HypercompressError, ValueError):
+    """An unknown generator, or one that lacks what it needs (data, a checkpoint)."""
+
+
+class ArtefactError(HypercompressError, OSError):
+    """A student or generator folder that is missing, corrupt, tampered with, or in the way."""

@@ -1,0 +1,276 @@
+"""Frozen data that the parts exchange: what a model is, what it may cost, what was decided.
+
+Shape letters used throughout the package: ``out`` output features of a layer; ``d`` the columns of its
+weight matrix (``in`` for a Linear, ``in * kh * kw`` for a convolution); ``m = min(out, d)`` the side on
+which curvature is kept; ``r`` a rank.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hypercompress.errors import BudgetError
+
+
+class Status(StrEnum):
+    """What became of a layer."""
+
+    FACTORED = "factored"
+    KEPT = "kept"
+    UNSUPPORTED = "unsupported"
+    TIED = "tied"
+
+
+class Unit(StrEnum):
+    """What a budget counts."""
+
+    PARAMS = "params"
+    MACS = "macs"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A share of the whole teacher, met from below: exactly one of the two is given.
+
+    Args:
+        params: student parameters / teacher parameters, in (0, 1].
+        macs: student multiply-accumulates / teacher multiply-accumulates at the spec's input size, in (0, 1].
+
+    Raises:
+        BudgetError: none or both given, or a share outside (0, 1].
+    """
+
+    params: float | None = None
+    macs: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [v for v in (self.params, self.macs) if v is not None]
+        if len(given) != 1:
+            raise BudgetError(
+                f"received params={self.params}, macs={self.macs}; expected exactly one budget; give one of the two"
+            )
+        if not 0.0 < given[0] <= 1.0:
+            raise BudgetError(
+                f"received a {self.unit} budget of {given[0]:g}; expected a share of the teacher above 0 and at "
+                "most 1, such as 0.4; choose one in that range"
+            )
+
+    @property
+    def unit(self) -> Unit:
+        return Unit.PARAMS if self.params is not None else Unit.MACS
+
+    @property
+    def share(self) -> float:
+        share = self.params if self.params is not None else self.macs
+        assert share is not None  # __post_init__ holds
+        return share
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """How a 2-d convolution walks its input. ``padding`` is a pair or torch's ``"same"`` / ``"valid"``."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+    padding_mode: str
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One weight-bearing module of the teacher.
+
+    Args:
+        name: dotted path in the teacher.
+        kind: ``linear``, ``conv2d``, or the class name of anything else.
+        status: ``FACTORED`` here means *may be factored*; allocation can still keep it dense.
+        reason: why it is not factored; empty when it may be.
+        out, d: shape of the weight matrix; 0 for layers that are no matrix.
+        positions: output positions per sample, summed over calls (1 for a Linear on a vector).
+        params: parameters the module owns, bias included.
+        depth: order of the first call in a forward pass, -1 if never called.
+        bias: whether the layer has a bias.
+        conv: geometry of a convolution.
+        follower: dotted path of the norm that reads this layer's output, if one directly does.
+        feeder: dotted path of the last norm called before this layer, if any.
+    """
+
+    name: str
+    kind: str
+    status: Status
+    reason: str
+    out: int
+    d: int
+    positions: int
+    params: int
+    depth: int
+    bias: bool
+    conv: ConvGeometry | None = None
+    follower: str | None = None
+    feeder: str | None = None
+
+    @property
+    def rank_params(self) -> int:
+        """Parameters of one more rank."""
+        return self.out + self.d
+
+    @property
+    def rank_macs(self) -> int:
+        """Multiply-accumulates per sample of one more rank."""
+        return self.positions * (self.out + self.d)
+
+    @property
+    def dense_params(self) -> int:
+        """Parameters of the dense matrix, bias aside."""
+        return self.out * self.d
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates per sample of the dense layer."""
+        return self.positions * self.out * self.d
+
+    def rank_cost(self, unit: Unit) -> int:
+        return self.rank_params if unit is Unit.PARAMS else self.rank_macs
+
+    def dense_cost(self, unit: Unit) -> int:
+        return self.dense_params if unit is Unit.PARAMS else self.dense_macs
+
+    @property
+    def full_rank(self) -> int:
+        return min(self.out, self.d)
+
+    @property
+    def max_rank(self) -> int:
+        """Largest rank whose two factors are smaller than the dense matrix (0: factoring never pays)."""
+        return min(self.full_rank, max(0, -(-self.dense_params // self.rank_params) - 1))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The teacher as data: every weight-bearing layer and the whole model's cost.
+
+    Args:
+        layers: in order of first call; layers that are never called last.
+        params: parameters of the whole teacher, tied ones counted once.
+        macs: multiply-accumulates of one sample at ``input_size``.
+        input_size: shape of one input without the batch axis; empty when the input is no single tensor.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    params: int
+    macs: int
+    input_size: tuple[int, ...]
+
+    @property
+    def candidates(self) -> tuple[LayerSpec, ...]:
+        """Layers that may be factored."""
+        return tuple(layer for layer in self.layers if layer.status is Status.FACTORED)
+
+    def total(self, unit: Unit) -> int:
+        return self.params if unit is Unit.PARAMS else self.macs
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Kronecker-factored Fisher of one layer, kept on its smaller side (see ``curvature.py``).
+
+    With ``S = E[x x^T]`` (mean over positions), ``G = E[sum over positions of g g^T]`` and ``out <= d``
+    (``side="output"``): ``signal = W S W^T`` and ``fisher = G``. With ``d < out`` (``side="input"``):
+    ``signal = S`` and ``fisher = W^T G W``. ``gram`` is ``W W^T`` or ``W^T W``. Nothing of size
+    ``max(out, d)`` squared is ever formed.
+    """
+
+    side: str
+    signal: Float[Tensor, "m m"]
+    fisher: Float[Tensor, "m m"]
+    gram: Float[Tensor, "m m"]
+
+
+@dataclass(frozen=True)
+class NormStatistics:
+    """What a norm layer knows of its input and how it scales its output, per channel.
+
+    ``mean`` and ``variance`` are zeros and ones for norms without running statistics.
+    """
+
+    weight: Float[Tensor, " c"]
+    bias: Float[Tensor, " c"]
+    mean: Float[Tensor, " c"]
+    variance: Float[Tensor, " c"]
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What a generator may read of one layer.
+
+    Args:
+        weight: the weight as a matrix; a view of the teacher's own memory, never written to.
+        bias: the layer's bias.
+        curvature: measured statistics; ``None`` without data.
+        follower: statistics of the norm after the layer.
+        feeder: statistics of the norm before it.
+    """
+
+    weight: Float[Tensor, "out d"]
+    bias: Float[Tensor, " out"] | None
+    curvature: Curvature | None
+    follower: NormStatistics | None
+    feeder: NormStatistics | None
+
+
+@dataclass(frozen=True)
+class LayerFactors:
+    """``expand @ reduce`` stands in for the layer's weight matrix; ``bias`` replaces its bias if given."""
+
+    expand: Float[Tensor, "out r"]
+    reduce: Float[Tensor, "r d"]
+    bias: Float[Tensor, " out"] | None = None
+
+    @property
+    def rank(self) -> int:
+        return int(self.reduce.shape[0])
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """Which layer gets which rank.
+
+    Args:
+        ranks: rank of each factored layer; candidates that are absent stay dense.
+        unit: what ``cost`` counts.
+        cost: the student's parameters or multiply-accumulates.
+        achieved: ``cost`` as a share of the teacher.
+        predicted_kl: nats of KL(teacher || student) the additive model predicts; ``None`` without curvature.
+    """
+
+    ranks: Mapping[str, int]
+    unit: Unit
+    cost: int
+    achieved: float
+    predicted_kl: float | None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Everything a generator says about a student: factors by layer, and small changes to other parameters.
+
+    ``deltas`` maps parameter names of the *teacher* (norm weights and biases) to an additive change.
+    """
+
+    layers: Mapping[str, LayerFactors]
+    deltas: Mapping[str, Float[Tensor, " c"]]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generator's answer. ``strength`` in [0, 1] scales what a hypernetwork adds (0: the analytic student)."""
+
+    factors: Factors
+    plan: RankPlan
+    generator: str
+    strength: float
