@@ -24,6 +24,13 @@ class Status(StrEnum):
     TIED = "tied"
 
 
+class Side(StrEnum):
+    """The smaller side of a weight matrix, on which its curvature is kept."""
+
+    OUTPUT = "output"
+    INPUT = "input"
+
+
 class Unit(StrEnum):
     """What a budget counts."""
 
@@ -141,6 +148,10 @@ class LayerSpec:
         return self.dense_params if unit is Unit.PARAMS else self.dense_macs
 
     @property
+    def side(self) -> Side:
+        return Side.OUTPUT if self.out <= self.d else Side.INPUT
+
+    @property
     def full_rank(self) -> int:
         return min(self.out, self.d)
 
@@ -181,27 +192,35 @@ class Curvature:
 
     With ``S = E[x x^T]`` (mean over positions), ``G = E[sum over positions of g g^T]`` and ``out <= d``
     (``side="output"``): ``signal = W S W^T`` and ``fisher = G``. With ``d < out`` (``side="input"``):
-    ``signal = S`` and ``fisher = W^T G W``. ``gram`` is ``W W^T`` or ``W^T W``. Nothing of size
-    ``max(out, d)`` squared is ever formed.
+    ``signal = S`` and ``fisher = W^T G W``. ``gram`` is ``W W^T`` or ``W^T W``. ``mean`` is ``W E[x]`` or
+    ``E[x]``: a bias can absorb what a factorization does to it. Nothing of size ``max(out, d)`` squared is
+    ever formed.
     """
 
-    side: str
+    side: Side
     signal: Float[Tensor, "m m"]
     fisher: Float[Tensor, "m m"]
     gram: Float[Tensor, "m m"]
+    mean: Float[Tensor, " m"]
 
 
 @dataclass(frozen=True)
 class NormStatistics:
     """What a norm layer knows of its input and how it scales its output, per channel.
 
-    ``mean`` and ``variance`` are zeros and ones for norms without running statistics.
+    Args:
+        weight, bias: scale and shift.
+        mean, variance: running moments; zeros and ones for norms that keep none.
+        eps: what the norm adds to the variance.
+        moments: whether it keeps running moments (a BatchNorm does, a LayerNorm does not).
     """
 
     weight: Float[Tensor, " c"]
     bias: Float[Tensor, " c"]
     mean: Float[Tensor, " c"]
     variance: Float[Tensor, " c"]
+    eps: float
+    moments: bool
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""Recognising a timm model that the caller made, by rebuilding it and comparing."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from hypercompress.architecture.names import registered_cfg
+from hypercompress.architecture.record import (
+    RESERVED_ARGS,
+    Architecture,
+    build,
+    cfg_of,
+    input_size,
+    is_json,
+    public_cfg,
+)
+from hypercompress.errors import ModelError
+
+
+def architecture_of(module: nn.Module) -> Architecture | None:
+    """Recognise a timm model that the caller made, or return ``None``.
+
+    The candidate is rebuilt and must have the same layers (compared by printed form), the same weights by name and
+    shape, and the same outputs on one random input. The module and the random state stay as they were.
+    """
+    cfg = cfg_of(module)
+    name = str(cfg.get("architecture"))
+    if not timm.is_model(name):
+        return None
+    try:
+        tagged = f"{name}.{cfg['tag']}" if cfg.get("tag") else name
+        registered_cfg(tagged)
+    except ModelError:
+        tagged = name
+    try:
+        args = _args_of(module, cfg)
+        candidate = Architecture(tagged, args, public_cfg({**cfg, "input_size": input_size(cfg, args)}))
+        with torch.random.fork_rng(devices=[]):
+            same = _same_function(module, build(candidate), candidate.pretrained_cfg["input_size"])
+    except Exception:  # noqa: BLE001 - whatever a modified module raises, it is not the model timm builds
+        return None
+    return candidate if same else None
+
+
+def _same_function(module: nn.Module, rebuilt: nn.Module, size: Iterable[int]) -> bool:
+    """Whether two modules print alike, hold the same names and shapes, and agree on one random input."""
+    state = module.state_dict()
+    if repr(module) != repr(rebuilt) or _shapes(state) != _shapes(rebuilt.state_dict()):
+        return False
+    rebuilt.load_state_dict(state)
+    some = next(module.parameters())
+    example = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(some)
+    with torch.inference_mode():
+        ours, theirs = copy.deepcopy(module).eval()(example), rebuilt.to(some)(example)
+    return bool(torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6))
+
+
+def _args_of(module: nn.Module, cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``create_model`` arguments of a module: what timm noted down, then what the module shows."""
+    noted = getattr(module, "_model_args", {})
+    args = {key: value for key, value in noted.items() if key not in RESERVED_ARGS and is_json(value)}
+    if isinstance(classes := getattr(module, "num_classes", None), int):
+        args["num_classes"] = classes
+    stem = cfg.get("first_conv")
+    if isinstance(stem, str) and "in_chans" not in args:
+        weight = module.get_parameter(f"{stem}.weight")
+        args["in_chans"] = weight.shape[1] if weight.ndim == 4 else cfg["input_size"][0]
+    if cfg.get("fixed_input_size") and "img_size" not in args:
+        size = getattr(getattr(module, "patch_embed", None), "img_size", None)
+        args |= {"img_size": list(size)} if isinstance(size, tuple) else {}
+    return args
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state.items()}

@@ -1,0 +1,149 @@
+"""What a student folder keeps of its teacher's code: a name, arguments and input description, as plain JSON values.
+
+`build` turns an `Architecture` into a module with no network and no pickle.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import timm
+from timm.models import PretrainedCfg
+from torch import nn
+
+from hypercompress.architecture.names import one_line, quiet_hub, registered_cfg
+from hypercompress.errors import ModelError
+
+# Entries that say where weights lie or which code runs: they are the registry's business, never an overlay's.
+PRIVATE_CFG = {
+    *("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"),
+    *("architecture", "tag", "custom_load", "fixed_input_size"),
+}
+PUBLIC_CFG = {item.name for item in fields(PretrainedCfg)} - PRIVATE_CFG
+# Arguments of `create_model` that load files or reach the network.
+RESERVED_ARGS = {
+    *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"),
+    *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit"),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to build a model without its weights; equal to itself after a trip through JSON.
+
+    Args:
+        name: timm name, with or without a tag, without ``hf-hub:`` or ``local-dir:``.
+        args: arguments of ``timm.create_model``, such as ``{"in_chans": 1, "num_classes": 10}``; JSON values.
+        pretrained_cfg: what the model's ``pretrained_cfg`` says about its input (``input_size`` in pixels as
+            [c, h, w], ``mean``, ``std``, ``interpolation``, ``crop_pct`` ...); laid over timm's own entries.
+
+    Raises:
+        ModelError: values that JSON cannot hold, or entries that name files, code or a network address.
+    """
+
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "args", _checked("model arguments", self.args, RESERVED_ARGS))
+        private = PRIVATE_CFG | (set(self.pretrained_cfg) - PUBLIC_CFG)
+        object.__setattr__(self, "pretrained_cfg", _checked("pretrained_cfg entries", self.pretrained_cfg, private))
+
+
+def build(architecture: Architecture) -> nn.Module:
+    """The model with random weights, in eval mode. Touches no network.
+
+    Raises:
+        ModelError: a name that timm does not know, or arguments the model does not take.
+    """
+    registered_cfg(architecture.name)
+    return create(architecture.name, architecture.args, overlay=tuples(architecture.pretrained_cfg)).eval()
+
+
+def create(
+    name: str, args: Mapping[str, Any], *, overlay: Mapping[str, Any] | None = None, pretrained: bool = False
+) -> nn.Module:
+    """``timm.create_model``; its failures are told apart: arguments at fault, or weights out of reach."""
+    try:
+        with quiet_hub():
+            return timm.create_model(
+                name, pretrained=pretrained, pretrained_cfg_overlay=dict(overlay) if overlay else None, **args
+            )
+    except Exception as error:
+        if pretrained:
+            create(name, args, overlay=overlay)  # raises if the arguments are the fault
+            raise ModelError(
+                f"received {name!r}, whose pretrained weights cannot be loaded ({one_line(error)}); expected weights "
+                "that timm can download and that fit; pass --checkpoint FILE or --no-pretrained"
+            ) from error
+        raise ModelError(_refused_args(name, args, error)) from error
+
+
+def _refused_args(name: str, args: Mapping[str, Any], error: Exception) -> str:
+    """Every argument the model's constructor does not know: it names one at a time, so drop and ask again."""
+    kept, refused = dict(args), list[str]()
+    while (match := re.search(r"unexpected keyword argument '(\w+)'", str(error))) and match[1] in kept:
+        refused.append(match[1])
+        del kept[match[1]]
+        try:
+            timm.create_model(name, pretrained=False, **kept)
+        except Exception as following:  # noqa: BLE001 - judged by the loop's condition
+            error = following
+        else:
+            break
+    given = ", ".join(refused) if refused else f"{json.dumps(dict(args))} ({one_line(error)})"
+    return (
+        f"received model arguments that {name!r} does not take: {given}; expected arguments of timm.create_model for "
+        "this model; change --model-args"
+    )
+
+
+def input_size(cfg: Mapping[str, Any], args: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The size of one input [c, h, w] of the model that these arguments make."""
+    channels, height, width = cfg.get("input_size", (3, 224, 224))
+    fixed = args.get("img_size") if cfg.get("fixed_input_size") else None
+    if fixed is not None:
+        height, width = (fixed, fixed) if isinstance(fixed, int) else fixed
+    return int(args.get("in_chans", channels)), int(height), int(width)
+
+
+def cfg_of(module: nn.Module) -> dict[str, Any]:
+    """A copy of the module's ``pretrained_cfg``; empty if it has none."""
+    cfg = getattr(module, "pretrained_cfg", None)
+    return dict(cfg) if isinstance(cfg, Mapping) else {}
+
+
+def public_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that an `Architecture` keeps."""
+    return {key: value for key, value in cfg.items() if key in PUBLIC_CFG and value is not None and is_json(value)}
+
+
+def _checked(what: str, given: Mapping[str, Any], forbidden: Iterable[str]) -> dict[str, Any]:
+    """A JSON copy of ``given``, or one error with every entry at fault."""
+    bad = [key for key, value in given.items() if key in forbidden or not is_json(value)]
+    if bad:
+        raise ModelError(
+            f"received {what} {', '.join(map(str, bad))}; expected plain JSON values that name no file, code or "
+            "address; leave these out"
+        )
+    plain: dict[str, Any] = json.loads(json.dumps(dict(given)))
+    return plain
+
+
+def is_json(value: object) -> bool:
+    """Whether JSON can hold the value (NaN and infinity it cannot)."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def tuples(value: Any) -> Any:
+    """JSON lists as the tuples timm works with, at every depth."""
+    if isinstance(value, Mapping):
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value

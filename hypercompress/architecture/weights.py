@@ -1,0 +1,116 @@
+"""Checkpoints: read without running code, fitted with every fault named."""
+
+import json
+import re
+import warnings
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hypercompress.architecture.names import one_line
+from hypercompress.errors import ModelError, NonFiniteError
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+SHOWN = 20  # names listed of each fault; a wholly different checkpoint has hundreds
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by name, on the CPU. No code in the file is ever run.
+
+    Args:
+        path: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin``, ``.ckpt``, ``.tar`` read with ``weights_only=True``.
+            ``{"state_dict": ...}`` and its kin are unwrapped (an average of the weights first, as timm does), and the
+            prefixes ``module.`` and ``_orig_mod.`` that wrappers leave are dropped.
+
+    Raises:
+        ModelError: no such file, unknown suffix, corrupt, objects other than tensors, or no tensors at all.
+    """
+    if not path.is_file():
+        raise ModelError(f"received checkpoint {path}, which is no file; expected weights; check the path")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ModelError(
+            f"received checkpoint {path}; expected a name that ends in {', '.join(SUFFIXES)}; save the weights as one"
+        )
+    content = _read(path)
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(
+            f"received checkpoint {path}, which holds no mapping of names to tensors; expected a state dict, or one "
+            'under "state_dict" or "model"; save model.state_dict()'
+        )
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", str(key)): value for key, value in content.items()}
+
+
+def _read(path: Path) -> Any:
+    """Whatever the file holds, or a `ModelError`."""
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks about old formats; a failure is raised below
+            # timm's own training checkpoints carry their command line as a Namespace: attributes, no code.
+            with torch.serialization.safe_globals([Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        reason = one_line(error)
+    except Exception as error:
+        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if blocked or "weights_only" in str(error):
+            what = blocked[1] if blocked else "objects"
+            raise ModelError(
+                f"received checkpoint {path}, which asks to load {what}; expected tensors only, because such a file "
+                "can run code; save model.state_dict() as .safetensors"
+            ) from error
+        reason = one_line(error)
+    raise ModelError(
+        f"received checkpoint {path}, which is corrupt or cut short ({reason}); expected readable weights; "
+        "copy it again"
+    )
+
+
+def load_checkpoint(model: nn.Module, path: Path, name: str, args: Mapping[str, Any]) -> None:
+    """Put the file's weights into the model, or raise one `ModelError` that names every key at fault."""
+    weights, expected = read_weights(path), model.state_dict()
+    if not set(weights) & set(expected):  # a LightningModule keeps its network under `model`
+        weights = {key.removeprefix("model."): value for key, value in weights.items()}
+    # Counters of BatchNorm are younger than many checkpoints; torch fills them in.
+    missing = [key for key in expected if key not in weights and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in weights if key not in expected]
+    shapes = [
+        f"{key} {list(weights[key].shape)} for {list(value.shape)}"
+        for key, value in expected.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if any(faults.values()):
+        listed = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in faults.items() if keys)
+        raise ModelError(
+            f"received checkpoint {path} that does not fit {name!r} with arguments {json.dumps(dict(args))}: {listed}; "
+            "expected the same names and shapes; check the model name and --model-args (num_classes, in_chans)"
+        )
+    model.load_state_dict(weights)
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """Raise `NonFiniteError` with the names of weights that hold NaN or infinity."""
+    bad = [key for key, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise NonFiniteError(
+            f"received weights of {source} with NaN or infinity in {_some(bad)}; expected finite numbers; use another "
+            "checkpoint"
+        )
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest

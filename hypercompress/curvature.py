@@ -1,0 +1,182 @@
+"""Kronecker-factored Fisher of every candidate layer, streamed from any loader; labels are not needed.
+
+For ``y = W x`` the KL divergence between teacher and student grows by about
+``1/2 || G^(1/2) dW S^(1/2) ||_F^2`` (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, eq. 31),
+with ``S = E[x x^T]`` averaged over samples and positions and ``G = E[sum over positions of g g^T]``,
+``g`` the gradient of ``log p(y_hat | x)`` for ``y_hat`` drawn from the teacher's own prediction. Sampling
+``y_hat`` is what makes it the Fisher; labels would give the empirical Fisher (Kunstner et al. 2019).
+
+Both are needed only as seen from the smaller side of ``W`` (`specs.Curvature`): ``W S W^T`` is the second
+moment of the layer's own output without its bias, ``W^T G W`` that of ``g W``. So a 3 x 3 convolution of 2,048
+channels costs a 2,048-square matrix, never one of 18,432.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hypercompress.errors import DataError, NonFiniteError
+from hypercompress.inspection import ForwardFn, call_model, evaluating
+from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
+
+Progress = Callable[[str, int], None]
+
+
+def weight_matrix(module: nn.Module) -> Float[Tensor, "out d"]:
+    """The weight of a Linear or Conv2d as a matrix; a view, nothing is copied."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().flatten(1)
+
+
+def output_rows(layer: LayerSpec, y: Tensor) -> Float[Tensor, "n out"]:
+    """Outputs (or their gradients) as one row per sample and position."""
+    if layer.conv is None:
+        return y.reshape(-1, layer.out)
+    return y.movedim(1, -1).reshape(-1, layer.out)
+
+
+def input_rows(layer: LayerSpec, x: Tensor) -> Float[Tensor, "n d"]:
+    """Inputs as one row of the layer's matrix product per sample and position (im2col for convolutions)."""
+    conv = layer.conv
+    if conv is None:
+        return x.reshape(-1, layer.d)
+    x = pad_input(x, layer)
+    columns = F.unfold(x, conv.kernel, dilation=conv.dilation, stride=conv.stride)
+    return columns.transpose(1, 2).reshape(-1, layer.d)
+
+
+def pad_input(x: Tensor, layer: LayerSpec) -> Tensor:
+    """The padding of the convolution, done beforehand: zeros, reflect, replicate or circular."""
+    conv = layer.conv
+    assert conv is not None
+    if conv.padding == "valid":
+        return x
+    if isinstance(conv.padding, str):  # "same": torch puts the odd one out on the right
+        total = [dilation * (kernel - 1) for dilation, kernel in zip(conv.dilation, conv.kernel, strict=True)]
+        low = [t // 2 for t in total]
+        pads = [low[1], total[1] - low[1], low[0], total[0] - low[0]]
+    else:
+        pads = [conv.padding[1], conv.padding[1], conv.padding[0], conv.padding[0]]
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    return F.pad(x, pads, mode=mode)
+
+
+@dataclass
+class _Sums:
+    """Running sums of one layer; float32 on the model's device, divided once at the end."""
+
+    signal: Tensor
+    fisher: Tensor
+    mean: Tensor
+    rows: int = 0
+
+
+class _Recorder:
+    """Hooks of one layer: its signal on the way forward, its Fisher on the way back."""
+
+    def __init__(self, layer: LayerSpec, module: nn.Module, anchor: Tensor) -> None:
+        self.layer, self.anchor = layer, anchor
+        self.weight = weight_matrix(module)
+        bias = getattr(module, "bias", None)
+        self.bias = bias.detach() if isinstance(bias, Tensor) else None
+        m = layer.full_rank
+        zeros = self.weight.new_zeros(m, m, dtype=torch.float32)
+        self.sums = _Sums(zeros, zeros.clone(), zeros.new_zeros(m))
+
+    def forward(self, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        with torch.no_grad():
+            if self.layer.side is Side.OUTPUT:
+                rows = output_rows(self.layer, output)
+                rows = rows if self.bias is None else rows - self.bias
+            else:
+                rows = input_rows(self.layer, inputs[0])
+            self.sums.signal.addmm_(rows.T, rows)
+            self.sums.mean += rows.sum(0)
+            self.sums.rows += rows.shape[0]
+        # Adding zero changes no value and puts the output on a graph that starts at the anchor, so that the
+        # backward pass needs gradients neither of the (perhaps frozen) parameters nor of the (perhaps integer) input.
+        output = output + self.anchor
+        output.register_hook(self.backward)
+        return output
+
+    def backward(self, gradient: Tensor) -> None:
+        rows = output_rows(self.layer, gradient.detach())
+        if self.layer.side is Side.INPUT:
+            rows = rows @ self.weight
+        self.sums.fisher.addmm_(rows.T, rows)
+
+    def finish(self, samples: int) -> Curvature:
+        gram = self.weight @ self.weight.T if self.layer.side is Side.OUTPUT else self.weight.T @ self.weight
+        sums = self.sums
+        return Curvature(
+            self.layer.side, sums.signal / sums.rows, sums.fisher / samples, gram.float(), sums.mean / sums.rows
+        )
+
+
+def sampled_log_likelihood(output: Tensor, generator: torch.Generator) -> Float[Tensor, ""]:
+    """Sum over the batch of ``log p(y_hat | x)``, ``y_hat`` drawn from the model's own prediction.
+
+    ``output`` [b, c] with c > 1 is read as class logits; anything else as the mean of a unit-variance Gaussian.
+    """
+    if output.ndim == 2 and output.shape[1] > 1:
+        log_p = F.log_softmax(output.float(), dim=1)
+        drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(output.device)
+        return log_p.gather(1, drawn).sum()
+    noise = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
+    return (output * noise).sum()  # d/dy of -(y_hat - y)^2 / 2 at y_hat = y + noise
+
+
+def measure(
+    model: nn.Module,
+    spec: ModelSpec,
+    batches: Iterable[Any],
+    *,
+    forward_fn: ForwardFn | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Curvature]:
+    """Curvature of every candidate layer of ``spec`` from one pass over ``batches``.
+
+    Args:
+        model: the teacher; run in evaluation mode and left as it was.
+        batches: whatever ``forward_fn`` takes, on the model's device; consumed once, nothing kept.
+        seed: of the draw of ``y_hat``.
+        progress: called with a phase name and the number of samples seen so far.
+
+    Raises:
+        DataError: ``batches`` is empty. NonFiniteError: NaN or infinity in a batch or in the model's output.
+    """
+    forward_fn = forward_fn or call_model
+    modules = dict(model.named_modules())
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    anchor = torch.zeros((), device=device, requires_grad=True)
+    recorders = {layer.name: _Recorder(layer, modules[layer.name], anchor) for layer in spec.candidates}
+    handles = [modules[name].register_forward_hook(recorder.forward) for name, recorder in recorders.items()]
+    count = 0
+    try:
+        with evaluating(model), torch.enable_grad():
+            for batch in batches:
+                output = forward_fn(model, batch)
+                if not output.isfinite().all():
+                    raise NonFiniteError(
+                        f"received NaN or infinity in the model's output for samples {count} to "
+                        f"{count + len(output) - 1}; expected finite values; check the calibration data"
+                    )
+                if recorders:
+                    sampled_log_likelihood(output, generator).backward(inputs=[anchor])
+                count += len(output)
+                if progress is not None:
+                    progress("curvature", count)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if count == 0:
+        raise DataError("received calibration data without a single batch; expected at least one; check the loader")
+    return {name: recorder.finish(count) for name, recorder in recorders.items()}

@@ -1,0 +1,149 @@
+"""Image folders: one sub-folder for each class (labelled), or images side by side (unlabelled)."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from hypercompress.data.images import UNLABELLED, ImageData
+from hypercompress.data.preprocess import Preprocess
+from hypercompress.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
+DECODED_AT_MOST = 20_000  # images that are decoded once before use; larger folders have only their headers read
+NAMED = 5
+SPLITS = ("train", "val", "test")
+
+
+class FileImages:
+    """Image files with labels, as a source for `ImageData`."""
+
+    def __init__(self, paths: Sequence[Path], labels: Sequence[int]) -> None:
+        self.paths = list(paths)
+        self.labels = list(labels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                image.load()
+                return image.copy(), self.labels[index]
+        except Exception as error:
+            raise DataError(f"received {path}, which cannot be decoded; expected an image; remove it") from error
+
+
+def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: bool = False) -> ImageData:
+    """The images below a folder, sorted by path; every image is tried before use.
+
+    Args:
+        root: class sub-folders (labels follow their sorted names), or images (label -1). If it holds ``train`` beside
+            ``val`` or ``test``, one of these is opened: ``train``, or for ``train=False`` ``val``, else ``test``; the
+            classes are those of ``train``.
+        train: which of the two.
+        augment: see `Preprocess.transform`.
+
+    Raises:
+        DataError: no such folder, no readable image, or a class that ``train`` does not have.
+
+    Unreadable images are left out; one warning counts them and names the first five; ``skipped`` holds all names.
+    """
+    if not root.is_dir():
+        raise DataError(f"received {root}, which is no folder; expected a folder of images; check the path")
+    chosen, classes = _choose(root, train)
+    paths, labels, loose = _list(chosen, classes)
+    if not paths:
+        raise DataError(
+            f"received {chosen}, which holds no images; expected files ending in {', '.join(sorted(SUFFIXES))}, "
+            "side by side or in one sub-folder for each class; check the path"
+        )
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        readable = list(pool.map(_readable if len(paths) <= DECODED_AT_MOST else _recognisable, paths))
+    skipped = [str(path.relative_to(chosen)) for path, good in zip(paths, readable, strict=True) if not good]
+    if not any(readable):
+        raise DataError(
+            f"received {chosen}, where none of {len(paths)} images can be read: {_named(skipped)}; expected images; "
+            "replace the files"
+        )
+    skipped += loose
+    if skipped:
+        total = len(paths) + len(loose)
+        warnings.warn(f"{chosen}: skipped {len(skipped)} of {total} images: {_named(skipped)}", stacklevel=2)
+    kept = [(path, label) for path, label, good in zip(paths, labels, readable, strict=True) if good]
+    classes = classes if UNLABELLED not in labels else []
+    source = FileImages([path for path, _ in kept], [label for _, label in kept])
+    return ImageData(source, preprocess.transform(augment), classes=classes, skipped=skipped)
+
+
+def _choose(root: Path, train: bool) -> tuple[Path, list[str]]:
+    """The folder to read and the names of its classes, none if it is flat."""
+    inside = _folders(root)
+    others = [split for split in SPLITS[1:] if split in inside]
+    if "train" in inside and others:
+        chosen, classes = root / ("train" if train else others[0]), _folders(root / "train")
+        strange = sorted(set(_folders(chosen)) - set(classes))
+        if strange:
+            raise DataError(
+                f"received {chosen} with classes {', '.join(strange)} that {root / 'train'} lacks; expected the same "
+                "classes; rename or remove the folders"
+            )
+        return chosen, classes if _folders(chosen) else []
+    if inside and set(inside) <= set(SPLITS):
+        raise DataError(
+            f"received {root} with {' and '.join(inside)} inside; expected train beside val or test; pass one of the "
+            f"folders, such as {root / inside[0]}"
+        )
+    return root, inside
+
+
+def _list(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int], list[str]]:
+    """Image paths, their labels, and the names of images that lie beside the class folders."""
+    beside = [path for path in sorted(folder.iterdir()) if _is_image(path)]
+    if not classes:
+        return beside, [UNLABELLED] * len(beside), []
+    paths, labels = list[Path](), list[int]()
+    for label, name in enumerate(classes):
+        found = sorted(path for path in (folder / name).rglob("*") if _is_image(path))
+        paths += found
+        labels += [label] * len(found)
+    if not paths:  # sub-folders without images are no classes
+        return beside, [UNLABELLED] * len(beside), []
+    return paths, labels, [path.name for path in beside]
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _readable(path: Path) -> bool:
+    """Whether the whole image can be decoded; JPEGs at an eighth of the size, which reads every byte but is quick."""
+    try:
+        with Image.open(path) as image:
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+    except Exception:  # noqa: BLE001 - Pillow's decoders raise anything on a corrupt file
+        return False
+    return True
+
+
+def _recognisable(path: Path) -> bool:
+    """Whether Pillow knows the format."""
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # noqa: BLE001 - as above
+        return False
+
+
+def _named(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + rest

@@ -1,0 +1,123 @@
+"""Curvature-weighted SVD: the directions of a layer, ordered by the KL they carry.
+
+Replacing ``W`` by a rank-r matrix costs ``1/2 || G^(1/2) (W - W_r) S^(1/2) ||_F^2`` nats (`curvature.py`), so the best
+``W_r`` truncates the SVD of ``G^(1/2) W S^(1/2) = U diag(s) V^T`` and undoes the roots (EigenDamage, Wang et al. 2019;
+generalised Fisher-weighted SVD, arXiv 2505.17974). Only one root is ever formed, on the smaller side: there the
+*metric* A (G or S) and the *moment* M (``W S W^T`` or ``W^T G W``) give ``A^(1/2) M A^(1/2) = U diag(s^2) U^T``, and
+
+    output side:  W_r = [A^(-1/2) U_r] [U_r^T A^(1/2) W]          input side:  W_r = [W A^(1/2) U_r] [U_r^T A^(-1/2)]
+
+Letters: ``m = min(out, d)``, ``r`` the rank.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hypercompress.specs import Curvature, LayerFactors, Side
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Which halves of the curvature count, and how much of the identity is added to each.
+
+    Args:
+        signal: use S (else the identity).
+        fisher: use G (else the identity).
+        centred: take the mean out of S, because a bias absorbs what happens to it.
+        damping: share of the mean eigenvalue that is added to each half, above 0.
+    """
+
+    signal: bool = True
+    fisher: bool = True
+    centred: bool = True
+    damping: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Frame:
+    """All directions of one layer, best first.
+
+    ``left @ right`` is the identity; keeping the first r columns of ``left`` and rows of ``right`` is the projection
+    that the layer's matrix is multiplied by, on ``side``. ``energy`` is s^2: twice the nats lost when a direction goes.
+    """
+
+    side: Side
+    left: Float[Tensor, "m m"]
+    right: Float[Tensor, "m m"]
+    energy: Float[Tensor, " m"]
+
+    def factors(self, weight: Float[Tensor, "out d"], rank: int) -> LayerFactors:
+        """The two factors of rank ``rank``, scaled so that each direction has the same norm in both."""
+        left, right = self.left[:, :rank], self.right[:rank]
+        dtype = weight.dtype
+        if self.side is Side.OUTPUT:
+            expand, reduce = left.to(dtype), right.to(dtype) @ weight
+        else:
+            expand, reduce = weight @ left.to(dtype), right.to(dtype)
+        return balanced(expand, reduce)
+
+    def lost_output(
+        self, weight: Float[Tensor, "out d"], rank: int, mean: Float[Tensor, " m"]
+    ) -> Float[Tensor, " out"]:
+        """Mean of the layer's output that truncation at ``rank`` takes away; ``mean`` as in `specs.Curvature`."""
+        lost = (self.left[:, rank:] @ (self.right[rank:] @ mean.to(self.left.dtype))).to(weight.dtype)
+        return lost if self.side is Side.OUTPUT else weight @ lost
+
+
+def balanced(expand: Float[Tensor, "out r"], reduce: Float[Tensor, "r d"]) -> LayerFactors:
+    """Scale each direction to equal norms in both factors: the product stays, gradient descent is better conditioned."""
+    ratio = (reduce.norm(dim=1) / expand.norm(dim=0).clamp_min(torch.finfo(expand.dtype).tiny)).sqrt()
+    ratio = torch.where(ratio > 0, ratio, torch.ones_like(ratio))
+    return LayerFactors(expand * ratio, reduce / ratio[:, None])
+
+
+def damped(matrix: Float[Tensor, "m m"], reference: Float[Tensor, "m m"], damping: float) -> Float[Tensor, "m m"]:
+    """``matrix + c reference`` with c such that the addition has ``damping`` times the trace of ``matrix``."""
+    trace, base = matrix.trace(), reference.trace()
+    scale = damping * trace / base if base > 0 else trace.new_zeros(())
+    return matrix + scale * reference
+
+
+def roots(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, "m m"], Float[Tensor, "m m"]]:
+    """``A^(1/2)`` and ``A^(-1/2)`` of a symmetric positive matrix; eigenvalues below 1e-12 of the largest are raised to it."""
+    values, vectors = torch.linalg.eigh(matrix)
+    values = values.clamp_min(max(float(values[-1]) * 1e-12, torch.finfo(values.dtype).tiny)).sqrt()
+    return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
+
+
+def frame_of(side: Side, metric: Float[Tensor, "m m"], moment: Float[Tensor, "m m"]) -> Frame:
+    """Directions of a layer from the two matrices on its smaller side (module docstring)."""
+    root, inverse = roots(metric)
+    energy, vectors = torch.linalg.eigh(root @ moment @ root)
+    energy, vectors = energy.flip(0).clamp_min(0), vectors.flip(1)
+    if side is Side.OUTPUT:
+        return Frame(side, inverse @ vectors, vectors.T @ root, energy)
+    return Frame(side, root @ vectors, vectors.T @ inverse, energy)
+
+
+def plain_frame(weight: Float[Tensor, "out d"], side: Side) -> Frame:
+    """Frame of the plain SVD, in float64."""
+    weight = weight.double()
+    gram = weight @ weight.T if side is Side.OUTPUT else weight.T @ weight
+    identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    return frame_of(side, identity, gram)
+
+
+def weighted_frame(curvature: Curvature, metric: Metric) -> Frame:
+    """Frame of a layer in the metric asked for, in float64.
+
+    With S alone it is the whitened SVD (activation-aware, as in ASVD and SVD-LLM).
+    """
+    signal, fisher, gram = (t.double() for t in (curvature.signal, curvature.fisher, curvature.gram))
+    identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    outside = curvature.side is Side.OUTPUT
+    if metric.centred:
+        signal = signal - torch.outer(curvature.mean.double(), curvature.mean.double())
+    # On the output side S is seen through W (its identity is the Gram matrix) and G is bare; on the input side the reverse.
+    near_signal, near_fisher = (gram, identity) if outside else (identity, gram)
+    s = damped(signal, near_signal, metric.damping) if metric.signal else near_signal
+    g = damped(fisher, near_fisher, metric.damping) if metric.fisher else near_fisher
+    return frame_of(curvature.side, g, s) if outside else frame_of(curvature.side, s, g)

@@ -1,0 +1,110 @@
+"""How close a student is to its teacher, measured: agreement, KL, and accuracy where there are labels."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.aggregation import MeanMetric
+
+from hypercompress.errors import DataError
+from hypercompress.inspection import ForwardFn, call_model, evaluating
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """A student against its teacher on a set of images.
+
+    Args:
+        agreement: share of images on which both name the same class (NaN-free; ``None`` if outputs are no logits).
+        kl: mean of KL(teacher || student) in nats.
+        top1_teacher, top1_student: accuracy; ``None`` without labels.
+        images: number of images measured.
+    """
+
+    agreement: float
+    kl: float
+    top1_teacher: float | None
+    top1_student: float | None
+    images: int
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """The labels of a ``(images, labels)`` batch; ``None`` if there are none or they are marked unknown (-1)."""
+    if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor):
+        labels = batch[1]
+        if labels.ndim == 1 and not labels.is_floating_point() and bool((labels >= 0).all()):
+            return labels
+    return None
+
+
+@torch.no_grad()
+def compare(
+    teacher: nn.Module, student: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None = None
+) -> Fidelity:
+    """Fidelity of ``student`` to ``teacher``; both run in evaluation mode on the batches' device.
+
+    Raises:
+        DataError: ``batches`` is empty.
+    """
+    forward_fn = forward_fn or call_model
+    names = ("agreement", "kl", "top1_teacher", "top1_student")
+    means = {name: MeanMetric().to(next(teacher.parameters()).device) for name in names}
+    images, labelled = 0, True
+    with evaluating(teacher), evaluating(student):
+        for batch in batches:
+            expected, got = forward_fn(teacher, batch).float(), forward_fn(student, batch).float()
+            labels, count = labels_of(batch), len(expected)
+            log_p, log_q = F.log_softmax(expected, -1), F.log_softmax(got, -1)
+            means["agreement"].update((expected.argmax(-1) == got.argmax(-1)).float())
+            means["kl"].update((log_p.exp() * (log_p - log_q)).sum(-1))
+            labelled = labelled and labels is not None
+            if labels is not None:
+                means["top1_teacher"].update((expected.argmax(-1) == labels).float())
+                means["top1_student"].update((got.argmax(-1) == labels).float())
+            images += count
+    if images == 0:
+        raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
+    values = {name: float(mean.compute()) for name, mean in means.items() if labelled or not name.startswith("top1")}
+    return Fidelity(values["agreement"], values["kl"], values.get("top1_teacher"), values.get("top1_student"), images)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None = None) -> float:
+    """Top-1 accuracy in [0, 1] of a classifier on labelled batches.
+
+    Raises:
+        DataError: a batch without labels, or no batch at all.
+    """
+    forward_fn, mean = forward_fn or call_model, MeanMetric().to(next(model.parameters()).device)
+    with evaluating(model):
+        for batch in batches:
+            labels = labels_of(batch)
+            if labels is None:
+                raise DataError("received a batch without labels; expected (images, labels); use class sub-folders")
+            mean.update((forward_fn(model, batch).argmax(-1) == labels).float())
+    if mean.weight == 0:
+        raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
+    return float(mean.compute())
+
+
+@torch.no_grad()
+def reestimate_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None = None) -> None:
+    """Replace the running moments of every BatchNorm of ``model`` by those over ``batches``, in place.
+
+    Helps where the batches resemble the training data, and hurts where they are few and unlike it: a caller keeps the
+    model as it was to go back to.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative average
+            norm.train()
+        for batch in batches:
+            (forward_fn or call_model)(model, batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -1,0 +1,68 @@
+"""Curvature without data, from weights and norm statistics alone.
+
+A BatchNorm knows the variance of the output it reads, hence the diagonal of ``W S W^T``; the norm before a layer gives
+mean and variance of its input (through a ReLU if the layer is a convolution: moments of a rectified Gaussian). For G,
+one unit of change of any *normalised* channel is taken to matter as much as any other: ``G = diag(gamma^2 / sigma^2)``.
+Where there is no norm to read, S and G are the identity and G is scaled such that the layer's output has unit power.
+This is a guess, so its energies are not nats; it is what the hypernetwork starts from and corrects without data.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hypercompress.specs import Curvature, LayerSpec, Side, Sketch
+
+
+def input_moments(layer: LayerSpec, sketch: Sketch) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Guessed mean and variance of each column of the layer's input."""
+    norm, weight = sketch.feeder, sketch.weight
+    taps = 1 if layer.conv is None else layer.conv.kernel[0] * layer.conv.kernel[1]
+    if norm is None or norm.weight.numel() * taps != layer.d:
+        return weight.new_zeros(layer.d).double(), weight.new_ones(layer.d).double()
+    mean, spread = norm.bias.double(), norm.weight.double().abs().clamp_min(1e-6)
+    if layer.conv is None:
+        variance = spread**2
+    else:
+        mean, variance = rectified_moments(mean, spread)
+    return mean.repeat_interleave(taps), variance.clamp_min(1e-8).repeat_interleave(taps)
+
+
+def rectified_moments(mean: Float[Tensor, " c"], std: Float[Tensor, " c"]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of ``max(z, 0)`` for ``z ~ N(mean, std^2)``."""
+    z = mean / std
+    density = torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    mass = torch.special.ndtr(z)
+    first = mean * mass + std * density
+    second = (mean**2 + std**2) * mass + mean * std * density
+    return first, (second - first**2).clamp_min(0)
+
+
+def output_gain(layer: LayerSpec, sketch: Sketch, power: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
+    """Guessed diagonal of G; ``power`` is the variance of each output channel."""
+    norm = sketch.follower
+    if norm is None or norm.weight.numel() != layer.out or not norm.moments:
+        return torch.ones_like(power) / power.sum().clamp_min(1e-12)
+    gain = norm.weight.double() ** 2 / (norm.variance.double() + norm.eps)
+    return gain / (gain * power).sum().clamp_min(1e-12)
+
+
+def prior_curvature(layer: LayerSpec, sketch: Sketch) -> Curvature:
+    """The guessed stand-in for a measured `Curvature`: same fields, same side; energies sum to 1 in every layer."""
+    weight = sketch.weight.double()
+    mean, variance = input_moments(layer, sketch)
+    signal = (weight * variance) @ weight.T
+    power = signal.diagonal().clamp_min(1e-12)
+    norm = sketch.follower
+    if norm is not None and norm.weight.numel() == layer.out and norm.moments:
+        known = norm.variance.double().clamp_min(1e-12)
+        scale = (known / power).sqrt()
+        signal, power = signal * scale[:, None] * scale, known
+    gain = output_gain(layer, sketch, power)
+    if layer.side is Side.OUTPUT:
+        signal = signal + torch.outer(weight @ mean, weight @ mean)
+        return Curvature(layer.side, signal, torch.diag(gain), weight @ weight.T, weight @ mean)
+    signal, fisher = torch.diag(variance) + torch.outer(mean, mean), (weight.T * gain) @ weight
+    return Curvature(layer.side, signal, fisher, weight.T @ weight, mean)

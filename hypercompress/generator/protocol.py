@@ -1,0 +1,28 @@
+"""What every generator is: spec, sketches and a budget in; factors and ranks out."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from hypercompress.factorize import Frame
+from hypercompress.specs import Budget, Generation, ModelSpec, Sketch
+
+Sketches = Mapping[str, Sketch]
+Frames = dict[str, Frame]
+
+
+class Generator(Protocol):
+    """A method that generates a compact student. Analytic and learned ones differ in nothing else.
+
+    Attributes:
+        name: as on the command line and in the report.
+    """
+
+    name: str
+
+    def generate(self, spec: ModelSpec, sketches: Sketches, budget: Budget) -> Generation:
+        """Factors and ranks that meet ``budget``.
+
+        Raises:
+            BudgetError: unreachable. GeneratorError: the generator needs calibration data and the sketches have none.
+        """
+        ...

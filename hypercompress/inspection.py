@@ -1,0 +1,265 @@
+"""Read a model: every weight-bearing module, whether it may be factored, and what it costs.
+
+One forward pass of an example batch under hooks answers everything that cannot be known from the
+modules alone: which are called, in what order, at how many positions, which norm reads whose output,
+and whose ``weight`` is used by somebody else's ``forward`` (BEiT, EVA, SwinV2, MobileViT-v2 do that; a
+factored layer would be bypassed there).
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from hypercompress.errors import ModelError, NonFiniteError
+from hypercompress.specs import ConvGeometry, LayerSpec, ModelSpec, Status
+
+ForwardFn = Callable[[nn.Module, Any], Tensor]
+
+# BatchNormAct2d and LayerNorm2d of timm are subclasses. Read only, so isinstance is enough.
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def call_model(model: nn.Module, batch: Any) -> Tensor:
+    """Default ``forward_fn``: a tensor is passed as it is, of a tuple the first item, of a dict the keywords.
+
+    Raises:
+        ModelError: the model returned something other than one tensor.
+    """
+    if isinstance(batch, Mapping):
+        output = model(**batch)
+    elif isinstance(batch, (tuple, list)):
+        output = model(batch[0])
+    else:
+        output = model(batch)
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"received a model that returns {type(output).__name__}; expected one tensor; pass "
+            "forward_fn=lambda model, batch: ... that picks it"
+        )
+    return output
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; each module's own training flag comes back afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@dataclass
+class _Trace:
+    """What one forward pass showed."""
+
+    order: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    producers: dict[int, str] = field(default_factory=dict)
+    followers: dict[str, str] = field(default_factory=dict)
+    feeders: dict[str, str] = field(default_factory=dict)
+    readers: dict[str, str] = field(default_factory=dict)
+    keep: list[Any] = field(default_factory=list)  # tensors kept alive, so that an id means one tensor
+    stack: list[str] = field(default_factory=list)
+    last_norm: str | None = None
+    macs: int = 0
+
+
+class _WeightReads(TorchFunctionMode):
+    """Notes every torch function that receives a layer's weight outside that layer's own ``forward``."""
+
+    def __init__(self, trace: _Trace, owners: Mapping[int, str]) -> None:
+        super().__init__()
+        self.trace, self.owners = trace, owners
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Reading `.dtype` or `.shape` arrives here as a property getter and does no harm.
+        if getattr(func, "__name__", "") != "__get__":
+            current = self.trace.stack[-1] if self.trace.stack else ""
+            for value in _flat((args, kwargs or {})):
+                owner = self.owners.get(id(value))
+                if owner is not None and owner != current:
+                    self.trace.readers.setdefault(owner, current or "the model itself")
+        return func(*args, **(kwargs or {}))
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _flat(item)
+    elif isinstance(value, Mapping):
+        yield from _flat(tuple(value.values()))
+    else:
+        yield value
+
+
+def _batch_size(batch: Any) -> int:
+    for value in _flat(batch):
+        if isinstance(value, Tensor) and value.ndim > 0:
+            return int(value.shape[0])
+    raise ModelError(f"received an example of type {type(batch).__name__}; expected a batch that holds a tensor")
+
+
+def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
+    trace, handles, batch = _Trace(), [], _batch_size(example)
+    modules = {name: module for name, module in model.named_modules() if name}
+    owners = {id(module.weight): name for name, module in modules.items() if type(module) in (nn.Linear, nn.Conv2d)}
+
+    def before(name: str, module: nn.Module) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            trace.stack.append(name)
+            trace.order.setdefault(name, len(trace.order))
+            source = trace.producers.get(id(inputs[0])) if inputs else None
+            if isinstance(module, NORMS) and source is not None:
+                trace.followers.setdefault(source, name)
+            if trace.last_norm is not None:
+                trace.feeders.setdefault(name, trace.last_norm)
+
+        return hook
+
+    def after(name: str, module: nn.Module) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            trace.stack.pop()
+            if isinstance(module, NORMS):
+                trace.last_norm = name
+            if isinstance(output, Tensor) and type(module) in (nn.Linear, nn.Conv2d):
+                trace.producers[id(output)] = name
+                trace.keep.append(output)
+                channels = output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1]
+                trace.positions[name] += output.numel() // (channels * batch)
+
+        return hook
+
+    for name, module in modules.items():
+        handles.append(module.register_forward_pre_hook(before(name, module)))
+        handles.append(module.register_forward_hook(after(name, module)))
+    counter = FlopCounterMode(display=False)
+    try:
+        with evaluating(model), torch.no_grad(), counter, _WeightReads(trace, owners):
+            forward_fn(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    trace.macs = counter.get_total_flops() // (2 * batch)
+    return trace
+
+
+def _tied(model: nn.Module) -> dict[int, list[str]]:
+    """Storage pointer of each matrix -> the dotted paths of the modules that hold it."""
+    holders: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            if parameter.ndim > 1 and name not in holders[parameter.untyped_storage().data_ptr()]:
+                holders[parameter.untyped_storage().data_ptr()].append(name)
+    return holders
+
+
+def _judge(name: str, module: nn.Module, trace: _Trace, tied: Mapping[int, list[str]]) -> tuple[Status, str]:
+    """Whether a module may be factored, and the reason if not."""
+    own = list(module.parameters(recurse=False))
+    shared = [other for p in own if p.ndim > 1 for other in tied[p.untyped_storage().data_ptr()] if other != name]
+    if shared:
+        return Status.TIED, f"shares its weight with {', '.join(shared)}"
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        if isinstance(module, NORMS):
+            return Status.KEPT, "a normalisation has no matrix"
+        if isinstance(module, nn.MultiheadAttention):
+            return Status.UNSUPPORTED, "nn.MultiheadAttention packs its projections into one parameter"
+        if all(p.squeeze().ndim < 2 for p in own):
+            return Status.KEPT, "vectors only, no matrix"
+        return Status.UNSUPPORTED, f"{type(module).__name__} is not exactly nn.Linear or nn.Conv2d"
+    if name in trace.readers:
+        return Status.UNSUPPORTED, f"its weight is read directly by {trace.readers[name]}"
+    if name not in trace.order:
+        return Status.UNSUPPORTED, "its forward was never called in a pass of the example"
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        kind = "depthwise" if module.groups == module.in_channels else "grouped"
+        return Status.KEPT, f"{kind} convolution (groups={module.groups})"
+    return Status.FACTORED, ""
+
+
+def _geometry(conv: nn.Conv2d) -> ConvGeometry:
+    padding = conv.padding if isinstance(conv.padding, str) else _pair(conv.padding)
+    return ConvGeometry(
+        _pair(conv.kernel_size), _pair(conv.stride), padding, _pair(conv.dilation), conv.padding_mode, conv.groups
+    )
+
+
+def _pair(value: tuple[int, ...]) -> tuple[int, int]:
+    return int(value[0]), int(value[1])
+
+
+def _layer(name: str, module: nn.Module, trace: _Trace, tied: Mapping[int, list[str]]) -> LayerSpec:
+    status, reason = _judge(name, module, trace, tied)
+    out = d = 0
+    if isinstance(module, (nn.Linear, nn.Conv2d)) and type(module) in (nn.Linear, nn.Conv2d):
+        out, d = int(module.weight.shape[0]), module.weight[0].numel()
+    kinds: dict[type[nn.Module], str] = {nn.Linear: "linear", nn.Conv2d: "conv2d"}
+    layer = LayerSpec(
+        name=name,
+        kind=kinds.get(type(module), type(module).__name__),
+        status=status,
+        reason=reason,
+        out=out,
+        d=d,
+        positions=trace.positions.get(name, 0),
+        params=sum(p.numel() for p in module.parameters(recurse=False)),
+        depth=trace.order.get(name, -1),
+        bias=getattr(module, "bias", None) is not None,
+        conv=_geometry(module) if isinstance(module, nn.Conv2d) else None,
+        follower=trace.followers.get(name),
+        feeder=trace.feeders.get(name),
+    )
+    if status is Status.FACTORED and layer.max_rank == 0:
+        return replace(layer, status=Status.KEPT, reason=f"{out} x {d}: even rank 1 is no smaller than dense")
+    return layer
+
+
+def require_finite(model: nn.Module) -> None:
+    """Raises NonFiniteError naming every parameter and buffer that holds NaN or infinity."""
+    tensors: Iterable[tuple[str, Tensor]] = (*model.named_parameters(), *model.named_buffers())
+    bad = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise NonFiniteError(
+            f"received NaN or infinity in {', '.join(bad[:5])}{' and more' if len(bad) > 5 else ''}; expected finite "
+            "weights; check the checkpoint"
+        )
+
+
+def inspect(model: nn.Module, example: Any, forward_fn: ForwardFn | None = None) -> ModelSpec:
+    """Describe a model by one forward pass of ``example``.
+
+    Args:
+        model: any module; left as it was.
+        example: one batch as the model takes it: tensor, tuple (the first item is passed) or dict.
+        forward_fn: ``(model, batch) -> tensor`` for anything else.
+
+    Returns:
+        every module that owns parameters, each with a status and, if it may not be factored, the reason.
+
+    Raises:
+        ModelError: the model does not return one tensor. NonFiniteError: NaN or infinity in its weights.
+    """
+    require_finite(model)
+    trace = _trace(model, example, forward_fn or call_model)
+    tied = _tied(model)
+    layers = [
+        _layer(name, module, trace, tied)
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    layers.sort(key=lambda layer: (layer.depth < 0, layer.depth))
+    size = tuple(example.shape[1:]) if isinstance(example, Tensor) else ()
+    if isinstance(example, (tuple, list)) and example and isinstance(example[0], Tensor):
+        size = tuple(example[0].shape[1:])
+    params = sum(p.numel() for p in model.parameters())
+    return ModelSpec(tuple(layers), params, trace.macs, tuple(int(s) for s in size))

@@ -1,0 +1,32 @@
+"""Distillation losses."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def distillation_kl(
+    student: Float[Tensor, "*b c"], teacher: Float[Tensor, "*b c"], temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """``T^2 KL(teacher || student)`` of the softened predictions, mean over the batch (Hinton et al. 2015, sec. 2)."""
+    log_q = F.log_softmax(student.float() / temperature, -1)
+    log_p = F.log_softmax(teacher.float() / temperature, -1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean() * temperature**2
+
+
+def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """Mean over feature maps of the squared error relative to the teacher's variance; maps are not pooled.
+
+    Args:
+        student, teacher: the same maps of both networks, equal shapes, pairwise.
+    """
+    if not teacher:
+        raise ValueError("received no feature maps; expected at least one pair; name the modules to compare")
+    terms = [
+        F.mse_loss(ours.float(), theirs.float()) / theirs.float().var().clamp_min(1e-6)
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(terms).mean()

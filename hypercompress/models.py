@@ -1,0 +1,54 @@
+"""Every form of MODEL that a user can name: a timm model or a student folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hypercompress.architecture import Architecture, load_timm
+from hypercompress.artefact import CONFIG
+from hypercompress.errors import ModelError
+from hypercompress.student import Student, from_pretrained
+
+
+def is_student_folder(text: str) -> bool:
+    """Whether ``text`` names a folder written by `Student.save_pretrained`."""
+    return (Path(text) / CONFIG).is_file()
+
+
+def load_model(
+    text: str,
+    *,
+    checkpoint: Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    pretrained: bool = True,
+    pretrained_cfg: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, Architecture | None]:
+    """Load a model and say how to build it again.
+
+    Args:
+        text: a timm name (``resnet50.a1_in1k``, ``hf-hub:...``, ``local-dir:...``) or a student folder.
+        checkpoint: weights for a timm model: ``.safetensors``, ``.pth`` or ``.pt``.
+        model_args: arguments of ``timm.create_model``.
+        pretrained: load hub weights if there is no ``checkpoint``.
+        pretrained_cfg: entries laid over the model's own, such as ``{"mean": [0.5], "std": [0.5]}``.
+
+    Returns:
+        the model in evaluation mode (of a student folder the network inside), and its architecture if timm can build it.
+
+    Raises:
+        ModelError: an unknown name, or arguments that do not fit. ArtefactError: a folder that cannot be loaded.
+        NonFiniteError: NaN or infinity in the weights.
+    """
+    if not is_student_folder(text):
+        return load_timm(
+            text, checkpoint=checkpoint, model_args=model_args, pretrained=pretrained, pretrained_cfg=pretrained_cfg
+        )
+    if checkpoint is not None or model_args:
+        raise ModelError(
+            f"received the student folder {text} with a checkpoint or model arguments; expected the folder alone, which "
+            "brings its own; drop them or name a timm model"
+        )
+    student: Student = from_pretrained(text)
+    return student.model, student.architecture

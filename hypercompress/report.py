@@ -1,0 +1,113 @@
+"""``report.json``: what was compressed, how small it got, how close it stays, and why each layer is as it is."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hypercompress.fidelity import Fidelity
+from hypercompress.specs import Budget, Generation, LayerSpec, ModelSpec, RankPlan, Status, Unit
+
+
+def make_report(
+    spec: ModelSpec,
+    budget: Budget,
+    generation: Generation,
+    *,
+    teacher_bytes: int,
+    student_bytes: int,
+    seconds: float,
+    fidelity: Fidelity | None = None,
+) -> dict[str, Any]:
+    """The object of the contract (design 4.1), ready for JSON.
+
+    Args:
+        teacher_bytes, student_bytes: parameters and buffers, as stored.
+        seconds: wall-clock time of the generation.
+    """
+    plan = generation.plan
+    rows = [layer_row(layer, plan) for layer in spec.layers]
+    saved = {unit: sum(r[f"{unit}_before"] - r[f"{unit}_after"] for r in rows) for unit in ("params", "macs")}
+    return {
+        "teacher": {"params": spec.params, "macs": spec.macs, "bytes": teacher_bytes},
+        "student": {"params": spec.params - saved["params"], "macs": spec.macs - saved["macs"], "bytes": student_bytes},
+        "budget": {"unit": str(budget.unit), "target": budget.share, "achieved": plan.achieved},
+        "predicted_kl": plan.predicted_kl,
+        "fidelity": fidelity_json(fidelity),
+        "generator": {"name": generation.generator, "strength": generation.strength},
+        "seconds": seconds,
+        "layers": rows,
+    }
+
+
+def fidelity_json(fidelity: Fidelity | None) -> dict[str, Any]:
+    """Every key is there; null where not measured."""
+    keys = ("agreement", "kl", "top1_teacher", "top1_student", "images")
+    return dict.fromkeys(keys) if fidelity is None else asdict(fidelity)
+
+
+def layer_row(layer: LayerSpec, plan: RankPlan) -> dict[str, Any]:
+    """One layer before and after. A candidate that the plan leaves dense is ``kept``, with the reason."""
+    rank = plan.ranks.get(layer.name)
+    status, reason = layer.status, layer.reason
+    if status is Status.FACTORED and rank is None:
+        status, reason = Status.KEPT, "dense is worth its cost at this budget"
+    params, macs = layer.params, layer.dense_macs
+    if rank is not None:
+        params += rank * layer.rank_params - layer.dense_params
+        macs = rank * layer.rank_macs
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "status": str(status),
+        "reason": reason,
+        "rank": rank,
+        "params_before": layer.params,
+        "params_after": params,
+        "macs_before": layer.dense_macs,
+        "macs_after": macs,
+    }
+
+
+def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
+    """A table of every layer with its status, and the totals."""
+    console = console or Console()
+    table = Table("layer", "kind", "status", "rank", "params", "MACs", "reason")
+    for row in report.get("layers", ()):
+        table.add_row(
+            row["name"],
+            row["kind"],
+            row["status"],
+            "" if row["rank"] is None else str(row["rank"]),
+            _change(row["params_before"], row["params_after"]),
+            _change(row["macs_before"], row["macs_after"]),
+            row["reason"],
+        )
+    console.print(table)
+    console.print(summary(report), highlight=False)
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The totals in a few lines."""
+    if not report:
+        return "no report: this student was not made by generate"
+    teacher, student, budget = report["teacher"], report["student"], report["budget"]
+    lines = [
+        f"{unit}: {teacher[unit]:,} -> {student[unit]:,} ({student[unit] / max(teacher[unit], 1):.1%})"
+        for unit in (Unit.PARAMS, Unit.MACS, "bytes")
+    ]
+    lines.append(f"budget: {budget['unit']} {budget['target']:g}, achieved {budget['achieved']:.4f}")
+    if report["predicted_kl"] is not None:
+        lines.append(f"predicted KL: {report['predicted_kl']:.4g} nats")
+    fidelity = report["fidelity"]
+    if fidelity["images"]:
+        parts = [f"{k} {v:.4g}" for k, v in fidelity.items() if v is not None]
+        lines.append(f"measured: {', '.join(parts)}")
+    lines.append(f"generator: {report['generator']['name']}, strength {report['generator']['strength']:g}")
+    return "\n".join(lines)
+
+
+def _change(before: int, after: int) -> str:
+    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"

@@ -1,0 +1,181 @@
+"""The compact student: the teacher's architecture with low-rank layers in place, and its artefact on disk."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypercompress import artefact
+from hypercompress.architecture import Architecture, build
+from hypercompress.errors import ArtefactError, ModelError
+from hypercompress.factorize import LowRankConv2d, LowRankLinear, fill, low_rank_like
+from hypercompress.report import print_report
+from hypercompress.specs import Generation, ModelSpec
+
+
+class Student(nn.Module):
+    """A model with some layers factored. What it does not define itself it passes on to the model inside, so a timm
+    student keeps ``forward_features``, ``forward_head``, ``reset_classifier``, ``pretrained_cfg``, ``num_classes``.
+
+    Args:
+        model: the network with `LowRankLinear` and `LowRankConv2d` in place.
+        architecture: how to rebuild the dense network without the teacher; ``None`` if only the user knows.
+        report: the content of ``report.json``, if known.
+
+    Shape: as the teacher.
+    """
+
+    model: nn.Module
+
+    def __init__(
+        self, model: nn.Module, architecture: Architecture | None = None, report: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.architecture = architecture
+        self.report = dict(report or {})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":  # not set yet
+                raise
+            return getattr(super().__getattr__("model"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank of each factored layer by dotted path."""
+        return {name: layer.rank for name, layer in low_rank_layers(self.model).items()}
+
+    def reset_classifier(self, *args: Any, **kwargs: Any) -> None:
+        """timm's ``reset_classifier``; the new head is dense, and is rebuilt dense after a reload."""
+        self.model.reset_classifier(*args, **kwargs)  # type: ignore[operator]
+        if self.architecture is not None:
+            classes = getattr(self.model, "num_classes", None)
+            args_ = {**self.architecture.args, "num_classes": classes}
+            self.architecture = Architecture(self.architecture.name, args_, self.architecture.pretrained_cfg)
+
+    def to_dense(self) -> nn.Module:
+        """A copy with each pair of factors multiplied out, of the teacher's own structure.
+
+        The product is computed in float64, so outputs differ from the student's by float32 rounding of one layer each.
+        """
+        model = copy.deepcopy(self.model)
+        for name, layer in low_rank_layers(model).items():
+            replace_module(model, name, layer.to_dense())
+        return model
+
+    def print_compression(self) -> None:
+        """A table of every layer with its status, rank and size."""
+        print_report(self.report)
+
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write the student folder of the contract: config.json, model.safetensors, README.md, report.json.
+
+        Everything is written beside the folder first and then moved in one step, so a full disk or a kill leaves
+        what was there before.
+
+        Raises:
+            ArtefactError: the folder exists and ``overwrite`` is false, or cannot be written.
+        """
+        artefact.save(
+            Path(folder),
+            state={name: tensor for name, tensor in self.model.state_dict().items()},
+            config={"architecture": _as_json(self.architecture), "ranks": self.ranks},
+            report=self.report,
+            overwrite=overwrite,
+        )
+
+
+def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear | LowRankConv2d]:
+    """The factored layers of a model by dotted path."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, (LowRankLinear, LowRankConv2d))}
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` at a dotted path."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def build_student(
+    teacher: nn.Module,
+    spec: ModelSpec,
+    generation: Generation,
+    architecture: Architecture | None = None,
+) -> Student:
+    """Apply what a generator said to a copy of the teacher. The teacher is not modified.
+
+    Raises:
+        ModelError: the student does not have the size that the plan promised.
+    """
+    model = copy.deepcopy(teacher)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, delta in generation.factors.deltas.items():
+            parameters[name].add_(delta.reshape(parameters[name].shape).to(parameters[name]))
+    for name, factors in generation.factors.layers.items():
+        dense = model.get_submodule(name)
+        layer = low_rank_like(dense, factors.rank)
+        bias = dense.bias
+        fill(layer, factors, bias if isinstance(bias, Tensor) else None)
+        layer.train(dense.training)
+        replace_module(model, name, layer)
+    expected = spec.params - sum(
+        layer.dense_params - generation.plan.ranks[layer.name] * layer.rank_params
+        for layer in spec.candidates
+        if layer.name in generation.plan.ranks
+    )
+    got = sum(p.numel() for p in model.parameters())
+    if got != expected:
+        raise ModelError(f"received a student of {got} parameters; expected {expected} by the plan; please report this")
+    return Student(model, architecture)
+
+
+def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> Student:
+    """Load a student folder in a fresh process, with no teacher and no network.
+
+    Args:
+        folder: as written by `Student.save_pretrained`.
+        skeleton: a freshly built dense network, for a student of an ``nn.Module`` that timm cannot build by name.
+
+    Raises:
+        ArtefactError: the folder is missing, incomplete, altered, or of a later version; or a skeleton is needed.
+    """
+    saved = artefact.load(Path(folder))
+    architecture = None
+    if saved.config["architecture"] is not None:
+        architecture = Architecture(**saved.config["architecture"])
+    if skeleton is None:
+        if architecture is None:
+            raise ArtefactError(
+                f"received the student {folder} of a model that timm cannot build by name; expected its dense network; "
+                "pass skeleton=YourModel()"
+            )
+        model = build(architecture)
+    else:
+        model = copy.deepcopy(skeleton).eval()
+    for name, rank in saved.config["ranks"].items():
+        try:
+            replace_module(model, name, low_rank_like(model.get_submodule(name), int(rank)))
+        except (AttributeError, TypeError) as error:
+            raise ArtefactError(f"received a plan that factors {name}; expected a Linear or Conv2d there") from error
+    artefact.load_state(model, saved, Path(folder))
+    return Student(model, architecture, saved.report)
+
+
+def _as_json(architecture: Architecture | None) -> dict[str, Any] | None:
+    if architecture is None:
+        return None
+    return {
+        "name": architecture.name,
+        "args": dict(architecture.args),
+        "pretrained_cfg": dict(architecture.pretrained_cfg),
+    }
