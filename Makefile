@@ -13,6 +13,7 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(STAMP)  ## make .venv and install the project with its development tools
+	@echo "==> $(VENV) is ready"
 
 $(STAMP): pyproject.toml
 	@echo "==> $(VENV): installing hypercompress and its tools (the first time takes minutes: torch is large)"

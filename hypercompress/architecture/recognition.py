@@ -71,7 +71,8 @@ def _args_of(module: nn.Module, cfg: Mapping[str, Any]) -> dict[str, Any]:
         args["in_chans"] = weight.shape[1] if weight.ndim == 4 else cfg["input_size"][0]
     if cfg.get("fixed_input_size") and "img_size" not in args:
         size = getattr(getattr(module, "patch_embed", None), "img_size", None)
-        args |= {"img_size": list(size)} if isinstance(size, tuple) else {}
+        if isinstance(size, tuple) and size != tuple(cfg["input_size"])[1:]:
+            args["img_size"] = list(size)
     return args
 
 

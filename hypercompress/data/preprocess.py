@@ -150,7 +150,7 @@ def _spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
     return _floats(values) * channels if len(values) == 1 else _floats(values)
 
 
-def _floats(values: Sequence[float]) -> tuple[float, ...]:
+def _floats(values: Sequence[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 

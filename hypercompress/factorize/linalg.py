@@ -62,9 +62,24 @@ class Frame:
     def lost_output(
         self, weight: Float[Tensor, "out d"], rank: int, mean: Float[Tensor, " m"]
     ) -> Float[Tensor, " out"]:
-        """Mean of the layer's output that truncation at ``rank`` takes away; ``mean`` as in `specs.Curvature`."""
-        lost = (self.left[:, rank:] @ (self.right[rank:] @ mean.to(self.left.dtype))).to(weight.dtype)
-        return lost if self.side is Side.OUTPUT else weight @ lost
+        """Mean of the layer's output that truncation at ``rank`` takes away, in float64.
+
+        ``mean`` is that of `specs.Curvature`.
+        """
+        return lost_output(self.side, weight, self.left[:, :rank], self.right[:rank], mean)
+
+
+def lost_output(
+    side: Side,
+    weight: Float[Tensor, "out d"],
+    left: Float[Tensor, "m r"],
+    right: Float[Tensor, "r m"],
+    mean: Float[Tensor, " m"],
+) -> Float[Tensor, " out"]:
+    """Mean of the layer's output outside the projection ``left @ right``, in the projection's dtype."""
+    mean = mean.to(left.dtype)
+    lost = mean - left @ (right @ mean)
+    return lost if side is Side.OUTPUT else weight.to(left.dtype) @ lost
 
 
 def balanced(expand: Float[Tensor, "out r"], reduce: Float[Tensor, "r d"]) -> LayerFactors:
@@ -82,17 +97,22 @@ def damped(matrix: Float[Tensor, "m m"], reference: Float[Tensor, "m m"], dampin
 
 
 def roots(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, "m m"], Float[Tensor, "m m"]]:
-    """``A^(1/2)`` and ``A^(-1/2)`` of a symmetric positive matrix; eigenvalues below 1e-12 of the largest are raised to it."""
+    """``A^(1/2)`` and ``A^(-1/2)`` of a symmetric positive matrix; eigenvalues below 1e-12 of the largest are raised."""
     values, vectors = torch.linalg.eigh(matrix)
-    values = values.clamp_min(max(float(values[-1]) * 1e-12, torch.finfo(values.dtype).tiny)).sqrt()
+    values = values.clamp_min(float(values[-1]) * 1e-12).sqrt()
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
 
 
 def frame_of(side: Side, metric: Float[Tensor, "m m"], moment: Float[Tensor, "m m"]) -> Frame:
-    """Directions of a layer from the two matrices on its smaller side (module docstring)."""
+    """Directions of a layer from the two matrices on its smaller side (module docstring).
+
+    A metric of zero (the layer's output has no influence) orders directions by the moment alone, with no energy.
+    """
+    scale = metric.trace() / len(metric)
+    metric = metric / scale if scale > 1e-30 else torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
     root, inverse = roots(metric)
     energy, vectors = torch.linalg.eigh(root @ moment @ root)
-    energy, vectors = energy.flip(0).clamp_min(0), vectors.flip(1)
+    energy, vectors = energy.flip(0).clamp_min(0) * scale.clamp_min(0), vectors.flip(1)
     if side is Side.OUTPUT:
         return Frame(side, inverse @ vectors, vectors.T @ root, energy)
     return Frame(side, root @ vectors, vectors.T @ inverse, energy)

@@ -5,7 +5,7 @@ They ship, they are the fallback, and they are what the hypernetwork must beat.
 
 from dataclasses import dataclass, replace
 
-import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hypercompress.allocation import allocate
@@ -56,12 +56,15 @@ class AnalyticGenerator:
         """All directions of each candidate, best first in this generator's metric."""
         if self.metric is None:
             return {layer.name: plain_frame(sketches[layer.name].weight, layer.side) for layer in spec.candidates}
-        curvatures = self.curvatures(spec, sketches)
-        frames = {}
-        for layer in spec.candidates:
-            centred = self.metric.centred and absorbs(layer, sketches[layer.name])
-            frames[layer.name] = weighted_frame(curvatures[layer.name], replace(self.metric, centred=centred))
-        return frames
+        return {
+            layer.name: weighted_frame(curvature, self.metric_for(layer, sketches[layer.name]))
+            for layer, curvature in zip(spec.candidates, self.curvatures(spec, sketches).values(), strict=True)
+        }
+
+    def metric_for(self, layer: LayerSpec, sketch: Sketch) -> Metric:
+        """The metric of one layer: S is centred only where something behind the layer absorbs a shift of the mean."""
+        assert self.metric is not None
+        return replace(self.metric, centred=self.metric.centred and absorbs(layer, sketch))
 
     def energies(self, frames: Frames) -> dict[str, Tensor]:
         """Nats where they are known; else relative to the layer's whole, the only comparable unit left."""
@@ -81,11 +84,11 @@ class AnalyticGenerator:
                 continue
             frame, sketch = frames[layer.name], sketches[layer.name]
             factors = frame.factors(sketch.weight, plan.ranks[layer.name])
-            mean = means.get(layer.name)
-            if mean is not None:
-                shift = frame.lost_output(sketch.weight, factors.rank, mean)
-                factors, delta = absorb(layer, sketch, factors, shift)
-                deltas.update(delta)
+            if layer.name in means and absorbs(layer, sketch):
+                lost = frame.lost_output(sketch.weight, factors.rank, means[layer.name])
+                bias, changes = absorb(layer, sketch, lost)
+                factors = replace(factors, bias=bias)
+                deltas.update(changes)
             layers[layer.name] = factors
         return Generation(Factors(layers, deltas), plan, self.name, 0.0)
 
@@ -97,15 +100,26 @@ def absorbs(layer: LayerSpec, sketch: Sketch) -> bool:
 
 
 def absorb(
-    layer: LayerSpec, sketch: Sketch, factors: LayerFactors, shift: Tensor
-) -> tuple[LayerFactors, dict[str, Tensor]]:
-    """Give a constant shift of a layer's output back: through its bias, or through that of the BatchNorm behind it."""
+    layer: LayerSpec, sketch: Sketch, lost: Float[Tensor, " out"], spread: Float[Tensor, " out"] | float = 1.0
+) -> tuple[Float[Tensor, " out"] | None, dict[str, Float[Tensor, " out"]]]:
+    """Give back what truncation took from the output's mean (and, by ``spread``, from its standard deviation).
+
+    Args:
+        lost: the mean that is missing.
+        spread: factor on the scale of the BatchNorm behind the layer.
+
+    Returns:
+        the layer's new bias, or ``None`` and the changes of the BatchNorm's parameters.
+    """
     if sketch.bias is not None:
-        return replace(factors, bias=sketch.bias + shift), {}
-    norm = sketch.follower
-    if norm is not None and layer.follower is not None and absorbs(layer, sketch):
-        return factors, {f"{layer.follower}.bias": norm.weight / (norm.variance + norm.eps).sqrt() * shift}
-    return factors, {}
+        return (sketch.bias.to(lost.dtype) + lost).to(sketch.bias.dtype), {}
+    norm, name = sketch.follower, layer.follower
+    assert norm is not None and name is not None  # absorbs() holds
+    scale = norm.weight.to(lost.dtype)
+    grown = scale * spread
+    back = grown / (norm.variance.to(lost.dtype) + norm.eps).sqrt() * lost
+    changes = {f"{name}.weight": grown - scale, f"{name}.bias": back}
+    return None, {key: value.to(norm.weight.dtype) for key, value in changes.items()}
 
 
 ANALYTIC = {

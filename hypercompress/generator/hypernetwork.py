@@ -1,0 +1,116 @@
+"""The hypernetwork as a module and as a generator."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hypercompress.allocation import allocate
+from hypercompress.generator.config import HypernetConfig
+from hypercompress.generator.emission import Start, corrected, emit, start_of
+from hypercompress.generator.encoder import Encoder
+from hypercompress.generator.heads import Heads, Outputs
+from hypercompress.generator.protocol import Sketches
+from hypercompress.specs import Budget, Generation, ModelSpec, Side
+from hypercompress.tokens import Tokens, channel_features, tokenize
+
+
+class Hypernetwork(nn.Module):
+    """Transformer encoder and heads: tokens of one network in, bounded corrections of the analytic generator out.
+
+    Shape: `Tokens` of n layers to `Outputs` of n layers. Before training all outputs are zero.
+    """
+
+    def __init__(self, config: HypernetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or HypernetConfig()
+        self.encoder = Encoder(self.config)
+        self.heads = Heads(self.config)
+
+    def forward(self, tokens: Tokens, measured: bool) -> Outputs:
+        layers, sketches = self.encoder(tokens)
+        return self.heads(layers, sketches, measured)
+
+
+def tokens_of(spec: ModelSpec, sketches: Sketches, start: Start, budget: Budget, steps: int) -> Tokens:
+    """Tokens at a budget, around the ranks of the analytic start."""
+    plan = allocate(spec, start.energies, budget, nats=False)
+    return tokenize(spec, sketches, start.curvatures, start.frames, start.energies, plan, budget, steps)
+
+
+def channel_changes(
+    network: Hypernetwork, spec: ModelSpec, sketches: Sketches, start: Start, outputs: Outputs
+) -> dict[str, Float[Tensor, " m"]]:
+    """Log changes of the guessed curvature of every layer's channels; without data only."""
+    changes = {}
+    for index, layer in enumerate(spec.candidates):
+        guess = start.curvatures[layer.name]
+        diagonal = guess.fisher.diagonal() if guess.side is Side.OUTPUT else guess.signal.diagonal() - guess.mean**2
+        features = channel_features(layer, sketches[layer.name], diagonal).to(outputs.states.device)
+        changes[layer.name] = network.heads.channels(features, outputs.states[index])
+    return changes
+
+
+class HypernetGenerator:
+    """A meta-trained hypernetwork behind the interface of all generators.
+
+    Args:
+        network: the hypernetwork, in evaluation mode.
+        steps: distillation steps that the user will take.
+        strength: in [0, 1]; 0 gives the analytic start.
+        name: as in the report.
+    """
+
+    def __init__(self, network: Hypernetwork, steps: int = 0, strength: float = 1.0, name: str = "hypernet") -> None:
+        self.network, self.steps, self.strength, self.name = network.eval(), steps, strength, name
+
+    def generate(self, spec: ModelSpec, sketches: Sketches, budget: Budget) -> Generation:
+        return self.options(spec, sketches, budget, (self.strength,))[0]
+
+    @torch.no_grad()
+    def options(
+        self, spec: ModelSpec, sketches: Sketches, budget: Budget, strengths: Sequence[float]
+    ) -> list[Generation]:
+        """One student per strength from a single pass of the network, for the guard to choose from.
+
+        Raises:
+            BudgetError: the budget is out of reach.
+        """
+        start = start_of(spec, sketches)
+        outputs = self.network(tokens_of(spec, sketches, start, budget, self.steps), start.measured)
+        found = []
+        for strength in strengths:
+            bent = start
+            if not start.measured and strength > 0:
+                changes = channel_changes(self.network, spec, sketches, start, outputs)
+                bent = corrected(spec, sketches, start, {n: change * strength for n, change in changes.items()})
+            emission = emit(spec, sketches, bent, outputs.scaled(strength), budget)
+            found.append(Generation(emission.factors(), emission.plan, self.name, strength))
+        return found
+
+
+def on_device(start: Start, device: torch.device, dtype: torch.dtype) -> Start:
+    """A start whose frames and energies lie on ``device`` in ``dtype``; curvature follows in the same dtype."""
+    frames = {
+        name: replace(
+            frame,
+            left=frame.left.to(device, dtype),
+            right=frame.right.to(device, dtype),
+            energy=frame.energy.to(device, torch.float64),
+        )
+        for name, frame in start.frames.items()
+    }
+    curvatures = {
+        name: replace(
+            c,
+            signal=c.signal.to(device, dtype),
+            fisher=c.fisher.to(device, dtype),
+            gram=c.gram.to(device, dtype),
+            mean=c.mean.to(device, dtype),
+        )
+        for name, c in start.curvatures.items()
+    }
+    energies = {name: energy.to(device, torch.float64) for name, energy in start.energies.items()}
+    return Start(start.base, curvatures, frames, energies)

@@ -1,0 +1,1 @@
+"""The systems: Lightning modules that wire models, data, losses, optimisers and logging. The mathematics is below."""

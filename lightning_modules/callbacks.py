@@ -1,0 +1,79 @@
+"""Callbacks: the trained network leaves the run as a student folder."""
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from hypercompress.artefact import refuse_existing
+from hypercompress.student import Student
+
+
+@runtime_checkable
+class HasStudent(Protocol):
+    """A system that trains something to save."""
+
+    def student(self) -> Student: ...
+
+
+class SaveStudent(Callback):
+    """At the end of a fit, rank zero writes the student folder; before the first step a folder in the way is refused.
+
+    Buffers are taken from rank zero (BatchNorm moments differ between ranks by their last batch); parameters must be
+    equal on all ranks.
+
+    Args:
+        folder: where to.
+        overwrite: replace a student folder that is there, as a second run of the same config does.
+
+    Raises:
+        ArtefactError: before training: the folder is in the way; after: it cannot be written.
+        RuntimeError: the ranks end with different weights, which is an error in this program.
+    """
+
+    def __init__(self, folder: Path, overwrite: bool = True) -> None:
+        self.folder, self.overwrite = Path(folder), overwrite
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if not isinstance(pl_module, HasStudent):
+            raise TypeError(
+                f"received SaveStudent with {type(pl_module).__name__}, which trains no student; expected a system with "
+                "a student() method; remove the callback"
+            )
+        if trainer.is_global_zero:
+            refuse_existing(self.folder, self.overwrite)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, HasStudent)  # by setup
+        check_ranks(trainer, pl_module)
+        student = pl_module.student()
+        if trainer.is_global_zero:
+            student.save_pretrained(self.folder, overwrite=self.overwrite)
+            rank_zero_info(f"student folder: {self.folder}")
+
+
+def check_ranks(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Raises RuntimeError if the ranks hold different parameters; says so in the log if they do not."""
+    if trainer.world_size == 1:
+        return
+    sums = pl_module.all_gather(checksum(pl_module))
+    if not bool((sums == sums[0]).all()):
+        raise RuntimeError(
+            f"received different weights on {trainer.world_size} ranks (checksums {sums.tolist()}); expected equal "
+            "ones; please report this"
+        )
+    rank_zero_info(f"equal weights on {trainer.world_size} ranks: checksum {float(sums[0]):.17g}")
+
+
+def checksum(model: nn.Module) -> torch.Tensor:
+    """A number that any change of any parameter is likely to change: a sum with weights that depend on the place."""
+    total = torch.zeros((), dtype=torch.float64)
+    for place, parameter in enumerate(model.parameters(), 1):
+        values = parameter.detach().double().cpu().flatten()
+        total += place * (values * torch.linspace(1, 2, len(values), dtype=torch.float64)).sum()
+    return total

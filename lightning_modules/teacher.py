@@ -1,0 +1,174 @@
+"""A teacher: a timm model trained with labels, and the optimisation that every system here shares.
+
+Shape letters: ``b`` images in a batch; ``k`` classes; ``c h w`` channels, height and width of one image.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from hypercompress.architecture import load_timm
+from hypercompress.errors import DataError, NonFiniteError
+from hypercompress.student import Student
+
+Batch = tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Optimiser and schedule.
+
+    Args:
+        optimizer: a name of timm's optimisers; ``sgd`` is with Nesterov momentum.
+        lr: the highest learning rate.
+        weight_decay: not applied to biases and norms.
+        momentum: of optimisers that have one.
+        schedule: ``cosine``: a straight rise, then half a cosine down to 0 at the last step. ``constant``: no descent.
+        warmup: share of the steps that rise, in [0, 1).
+    """
+
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not (self.lr > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1):
+            raise ValueError(
+                f"received lr {self.lr:g}, weight_decay {self.weight_decay:g}, warmup {self.warmup:g}; expected lr above "
+                "0, weight_decay 0 or more, warmup in [0, 1); change them"
+            )
+
+    def configure(self, modules: Iterable[nn.Module], steps: int) -> OptimizerLRSchedulerConfig:
+        """What ``configure_optimizers`` returns, for a run of so many optimiser steps."""
+        optimizer = create_optimizer_v2(
+            nn.ModuleList(modules),
+            opt=self.optimizer,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+        )
+        schedule = LambdaLR(optimizer, self.factor(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def factor(self, steps: int) -> Callable[[int], float]:
+        """The learning rate at each step as a share of the highest. A plain function: it is not in the checkpoint, so
+        a resumed run may be longer than planned."""
+        rise = self.warmup * steps
+
+        def factor(step: int) -> float:
+            if step < rise:
+                return (step + 1) / (rise + 1)
+            if self.schedule == "constant":
+                return 1.0
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, steps - rise))))
+
+        return factor
+
+
+class Teacher(LightningModule):
+    """Trains a timm classifier. `SaveStudent` writes it as a student folder, so every command takes it as MODEL.
+
+    Args:
+        name: timm name.
+        model_args: arguments of ``timm.create_model``.
+        pretrained_cfg: ``input_size``, ``mean``, ``std`` ... : how images are prepared; travels with the model.
+        pretrained: start from timm's weights.
+        checkpoint: start from these weights.
+        optimization: optimiser and schedule.
+        label_smoothing: in [0, 1).
+
+    Shape: images [b, c, h, w] to logits [b, k].
+
+    Raises:
+        ModelError: an unknown name, or arguments or weights that do not fit.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model_args: dict[str, Any] | None = None,
+        pretrained_cfg: dict[str, Any] | None = None,
+        pretrained: bool = False,
+        checkpoint: Path | None = None,
+        optimization: Optimization | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.network, self.architecture = load_timm(
+            name, checkpoint=checkpoint, model_args=model_args, pretrained=pretrained, pretrained_cfg=pretrained_cfg
+        )
+        self.optimization = optimization or Optimization()
+        self.label_smoothing = label_smoothing
+        self.val_loss, self.val_top1 = MeanMetric(), MeanMetric()
+
+    def student(self) -> Student:
+        """The network as trained so far, as something to save."""
+        return Student(self.network, self.architecture)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        logits: Tensor = self.network(images)
+        return logits
+
+    def on_fit_start(self) -> None:
+        """Lightning trains modules in the mode it finds them in; a loaded model is in evaluation mode."""
+        self.network.train()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        require_labels(labels)
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        require_finite(loss, self.global_step)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, labels = batch
+        require_labels(labels)
+        logits = self(images).float()
+        self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        self.val_top1.update((logits.argmax(-1) == labels).float())
+        self.log_dict({"val/loss": self.val_loss, "val/top1": self.val_top1}, prog_bar=True)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return self.optimization.configure([self.network], int(self.trainer.estimated_stepping_batches))
+
+
+def require_finite(loss: Float[Tensor, ""], step: int) -> None:
+    """Stop before a NaN reaches the weights.
+
+    Raises:
+        NonFiniteError: with the step.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise NonFiniteError(
+            f"received a loss of {float(loss.detach()):g} at step {step}; expected a finite one; lower the learning "
+            "rate, or look for broken images"
+        )
+
+
+def require_labels(labels: Int64[Tensor, " b"]) -> None:
+    """Raises DataError if any label is the mark of an unlabelled set (-1)."""
+    if bool((labels < 0).any()):
+        raise DataError(
+            "received images without labels; expected labels; sort the images into class sub-folders, or set the "
+            "weight of the labels to 0"
+        )

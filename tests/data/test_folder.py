@@ -1,0 +1,162 @@
+"""Image folders: layouts, labels, damaged files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hypercompress.data import Preprocess, folder, open_data
+from hypercompress.errors import DataError
+
+PLAIN = Preprocess((1, 8, 8), (0.0,), (1.0,))
+
+
+def paint(path: Path, grey: int = 128, side: int = 8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (side, side), grey).save(path)
+    return path
+
+
+def noisy_jpeg(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_class_folders_are_labels_in_sorted_order(tmp_path: Path) -> None:
+    paint(tmp_path / "zebra" / "1.png", 200)
+    paint(tmp_path / "ant" / "deep" / "2.png", 50)
+    paint(tmp_path / "ant" / "1.png", 100)
+    data = open_data(str(tmp_path), PLAIN, train=True)
+    assert data.classes == ("ant", "zebra")
+    assert data.labelled
+    assert [data[i][1] for i in range(len(data))] == [0, 0, 1]
+    assert [round(float(data[i][0][0, 0, 0]) * 255) for i in range(3)] == [100, 50, 200]
+
+
+def test_a_flat_folder_is_unlabelled(tmp_path: Path) -> None:
+    for i in range(3):
+        paint(tmp_path / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    data = open_data(str(tmp_path), PLAIN, train=False)
+    assert (len(data), data.labelled, data.classes, data.skipped) == (3, False, (), [])
+    assert data[1][1] == -1
+
+
+@pytest.mark.parametrize(("held_out", "expected"), [(["val"], "val"), (["test"], "test"), (["val", "test"], "val")])
+def test_splits_are_chosen_by_purpose(held_out: list[str], expected: str, tmp_path: Path) -> None:
+    greys = {"train": 10, "val": 20, "test": 30}
+    for split in ["train", *held_out]:
+        paint(tmp_path / split / "a" / "1.png", greys[split])
+    for train, split in [(True, "train"), (False, expected)]:
+        data = open_data(str(tmp_path), PLAIN, train=train)
+        assert round(float(data[0][0].mean()) * 255) == greys[split]
+        assert data.classes == ("a",)
+
+
+def test_labels_mean_the_same_in_both_splits(tmp_path: Path) -> None:
+    for name in "abc":
+        paint(tmp_path / "train" / name / "1.png")
+    paint(tmp_path / "val" / "c" / "1.png")
+    data = open_data(str(tmp_path), PLAIN, train=False)
+    assert (data.classes, data[0][1]) == (("a", "b", "c"), 2)
+
+
+def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
+    paint(tmp_path / "train" / "a" / "1.png")
+    paint(tmp_path / "val" / "b" / "1.png")
+    with pytest.raises(DataError, match="with classes b that .*train lacks"):
+        open_data(str(tmp_path), PLAIN, train=False)
+
+
+def test_a_lonely_split_is_no_class(tmp_path: Path) -> None:
+    paint(tmp_path / "train" / "a" / "1.png")
+    with pytest.raises(
+        DataError, match="with train inside; expected train beside val or test; pass one of the folders"
+    ):
+        open_data(str(tmp_path), PLAIN, train=True)
+
+
+def test_flat_splits_are_unlabelled(tmp_path: Path) -> None:
+    paint(tmp_path / "train" / "1.png")
+    paint(tmp_path / "val" / "1.png")
+    assert not open_data(str(tmp_path), PLAIN, train=True).labelled
+
+
+@pytest.mark.parametrize("header_only", [False, True])
+def test_unreadable_images_are_named_and_left_out(
+    header_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if header_only:
+        monkeypatch.setattr(folder, "DECODED_AT_MOST", 0)
+    paint(tmp_path / "b" / "good.png")
+    (tmp_path / "a").mkdir()
+    for i in range(7):
+        (tmp_path / "a" / f"bad{i}.jpg").write_bytes(b"not an image")
+    with pytest.warns(UserWarning, match=r"skipped 7 of 8 images: .*bad0.*bad4\.jpg and 2 more$"):
+        data = open_data(str(tmp_path), PLAIN, train=True)
+    assert data.skipped == [f"a/bad{i}.jpg" for i in range(7)]
+    assert (len(data), data[0][1], data.classes) == (1, 1, ("a", "b"))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_truncated_image_is_noticed_before_use(suffix: str, tmp_path: Path) -> None:
+    good, bad = noisy_jpeg(tmp_path / f"a.{suffix}"), noisy_jpeg(tmp_path / f"b.{suffix}")
+    bad.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    with pytest.warns(UserWarning, match=f"skipped 1 of 2 images: b.{suffix}"):
+        data = open_data(str(tmp_path), PLAIN, train=True)
+    assert len(data) == 1
+
+
+def test_a_tiny_jpeg_is_readable(tmp_path: Path) -> None:
+    paint(tmp_path / "a.jpg", side=3)
+    assert open_data(str(tmp_path), PLAIN, train=True)[0][0].shape == (1, 8, 8)
+
+
+def test_an_image_that_breaks_later_is_named(tmp_path: Path) -> None:
+    path = paint(tmp_path / "a.png")
+    data = open_data(str(tmp_path), PLAIN, train=True)
+    path.write_bytes(b"overwritten")
+    with pytest.raises(DataError, match=r"a\.png, which cannot be decoded; expected an image; remove it"):
+        data[0]
+
+
+def test_images_beside_class_folders_are_not_lost_in_silence(tmp_path: Path) -> None:
+    paint(tmp_path / "a" / "1.png")
+    paint(tmp_path / "loose.png")
+    with pytest.warns(UserWarning, match=r"skipped 1 of 2 images: loose\.png"):
+        assert len(open_data(str(tmp_path), PLAIN, train=True)) == 1
+
+
+def test_empty_and_wholly_unreadable_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="which holds no images; expected files ending in"):
+        open_data(str(tmp_path), PLAIN, train=True)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(DataError, match="which holds no images"):
+        open_data(str(tmp_path), PLAIN, train=True)
+    (tmp_path / "a" / "x.png").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"none of 1 images can be read: a/x\.png"):
+        open_data(str(tmp_path), PLAIN, train=True)
+
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="which is no folder"):
+        folder.open_folder(tmp_path / "absent", PLAIN, train=True)
+
+
+def test_augmented_crops_vary(tmp_path: Path) -> None:
+    noisy_jpeg(tmp_path / "a.jpg")
+    data = open_data(str(tmp_path), PLAIN, train=True, augment=True)
+    assert not torch.equal(data[0][0], data[0][0])
+
+
+@pytest.mark.slow
+def test_real_photographs(assets: Path) -> None:
+    for train, least in [(True, 200), (False, 100)]:
+        data = open_data(str(assets / "photos"), Preprocess((3, 64, 64), (0.5,) * 3, (0.5,) * 3), train=train)
+        assert len(data) >= least
+        assert len(data.classes) == 10
+        assert data[0][0].shape == (3, 64, 64)

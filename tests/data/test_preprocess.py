@@ -1,0 +1,170 @@
+"""From images to tensors: sizes, channels, normalisation, and what is refused."""
+
+import pickle
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from hypercompress.data import Preprocess
+from hypercompress.errors import DataError
+
+GREY = Preprocess((1, 28, 28), (0.5,), (0.25,))
+RGB = Preprocess((3, 20, 30), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+
+
+def noise(*shape: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+def test_an_image_of_the_input_size_is_only_normalised() -> None:
+    image = noise(28, 28)
+    expected = (torch.tensor(np.asarray(image))[None] / 255 - 0.5) / 0.25
+    torch.testing.assert_close(GREY.transform()(image), expected)
+
+
+def test_each_channel_has_its_own_mean_and_std() -> None:
+    image = noise(20, 30, 3)
+    plain = torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255
+    expected = (plain - torch.tensor(RGB.mean).view(3, 1, 1)) / torch.tensor(RGB.std).view(3, 1, 1)
+    torch.testing.assert_close(RGB.transform()(image), expected)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("preprocess", [GREY, RGB], ids=["grey", "rgb"])
+def test_every_image_mode_takes_the_models_shape(preprocess: Preprocess, mode: str, augment: bool) -> None:
+    image = noise(37, 53, 3).convert(mode)
+    tensor = preprocess.transform(augment)(image)
+    assert tensor.shape == preprocess.input_size
+    assert tensor.dtype == torch.float32
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning() -> None:
+    image = noise(28, 28, 3).convert("P")
+    image.info["transparency"] = bytes(range(256))
+    assert GREY.transform()(image).shape == (1, 28, 28)
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    deep = np.linspace(0, 65535, 28 * 28).reshape(28, 28).astype(np.uint16)
+    expected = GREY.transform()(Image.fromarray((deep >> 8).astype(np.uint8)))
+    torch.testing.assert_close(GREY.transform()(Image.fromarray(deep)), expected)
+
+
+def test_a_crop_keeps_the_middle() -> None:
+    pixels = np.zeros((40, 40), dtype=np.uint8)
+    pixels[10:30, 10:30] = 255
+    tensor = Preprocess((1, 20, 20), (0.0,), (1.0,), crop_pct=0.5).transform()(Image.fromarray(pixels))
+    torch.testing.assert_close(tensor, torch.ones(1, 20, 20))
+
+
+def test_squash_keeps_the_whole_image() -> None:
+    pixels = np.repeat(np.array([[0, 255]], dtype=np.uint8), 40, axis=1).repeat(20, axis=0)  # wide: black then white
+    tensor = Preprocess((1, 20, 20), (0.0,), (1.0,), crop_mode="squash").transform()(Image.fromarray(pixels))
+    assert float(tensor.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(tensor[0, :, 0].max()) == 0.0
+    assert float(tensor[0, :, -1].min()) == 1.0
+
+
+def test_augmentation_follows_the_seed_and_evaluation_ignores_it() -> None:
+    image, crops = noise(40, 40), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        crops.append(GREY.transform(augment=True)(image))
+    assert torch.equal(crops[0], crops[1])
+    assert not torch.equal(crops[0], crops[2])
+    assert torch.equal(GREY.transform()(image), GREY.transform()(image))
+
+
+def test_a_transform_survives_a_trip_to_a_worker() -> None:
+    image = noise(40, 40)
+    assert torch.equal(pickle.loads(pickle.dumps(GREY.transform()))(image), GREY.transform()(image))  # noqa: S301
+
+
+def test_the_models_own_configuration_is_the_default() -> None:
+    model = timm.create_model("test_vit", pretrained=False)
+    cfg = model.pretrained_cfg
+    made = Preprocess.of(model)
+    assert made.input_size == cfg["input_size"]
+    assert (made.mean, made.std) == (cfg["mean"], cfg["std"])
+    assert (made.interpolation, made.crop_pct, made.crop_mode) == ("bicubic", 0.95, "center")
+
+
+def test_timms_own_evaluation_transform_agrees() -> None:
+    model, image = timm.create_model("test_resnet", pretrained=False), noise(200, 180, 3)
+    theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    torch.testing.assert_close(Preprocess.of(model).transform()(image), theirs(image))
+
+
+def test_lists_from_json_are_accepted() -> None:
+    model = timm.create_model("test_resnet", pretrained=False)
+    model.pretrained_cfg |= {"input_size": [3, 64, 64], "mean": [0, 0, 0], "std": [1, 1, 1]}
+    assert Preprocess.of(model) == Preprocess((3, 64, 64), (0.0,) * 3, (1.0,) * 3, "bilinear", 0.95)
+
+
+def test_one_value_serves_all_channels() -> None:
+    made = Preprocess.of(timm.create_model("test_resnet", pretrained=False), mean=[0.4], std=[0.3])
+    assert (made.mean, made.std) == ((0.4,) * 3, (0.3,) * 3)
+
+
+def test_another_size_turns_the_pretrained_crop_off() -> None:
+    model = timm.create_model("test_resnet", pretrained=False)
+    assert Preprocess.of(model, input_size=[3, 160, 160]).crop_pct == 0.95
+    assert Preprocess.of(model, input_size=[3, 64, 64]).crop_pct == 1.0
+
+
+def test_a_grey_model_with_three_means_says_what_to_pass() -> None:
+    model = timm.create_model("test_resnet", pretrained=False, in_chans=1)
+    with pytest.raises(DataError, match=r"3 mean values .* images of 1 channels.*pass --mean V; also .*pass --std V$"):
+        Preprocess.of(model)
+    assert Preprocess.of(model, mean=[0.5], std=[0.5]).input_size == (1, 160, 160)
+
+
+def test_channels_that_differ_from_the_model_say_what_to_pass() -> None:
+    model = timm.create_model("test_resnet", pretrained=False)
+    with pytest.raises(DataError, match=r"1 channels for a model of 3; .*pass --input-size 3 28 28"):
+        Preprocess.of(model, input_size=[1, 28, 28], mean=[0.5], std=[0.5])
+
+
+def test_a_short_input_size_is_refused() -> None:
+    with pytest.raises(DataError, match=r"received input size \[28, 28\]; expected channels, height and width"):
+        Preprocess.of(timm.create_model("test_resnet", pretrained=False), input_size=[28, 28])
+
+
+def test_a_plain_module_needs_all_three() -> None:
+    with pytest.raises(DataError, match="pass --mean --std$"):
+        Preprocess.of(nn.Linear(2, 2), input_size=[3, 8, 8])
+    made = Preprocess.of(nn.Linear(2, 2), input_size=[3, 8, 8], mean=[0.5], std=[0.5])
+    assert made == Preprocess((3, 8, 8), (0.5,) * 3, (0.5,) * 3)
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"input_size": (4, 8, 8), "mean": (0.5,) * 4, "std": (0.5,) * 4}, "expected 1 .grey. or 3 .RGB. channels"),
+    ({"input_size": (1, 0, 8)}, "sides of 1 pixel or more"),
+    ({"mean": (0.5, 0.5)}, "2 mean values .* pass --mean V"),
+    ({"std": (0.0,)}, r"received std \[0.0\]; expected finite numbers above 0"),
+    ({"mean": (float("nan"),)}, r"received mean \[nan\]; expected finite numbers"),
+    ({"interpolation": "cubic"}, "received interpolation 'cubic'; expected one of nearest"),
+    ({"crop_pct": 0.0}, "received crop_pct 0; expected a share"),
+    ({"crop_mode": "middle"}, "received crop_mode 'middle'; expected center, squash or border"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), FAULTS, ids=[str(next(iter(c))) for c, _ in FAULTS])
+def test_impossible_values_are_refused(change: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,)}
+    with pytest.raises(DataError, match=message):
+        Preprocess(**(values | change))
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    with pytest.raises(DataError) as caught:
+        Preprocess((1, 8, 8), (0.5, 0.5), (0.0,), "cubic", 2.0, "middle")
+    assert all(word in str(caught.value) for word in ("mean", "std", "interpolation", "crop_pct", "crop_mode"))
