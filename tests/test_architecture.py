@@ -366,6 +366,12 @@ def test_channels_and_size_are_read_off_a_model_that_notes_nothing() -> None:
     assert architecture.args == {"num_classes": 1000, "in_chans": 1, "img_size": [32, 32]}
 
 
+def test_a_stem_that_folds_pixels_into_channels_is_recognised() -> None:
+    architecture = architecture_of(timm.create_model("tresnet_m", pretrained=False, num_classes=10))
+    assert architecture is not None
+    assert architecture.args == {"num_classes": 10, "in_chans": 3}
+
+
 def _replace_layer(model: nn.Module) -> None:
     model.fc = nn.Sequential(nn.Linear(model.num_features, 10))
 

@@ -67,8 +67,8 @@ def _args_of(module: nn.Module, cfg: Mapping[str, Any]) -> dict[str, Any]:
         args["num_classes"] = classes
     stem = cfg.get("first_conv")
     if isinstance(stem, str) and "in_chans" not in args:
-        weight = module.get_parameter(f"{stem}.weight")
-        args["in_chans"] = weight.shape[1] if weight.ndim == 4 else cfg["input_size"][0]
+        seen, usual = module.get_parameter(f"{stem}.weight").shape[1], cfg["input_size"][0]
+        args["in_chans"] = usual if seen > usual and seen % usual == 0 else seen  # some stems fold pixels into channels
     if cfg.get("fixed_input_size") and "img_size" not in args:
         size = getattr(getattr(module, "patch_embed", None), "img_size", None)
         if isinstance(size, tuple) and size != tuple(cfg["input_size"])[1:]:

@@ -18,7 +18,6 @@ from hypercompress.errors import ModelError, NonFiniteError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-SHOWN = 20  # names listed of each fault; a wholly different checkpoint has hundreds
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -93,7 +92,7 @@ def load_checkpoint(model: nn.Module, path: Path, name: str, args: Mapping[str, 
     ]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(faults.values()):
-        listed = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in faults.items() if keys)
+        listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
         raise ModelError(
             f"received checkpoint {path} that does not fit {name!r} with arguments {json.dumps(dict(args))}: {listed}; "
             "expected the same names and shapes; check the model name and --model-args (num_classes, in_chans)"
@@ -106,11 +105,8 @@ def check_finite(model: nn.Module, source: str) -> None:
     bad = [key for key, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise NonFiniteError(
-            f"received weights of {source} with NaN or infinity in {_some(bad)}; expected finite numbers; use another "
+            f"received weights of {source} with NaN or infinity in {', '.join(bad)}; expected finite numbers; use another "
             "checkpoint"
         )
 
 
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest

@@ -202,14 +202,15 @@ def rotated(
     """
     k = rank if mask is None else len(mask)
     left, right = frame.left[:, :k], frame.right[:k]
-    gap = frame.energy[:rank, None] - frame.energy[None, rank:]
+    energy = (frame.energy / frame.energy[0].clamp_min(1e-300)).to(left.dtype)
+    gap = energy[:rank, None] - energy[None, rank:]
     if not gap.numel():
         return left, right
     side = frame.right if frame.side is Side.OUTPUT else frame.left.T
     gram = gram.to(side.dtype)
-    trace = (side @ gram * side).sum().clamp_min(1e-300)
-    gamma = side[:rank] @ gram @ side[rank:].T * (frame.energy.sum() / trace)
-    floor = 0.05 * frame.energy[:rank, None] + 1e-300
+    trace = (side @ gram * side).sum().clamp_min(1e-30)
+    gamma = side[:rank] @ gram @ side[rank:].T * (energy.sum() / trace)
+    floor = 0.05 * energy[:rank, None] + 1e-6
     turn = amount * (gamma * gap / (gap**2 + floor**2)).clamp(-1, 1)  # [rank, m - rank]
     kept_left = left[:, :rank] + frame.left[:, rank:] @ turn.T
     kept_right = right[:rank] + turn @ frame.right[rank:]

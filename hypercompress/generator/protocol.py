@@ -1,7 +1,7 @@
 """What every generator is: spec, sketches and a budget in; factors and ranks out."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hypercompress.factorize import Frame
 from hypercompress.specs import Budget, Generation, ModelSpec, Sketch
@@ -10,6 +10,7 @@ Sketches = Mapping[str, Sketch]
 Frames = dict[str, Frame]
 
 
+@runtime_checkable
 class Generator(Protocol):
     """A method that generates a compact student. Analytic and learned ones differ in nothing else.
 

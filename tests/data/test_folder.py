@@ -68,15 +68,13 @@ def test_labels_mean_the_same_in_both_splits(tmp_path: Path) -> None:
 def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
     paint(tmp_path / "train" / "a" / "1.png")
     paint(tmp_path / "val" / "b" / "1.png")
-    with pytest.raises(DataError, match="with classes b that .*train lacks"):
+    with pytest.raises(DataError, match=r"with classes b that .*train lacks"):
         open_data(str(tmp_path), PLAIN, train=False)
 
 
 def test_a_lonely_split_is_no_class(tmp_path: Path) -> None:
     paint(tmp_path / "train" / "a" / "1.png")
-    with pytest.raises(
-        DataError, match="with train inside; expected train beside val or test; pass one of the folders"
-    ):
+    with pytest.raises(DataError, match="with train inside; expected train beside val or test; pass one"):
         open_data(str(tmp_path), PLAIN, train=True)
 
 

@@ -139,7 +139,7 @@ def test_a_short_input_size_is_refused() -> None:
 
 
 def test_a_plain_module_needs_all_three() -> None:
-    with pytest.raises(DataError, match="pass --mean --std$"):
+    with pytest.raises(DataError, match=r"pass --mean --std$"):
         Preprocess.of(nn.Linear(2, 2), input_size=[3, 8, 8])
     made = Preprocess.of(nn.Linear(2, 2), input_size=[3, 8, 8], mean=[0.5], std=[0.5])
     assert made == Preprocess((3, 8, 8), (0.5,) * 3, (0.5,) * 3)

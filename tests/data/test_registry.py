@@ -51,10 +51,8 @@ def test_the_packaged_images_are_balanced_and_repeatable(train: bool, count: int
 
 
 def test_packaged_training_and_test_images_are_different() -> None:
-    both = [
-        next(iter(loader(open_data("fashion_mnist_mini", GREY, train=t), batch_size=4096)))[0] for t in (True, False)
-    ]
-    train, test = ({image.numpy().tobytes() for image in images} for images in both)
+    both = [open_data("fashion_mnist_mini", GREY, train=t) for t in (True, False)]
+    train, test = ({data[i][0].numpy().tobytes() for i in range(len(data))} for data in both)
     assert len(train & test) <= 1
     assert len(train) >= 4090
 
@@ -161,11 +159,11 @@ def test_flowers_are_read_from_their_root(tmp_path: Path, monkeypatch: pytest.Mo
     for i in range(1, 5):
         Image.new("RGB", (40, 40), (i, 0, 0)).save(folder / "jpg" / f"image_{i:05d}.jpg")
     savemat(folder / "imagelabels.mat", {"labels": np.array([3, 1, 2, 102])})
-    savemat(folder / "setid.mat", {"trnid": np.array([1, 2]), "valid": np.array([3]), "tstid": np.array([4])})
+    savemat(folder / "setid.mat", {"trnid": np.array([1, 2]), "valid": np.array([3, 3]), "tstid": np.array([4, 3])})
     monkeypatch.setattr(datasets.Flowers102, "_check_integrity", lambda self: True)
     train, test = (open_data(f"flowers102:{tmp_path}", RGB, train=t) for t in (True, False))
     assert [train[i][1] for i in range(len(train))] == [2, 0]
-    assert [test[i][1] for i in range(len(test))] == [101]
+    assert [test[i][1] for i in range(len(test))] == [101, 1]
 
 
 @needs_scipy

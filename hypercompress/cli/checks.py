@@ -1,0 +1,137 @@
+"""Everything about a command line that can be known to be wrong before the first expensive step.
+
+Each check either returns what it understood or raises; `require` runs them all and reports every fault at once.
+"""
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hypercompress.architecture.names import resolve
+from hypercompress.architecture.weights import SUFFIXES, read_weights
+from hypercompress.data import Preprocess, open_data, registered_names
+from hypercompress.errors import ArtefactError, DataError, HypercompressError, ModelError
+from hypercompress.models import is_student_folder
+
+
+def require(*checks: Callable[[], object]) -> None:
+    """Run every check; raise the one fault as it is, several as one error of one line."""
+    faults: list[HypercompressError] = []
+    for check in checks:
+        try:
+            check()
+        except HypercompressError as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise HypercompressError("; also ".join(map(str, faults)))
+
+
+def common(arguments: Namespace) -> tuple[Callable[[], object], ...]:
+    """The checks of what every command that runs a model has."""
+    return (
+        lambda: model_args(arguments.model_args),
+        lambda: checkpoint(arguments.checkpoint),
+        lambda: data(arguments.data),
+        lambda: preprocessing(arguments.input_size, arguments.mean, arguments.std),
+        lambda: device(arguments.device),
+        lambda: at_least("--batch-size", arguments.batch_size, 1),
+        lambda: at_least("--images", arguments.images, 1),
+        lambda: at_least("--seed", arguments.seed, 0),
+    )
+
+
+def model(text: str) -> None:
+    """A student folder, a name timm knows, or a repository that only the hub can judge."""
+    if is_student_folder(text) or text.startswith(("hf-hub:", "hf_hub:")):
+        return
+    if Path(text).exists() or text.startswith((".", "/", "~")):
+        what = "is there but is no student folder (no config.json)" if Path(text).exists() else "does not exist"
+        raise ModelError(
+            f"received model {text}, which {what}; expected a timm name or a student folder; check the path (a folder "
+            "of timm's own is local-dir:FOLDER)"
+        )
+    resolve(text)
+
+
+def model_args(text: str | None) -> dict[str, Any]:
+    """The arguments of a timm model."""
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise ModelError(
+            f"received --model-args {text} that is no JSON ({error}); expected an object such as "
+            '{"num_classes": 10, "in_chans": 1}; put it in single quotes'
+        ) from error
+    if not isinstance(value, dict):
+        raise ModelError(
+            f"received --model-args {text}; expected a JSON object such as "
+            '{"num_classes": 10, "in_chans": 1}; pass one'
+        )
+    return value
+
+
+def checkpoint(path: Path | None) -> None:
+    """There is a file of a known kind; whether it fits shows when it is loaded."""
+    if path is not None and (not path.is_file() or path.suffix.lower() not in SUFFIXES):
+        read_weights(path)  # raises, in the same words as for Python users
+
+
+def data(text: str | None) -> None:
+    """A registered name or a folder that exists; its images are read later."""
+    if text is not None and text.partition(":")[0] not in registered_names() and not Path(text).expanduser().is_dir():
+        open_data(text, Preprocess((1, 1, 1), (0.0,), (1.0,)), train=True)  # raises, with the nearest names
+
+
+def preprocessing(size: Sequence[int] | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """The overrides agree with each other, as far as they can be judged without the model."""
+    counts = {len(values) for values in (mean, std) if values is not None} - {1}
+    if size is None and (len(counts) > 1 or not counts <= {3}):
+        raise DataError(
+            f"received {' and '.join(map(str, sorted(counts)))} values of --mean or --std; expected one value, or one "
+            "for each channel; pass 1 or 3"
+        )
+    channels = size[0] if size is not None else next(iter(counts), 1)
+    height, width = size[1:] if size is not None else (1, 1)
+
+    def spread(values: Sequence[float] | None) -> tuple[float, ...]:
+        return tuple(values or (1.0,)) * (channels if len(values or (1.0,)) == 1 else 1)
+
+    Preprocess((channels, height, width), spread(mean), spread(std))
+
+
+def device(text: str | None) -> torch.device:
+    """The device named, or CUDA if there is one. Others lack the double precision that factorization needs."""
+    if text is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        found = torch.device(text)
+    except RuntimeError:
+        found = torch.device("meta")
+    if (found.type == "cpu" and not found.index) or (found.type == "cuda" and (found.index or 0) < count):
+        return found
+    there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
+    raise HypercompressError(f"received --device {text}; expected one of {there}; choose one that this machine has")
+
+
+def at_least(option: str, value: int | None, least: int) -> None:
+    """A number from ``least`` to what fits into 63 bits."""
+    if value is not None and not least <= value < 2**63:
+        raise HypercompressError(f"received {option} {value}; expected a whole number from {least}; pass one")
+
+
+def writable(folder: Path) -> None:
+    """The nearest folder above that exists takes new entries."""
+    there = next((place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()), Path("/"))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ArtefactError(
+            f"received the output {folder} below {there}, where nothing can be written; expected a folder with write "
+            "permission; choose another path"
+        )

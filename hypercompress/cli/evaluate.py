@@ -1,0 +1,142 @@
+"""``hypercompress evaluate``: accuracy of a student, and its fidelity to a teacher."""
+
+import time
+from argparse import Namespace
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from hypercompress.architecture import Architecture
+from hypercompress.cli import checks, inputs
+from hypercompress.cli.terminal import Terminal
+from hypercompress.data import ImageData, Preprocess, loader, open_data
+from hypercompress.errors import DataError, HypercompressError, ModelError
+from hypercompress.fidelity import accuracy, compare
+from hypercompress.models import is_student_folder
+
+
+def evaluate(arguments: Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        HypercompressError: whatever is wrong with the input.
+    """
+    checks.require(
+        lambda: checks.model(arguments.student),
+        lambda: checks.model(arguments.against or arguments.student),
+        lambda: _whose(arguments),
+        *checks.common(arguments),
+    )
+    torch.manual_seed(arguments.seed)
+    with Terminal(arguments.json) as terminal:
+        terminal.finish(_run(arguments, terminal))
+
+
+def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
+    device = checks.device(arguments.device)
+    overrides = inputs.Overrides(arguments.input_size, arguments.mean, arguments.std)
+    student_source, teacher_source = _sources(arguments)
+    terminal.phase("load models")
+    student, architecture = inputs.load(student_source, overrides.input_size)
+    preprocess = Preprocess.of(student, overrides.input_size, overrides.mean, overrides.std)
+    teacher = None
+    if teacher_source is not None:
+        source = _like(teacher_source, architecture, terminal)
+        teacher, _ = inputs.load(source, preprocess.input_size)
+    inputs.show_preprocessing(terminal, preprocess, overrides, "STUDENT")
+    terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
+    shapes = [inputs.output_shape(model.to(device), preprocess.input_size) for model in (student, teacher) if model]
+    if len(set(shapes)) > 1:
+        raise ModelError(
+            f"received outputs of {list(shapes[0])} from {arguments.student} and {list(shapes[1])} from "
+            f"{arguments.against}; expected equal shapes; pass --model-args '{{\"num_classes\": {shapes[0][0]}}}'"
+        )
+
+    terminal.phase("read images")
+    images = open_data(arguments.data, preprocess, train=False)
+    labelled = _labelled(images, shapes[0], terminal)
+    if teacher is None and not labelled:
+        raise DataError(
+            f"received the unlabelled images of {arguments.data} and no --against; expected something to compare "
+            "with; sort the images into class sub-folders or pass --against MODEL"
+        )
+    count = min(len(images), arguments.images or len(images))
+    batches = loader(images, batch_size=arguments.batch_size, seed=arguments.seed, limit=count)
+    start = time.perf_counter()
+    moved = inputs.on_device(terminal.counted("evaluate", batches, count), device)
+    result = {**measured(student, teacher, moved), "images": count, "seconds": time.perf_counter() - start}
+    terminal.show(_table(result))
+    return result
+
+
+def measured(student: nn.Module, teacher: nn.Module | None, batches: Iterable[Any]) -> dict[str, float | None]:
+    """``top1``, ``agreement`` and ``kl``; ``None`` where there is nothing to measure it with."""
+    if teacher is None:
+        return {"top1": accuracy(student, batches), "agreement": None, "kl": None}
+    fidelity = compare(teacher, student, batches)
+    return {"top1": fidelity.top1_student, "agreement": fidelity.agreement, "kl": fidelity.kl}
+
+
+def _whose(arguments: Namespace) -> None:
+    """The options that go with a timm name have exactly one model that they can belong to."""
+    given = [
+        option
+        for option, value in {
+            "--checkpoint": arguments.checkpoint,
+            "--model-args": arguments.model_args,
+        }.items()
+        if value is not None
+    ]
+    named = [text for text in (arguments.student, arguments.against) if text and not is_student_folder(text)]
+    if given and len(named) != 1:
+        raise HypercompressError(
+            f"received {' and '.join(given)} with {len(named)} timm models; expected one timm model that they belong "
+            f"to; {'drop them' if not named else 'name a student folder as STUDENT'}"
+        )
+
+
+def _sources(arguments: Namespace) -> tuple[inputs.Source, inputs.Source | None]:
+    """STUDENT and --against; the options belong to the one that is a timm name."""
+    pretrained = not arguments.no_pretrained
+    values = checks.model_args(arguments.model_args)
+
+    def source(text: str) -> inputs.Source:
+        if is_student_folder(text):
+            return inputs.Source(text)
+        return inputs.Source(text, arguments.checkpoint, values, pretrained)
+
+    return source(arguments.student), None if arguments.against is None else source(arguments.against)
+
+
+def _like(source: inputs.Source, architecture: Architecture | None, terminal: Terminal) -> inputs.Source:
+    """A teacher of the student's own architecture takes the student's arguments unless others are given."""
+    if source.model_args or architecture is None or is_student_folder(source.text):
+        return source
+    if source.text.partition(".")[0] != architecture.name.partition(".")[0] or not architecture.args:
+        return source
+    terminal.note("arguments of --against", f"{dict(architecture.args)} (those of STUDENT)")
+    return inputs.Source(source.text, source.checkpoint, architecture.args, source.pretrained)
+
+
+def _labelled(images: ImageData, outputs: tuple[int, ...], terminal: Terminal) -> bool:
+    """Whether top-1 means something; labels that the model cannot name are a mistake."""
+    classes = len(images.classes)
+    if images.labelled and outputs and classes > outputs[0]:
+        raise DataError(
+            f"received images of {classes} classes for a model of {outputs[0]} outputs; expected a class for each "
+            "label; use the data set the model was trained for"
+        )
+    if images.labelled and outputs and classes < outputs[0]:
+        terminal.note("classes", f"{classes} in the data, {outputs[0]} in the model: top1 compares them by index")
+    return images.labelled
+
+
+def _table(result: dict[str, Any]) -> Table:
+    table = Table("measure", "value")
+    for name, value in result.items():
+        shown = "not measured" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+        table.add_row(name, shown)
+    return table

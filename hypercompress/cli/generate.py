@@ -1,0 +1,153 @@
+"""``hypercompress generate``: a teacher and a budget in, a student folder out; or the whole trade-off at once."""
+
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from hypercompress.allocation import allocate
+from hypercompress.artefact import refuse_existing
+from hypercompress.cli import checks, inputs, pareto
+from hypercompress.cli.terminal import Terminal
+from hypercompress.compress import finish, prepare
+from hypercompress.data import Preprocess, open_data
+from hypercompress.errors import BudgetError, HypercompressError
+from hypercompress.generator import load_generator
+from hypercompress.specs import Budget, ModelSpec
+
+
+def generate(arguments: Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        HypercompressError: whatever is wrong with the input; nothing is written then.
+    """
+    checks.require(
+        lambda: checks.model(arguments.model),
+        lambda: _latency(arguments.latency),
+        lambda: _budget(arguments),
+        lambda: _output(arguments),
+        lambda: _generator(arguments),
+        lambda: pareto.check(arguments),
+        *checks.common(arguments),
+    )
+    torch.manual_seed(arguments.seed)
+    with Terminal(arguments.json) as terminal:
+        terminal.finish(_run(arguments, terminal))
+
+
+def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
+    budget, device = _budget(arguments), checks.device(arguments.device)
+    overrides = inputs.Overrides(arguments.input_size, arguments.mean, arguments.std)
+    source = inputs.Source(
+        arguments.model, arguments.checkpoint, checks.model_args(arguments.model_args), not arguments.no_pretrained
+    )
+    terminal.phase("load model")
+    terminal.note("model", str(source))
+    teacher, architecture = inputs.load_dense(source, overrides.input_size)
+    preprocess = None
+    if arguments.data is not None or overrides.given:
+        preprocess = Preprocess.of(teacher, overrides.input_size, overrides.mean, overrides.std)
+        teacher, architecture = inputs.described(teacher, architecture, preprocess)
+        inputs.show_preprocessing(terminal, preprocess, overrides, "the model")
+    teacher.to(device)
+    terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
+    reachable(inputs.inspected(teacher, inputs.input_size(teacher)), budget)
+
+    batches, count = None, 0
+    if preprocess is not None and arguments.data is not None:
+        terminal.phase("read images")
+        images = open_data(arguments.data, preprocess, train=True)
+        options = {"limit": arguments.images, "batch_size": arguments.batch_size, "seed": arguments.seed}
+        batches, count, size = inputs.calibration(images, **options)
+        batches = list(terminal.counted("prepare images", batches, count))
+        terminal.note("calibration", f"{count} of {len(images)} images of {arguments.data}, in batches of {size}")
+
+    start = time.perf_counter()
+    terminal.phase("measure curvature" if batches else "read weights", count or None)
+    name = arguments.generator if budget is not None else pareto.GENERATOR
+    plan = prepare(teacher, batches, name, seed=arguments.seed, progress=terminal.progress)
+    result: dict[str, Any] = {}
+    if budget is not None:
+        terminal.note("generator", f"{plan.generator.name}{' (chosen by auto)' if name == 'auto' else ''}")
+        terminal.phase("generate and compare")
+        student = finish(plan, budget, architecture=architecture, norms=not arguments.no_norms, start=start)
+        terminal.phase("save")
+        student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
+        show_student(student.report, terminal)
+        terminal.note("saved", str(arguments.out))
+        result = dict(student.report)
+    if arguments.pareto is not None:
+        terminal.phase("trade-off")
+        result["pareto"] = pareto.write(plan, pareto.folder(arguments), arguments.overwrite, terminal)
+    return result
+
+
+def _latency(share: float | None) -> None:
+    if share is not None:
+        raise BudgetError(
+            f"received --latency {share:g}; expected --params or --macs, because the latency budget is not available "
+            "yet; use --macs"
+        )
+
+
+def _budget(arguments: Namespace) -> Budget | None:
+    """The budget given; ``None`` if only the trade-off is asked for."""
+    if arguments.params is None and arguments.macs is None:
+        if arguments.pareto is not None or arguments.latency is not None:  # the latter has a fault of its own
+            return None
+        raise BudgetError("received no budget; expected --params or --macs; pass a share such as --params 0.4")
+    if arguments.params is not None and arguments.macs is not None:
+        raise BudgetError(
+            f"received --params {arguments.params:g} and --macs {arguments.macs:g}; expected one; drop the other"
+        )
+    return Budget(params=arguments.params, macs=arguments.macs)
+
+
+def _output(arguments: Namespace) -> None:
+    """OUT is there if it is needed, and free."""
+    out: Path | None = arguments.out
+    student = arguments.params is not None or arguments.macs is not None or arguments.pareto is None
+    if out is None and student:
+        raise HypercompressError("received no OUT; expected a folder for the student; add a path after MODEL")
+    if out is not None and student:
+        refuse_existing(out, arguments.overwrite)
+        checks.writable(out.parent)
+
+
+def _generator(arguments: Namespace) -> None:
+    """The generator exists and has what it needs."""
+    load_generator(arguments.generator, has_data=arguments.data is not None)
+
+
+def reachable(spec: ModelSpec, budget: Budget | None) -> None:
+    """A budget below rank 1 everywhere is refused before anything is measured, with the range that can be had."""
+    if budget is not None:
+        flat = {layer.name: torch.ones(layer.full_rank) for layer in spec.candidates}
+        allocate(spec, flat, budget, nats=False)
+
+
+def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
+    """Teacher and student side by side, then what was asked for and how close the student stays."""
+    teacher, student, budget, fidelity = (report[name] for name in ("teacher", "student", "budget", "fidelity"))
+    table = Table("", "teacher", "student", "share")
+    for name in ("params", "macs", "bytes"):
+        share = f"{student[name] / max(teacher[name], 1):.1%}"
+        table.add_row(name, f"{teacher[name]:,}", f"{student[name]:,}", share)
+    if fidelity["top1_teacher"] is not None:
+        table.add_row("top1", f"{fidelity['top1_teacher']:.4f}", f"{fidelity['top1_student']:.4f}", "")
+    terminal.show(table)
+    terminal.note("budget", f"{budget['target']:g} of the {budget['unit']}, achieved {budget['achieved']:.4f}")
+    if report["predicted_kl"] is not None:
+        terminal.note("predicted KL", f"{report['predicted_kl']:.4g} nats")
+    if fidelity["images"]:
+        terminal.note(
+            "measured",
+            f"KL {fidelity['kl']:.4g} nats, agreement {fidelity['agreement']:.4f} on {fidelity['images']} held-out images",
+        )
+    terminal.note("strength of the hypernetwork", f"{report['generator']['strength']:g}")
+    terminal.note("norm moments", str(report["norms"]))

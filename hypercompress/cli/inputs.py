@@ -1,0 +1,164 @@
+"""From the words of a command to a model and batches on its device."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypercompress.architecture import Architecture
+from hypercompress.architecture.names import one_line
+from hypercompress.cli.terminal import Terminal
+from hypercompress.compress import to_device
+from hypercompress.data import ImageData, Preprocess, loader
+from hypercompress.errors import HypercompressError, ModelError
+from hypercompress.inspection import evaluating, inspect, require_finite
+from hypercompress.models import is_student_folder, load_model
+from hypercompress.specs import ModelSpec
+from hypercompress.student import from_pretrained
+
+LEAST_BATCHES = 16  # the calibration images are cut finer where there are few, so that held-out batches exist
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """``--input-size``, ``--mean`` and ``--std``; ``None`` where not given."""
+
+    input_size: Sequence[int] | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+    @property
+    def given(self) -> str:
+        """The options given, for a note."""
+        return ", ".join(f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: the text, and what goes with a timm name."""
+
+    text: str
+    checkpoint: Path | None = None
+    model_args: Mapping[str, Any] | None = None
+    pretrained: bool = True
+
+    def __str__(self) -> str:
+        if is_student_folder(self.text):
+            return f"student folder {self.text}"
+        weights = "pretrained weights" if self.pretrained else "random weights"
+        return f"{self.text} with {f'weights of {self.checkpoint}' if self.checkpoint else weights}"
+
+
+def load(source: Source, input_size: Sequence[int] | None = None) -> tuple[nn.Module, Architecture | None]:
+    """The model in evaluation mode, with finite weights, built for ``input_size`` [c, h, w] if that is given."""
+    model, architecture = load_model(
+        source.text,
+        checkpoint=source.checkpoint,
+        model_args=source.model_args,
+        pretrained=source.pretrained,
+        pretrained_cfg=None if input_size is None else {"input_size": list(input_size)},
+    )
+    require_finite(model)
+    return model, architecture
+
+
+def load_dense(source: Source, input_size: Sequence[int] | None) -> tuple[nn.Module, Architecture | None]:
+    """As `load`; a student is multiplied out, because only a dense model can be factored and saved by its name."""
+    model, architecture = load(source, input_size)
+    return (
+        (from_pretrained(source.text).to_dense(), architecture)
+        if is_student_folder(source.text)
+        else (model, architecture)
+    )
+
+
+def described(
+    model: nn.Module, architecture: Architecture | None, preprocess: Preprocess
+) -> tuple[nn.Module, Architecture | None]:
+    """Write down in the model and its architecture how its images are prepared, so that a student needs no options."""
+    stated = asdict(preprocess)
+    cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **stated}
+    vars(model).update(pretrained_cfg=cfg, default_cfg=cfg)
+    if architecture is not None:
+        architecture = replace(architecture, pretrained_cfg={**architecture.pretrained_cfg, **stated})
+    return model, architecture
+
+
+def inspected(model: nn.Module, size: Sequence[int]) -> ModelSpec:
+    """The model as data, from one pass of an empty image; a model that refuses the size is told so.
+
+    Raises:
+        ModelError: the model cannot run on such an input.
+    """
+    with understood(size):
+        return inspect(model, _blank(model, size))
+
+
+def output_shape(model: nn.Module, size: Sequence[int]) -> tuple[int, ...]:
+    """Shape of the output for one image."""
+    with understood(size), evaluating(model), torch.inference_mode():
+        output = model(_blank(model, size))
+    if not isinstance(output, Tensor):
+        raise ModelError(f"received a model that returns {type(output).__name__}; expected one tensor; choose another")
+    return tuple(output.shape[1:])
+
+
+class understood:  # noqa: N801 - reads as a statement
+    """What a model raises on an input of ``size`` becomes a `ModelError`."""
+
+    def __init__(self, size: Sequence[int]) -> None:
+        self.size = size
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, HypercompressError | torch.OutOfMemoryError):
+            return
+        if isinstance(error, RuntimeError | AssertionError | ValueError | IndexError | TypeError):
+            raise ModelError(
+                f"received images of {' x '.join(map(str, self.size))} that the model does not take "
+                f"({one_line(error)}); expected a size it was built for; change --input-size or --model-args"
+            ) from error
+
+
+def input_size(model: nn.Module) -> tuple[int, ...]:
+    """What the model itself says about its input [c, h, w]."""
+    cfg: Mapping[str, Any] = vars(model).get("pretrained_cfg") or {}
+    if "input_size" not in cfg:
+        raise ModelError("received a model without an input size; expected to know it; pass --input-size C H W")
+    return tuple(cfg["input_size"])
+
+
+def _blank(model: nn.Module, size: Sequence[int]) -> Tensor:
+    return torch.zeros(2, *size).to(next(model.parameters()))
+
+
+def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """The batches, moved one at a time."""
+    return (to_device(batch, device) for batch in batches)
+
+
+def calibration(images: ImageData, *, limit: int, batch_size: int, seed: int) -> tuple[Iterable[Any], int, int]:
+    """Shuffled batches (folders are sorted by class), the number of images and the size of a batch.
+
+    No batch holds a single image where that can be avoided: a BatchNorm cannot estimate moments from one position.
+    """
+    count = min(limit, len(images))
+    size = min(batch_size, max(2, count // LEAST_BATCHES)) if count >= 6 else max(1, count)
+    if count > size > 1 and count % size == 1:
+        count -= 1
+    return loader(images, batch_size=size, shuffle=True, seed=seed, limit=count), count, size
+
+
+def show_preprocessing(terminal: Terminal, preprocess: Preprocess, overrides: Overrides, whose: str) -> None:
+    """How images become inputs, and who said so."""
+    numbers = {name: " ".join(f"{v:g}" for v in getattr(preprocess, name)) for name in ("mean", "std")}
+    terminal.note(
+        "preprocessing",
+        f"{' x '.join(map(str, preprocess.input_size))}, mean {numbers['mean']}, std {numbers['std']}, "
+        f"{preprocess.interpolation}, crop {preprocess.crop_pct:g} "
+        f"(from {whose}{f', except {overrides.given}' if overrides.given else ''})",
+    )

@@ -1,0 +1,170 @@
+"""``generate --pareto``: predicted KL against size for every budget at once, without building a student."""
+
+import csv
+import io
+import os
+import tempfile
+from argparse import Namespace
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from hypercompress.allocation import ParetoPoint, pareto
+from hypercompress.cli import checks
+from hypercompress.cli.terminal import Terminal
+from hypercompress.compress import Plan
+from hypercompress.errors import ArtefactError, GeneratorError, HypercompressError
+from hypercompress.generator import ANALYTIC
+from hypercompress.specs import Unit
+
+GENERATOR = "kfac"  # the only one whose energies are nats; a hypernetwork starts from it
+CSV, PNG = "pareto.csv", "pareto.png"
+SHOWN = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # rows of the table
+KEPT = 500  # points of each curve in the files; large networks have a hundred thousand
+
+Curves = Mapping[Unit, Sequence[ParetoPoint]]
+
+
+def folder(arguments: Namespace) -> Path:
+    """Where the files go: the folder given, else the one that OUT lies in, else the current one."""
+    if arguments.pareto:
+        return Path(arguments.pareto)
+    return Path() if arguments.out is None else Path(arguments.out.parent)
+
+
+def check(arguments: Namespace) -> None:
+    """There are data, energies in nats and room for the files.
+
+    Raises:
+        GeneratorError, ArtefactError: not so.
+    """
+    if arguments.pareto is None:
+        return
+    where = folder(arguments)
+    present = [str(where / name) for name in (CSV, PNG) if (where / name).exists()]
+    checks.require(
+        lambda: _measured(arguments), lambda: checks.writable(where), lambda: _free(present, arguments.overwrite)
+    )
+
+
+def _measured(arguments: Namespace) -> None:
+    if arguments.data is None:
+        raise HypercompressError(
+            "received --pareto without data; expected images to predict the KL from; pass --data DATA"
+        )
+    if arguments.generator in ANALYTIC and not ANALYTIC[arguments.generator].nats:
+        raise GeneratorError(
+            f"received --pareto with --generator {arguments.generator}, whose energies are no nats of KL; expected "
+            "auto, hypernet or kfac; drop one of the two options"
+        )
+
+
+def _free(present: Sequence[str], overwrite: bool) -> None:
+    if present and not overwrite:
+        raise ArtefactError(
+            f"received --pareto for {' and '.join(present)}, which exist; expected new files; choose another folder or "
+            "pass --overwrite"
+        )
+
+
+def write(plan: Plan, where: Path, overwrite: bool, terminal: Terminal) -> dict[str, Any]:
+    """Print the table, write both files and return all of it for ``--json``."""
+    generator = ANALYTIC[GENERATOR]
+    energies = generator.energies(generator.frames(plan.spec, plan.sketches))
+    curves = {unit: thinned(cleaned(pareto(plan.spec, energies, unit))) for unit in Unit}
+    _free([str(where / name) for name in (CSV, PNG) if (where / name).exists()], overwrite)
+    replace_files({where / CSV: as_csv(curves).encode(), where / PNG: as_png(curves)})
+    terminal.show(as_table(curves))
+    terminal.show(f"saved: {where / CSV}, {where / PNG}")
+    points = {str(unit): [vars(point) for point in curve] for unit, curve in curves.items()}
+    return {"csv": str(where / CSV), "png": str(where / PNG), **points}
+
+
+def cleaned(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
+    """What rounding leaves of a KL that is zero becomes zero."""
+    noise = 1e-12 * points[0].predicted_kl
+    return [point if point.predicted_kl > noise else ParetoPoint(point.share, 0.0) for point in points]
+
+
+def best_within(points: Sequence[ParetoPoint], share: float) -> ParetoPoint | None:
+    """The last point whose share is at most ``share``; ``None`` below the first."""
+    index = bisect_right(points, share + 1e-9, key=lambda point: point.share)
+    return points[index - 1] if index else None
+
+
+def thinned(points: Sequence[ParetoPoint], kept: int = KEPT) -> list[ParetoPoint]:
+    """At most ``kept`` points, evenly spread over the share; the first and the last are among them."""
+    if len(points) <= kept:
+        return list(points)
+    found = (best_within(points, share) for share in np.linspace(points[0].share, points[-1].share, kept))
+    return list(dict.fromkeys(point for point in found if point is not None))
+
+
+def as_table(curves: Curves) -> Table:
+    """Predicted KL of the best student within each share; a dash where no rank is low enough."""
+    table = Table("budget", *(f"predicted KL, --{unit} (nats)" for unit in curves))
+    for share in SHOWN:
+        found = [best_within(points, share) for points in curves.values()]
+        if any(found):
+            table.add_row(f"{share:g}", *("-" if point is None else f"{point.predicted_kl:.4g}" for point in found))
+    return table
+
+
+def as_csv(curves: Curves) -> str:
+    """Columns ``unit``, ``share`` (of the teacher) and ``predicted_kl`` (nats)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("unit", "share", "predicted_kl"))
+    writer.writerows((unit, point.share, point.predicted_kl) for unit, points in curves.items() for point in points)
+    return text.getvalue()
+
+
+def as_png(curves: Curves) -> bytes:
+    """Both curves in one picture, the KL on a logarithmic axis."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for unit, points in curves.items():
+        shown = [point for point in points if point.predicted_kl > 0]  # the teacher itself is at minus infinity
+        axes.plot([p.share for p in shown], [p.predicted_kl for p in shown], drawstyle="steps-post", label=str(unit))
+    axes.set(xlabel="share of the teacher", ylabel="predicted KL (nats)", yscale="log", xlim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    return picture.getvalue()
+
+
+def replace_files(contents: Mapping[Path, bytes]) -> None:
+    """Write every file beside its place first, then move them all in, so that no half of one is ever seen.
+
+    Raises:
+        ArtefactError: the disk refuses.
+    """
+    moves: list[Callable[[], object]] = []
+    staged: list[Path] = []
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.new-", dir=path.parent)
+            staged.append(Path(name))
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            staged[-1].chmod(0o644)
+            moves.append(lambda source=staged[-1], target=path: source.replace(target))  # type: ignore[misc]
+        for move in moves:
+            move()
+    except OSError as error:
+        raise ArtefactError(
+            f"received '{error}' while writing {', '.join(map(str, contents))}; expected room and permission there; "
+            "choose another folder"
+        ) from error
+    finally:
+        for path in staged:
+            path.unlink(missing_ok=True)

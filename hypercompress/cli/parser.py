@@ -1,0 +1,155 @@
+"""The words of the command line and their help."""
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+from hypercompress.errors import HypercompressError
+
+MODEL = "timm name (resnet50.a1_in1k, hf-hub:REPOSITORY, local-dir:FOLDER) or a student folder"
+DATA = (
+    "image folder (class sub-folders: labelled; flat: unlabelled; train/ beside val/ or test/: both splits), or "
+    "NAME[:ROOT] of a registered data set"
+)
+EXAMPLES = {
+    "generate": """\
+examples:
+  hypercompress generate resnet18.a1_in1k student --params 0.4 --data photos
+  hypercompress generate resnet18 student --macs 0.5 --checkpoint weights.safetensors \\
+      --model-args '{"num_classes": 10, "in_chans": 1}' --input-size 1 28 28 --mean 0.286 --std 0.353 \\
+      --data fashion_mnist_mini
+  hypercompress generate resnet18.a1_in1k --pareto plots --data photos     which budget is worth it?""",
+    "evaluate": """\
+examples:
+  hypercompress evaluate student --data photos
+  hypercompress evaluate student --data photos --against resnet18.a1_in1k --json""",
+    "report": """\
+example:
+  hypercompress report student""",
+}
+
+
+class UsageError(HypercompressError):
+    """Words that are no command line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that a mistake is one line and no usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"received an unusable command line ({message}); expected its usage; run {self.prog} --help")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the console script."""
+    parser = Parser(
+        prog="hypercompress",
+        description="Compact low-rank students of trained vision models, generated in one pass.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=version("hypercompress"))
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _generate(_command(commands, "generate", "generate a student of a model; nothing is trained"))
+    _evaluate(_command(commands, "evaluate", "accuracy of a student, and how close it is to its teacher"))
+    report = _command(commands, "report", "print the report of a student: every layer with status, rank and size")
+    report.add_argument("student", metavar="STUDENT", help="student folder")
+    _run(report)
+    return parser
+
+
+def _command(commands: "argparse._SubParsersAction[Parser]", name: str, summary: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=EXAMPLES[name],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="student folder to write")
+    budget = parser.add_argument_group("budget", "One share of the whole teacher in (0, 1], met from below.")
+    budget.add_argument("--params", type=float, metavar="SHARE", help="share of the parameters, such as 0.4")
+    budget.add_argument("--macs", type=float, metavar="SHARE", help="share of the multiply-accumulates")
+    budget.add_argument("--latency", type=float, metavar="SHARE", help="share of the running time (not available yet)")
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--generator",
+        default="auto",
+        metavar="auto|hypernet|svd|whitened|kfac|prior|PATH",
+        help="what generates the student; PATH: folder of a meta-trained hypernetwork (default: auto, which prints its "
+        "choice). whitened and kfac need --data",
+    )
+    method.add_argument("--no-norms", action="store_true", help="never re-estimate BatchNorm moments")
+    method.add_argument(
+        "--pareto",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="also print the predicted KL against size for the whole range of budgets, and write it to DIR/pareto.csv "
+        "and DIR/pareto.png (default DIR: the folder that OUT lies in, or the current one). Needs --data. Without a "
+        "budget only this is done: no student is built and OUT is not written. Put it after MODEL and OUT",
+    )
+    _model(parser, "MODEL")
+    data = _data(parser, "train split; a part is held out to measure fidelity")
+    data.add_argument("--images", type=int, default=1024, metavar="N", help="calibration images (default: 1024)")
+    data.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images in a batch, at most (default: 32)"
+    )
+    run = _run(parser)
+    run.add_argument("--overwrite", action="store_true", help="replace what is there already")
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("student", metavar="STUDENT", help=f"student folder, or a model: {MODEL}")
+    parser.add_argument("--against", metavar="MODEL", help=f"the teacher to compare with: {MODEL}")
+    _model(parser, "--against, or of STUDENT if that names a timm model and --against is not given")
+    data = _data(parser, "val or test split", required=True)
+    data.add_argument("--images", type=int, metavar="N", help="a random subset of so many images (default: all)")
+    data.add_argument("--batch-size", type=int, default=64, metavar="N", help="images in a batch (default: 64)")
+    _run(parser)
+
+
+def _model(parser: argparse.ArgumentParser, whose: str) -> None:
+    group = parser.add_argument_group(f"weights and arguments of {whose}")
+    group.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="weights: .safetensors, or .pth/.pt (read as data, never as code)",
+    )
+    group.add_argument(
+        "--model-args",
+        metavar="JSON",
+        help='arguments of the timm model, such as \'{"num_classes": 10, "in_chans": 1}\'',
+    )
+    group.add_argument("--no-pretrained", action="store_true", help="do not load pretrained weights from the hub")
+
+
+def _data(parser: argparse.ArgumentParser, split: str, *, required: bool = False) -> "argparse._ArgumentGroup":
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", metavar="DATA", required=required, help=f"{DATA} ({split})")
+    group.add_argument(
+        "--input-size", nargs=3, type=int, metavar=("C", "H", "W"), help="of the images (default: the model's own)"
+    )
+    for name in ("mean", "std"):
+        group.add_argument(
+            f"--{name}",
+            nargs="+",
+            type=float,
+            metavar="V",
+            help="one value, or one for each channel (default: the model's)",
+        )
+    return group
+
+
+def _run(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    group = parser.add_argument_group("run")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)")
+    group.add_argument("--device", metavar="cpu|cuda[:N]", help="where to compute (default: cuda if there is one)")
+    group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return group

@@ -1,0 +1,262 @@
+"""Meta-training of the hypernetwork on a zoo of trained teachers.
+
+Each rank draws its own teacher, budget and images for each step from a generator seeded by (seed, rank, step), so a run
+is the same whatever happened before the step, and a resumed one goes on as if it had never stopped.
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from hypercompress.data import Preprocess
+from hypercompress.errors import DataError
+from hypercompress.generator import HypernetConfig, Hypernetwork, save_hypernetwork
+from hypercompress.meta import Case, Objective, evaluate_case, generate, meta_loss, prepare_case, sample_budget
+from hypercompress.models import load_model
+from hypercompress.specs import Budget, Unit
+from lightning_modules.data import CachedImages, open_part
+from lightning_modules.teacher import Optimization, require_finite
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What the steps are drawn from.
+
+    Args:
+        images: images in a batch.
+        calibration: images behind each teacher's curvature.
+        look_ahead: distillation steps to choose from; 0 is the student as generated.
+        free: share of the steps without data, in [0, 1].
+        validation: images of the held-out part on which students are judged.
+        validation_steps: distillation steps of the look-ahead column of the validation.
+    """
+
+    images: int = 64
+    calibration: int = 1024
+    look_ahead: tuple[int, ...] = (0, 0, 5)
+    free: float = 0.3
+    validation: int = 512
+    validation_steps: int = 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """A teacher of the zoo with its images at hand."""
+
+    case: Case
+    train: Tensor
+    held_out: Tensor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the zoo's index."""
+
+    name: str
+    folder: Path
+    data: str
+    split: str
+
+
+def read_index(zoo: Path) -> list[Entry]:
+    """Rows of ``zoo.csv``: name, data and split (``train`` or ``heldout``); each teacher is a folder beside it.
+
+    Raises:
+        DataError: no index, or no teacher to train on.
+    """
+    path = zoo / "zoo.csv"
+    if not path.is_file():
+        raise DataError(f"received {zoo} without zoo.csv; expected a zoo; run python -m lightning_modules.zoo first")
+    with path.open(newline="") as file:
+        rows = [Entry(r["name"], zoo / r["name"], r["data"], r["split"]) for r in csv.DictReader(file)]
+    if not any(row.split == "train" for row in rows):
+        raise DataError(f"received {path} without a teacher of split 'train'; expected at least one; build the zoo")
+    return rows
+
+
+class Steps(IterableDataset[int]):
+    """The numbers of the steps to come, from ``start``."""
+
+    def __init__(self, start: int, count: int) -> None:
+        self.start, self.count = start, count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.count))
+
+
+class EpisodeModule(LightningDataModule):
+    """Feeds step numbers; the system draws everything else itself."""
+
+    def train_dataloader(self) -> DataLoader[int]:
+        """One number per optimiser step, the first being the step that the run is at."""
+        assert self.trainer is not None
+        return DataLoader(Steps(self.trainer.global_step, int(self.trainer.max_steps)), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[int]:
+        """One number: validation is one pass over all teachers."""
+        return DataLoader(Steps(0, 1), batch_size=None)
+
+
+class MetaTraining(LightningModule):
+    """Trains a hypernetwork; at the end rank zero writes its folder.
+
+    Args:
+        zoo: folder of `lightning_modules.zoo`.
+        out: folder for the hypernetwork of the best validation so far.
+        network: shape of the hypernetwork.
+        objective: what a step minimises.
+        episodes: what the steps are drawn from.
+        optimization: optimiser and schedule.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        zoo: Path,
+        out: Path,
+        network: HypernetConfig | None = None,
+        objective: Objective | None = None,
+        episodes: Episodes | None = None,
+        optimization: Optimization | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.zoo, self.out, self.seed = Path(zoo), Path(out), seed
+        self.network = Hypernetwork(network)
+        self.objective, self.episodes = objective or Objective(), episodes or Episodes()
+        self.optimization = optimization or Optimization("adamw", 1e-3, 1e-2, warmup=0.05)
+        self.members: dict[str, list[Member]] = {}
+        self.best = math.inf
+        self.curve: list[dict[str, float]] = []
+
+    def setup(self, stage: str) -> None:
+        """Load every teacher and measure its curvature, once."""
+        if self.members:
+            return
+        for entry in read_index(self.zoo):
+            rank_zero_info(f"zoo: {entry.name} ({entry.split})")
+            self.members.setdefault(entry.split, []).append(self._member(entry))
+
+    def _member(self, entry: Entry) -> Member:
+        teacher, _ = load_model(str(entry.folder))
+        preprocess = Preprocess.of(teacher)
+        train, held_out = (_images(entry.data, preprocess, part) for part in (True, False))
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
+        calibration = train[chosen[: self.episodes.calibration]]
+        case = prepare_case(entry.name, teacher.to(self.device), calibration.to(self.device).split(128))
+        return Member(case, train[chosen[self.episodes.calibration :]], held_out[: self.episodes.validation])
+
+    def training_step(self, step: int, batch_idx: int) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, step)) % 2**63)
+        members = self.members["train"]
+        member = members[_draw(len(members), generator)]
+        budget = sample_budget(member.case, generator)
+        steps = self.episodes.look_ahead[_draw(len(self.episodes.look_ahead), generator)]
+        measured = float(torch.rand((), generator=generator)) >= self.episodes.free
+        batches = [self._batch(member, generator) for _ in range(steps + 1)]
+        emission, regression = generate(self.network, member.case, budget, steps, measured=measured)
+        loss, kl = meta_loss(member.case, emission, batches, self.objective)
+        loss = loss + self.objective.curvature * regression
+        require_finite(loss, self.global_step)
+        mode = f"{'data' if measured else 'free'}_{steps}"
+        self.log_dict({"train/loss": loss, f"train/kl_{mode}": kl}, prog_bar=False, batch_size=1)
+        return loss
+
+    def _batch(self, member: Member, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(member.train), (self.episodes.images,), generator=generator)
+        return member.train[chosen].to(self.device)
+
+    def validation_step(self, step: int, batch_idx: int) -> None:
+        """Mean log ratio of the KL to the analytic start's, on every teacher of both splits; below 0 is better."""
+        row: dict[str, float] = {"step": float(self.global_step)}
+        for split, members in self.members.items():
+            columns: dict[str, list[float]] = {}
+            for member in members:
+                for key, value in self._judge(member, look_ahead=split != "train").items():
+                    columns.setdefault(key, []).append(value)
+            row.update({f"val/{split}_{key}": math.fsum(v) / len(v) for key, v in columns.items()})
+        self.log_dict({k: v for k, v in row.items() if k != "step"}, batch_size=1, sync_dist=True)
+        rank_zero_info(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
+        if not self.trainer.sanity_checking:
+            self.curve.append(row)
+            self._keep(row)
+
+    def _judge(self, member: Member, *, look_ahead: bool) -> dict[str, float]:
+        images = list(member.held_out.to(self.device).split(256))
+        generator = torch.Generator().manual_seed(self.seed)
+        steps = [self._batch(member, generator) for _ in range(self.episodes.validation_steps)] if look_ahead else []
+        found: dict[str, list[float]] = {}
+        for budget in validation_budgets(member.case):
+            for measured in (True, False):
+                for ahead in ((), steps) if measured and look_ahead else ((),):
+                    ours, base = (
+                        evaluate_case(
+                            self.network,
+                            member.case,
+                            budget,
+                            images,
+                            steps_batches=ahead,
+                            measured=measured,
+                            strength=strength,
+                            objective=self.objective,
+                        )
+                        for strength in (1.0, 0.0)
+                    )
+                    key = f"{'data' if measured else 'free'}_{len(ahead)}"
+                    found.setdefault(key, []).append(math.log((ours + 1e-3) / (base + 1e-3)))
+        return {key: math.fsum(values) / len(values) for key, values in found.items()}
+
+    def _keep(self, row: dict[str, float]) -> None:
+        """Write the network if it is the best on the teachers it was not trained on."""
+        split = "heldout" if "heldout" in self.members else "train"
+        score = math.fsum(value for key, value in row.items() if key.startswith(f"val/{split}"))
+        if score < self.best and self.trainer.is_global_zero:
+            self.best = score
+            card: dict[str, Any] = {
+                "step": self.global_step,
+                "seed": self.seed,
+                "objective": asdict(self.objective),
+                "episodes": asdict(self.episodes),
+                "teachers": {split: [m.case.name for m in members] for split, members in self.members.items()},
+                "curve": self.curve,
+            }
+            save_hypernetwork(self.network, self.out, card)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return self.optimization.configure([self.network], int(self.trainer.max_steps))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The best score and the curve so far go on with a resumed run."""
+        checkpoint["meta_training"] = {"best": self.best, "curve": self.curve}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.best, self.curve = checkpoint["meta_training"]["best"], checkpoint["meta_training"]["curve"]
+
+
+def validation_budgets(case: Case) -> Sequence[Budget]:
+    """A hard, a middling and an easy budget of parameters, and a middling one of multiply-accumulates."""
+    low, high = case.shares[Unit.PARAMS]
+    shares = [low * (high / low) ** place for place in (0.25, 0.5, 0.75)]
+    few, many = case.shares[Unit.MACS]
+    return [*(Budget(params=share) for share in shares), Budget(macs=few * (many / few) ** 0.5)]
+
+
+def _images(data: str, preprocess: Preprocess, train: bool) -> Tensor:
+    part = open_part(data, preprocess, train, "none")
+    if not isinstance(part, CachedImages):
+        raise DataError(f"received {data}, too large to keep in memory; expected a small set for meta-training")
+    return part.images
+
+
+def _draw(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
