@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hypercompress.errors import BudgetError
@@ -44,7 +45,8 @@ class _Curve:
 
     spec: LayerSpec
     unit: Unit
-    tail: np.ndarray  # tail[r] = energy lost at rank r
+    energy: NDArray[np.float64]
+    tail: NDArray[np.float64]  # tail[r] = energy lost at rank r
     rank: int | None = 1
 
     @property
@@ -62,13 +64,15 @@ class _Curve:
     def segments(self, index: int) -> list[_Segment]:
         """The hull from rank 1 to dense, slopes not increasing."""
         top = self.spec.max_rank
-        steps = [(float(self.tail[r - 1] - self.tail[r]), self.step, r) for r in range(2, top + 1)]
+        steps = [(float(self.energy[r - 1]), self.step, r) for r in range(2, top + 1)]
         gain, cost = float(self.tail[top]), self.spec.dense_cost(self.unit) - top * self.step
         while steps and gain * steps[-1][1] > steps[-1][0] * cost:
             last = steps.pop()
             gain, cost = gain + last[0], cost + last[1]
         hull = [_Segment(g / c, index, r, c, g) for g, c, r in steps]
-        return [*hull, _Segment(gain / cost, index, None, cost, gain)]
+        # Rounding must not lift the last slope above the one before: the order of a layer's own steps matters.
+        slope = min(gain / cost, hull[-1].slope) if hull else gain / cost
+        return [*hull, _Segment(slope, index, None, cost, gain)]
 
     def moves(self, room: int) -> list[tuple[float, int | None]]:
         """Single steps that fit into ``room``, as (gain per cost, new rank)."""
@@ -76,7 +80,7 @@ class _Curve:
             return []
         found: list[tuple[float, int | None]] = []
         if self.rank < self.spec.max_rank and self.step <= room:
-            found.append((float(self.tail[self.rank] - self.tail[self.rank + 1]) / self.step, self.rank + 1))
+            found.append((float(self.energy[self.rank]) / self.step, self.rank + 1))
         rest = self.spec.dense_cost(self.unit) - self.cost
         if rest <= room:
             found.append((self.loss / rest, None))
@@ -89,7 +93,7 @@ def _curves(spec: ModelSpec, energies: Energies, unit: Unit) -> list[_Curve]:
         energy = energies[layer.name].detach().double().cpu().numpy()
         # Energies only order the steps, so a curve that is not convex is replaced by its running minimum.
         energy = np.minimum.accumulate(energy)
-        curves.append(_Curve(layer, unit, np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])))
+        curves.append(_Curve(layer, unit, energy, np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])))
     return curves
 
 
@@ -118,11 +122,11 @@ def allocate(spec: ModelSpec, energies: Energies, budget: Budget, *, nats: bool)
     unit, total = budget.unit, spec.total(budget.unit)
     curves = _curves(spec, energies, unit)
     floor = _fixed_cost(spec, unit) + sum(curve.cost for curve in curves)
-    room = int(budget.share * total + 1e-9) - floor
+    room = int(round(budget.share * total, 3)) - floor  # a share that is a cost divided by the total means that cost
     if room < 0:
         raise BudgetError(
-            f"received a {unit} budget of {budget.share:g}; expected between {_ceil(floor / total)} and 1 for this model "
-            f"({len(curves)} layers can be factored, rank 1 in each is the least); choose a share in that range"
+            f"received a {unit} budget of {budget.share:g}; expected between {_ceil(floor / total)} and 1 for this "
+            f"model ({len(curves)} layers can be factored, rank 1 in each is the least); choose a share in that range"
         )
     blocked: set[int] = set()
     for segment in _ordered(curves):
@@ -154,7 +158,9 @@ def _fill(curves: list[_Curve], room: int) -> None:
 
 def predicted_kl(spec: ModelSpec, energies: Energies, ranks: Mapping[str, int]) -> float:
     """Nats of KL that the additive model predicts for given ranks; ``energies`` in nats (twice)."""
-    return sum(float(energies[layer.name][ranks[layer.name] :].sum()) / 2 for layer in spec.candidates if layer.name in ranks)
+    return sum(
+        float(energies[layer.name][ranks[layer.name] :].sum()) / 2 for layer in spec.candidates if layer.name in ranks
+    )
 
 
 def pareto(spec: ModelSpec, energies: Energies, unit: Unit) -> list[ParetoPoint]:

@@ -1,9 +1,9 @@
 """A student folder on disk: data only, hashed, and written all or nothing.
 
-    config.json         format version, architecture, ranks, SHA-256 of the weights
-    model.safetensors   every parameter and buffer; tied tensors once
-    report.json         what was compressed and how well
-    README.md           the model card
+config.json         format version, architecture, ranks, SHA-256 of the weights
+model.safetensors   every parameter and buffer; tied tensors once
+report.json         what was compressed and how well
+README.md           the model card
 """
 
 import contextlib
@@ -129,7 +129,7 @@ def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
     """Tensors that are one and the same are stored under their first name; the others become aliases."""
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
-    first: dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], str] = {}
+    first: dict[Any, str] = {}
     for name, tensor in state.items():
         key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
         if tensor.numel() and key in first:
@@ -177,8 +177,13 @@ def load(folder: Path) -> Saved:
         state = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise ArtefactError(f"received a corrupt {folder / WEIGHTS} ({error}); copy the folder again") from error
-    for alias, name in config["aliases"].items():
-        state[alias] = state[name]
+    try:
+        state.update({alias: state[name] for alias, name in config["aliases"].items()})
+    except KeyError as error:
+        raise ArtefactError(
+            f"received {folder / CONFIG} with an alias of {error}, which {WEIGHTS} lacks; expected the folder as it "
+            "was saved; copy it again"
+        ) from error
     return Saved(config, report, state)
 
 
@@ -191,8 +196,8 @@ def load_state(model: nn.Module, saved: Saved, folder: Path) -> None:
     faults += [f"{n} is {got[n]} not {expected[n]}" for n in expected.keys() & got.keys() if expected[n] != got[n]]
     if faults:
         raise ArtefactError(
-            f"received {folder} whose weights do not fit its network: {'; '.join(sorted(faults))}; expected the network "
-            "that was saved; check the skeleton and the timm version"
+            f"received {folder} whose weights do not fit its network: {'; '.join(sorted(faults))}; expected the "
+            "network that was saved; check the skeleton and the timm version"
         )
     model.load_state_dict(saved.state, strict=True)
 
@@ -201,7 +206,15 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """README.md of a student folder: what it is, how small, how close, how to load it."""
     architecture = config["architecture"]
     name = architecture["name"] if architecture else "a custom network"
-    lines = ["---", "library_name: hypercompress", "tags: [low-rank, compression]", "---", "", f"# Student of {name}", ""]
+    lines = [
+        "---",
+        "library_name: hypercompress",
+        "tags: [low-rank, compression]",
+        "---",
+        "",
+        f"# Student of {name}",
+        "",
+    ]
     if report:
         teacher, student, budget = report["teacher"], report["student"], report["budget"]
         lines += [
@@ -210,11 +223,20 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
             f"| teacher | {teacher['params']:,} | {teacher['macs']:,} | {teacher['bytes']:,} |",
             f"| student | {student['params']:,} | {student['macs']:,} | {student['bytes']:,} |",
             "",
-            f"Budget: {budget['target']:g} of the teacher's {budget['unit']}, achieved {budget['achieved']:.4f}. "
-            f"Generator: {report['generator']['name']}, strength {report['generator']['strength']:g}.",
+            (
+                f"Budget: {budget['target']:g} of the teacher's {budget['unit']}, achieved {budget['achieved']:.4f}. "
+                f"Generator: {report['generator']['name']}, strength {report['generator']['strength']:g}."
+            ),
         ]
         if report.get("fidelity"):
             lines += ["", "Fidelity: " + ", ".join(f"{k} {v}" for k, v in report["fidelity"].items() if v is not None)]
     argument = "" if architecture else ", skeleton=YourModel()"
-    lines += ["", "```python", "import hypercompress", f'student = hypercompress.from_pretrained("."{argument})', "```", ""]
+    lines += [
+        "",
+        "```python",
+        "import hypercompress",
+        f'student = hypercompress.from_pretrained("."{argument})',
+        "```",
+        "",
+    ]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from hypercompress.errors import DataError, GeneratorError, ModelError
 from hypercompress.fidelity import compare, reestimate_norms
 from hypercompress.generator import Generator, HypernetGenerator, load_generator
 from hypercompress.guard import STRENGTHS, choose
-from hypercompress.inspection import ForwardFn, call_model, inspect
+from hypercompress.inspection import ForwardFn, inspect
 from hypercompress.report import make_report
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Generation, ModelSpec
@@ -145,7 +145,7 @@ def prepare(
     return Plan(teacher, spec, sketches, split, chosen)
 
 
-def compress(
+def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     teacher: nn.Module,
     budget: Budget,
     data: Iterable[Any] | None = None,
@@ -180,9 +180,7 @@ def compress(
         >>> student = compress(teacher, Budget(params=0.4), data=loader)  # doctest: +SKIP
     """
     start = time.perf_counter()
-    plan = prepare(
-        teacher, data, generator, example=example, forward_fn=forward_fn, seed=seed, progress=progress
-    )
+    plan = prepare(teacher, data, generator, example=example, forward_fn=forward_fn, seed=seed, progress=progress)
     return finish(plan, budget, forward_fn=forward_fn, architecture=architecture, norms=norms, start=start)
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.errors import DataError, NonFiniteError
+from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.inspection import ForwardFn, call_model, evaluating
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 
@@ -69,7 +69,7 @@ def pad_input(x: Tensor, layer: LayerSpec) -> Tensor:
 
 @dataclass
 class _Sums:
-    """Running sums of one layer; float32 on the model's device, divided once at the end."""
+    """Running sums of one layer; at least float32, on the model's device, divided once at the end."""
 
     signal: Tensor
     fisher: Tensor
@@ -86,7 +86,7 @@ class _Recorder:
         bias = getattr(module, "bias", None)
         self.bias = bias.detach() if isinstance(bias, Tensor) else None
         m = layer.full_rank
-        zeros = self.weight.new_zeros(m, m, dtype=torch.float32)
+        zeros = self.weight.new_zeros(m, m, dtype=torch.promote_types(self.weight.dtype, torch.float32))
         self.sums = _Sums(zeros, zeros.clone(), zeros.new_zeros(m))
 
     def forward(self, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -96,12 +96,18 @@ class _Recorder:
                 rows = rows if self.bias is None else rows - self.bias
             else:
                 rows = input_rows(self.layer, inputs[0])
+            rows = rows.to(self.sums.signal.dtype)
             self.sums.signal.addmm_(rows.T, rows)
             self.sums.mean += rows.sum(0)
             self.sums.rows += rows.shape[0]
         # Adding zero changes no value and puts the output on a graph that starts at the anchor, so that the
         # backward pass needs gradients neither of the (perhaps frozen) parameters nor of the (perhaps integer) input.
         output = output + self.anchor
+        if not output.requires_grad:
+            raise ModelError(
+                f"received a model that runs {self.layer.name} under torch.no_grad; expected a forward that gradients "
+                "can pass; curvature is measured by a backward pass"
+            )
         output.register_hook(self.backward)
         return output
 
@@ -109,14 +115,14 @@ class _Recorder:
         rows = output_rows(self.layer, gradient.detach())
         if self.layer.side is Side.INPUT:
             rows = rows @ self.weight
+        rows = rows.to(self.sums.fisher.dtype)
         self.sums.fisher.addmm_(rows.T, rows)
 
     def finish(self, samples: int) -> Curvature:
-        gram = self.weight @ self.weight.T if self.layer.side is Side.OUTPUT else self.weight.T @ self.weight
         sums = self.sums
-        return Curvature(
-            self.layer.side, sums.signal / sums.rows, sums.fisher / samples, gram.float(), sums.mean / sums.rows
-        )
+        weight = self.weight.to(sums.signal.dtype)
+        gram = weight @ weight.T if self.layer.side is Side.OUTPUT else weight.T @ weight
+        return Curvature(self.layer.side, sums.signal / sums.rows, sums.fisher / samples, gram, sums.mean / sums.rows)
 
 
 def sampled_log_likelihood(output: Tensor, generator: torch.Generator) -> Float[Tensor, ""]:
@@ -151,6 +157,7 @@ def measure(
 
     Raises:
         DataError: ``batches`` is empty. NonFiniteError: NaN or infinity in a batch or in the model's output.
+        ModelError: part of the model runs under ``torch.no_grad``.
     """
     forward_fn = forward_fn or call_model
     modules = dict(model.named_modules())

@@ -1,5 +1,6 @@
 """How close a student is to its teacher, measured: agreement, KL, and accuracy where there are labels."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ class Fidelity:
 
     Args:
         agreement: share of images on which both name the same class (NaN-free; ``None`` if outputs are no logits).
-        kl: mean of KL(teacher || student) in nats.
+        kl: mean of KL(teacher || student) in nats; infinity if the student gave NaN anywhere.
         top1_teacher, top1_student: accuracy; ``None`` without labels.
         images: number of images measured.
     """
@@ -51,7 +52,7 @@ def compare(
     """
     forward_fn = forward_fn or call_model
     names = ("agreement", "kl", "top1_teacher", "top1_student")
-    means = {name: MeanMetric().to(next(teacher.parameters()).device) for name in names}
+    means = {name: MeanMetric(nan_strategy=math.inf).to(next(teacher.parameters()).device) for name in names}
     images, labelled = 0, True
     with evaluating(teacher), evaluating(student):
         for batch in batches:

@@ -1,7 +1,7 @@
 """Never worse than the safe choice: pick on one held-out split, confirm on another.
 
-The first candidate is always the safe one (strength 0 of a hypernetwork, norms as they are). Another is taken only if it
-has the least KL on the selection split *and* beats the safe one on the confirmation split, which no choice has seen.
+The first candidate is always the safe one (strength 0 of a hypernetwork, norms as they are). Another is taken only if
+it has the least KL on the selection split *and* beats the safe one on the confirmation split, which no choice has seen.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,10 +29,7 @@ def choose(
         candidates: builders, called one at a time; the first is the safe choice.
         select, confirm: two disjoint lists of held-out batches.
     """
-    losses = []
-    for build in candidates:
-        kl = compare(teacher, build(), select, forward_fn).kl
-        losses.append(kl if kl == kl else float("inf"))
+    losses = [compare(teacher, build(), select, forward_fn).kl for build in candidates]
     best = min(range(len(losses)), key=losses.__getitem__)
     if best == 0:
         return 0

@@ -64,14 +64,42 @@ class _Trace:
 
     order: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    producers: dict[int, str] = field(default_factory=dict)
-    followers: dict[str, str] = field(default_factory=dict)
+    producers: dict[int, tuple[str, int]] = field(default_factory=dict)  # output's id -> its layer, its version
+    readings: dict[str, set[str | None]] = field(default_factory=lambda: defaultdict(set))  # norm -> what it read
     feeders: dict[str, str] = field(default_factory=dict)
     readers: dict[str, str] = field(default_factory=dict)
     keep: list[Any] = field(default_factory=list)  # tensors kept alive, so that an id means one tensor
     stack: list[str] = field(default_factory=list)
     last_norm: str | None = None
     macs: int = 0
+
+    def enter(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Before ``module`` runs."""
+        self.stack.append(name)
+        self.order.setdefault(name, len(self.order))
+        if isinstance(module, NORMS):
+            # An output that was changed in place since (an in-place activation) is no longer the layer's own.
+            source, version = self.producers.get(id(inputs[0]), (None, 0)) if inputs else (None, 0)
+            self.readings[name].add(source if source is None or inputs[0]._version == version else None)
+        if self.last_norm is not None:
+            self.feeders.setdefault(name, self.last_norm)
+
+    def leave(self, name: str, module: nn.Module, output: Any, batch: int) -> None:
+        """After ``module`` ran."""
+        self.stack.pop()
+        if isinstance(module, NORMS):
+            self.last_norm = name
+        if isinstance(output, Tensor) and type(module) in (nn.Linear, nn.Conv2d):
+            self.producers[id(output)] = (name, output._version)
+            self.keep.append(output)
+            channels = output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1]
+            # A layer may also run on something without a batch axis (a table of positions): never less than one.
+            self.positions[name] += max(1, output.numel() // (channels * batch))
+
+    def follower(self, name: str) -> str | None:
+        """The norm that reads the output of layer ``name``, if exactly one does and reads nothing else."""
+        found = [norm for norm, sources in self.readings.items() if name in sources]
+        return found[0] if len(found) == 1 and len(self.readings[found[0]]) == 1 else None
 
 
 class _WeightReads(TorchFunctionMode):
@@ -114,34 +142,15 @@ def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
     modules = {name: module for name, module in model.named_modules() if name}
     owners = {id(module.weight): name for name, module in modules.items() if type(module) in (nn.Linear, nn.Conv2d)}
 
-    def before(name: str, module: nn.Module) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            trace.stack.append(name)
-            trace.order.setdefault(name, len(trace.order))
-            source = trace.producers.get(id(inputs[0])) if inputs else None
-            if isinstance(module, NORMS) and source is not None:
-                trace.followers.setdefault(source, name)
-            if trace.last_norm is not None:
-                trace.feeders.setdefault(name, trace.last_norm)
+    def before(name: str) -> Callable[..., None]:
+        return lambda module, inputs: trace.enter(name, module, inputs)
 
-        return hook
-
-    def after(name: str, module: nn.Module) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            trace.stack.pop()
-            if isinstance(module, NORMS):
-                trace.last_norm = name
-            if isinstance(output, Tensor) and type(module) in (nn.Linear, nn.Conv2d):
-                trace.producers[id(output)] = name
-                trace.keep.append(output)
-                channels = output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1]
-                trace.positions[name] += output.numel() // (channels * batch)
-
-        return hook
+    def after(name: str) -> Callable[..., None]:
+        return lambda module, _inputs, output: trace.leave(name, module, output, batch)
 
     for name, module in modules.items():
-        handles.append(module.register_forward_pre_hook(before(name, module)))
-        handles.append(module.register_forward_hook(after(name, module)))
+        handles.append(module.register_forward_pre_hook(before(name)))
+        handles.append(module.register_forward_hook(after(name)))
     counter = FlopCounterMode(display=False)
     try:
         with evaluating(model), torch.no_grad(), counter, _WeightReads(trace, owners):
@@ -177,6 +186,8 @@ def _judge(name: str, module: nn.Module, trace: _Trace, tied: Mapping[int, list[
         if all(p.squeeze().ndim < 2 for p in own):
             return Status.KEPT, "vectors only, no matrix"
         return Status.UNSUPPORTED, f"{type(module).__name__} is not exactly nn.Linear or nn.Conv2d"
+    if "weight" not in module._parameters:
+        return Status.UNSUPPORTED, "its weight is computed anew in each pass (weight norm, spectral norm, pruning)"
     if name in trace.readers:
         return Status.UNSUPPORTED, f"its weight is read directly by {trace.readers[name]}"
     if name not in trace.order:
@@ -216,7 +227,7 @@ def _layer(name: str, module: nn.Module, trace: _Trace, tied: Mapping[int, list[
         depth=trace.order.get(name, -1),
         bias=getattr(module, "bias", None) is not None,
         conv=_geometry(module) if isinstance(module, nn.Conv2d) else None,
-        follower=trace.followers.get(name),
+        follower=trace.follower(name),
         feeder=trace.feeders.get(name),
     )
     if status is Status.FACTORED and layer.max_rank == 0:

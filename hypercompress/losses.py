@@ -1,11 +1,12 @@
 """Distillation losses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def distillation_kl(
@@ -30,3 +31,19 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Float[
         for ours, theirs in zip(student, teacher, strict=True)
     ]
     return torch.stack(terms).mean()
+
+
+@contextmanager
+def watching(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
+    """Collects the outputs of the named modules of one forward pass after another."""
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        seen.append(output)
+
+    handles = [model.get_submodule(name).register_forward_hook(keep) for name in names]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

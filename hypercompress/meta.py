@@ -1,15 +1,14 @@
 """One meta-training step as a pure function of a hypernetwork, a teacher and a batch.
 
-The student is never built: the teacher is called with generated weights (`torch.func.functional_call`). The loss is the
-KL to the teacher plus a share of un-pooled feature error, at the generated weights or, with look-ahead, after k steps of
-distillation from them. Look-ahead is first order (FOMAML, Finn et al. 2017, sec. 5.2): the gradient with respect to the
-*matrix* ``expand @ reduce`` at the adapted point is applied at the generated one. The matrix, and not the factors, because
-a discarded direction has no gradient in the factors: that is how a rank can grow.
+The student is never built: the teacher is called with generated weights (`torch.func.functional_call`). The loss is
+the KL to the teacher plus a share of un-pooled feature error, at the generated weights or, with look-ahead, after k
+steps of distillation from them. Look-ahead is first order (FOMAML, Finn et al. 2017, sec. 5.2): the gradient with
+respect to the *matrix* ``expand @ reduce`` at the adapted point is applied at the generated one. The matrix, and not
+the factors, because a discarded direction has no gradient in the factors: that is how a rank can grow.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hypercompress.allocation import pareto
+from hypercompress.factorize import balanced
 from hypercompress.generator.emission import Emission, Start, corrected, emit, start_of
 from hypercompress.generator.hypernetwork import Hypernetwork, channel_changes, on_device, tokens_of
 from hypercompress.generator.protocol import Sketches
 from hypercompress.inspection import inspect
-from hypercompress.losses import distillation_kl, feature_loss
+from hypercompress.losses import distillation_kl, feature_loss, watching
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, ModelSpec, Side, Unit
 
@@ -93,8 +93,8 @@ def prepare_case(
     for unit in Unit:
         points = pareto(spec, exact[True].energies, unit)
         easiest = next((p.share for p in points if p.predicted_kl < easiest_kl), 1.0)
-        hardest = points[0].share * 1.02
-        shares[unit] = (min(hardest, easiest * 0.9), easiest)
+        least = points[0].share
+        shares[unit] = (max(least, min(least * 1.02, easiest * 0.9)), easiest)
     places = [spec.candidates[round(i)] for i in torch.linspace(1, len(spec.candidates) - 1, watched).tolist()]
     names = tuple(dict.fromkeys(layer.follower or layer.name for layer in places))
     return Case(name, teacher, spec, starts, sketches, names, shares)
@@ -157,22 +157,6 @@ def matrices(emission: Emission) -> dict[str, Tensor]:
     return found
 
 
-@contextmanager
-def watching(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
-    """Collects the outputs of the named modules of one forward pass after another."""
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        seen.append(output)
-
-    handles = [model.get_submodule(name).register_forward_hook(keep) for name in names]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def student_loss(
     case: Case, parameters: Mapping[str, Tensor], images: Tensor, objective: Objective
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -233,9 +217,9 @@ def meta_loss(
     loss, kl = student_loss(case, parameters, batches[-1], objective)
     loss = (loss + objective.floor).log()
     keys = [*leaves.values(), *outer.values()]
-    gradients = torch.autograd.grad(loss, keys, allow_unused=True)
+    gradients = torch.autograd.grad(loss, keys, materialize_grads=True)
     generated = [*products.values(), *(others[n] for n in outer)]
-    terms = [(g.detach() * t).sum() for g, t in zip(gradients, generated, strict=True) if g is not None]
+    terms = [(g.detach() * t).sum() for g, t in zip(gradients, generated, strict=True)]
     surrogate = torch.stack(terms).sum()
     # The value is the loss, the gradient the surrogate's.
     return loss.detach() + surrogate - surrogate.detach(), float(kl.detach())
@@ -252,10 +236,8 @@ def _adapt(
     expand, reduce = {}, {}
     for name, layer in emission.layers.items():
         keep = slice(None) if layer.mask is None else slice(0, emission.plan.ranks[name])
-        ratio = (layer.reduce[keep].norm(dim=1) / layer.expand[:, keep].norm(dim=0).clamp_min(1e-20)).sqrt().detach()
-        ratio = ratio.clamp_min(1e-10)
-        expand[name] = (layer.expand[:, keep].detach() * ratio).requires_grad_()
-        reduce[name] = (layer.reduce[keep].detach() / ratio[:, None]).requires_grad_()
+        pair = balanced(layer.expand[:, keep].detach(), layer.reduce[keep].detach())
+        expand[name], reduce[name] = pair.expand.requires_grad_(), pair.reduce.requires_grad_()
     point = _Point(expand, reduce, {n: t.detach().clone().requires_grad_() for n, t in others.items()})
     if not batches or not point.tensors():
         return point

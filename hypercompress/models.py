@@ -35,7 +35,8 @@ def load_model(
         pretrained_cfg: entries laid over the model's own, such as ``{"mean": [0.5], "std": [0.5]}``.
 
     Returns:
-        the model in evaluation mode (of a student folder the network inside), and its architecture if timm can build it.
+        the model in evaluation mode (of a student folder the network inside), and its architecture if timm can build
+        it.
 
     Raises:
         ModelError: an unknown name, or arguments that do not fit. ArtefactError: a folder that cannot be loaded.
@@ -47,8 +48,8 @@ def load_model(
         )
     if checkpoint is not None or model_args:
         raise ModelError(
-            f"received the student folder {text} with a checkpoint or model arguments; expected the folder alone, which "
-            "brings its own; drop them or name a timm model"
+            f"received the student folder {text} with a checkpoint or model arguments; expected the folder alone, "
+            "which brings its own; drop them or name a timm model"
         )
     student: Student = from_pretrained(text)
     return student.model, student.architecture

@@ -41,9 +41,7 @@ def sketch(
     """
     modules = dict(model.named_modules())
     curvatures = (
-        {}
-        if batches is None
-        else measure(model, spec, batches, forward_fn=forward_fn, seed=seed, progress=progress)
+        {} if batches is None else measure(model, spec, batches, forward_fn=forward_fn, seed=seed, progress=progress)
     )
 
     def statistics(name: str | None) -> NormStatistics | None:

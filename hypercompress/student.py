@@ -35,6 +35,7 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training
         self.architecture = architecture
         self.report = dict(report or {})
 
@@ -68,7 +69,8 @@ class Student(nn.Module):
         The product is computed in float64, so outputs differ from the student's by float32 rounding of one layer each.
         """
         model = copy.deepcopy(self.model)
-        for name, layer in low_rank_layers(model).items():
+        # Deepest first: of a student of a student the factors may be factored in turn.
+        for name, layer in reversed(low_rank_layers(model).items()):
             replace_module(model, name, layer.to_dense())
         return model
 
@@ -87,7 +89,7 @@ class Student(nn.Module):
         """
         artefact.save(
             Path(folder),
-            state={name: tensor for name, tensor in self.model.state_dict().items()},
+            state=self.model.state_dict(),
             config={"architecture": _as_json(self.architecture), "ranks": self.ranks},
             report=self.report,
             overwrite=overwrite,

@@ -64,7 +64,7 @@ def tokenize(
         steps: distillation steps that will follow.
     """
     candidates = spec.candidates
-    totals = torch.stack([energies[layer.name].sum().double() for layer in candidates]).cpu()
+    totals = torch.tensor([float(energies[layer.name].sum()) for layer in candidates], dtype=torch.float64)
     mean_total = float(totals.log().mean().exp()) if len(totals) else 1.0
     lost = [_lost(energies[layer.name], start.ranks.get(layer.name)) for layer in candidates]
     level = _water_level(candidates, energies, start, budget.unit)
@@ -127,7 +127,7 @@ def _shape(layer: LayerSpec, spec: ModelSpec, unit: Unit) -> list[float]:
         math.log2(layer.out / layer.d) / 4,
         math.log2(max(layer.positions, 1)) / 12,
         float(strided),
-        layer.depth / max(1, max(other.depth for other in spec.layers)),
+        layer.depth / max(1, *(other.depth for other in spec.layers)),
         math.log10(layer.dense_params / max(spec.params, 1) + 1e-6) / 4,
         math.log10(layer.dense_macs / max(spec.macs, 1) + 1e-6) / 4,
         math.log10(layer.rank_cost(unit) / max(spec.total(unit), 1) + 1e-8) / 6,
@@ -200,10 +200,8 @@ def _table(
     return torch.stack(values, dim=1).float().cpu()
 
 
-def channel_features(
-    layer: LayerSpec, sketch: Sketch, guess: Float[Tensor, " m"]
-) -> Float[Tensor, "m f_channel"]:
-    """Per channel of the layer's smaller side: its guessed curvature, its weights' norm, and what its norm says of it."""
+def channel_features(layer: LayerSpec, sketch: Sketch, guess: Float[Tensor, " m"]) -> Float[Tensor, "m f_channel"]:
+    """Per channel of the layer's smaller side: guessed curvature, norm of its weights, what its norm layer says."""
     weight = sketch.weight.double()
     outside = layer.out <= layer.d
     norms = weight.norm(dim=1) if outside else weight.norm(dim=0)

@@ -105,8 +105,6 @@ def check_finite(model: nn.Module, source: str) -> None:
     bad = [key for key, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise NonFiniteError(
-            f"received weights of {source} with NaN or infinity in {', '.join(bad)}; expected finite numbers; use another "
-            "checkpoint"
+            f"received weights of {source} with NaN or infinity in {', '.join(bad)}; expected finite numbers; use "
+            "another checkpoint"
         )
-
-

@@ -33,7 +33,7 @@ def require(*checks: Callable[[], object]) -> None:
         raise HypercompressError("; also ".join(map(str, faults)))
 
 
-def common(arguments: Namespace) -> tuple[Callable[[], object], ...]:
+def common(arguments: Namespace, *, batch_size: int = 1) -> tuple[Callable[[], object], ...]:
     """The checks of what every command that runs a model has."""
     return (
         lambda: model_args(arguments.model_args),
@@ -41,7 +41,7 @@ def common(arguments: Namespace) -> tuple[Callable[[], object], ...]:
         lambda: data(arguments.data),
         lambda: preprocessing(arguments.input_size, arguments.mean, arguments.std),
         lambda: device(arguments.device),
-        lambda: at_least("--batch-size", arguments.batch_size, 1),
+        lambda: at_least("--batch-size", arguments.batch_size, batch_size),
         lambda: at_least("--images", arguments.images, 1),
         lambda: at_least("--seed", arguments.seed, 0),
     )

@@ -8,6 +8,7 @@ traceback.
 import os
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
@@ -34,11 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = make_parser().parse_args(argv)
+    except SystemExit as leave:  # --help and --version
+        return int(leave.code or 0)
+    except HypercompressError as error:
+        return failed(f"error: {error}")
+    return run(arguments)
+
+
+def run(arguments: Namespace) -> int:
+    """Run a command that has been parsed."""
+    try:
         with one_line_warnings():
             COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
-    except SystemExit as leave:  # --help and --version
-        return int(leave.code or 0)
+    except SystemExit:  # rich's own answer to a reader that went away
+        return 141
     except KeyboardInterrupt:
         return failed("interrupted", 130)
     except HypercompressError as error:
@@ -53,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except OSError as error:
         return failed(
-            f"error: received '{error}' from the system; expected files that can be read and written; check it"
+            f"error: received '{error}' from the system; expected files that can be read and written; "
+            "check space and permission"
         )
     return 0
 

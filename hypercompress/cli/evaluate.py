@@ -48,7 +48,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         teacher, _ = inputs.load(source, preprocess.input_size)
     inputs.show_preprocessing(terminal, preprocess, overrides, "STUDENT")
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
-    shapes = [inputs.output_shape(model.to(device), preprocess.input_size) for model in (student, teacher) if model]
+    models = [model.to(device) for model in (student, teacher) if model is not None]
+    shapes = [inputs.output_shape(model, preprocess.input_size) for model in models]
     if len(set(shapes)) > 1:
         raise ModelError(
             f"received outputs of {list(shapes[0])} from {arguments.student} and {list(shapes[1])} from "

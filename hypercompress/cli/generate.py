@@ -33,7 +33,7 @@ def generate(arguments: Namespace) -> None:
         lambda: _output(arguments),
         lambda: _generator(arguments),
         lambda: pareto.check(arguments),
-        *checks.common(arguments),
+        *checks.common(arguments, batch_size=2),
     )
     torch.manual_seed(arguments.seed)
     with Terminal(arguments.json) as terminal:
@@ -147,7 +147,8 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
     if fidelity["images"]:
         terminal.note(
             "measured",
-            f"KL {fidelity['kl']:.4g} nats, agreement {fidelity['agreement']:.4f} on {fidelity['images']} held-out images",
+            f"KL {fidelity['kl']:.4g} nats, agreement {fidelity['agreement']:.4f} on {fidelity['images']} held-out "
+            "images",
         )
     terminal.note("strength of the hypernetwork", f"{report['generator']['strength']:g}")
     terminal.note("norm moments", str(report["norms"]))

@@ -13,12 +13,13 @@ from hypercompress.architecture.names import one_line
 from hypercompress.cli.terminal import Terminal
 from hypercompress.compress import to_device
 from hypercompress.data import ImageData, Preprocess, loader
-from hypercompress.errors import HypercompressError, ModelError
+from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import evaluating, inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
 from hypercompress.specs import ModelSpec
 from hypercompress.student import from_pretrained
 
+LEAST_IMAGES = 6
 LEAST_BATCHES = 16  # the calibration images are cut finer where there are few, so that held-out batches exist
 
 
@@ -144,11 +145,19 @@ def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
 def calibration(images: ImageData, *, limit: int, batch_size: int, seed: int) -> tuple[Iterable[Any], int, int]:
     """Shuffled batches (folders are sorted by class), the number of images and the size of a batch.
 
-    No batch holds a single image where that can be avoided: a BatchNorm cannot estimate moments from one position.
+    No batch holds a single image: a BatchNorm cannot estimate moments from one position.
+
+    Raises:
+        DataError: too few images for three batches of two.
     """
     count = min(limit, len(images))
-    size = min(batch_size, max(2, count // LEAST_BATCHES)) if count >= 6 else max(1, count)
-    if count > size > 1 and count % size == 1:
+    if count < LEAST_IMAGES:
+        raise DataError(
+            f"received {count} calibration images; expected at least {LEAST_IMAGES}, because some are held out; add "
+            "images or raise --images"
+        )
+    size = min(batch_size, max(2, count // LEAST_BATCHES))
+    if count % size == 1:
         count -= 1
     return loader(images, batch_size=size, shuffle=True, seed=seed, limit=count), count, size
 

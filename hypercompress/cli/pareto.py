@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from hypercompress.allocation import ParetoPoint, pareto
@@ -49,7 +47,10 @@ def check(arguments: Namespace) -> None:
     where = folder(arguments)
     present = [str(where / name) for name in (CSV, PNG) if (where / name).exists()]
     checks.require(
-        lambda: _measured(arguments), lambda: checks.writable(where), lambda: _free(present, arguments.overwrite)
+        lambda: _measured(arguments),
+        lambda: _in_nats(arguments),
+        lambda: checks.writable(where),
+        lambda: _free(present, arguments.overwrite),
     )
 
 
@@ -58,6 +59,9 @@ def _measured(arguments: Namespace) -> None:
         raise HypercompressError(
             "received --pareto without data; expected images to predict the KL from; pass --data DATA"
         )
+
+
+def _in_nats(arguments: Namespace) -> None:
     if arguments.generator in ANALYTIC and not ANALYTIC[arguments.generator].nats:
         raise GeneratorError(
             f"received --pareto with --generator {arguments.generator}, whose energies are no nats of KL; expected "
@@ -102,7 +106,8 @@ def thinned(points: Sequence[ParetoPoint], kept: int = KEPT) -> list[ParetoPoint
     """At most ``kept`` points, evenly spread over the share; the first and the last are among them."""
     if len(points) <= kept:
         return list(points)
-    found = (best_within(points, share) for share in np.linspace(points[0].share, points[-1].share, kept))
+    inner = np.linspace(points[0].share, points[-1].share, kept)[1:-1]
+    found = [points[0], *(best_within(points, share) for share in inner), points[-1]]
     return list(dict.fromkeys(point for point in found if point is not None))
 
 
@@ -127,6 +132,9 @@ def as_csv(curves: Curves) -> str:
 
 def as_png(curves: Curves) -> bytes:
     """Both curves in one picture, the KL on a logarithmic axis."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

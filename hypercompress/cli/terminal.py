@@ -5,10 +5,12 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+WIDE = 200  # columns of a file or a pipe, where a table need not fit a screen
 
 
 class Terminal:
@@ -20,7 +22,7 @@ class Terminal:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.out = Console(markup=False, highlight=False, soft_wrap=True)
+        self.out = Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
         self.bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -34,7 +36,7 @@ class Terminal:
         )
         self.task: TaskID | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Terminal":
         self.bar.start()
         return self
 

@@ -17,8 +17,7 @@ class _LowRank(nn.Sequential):
 
     @property
     def bias(self) -> Tensor | None:
-        bias = self.expand.bias
-        assert bias is None or isinstance(bias, Tensor)
+        bias: Tensor | None = self.expand.bias  # type: ignore[assignment]
         return bias
 
 
@@ -115,9 +114,9 @@ def fill(layer: LowRank, factors: LayerFactors, bias: Tensor | None) -> None:
     for part, value in ((layer.reduce, factors.reduce), (layer.expand, factors.expand)):
         assert isinstance(part.weight, Tensor)
         part.weight.copy_(value.reshape(part.weight.shape))
-    value = bias if factors.bias is None else factors.bias
-    if layer.bias is not None and value is not None:
-        layer.bias.copy_(value)
+    new = bias if factors.bias is None else factors.bias
+    if layer.bias is not None and new is not None:
+        layer.bias.copy_(new)
 
 
 def _matrix(module: nn.Module) -> Tensor:
@@ -131,8 +130,10 @@ def _pair(value: tuple[int, ...]) -> tuple[int, int]:
 
 @torch.no_grad()
 def _filled(dense: _Dense, low: LowRank) -> _Dense:
-    dense = dense.to(low.weight.device, low.weight.dtype)
-    dense.weight.copy_(low.weight)
-    if dense.bias is not None and low.bias is not None:
-        dense.bias.copy_(low.bias)
+    expand, reduce = _matrix(low.expand), _matrix(low.reduce)
+    dense = dense.to(expand.device, expand.dtype).train(low.training)
+    state = {"weight": (expand.double() @ reduce.double()).reshape(dense.weight.shape)}
+    if low.bias is not None:
+        state["bias"] = low.bias
+    dense.load_state_dict(state)
     return dense

@@ -83,9 +83,12 @@ def lost_output(
 
 
 def balanced(expand: Float[Tensor, "out r"], reduce: Float[Tensor, "r d"]) -> LayerFactors:
-    """Scale each direction to equal norms in both factors: the product stays, gradient descent is better conditioned."""
-    ratio = (reduce.norm(dim=1) / expand.norm(dim=0).clamp_min(torch.finfo(expand.dtype).tiny)).sqrt()
-    ratio = torch.where(ratio > 0, ratio, torch.ones_like(ratio))
+    """Scale each direction to equal norms in both factors: same product, better conditioned gradient descent."""
+    inward, outward = reduce.norm(dim=1), expand.norm(dim=0)
+    tiny = torch.finfo(expand.dtype).tiny
+    ratio = inward.sqrt() / outward.clamp_min(tiny).sqrt()
+    # Where one factor is zero the other stays as it is, so that the direction can still learn.
+    ratio = torch.where((inward > tiny) & (outward > tiny), ratio, torch.ones_like(ratio))
     return LayerFactors(expand * ratio, reduce / ratio[:, None])
 
 
@@ -97,7 +100,7 @@ def damped(matrix: Float[Tensor, "m m"], reference: Float[Tensor, "m m"], dampin
 
 
 def roots(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, "m m"], Float[Tensor, "m m"]]:
-    """``A^(1/2)`` and ``A^(-1/2)`` of a symmetric positive matrix; eigenvalues below 1e-12 of the largest are raised."""
+    """``A^(1/2)`` and ``A^(-1/2)`` of a symmetric positive matrix; eigenvalues are at least 1e-12 of the largest."""
     values, vectors = torch.linalg.eigh(matrix)
     values = values.clamp_min(float(values[-1]) * 1e-12).sqrt()
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
@@ -136,7 +139,7 @@ def weighted_frame(curvature: Curvature, metric: Metric) -> Frame:
     outside = curvature.side is Side.OUTPUT
     if metric.centred:
         signal = signal - torch.outer(curvature.mean.double(), curvature.mean.double())
-    # On the output side S is seen through W (its identity is the Gram matrix) and G is bare; on the input side the reverse.
+    # On the output side S is seen through W (its identity is the Gram matrix) and G is bare; else the reverse.
     near_signal, near_fisher = (gram, identity) if outside else (identity, gram)
     s = damped(signal, near_signal, metric.damping) if metric.signal else near_signal
     g = damped(fisher, near_fisher, metric.damping) if metric.fisher else near_fisher

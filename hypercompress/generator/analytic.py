@@ -10,10 +10,10 @@ from torch import Tensor
 
 from hypercompress.allocation import allocate
 from hypercompress.errors import GeneratorError
-from hypercompress.factorize import Frame, Metric, plain_frame, weighted_frame
+from hypercompress.factorize import Metric, plain_frame, weighted_frame
 from hypercompress.generator.prior import prior_curvature
 from hypercompress.generator.protocol import Frames, Sketches
-from hypercompress.specs import Budget, Curvature, Factors, Generation, LayerFactors, LayerSpec, ModelSpec, Sketch
+from hypercompress.specs import Budget, Curvature, Factors, Generation, LayerSpec, ModelSpec, Sketch
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,7 @@ class AnalyticGenerator:
     def generate(self, spec: ModelSpec, sketches: Sketches, budget: Budget) -> Generation:
         frames = self.frames(spec, sketches)
         plan = allocate(spec, self.energies(frames), budget, nats=self.nats)
-        means = (
-            {} if self.metric is None else {n: c.mean for n, c in self.curvatures(spec, sketches).items()}
-        )
+        means = {} if self.metric is None else {n: c.mean for n, c in self.curvatures(spec, sketches).items()}
         layers, deltas = {}, {}
         for layer in spec.candidates:
             if layer.name not in plan.ranks:
@@ -114,7 +112,8 @@ def absorb(
     if sketch.bias is not None:
         return (sketch.bias.to(lost.dtype) + lost).to(sketch.bias.dtype), {}
     norm, name = sketch.follower, layer.follower
-    assert norm is not None and name is not None  # absorbs() holds
+    assert norm is not None  # absorbs() holds
+    assert name is not None
     scale = norm.weight.to(lost.dtype)
     grown = scale * spread
     back = grown / (norm.variance.to(lost.dtype) + norm.eps).sqrt() * lost

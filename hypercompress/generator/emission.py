@@ -1,7 +1,7 @@
 """From the hypernetwork's outputs to factors: the analytic generator, bent.
 
-Everything here is differentiable in the outputs. Ranks are integers; their gradient is a straight-through sigmoid on how
-far each direction lies above the water level, and the level moves such that the cost of the kept directions is
+Everything here is differentiable in the outputs. Ranks are integers; their gradient is a straight-through sigmoid on
+how far each direction lies above the water level, and the level moves such that the cost of the kept directions is
 constant: the gradient trades layers against each other and never asks for a larger budget.
 
 Letters: ``k`` directions carried along (the rank at inference; beyond it in training, so that discarded directions
@@ -63,12 +63,15 @@ def corrected(spec: ModelSpec, sketches: Sketches, start: Start, changes: Mappin
     curvatures, frames = {}, {}
     assert start.base.metric is not None
     for layer in spec.candidates:
-        guess, factor = start.curvatures[layer.name], changes[layer.name].double().exp()
+        guess, factor = (
+            start.curvatures[layer.name],
+            changes[layer.name].to(start.curvatures[layer.name].signal.device).double().exp(),
+        )
         if guess.side is Side.OUTPUT:
             fisher, signal = torch.diag(guess.fisher.diagonal() * factor), guess.signal
-        else:
-            mean = torch.outer(guess.mean, guess.mean)
-            signal, fisher = torch.diag((guess.signal - mean).diagonal() * factor) + mean, guess.fisher
+        else:  # written as a change, so that a factor of 1 leaves every bit as it is
+            variance = guess.signal.diagonal() - guess.mean**2
+            signal, fisher = guess.signal + torch.diag(variance * (factor - 1)), guess.fisher
         curvature = Curvature(guess.side, signal, fisher, guess.gram, guess.mean)
         curvatures[layer.name] = curvature
         frames[layer.name] = weighted_frame(curvature, start.base.metric_for(layer, sketches[layer.name]))
@@ -138,20 +141,18 @@ def emit(
     return Emission(layers, deltas, plan)
 
 
-def straight_through(
-    spec: ModelSpec, scored: Mapping[str, Tensor], plan: RankPlan
-) -> dict[str, Float[Tensor, " k"]]:
+def straight_through(spec: ModelSpec, scored: Mapping[str, Tensor], plan: RankPlan) -> dict[str, Float[Tensor, " k"]]:
     """A 0/1 mask over the carried directions of each factored layer, with the gradient of the module docstring."""
     layers = [layer for layer in spec.candidates if layer.name in plan.ranks]
     if not layers:
         return {}
     heights, hards, costs = [], [], []
     for layer in layers:
-        rank, cost = plan.ranks[layer.name], layer.rank_cost(plan.unit)
-        height = (scored[layer.name][: carried(layer, rank)].clamp_min(1e-300) / cost).log()
+        rank, step = plan.ranks[layer.name], layer.rank_cost(plan.unit)
+        height = (scored[layer.name][: carried(layer, rank)].clamp_min(1e-300) / step).log()
         heights.append(height)
         hards.append((torch.arange(len(height), device=height.device) < rank).to(height.dtype))
-        costs.append(torch.full_like(height, cost))
+        costs.append(torch.full_like(height, step))
     height, hard, cost = torch.cat(heights), torch.cat(hards), torch.cat(costs)
     kept, lost = height[hard > 0].detach(), height[hard == 0].detach()
     level = (kept.quantile(0.1) + lost.quantile(0.9)) / 2 if len(lost) else kept.min()
@@ -181,7 +182,7 @@ def _layer(
     weight = sketch.weight
     dtype = frame.left.dtype
     left, right = rotated(frame, start.curvatures[layer.name].gram, rank, outputs.rotation[index].to(dtype), mask)
-    gain = outputs.gain[index].to(dtype)[bands(layer.full_rank, rank)[: left.shape[1]].to(weight.device)]
+    gain = outputs.gain[index].to(left)[bands(layer.full_rank, rank)[: left.shape[1]].to(left.device)]
     left = left * (1 + gain)
     bias, deltas = _norm_and_bias(
         layer, sketch, start, left[:, :rank], right[:rank], outputs.shift[index], outputs.spread[index]

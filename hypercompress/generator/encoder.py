@@ -30,7 +30,8 @@ class Block(nn.Module):
         q, k, v = rearrange(self.qkv(self.norm_attention(x)), "t (three h c) -> three h t c", three=3, h=self.heads)
         mixed = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias[None])[0]
         x = x + self.out(rearrange(mixed, "h t c -> t (h c)"))
-        return x + self.mlp(self.norm_mlp(x))
+        widened: Tensor = self.mlp(self.norm_mlp(x))
+        return x + widened
 
 
 class Encoder(nn.Module):
@@ -54,10 +55,13 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, tokens: Tokens) -> tuple[Float[Tensor, "n width"], Float[Tensor, "n b width"]]:
-        layers = self.embed_layer(tokens.layers)
-        sketches = self.embed_sketch(tokens.sketches) + self.band + layers[:, None]
-        x = torch.cat([self.embed_budget(tokens.budget)[None], layers, rearrange(sketches, "n b c -> (n b) c")])
-        bias = self.bias(tokens.order)
+        device = self.band.device
+        layers: Tensor = self.embed_layer(tokens.layers.to(device))
+        sketches = self.embed_sketch(tokens.sketches.to(device)) + self.band + layers[:, None]
+        x = torch.cat(
+            [self.embed_budget(tokens.budget.to(device))[None], layers, rearrange(sketches, "n b c -> (n b) c")]
+        )
+        bias = self.bias(tokens.order.to(device))
         for block in self.blocks:
             x = block(x, bias)
         x, n = self.norm(x), len(layers)

@@ -80,9 +80,8 @@ class Heads(nn.Module):
             states=layers,
         )
 
-    def channels(
-        self, features: Float[Tensor, "m f_channel"], state: Float[Tensor, " width"]
-    ) -> Float[Tensor, " m"]:
+    def channels(self, features: Float[Tensor, "m f_channel"], state: Float[Tensor, " width"]) -> Float[Tensor, " m"]:
         """Log change of the guessed curvature of each channel of one layer's smaller side."""
         joined = torch.cat([features, state.expand(len(features), -1)], dim=1)
-        return self.channel(joined).squeeze(-1).tanh() * self.config.curvature_bound
+        change: Tensor = self.channel(joined).squeeze(-1).tanh() * self.config.curvature_bound
+        return change

@@ -31,7 +31,8 @@ class Hypernetwork(nn.Module):
 
     def forward(self, tokens: Tokens, measured: bool) -> Outputs:
         layers, sketches = self.encoder(tokens)
-        return self.heads(layers, sketches, measured)
+        outputs: Outputs = self.heads(layers, sketches, measured)
+        return outputs
 
 
 def tokens_of(spec: ModelSpec, sketches: Sketches, start: Start, budget: Budget, steps: int) -> Tokens:

@@ -18,7 +18,8 @@ class Generator(Protocol):
         name: as on the command line and in the report.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def generate(self, spec: ModelSpec, sketches: Sketches, budget: Budget) -> Generation:
         """Factors and ranks that meet ``budget``.

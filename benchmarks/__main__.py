@@ -1,0 +1,37 @@
+"""All numbers of the README, one program after the other.
+
+    python -m benchmarks --assets ASSETS [--teacher FOLDER]        (or: make bench ARGS='--assets ASSETS')
+
+ASSETS holds ``FashionMNIST/raw``, ``photos/{train,val}`` and ``efficientnet_lite0.safetensors``. The teacher is trained
+if none is given. Two CPU cores, about two hours.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import efficientnet_lite0, generate_cost, pilot, resnet18
+from benchmarks.common import say
+from benchmarks.teacher import train_teacher
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=Path, required=True, help="folder with images and pretrained weights")
+    parser.add_argument("--teacher", type=Path, metavar="FOLDER", help="trained ResNet-18 (default: train it)")
+    options = parser.parse_args(words)
+    data = f"fashion_mnist:{options.assets}"
+    common = ["--data", data, "--teacher", str(options.teacher or train_teacher(data))]
+    say("== time and memory of generate")
+    generate_cost.main(common)
+    say("== the recipe of the distillation")
+    pilot.main(common)
+    say("== ResNet-18")
+    resnet18.main(common)
+    say("== EfficientNet-Lite0")
+    efficientnet_lite0.main(["--assets", str(options.assets)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""What the benchmark programs share: images as tensors, result tables that survive an interruption, and their stamp.
+
+Shape letters: ``n`` images; ``c h w`` channels, height and width of one image; ``k`` classes.
+"""
+
+import csv
+import datetime
+import hashlib
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from hypercompress.data import Preprocess, loader, open_data
+from hypercompress.fidelity import Fidelity, compare
+from hypercompress.inspection import call_model, evaluating, inspect
+from hypercompress.specs import Budget, ModelSpec
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BATCH = 500  # images in a batch of evaluation
+
+
+@dataclass(frozen=True)
+class Set:
+    """Images in memory, with the teacher's answers once they are known.
+
+    Args:
+        images, labels: the prepared set.
+        logits: the teacher's logits.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
+    logits: Float[Tensor, "n k"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, chosen: Int64[Tensor, " m"] | slice) -> "Set":
+        """The images at these places."""
+        return Set(self.images[chosen], self.labels[chosen], self.logits[chosen])
+
+    def batches(self, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Images, labels and teacher's logits, in order."""
+        return zip(self.images.split(size), self.labels.split(size), self.logits.split(size), strict=True)
+
+
+def read_set(teacher: nn.Module, text: str, *, train: bool, limit: int | None = None) -> Set:
+    """A data set as the teacher wants it, with the teacher's logits.
+
+    Args:
+        text: as DATA on the command line.
+        train: the training images, else the held-out ones.
+        limit: a random subset of so many images, the same on each call.
+    """
+    data = open_data(text, Preprocess.of(teacher), train=train)
+    parts = list(loader(data, batch_size=BATCH, limit=limit))
+    images, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    with evaluating(teacher), torch.no_grad():
+        logits = torch.cat([call_model(teacher, batch) for batch in images.split(BATCH)])
+    return Set(images, labels, logits)
+
+
+def fidelity(teacher: nn.Module, student: nn.Module, test: Set) -> Fidelity:
+    """`hypercompress.fidelity.compare`, with the teacher's logits read instead of computed again."""
+
+    def known(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return batch[2] if model is teacher else call_model(model, batch)
+
+    return compare(teacher, student, test.batches(), known)
+
+
+def budget_of(spec: ModelSpec, share: float) -> Budget:
+    """The budget of the whole teacher that leaves ``share`` of the parameters of the layers that may be factored."""
+    dense = sum(layer.dense_params for layer in spec.candidates)
+    return Budget(params=(spec.params - dense + share * dense) / spec.params)
+
+
+def size_of(model: nn.Module, example: Float[Tensor, "n c h w"]) -> tuple[int, int]:
+    """Parameters, and multiply-accumulates of one image."""
+    spec = inspect(model, example)
+    return spec.params, spec.macs
+
+
+def digest(folder: Path) -> str:
+    """Eight letters that name the weights in a folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+
+
+def stamp() -> dict[str, str]:
+    """Date, commit (``+``: with changes that are not committed), hardware and versions: the last columns of a row."""
+    commit = _git("rev-parse", "--short", "HEAD") or "none"
+    changed = "+" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results") else ""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit + changed,
+        "hardware": f"{processor()}, {torch.get_num_threads()} threads",
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}",
+    }
+
+
+def processor() -> str:
+    """Name of the processor; Python knows it on some systems only."""
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git(*words: str) -> str:
+    command = ["git", *words]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
+class Results:
+    """A CSV that is written row by row, so that an interrupted program goes on where it was.
+
+    A row is found again by its key and by ``weights``, a name of the weights that went into it; a row of the same key
+    made from other weights is replaced.
+
+    Args:
+        path: the file; made with its folder.
+        key: columns that name a row.
+    """
+
+    def __init__(self, path: Path, key: Sequence[str]) -> None:
+        self.path, self.key = path, tuple(key)
+        self.rows: list[dict[str, str]] = []
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def has(self, row: Mapping[str, Any]) -> bool:
+        """Whether this key is there, made from these weights."""
+        wanted = {name: cell(row[name]) for name in (*self.key, "weights")}
+        return any(all(old.get(name) == value for name, value in wanted.items()) for old in self.rows)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Put the row, with a stamp, and write the file whole: a kill leaves the old one."""
+        new = {name: cell(value) for name, value in {**row, **stamp()}.items()}
+        places = [i for i, old in enumerate(self.rows) if all(old[name] == new[name] for name in self.key)]
+        self.rows = [old for i, old in enumerate(self.rows) if i not in places]
+        self.rows.append(new)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_suffix(".csv.new")
+        with draft.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(new), restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        draft.replace(self.path)
+
+    def numbers(self, column: str, **chosen: Any) -> list[float]:
+        """The numbers of a column in the rows with these values."""
+        rows = [row for row in self.rows if all(row[name] == cell(value) for name, value in chosen.items())]
+        return [float(row[column]) for row in rows if row[column]]
+
+
+def cell(value: Any) -> str:
+    """How a value stands in a CSV: floats with six digits."""
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def spread(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
+    """Mean, and standard deviation over seeds where there are several; a dash for none."""
+    scaled = [value * scale for value in values]
+    if not scaled:
+        return "-"
+    deviation = f" ± {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else ""
+    return f"{statistics.fmean(scaled):.{digits}f}{deviation}"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a README."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def say(text: str) -> None:
+    """One line of progress, at once."""
+    print(text, flush=True)

@@ -1,0 +1,149 @@
+"""The numbers of ResNet-18 on Fashion-MNIST: every generator at every size, and what 200 steps of distillation add.
+
+    python -m benchmarks.resnet18 --data fashion_mnist:ROOT [--teacher FOLDER] [--seeds 3] [--out benchmarks/results]
+
+Without ``--teacher`` the teacher is trained first by ``configs/teacher.yaml`` (3 epochs). Sizes are shares of the
+parameters of the layers that may be factored. Each seed draws its own 1,024 training images for the statistics and its
+own order of distillation; accuracy is on all 10,000 test images. Writes ``resnet18.csv``, ``resnet18_distilled.csv``
+and ``resnet18.png`` and prints the tables. Rows that are there are not made again, so an interrupted run goes on;
+delete a file to start over. Two CPU cores, about an hour and a half for three seeds.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.common import RESULTS, Results, Set, budget_of, digest, read_set, say
+from benchmarks.distillation import RECIPE, Recipe, distilled, from_random
+from benchmarks.figures import resnet18_figure, resnet18_tables
+from benchmarks.pruning import prune
+from benchmarks.sweep import KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
+from benchmarks.teacher import train_teacher
+from hypercompress.architecture import Architecture
+from hypercompress.compress import Plan, finish, prepare
+from hypercompress.fidelity import reestimate_norms
+from hypercompress.models import load_model
+
+SHARES = (0.25, 0.125, 0.0625, 0.05, 0.03, 0.02, 0.01)
+DISTILLED = ("kfac", "hypernet", "whitened", "svd", "random", "torch-pruning")
+DISTILLED_SHARE = 0.01
+IMAGES = 1024
+LARGER = (241_000, 766_000)  # parameters; further sizes of Torch-Pruning
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every measurement needs.
+
+    Args:
+        teacher, architecture: the network and how to build it again.
+        train: all training images, from which calibration images are drawn and with which students are distilled.
+        test: the images that are measured on.
+        weights: digest of the teacher's weights.
+        generators: where the generators come from.
+        images: calibration images.
+        recipe: of the distillation.
+    """
+
+    teacher: nn.Module
+    architecture: Architecture | None
+    train: Set
+    test: Set
+    weights: str
+    generators: Generators
+    images: int = IMAGES
+    recipe: Recipe = RECIPE
+
+    def calibration(self, seed: int) -> Set:
+        """The images of a seed for the statistics."""
+        chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        return self.train.subset(chosen[: self.images])
+
+    def measure(self, seed: int | None) -> Plan:
+        """The statistics of a seed; ``None``: without data."""
+        batches = None if seed is None else self.calibration(seed).images.split(64)
+        return prepare(self.teacher, batches, "svd", example=self.test.images[:2], seed=seed or 0)
+
+    def sweep(self, shares: Sequence[float]) -> Sweep:
+        """All generators at these sizes."""
+        return Sweep(self.measure, self.architecture, self.weights, self.generators, self.test, shares)
+
+
+def distilled_rows(bench: Bench, results: Results, seeds: int, names: Sequence[str], share: float) -> None:
+    """Students, pruned networks and random weights after the same distillation."""
+    for seed in range(seeds):
+        plan: Plan | None = None
+        for start in (name for name in DISTILLED if name in names):
+            made_of = {"seed": seed, "weights": bench.generators.weights(start, bench.weights)}
+            if results.has({"start": start, "size": f"{share:g}", **made_of}):
+                continue
+            plan = plan or bench.measure(seed)
+            for size, network in starts(bench, plan, start, share, seed):
+                row = distilled(bench.teacher, network, bench.train, bench.test, bench.recipe, seed)
+                results.add({"start": start, "size": size, **row, **made_of})
+                say(f"{start}, {row['params']:,} parameters, seed {seed}: {row['top1_start']:.4f} -> {row['top1']:.4f}")
+
+
+def starts(bench: Bench, plan: Plan, start: str, share: float, seed: int) -> Iterator[tuple[str, nn.Module]]:
+    """The networks to distil by the name of their size; the one as small as the students comes last."""
+    name = "kfac" if start in ("random", "torch-pruning") else start
+    plan = replace(plan, generator=bench.generators.load(name, bench.recipe.steps))
+    student = finish(plan, budget_of(plan.spec, share), architecture=bench.architecture).model
+    if start == "random":
+        yield f"{share:g}", from_random(student, seed)
+    elif start == "torch-pruning":
+        calibration = bench.calibration(seed)
+        names = {**{size: str(size) for size in LARGER}, sum(p.numel() for p in student.parameters()): f"{share:g}"}
+        for size, pruned in sorted(prune(bench.teacher, calibration, list(names)).items(), reverse=True):
+            reestimate_norms(pruned, list(calibration.images.split(128)))
+            yield names[size], pruned
+    else:
+        yield f"{share:g}", student
+
+
+def run(
+    bench: Bench,
+    out: Path,
+    seeds: int,
+    names: Sequence[str],
+    shares: Sequence[float] = SHARES,
+    distilled_share: float = DISTILLED_SHARE,
+) -> None:
+    """All rows that are missing, then the figure and the tables."""
+    table = Results(out / "resnet18.csv", KEY)
+    after = Results(out / "resnet18_distilled.csv", ("start", "size", "seed"))
+    distilled_rows(bench, after, seeds, names, distilled_share)
+    bench.sweep(shares).run(table, seeds, names)
+    resnet18_figure(table, after, out / "resnet18.png")
+    say(resnet18_tables(table, after))
+
+
+def open_bench(data: str, folder: Path, hypernet: str = "hypernet", limit: int | None = None) -> Bench:
+    """Read the teacher and the images; ``limit`` takes so many of each set, for a quick try."""
+    teacher, architecture = load_model(str(folder))
+    say("reading the images and asking the teacher")
+    train, test = (read_set(teacher, data, train=part, limit=limit) for part in (True, False))
+    return Bench(teacher, architecture, train, test, digest(folder), Generators(hypernet))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="DATA", help="fashion_mnist:ROOT, as on the command line")
+    parser.add_argument("--teacher", type=Path, metavar="FOLDER", help="trained teacher (default: train it now)")
+    parser.add_argument("--seeds", type=int, default=3, help="repetitions (default: 3)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the files go (default: benchmarks/results)")
+    parser.add_argument("--hypernet", default="hypernet", help="folder of a hypernetwork (default: the released one)")
+    choices = sorted({*WITH_DATA, *WITHOUT_DATA, *DISTILLED})
+    parser.add_argument("--only", nargs="+", choices=choices, default=choices, help="make these rows only")
+    options = parser.parse_args(words)
+    folder = options.teacher or train_teacher(options.data)
+    run(open_bench(options.data, folder, options.hypernet), options.out, options.seeds, options.only)
+
+
+if __name__ == "__main__":
+    main()

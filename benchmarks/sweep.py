@@ -1,0 +1,112 @@
+"""Every generator at every size, as generated: the rows that the benchmarks of both networks share."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Results, Set, budget_of, digest, fidelity, say
+from hypercompress.architecture import Architecture
+from hypercompress.compress import Plan, finish
+from hypercompress.errors import BudgetError
+from hypercompress.fidelity import reestimate_norms
+from hypercompress.generator import Generator, load_generator
+from hypercompress.generator.registry import RELEASED
+
+WITH_DATA = ("svd", "whitened", "kfac", "hypernet")
+WITHOUT_DATA = ("svd", "prior", "hypernet")
+KEY = ("data", "share", "generator", "seed")
+MEASURES = {"top1": "top1_student", "agreement": "agreement", "kl": "kl"}
+
+
+@dataclass(frozen=True)
+class Generators:
+    """Generators by their names in the tables.
+
+    Args:
+        hypernet: ``hypernet`` for the released hypernetwork, or the folder of another.
+    """
+
+    hypernet: str = "hypernet"
+
+    def load(self, name: str, steps: int = 0) -> Generator:
+        """The generator; ``steps`` of distillation will follow."""
+        return load_generator(self.hypernet if name == "hypernet" else name, steps=steps)
+
+    def weights(self, name: str, teacher: str) -> str:
+        """Names of all weights that a student depends on; ``teacher`` is the digest of the teacher's."""
+        folder = RELEASED if self.hypernet == "hypernet" else Path(self.hypernet)
+        return f"{teacher}+{digest(folder)}" if name == "hypernet" else teacher
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One network, all generators and sizes.
+
+    Args:
+        measure: inspects the teacher and measures the statistics of a seed; ``None``: without data. The generator in
+            the plan does not matter.
+        architecture: how to build the teacher again.
+        teacher: digest of the teacher's weights.
+        generators: where the generators come from.
+        test: images that are measured on.
+        shares: sizes, as shares of the parameters of the layers that may be factored.
+    """
+
+    measure: Callable[[int | None], Plan]
+    architecture: Architecture | None
+    teacher: str
+    generators: Generators
+    test: Set
+    shares: Sequence[float]
+
+    def run(self, results: Results, seeds: int, names: Sequence[str]) -> None:
+        """All rows that are missing: every seed with data, and once without."""
+        for seed in [0, None, *range(1, seeds)]:
+            known = WITHOUT_DATA if seed is None else WITH_DATA
+            plan: Plan | None = None
+            for share in self.shares:
+                for name in (name for name in known if name in names):
+                    key = {"data": "none" if seed is None else "images", "share": share, "generator": name}
+                    row = {**key, "seed": seed or 0, "weights": self.generators.weights(name, self.teacher)}
+                    if results.has(row):
+                        continue
+                    plan = plan or self.measure(seed)
+                    found = self.student(replace(plan, generator=self.generators.load(name)), share)
+                    if found is not None:
+                        results.add({**key, "seed": seed or 0, **found, "weights": row["weights"]})
+                        shown = ", ".join(f"{k} {found[k]:.4f}" for k in MEASURES if found[k] is not None)
+                        say(f"{key['data']}, seed {seed or 0}, {share:.2%}, {name}: {shown}")
+
+    def student(self, plan: Plan, share: float) -> dict[str, Any] | None:
+        """One student as a user gets it, and beside it (``_generated``) with the norm moments of the teacher and
+        (``_norms``) with new moments, whatever they do. ``None`` if the size is out of reach.
+        """
+        budget, start = budget_of(plan.spec, share), time.perf_counter()
+        try:
+            student = finish(plan, budget, norms=False, architecture=self.architecture)
+        except BudgetError as error:
+            say(f"{plan.generator.name}: {error}")
+            return None
+        seconds, report = time.perf_counter() - start, student.report
+        first = fidelity(plan.teacher, student, self.test)
+        given, norms, renewed = first, "kept", None
+        if plan.split is not None:
+            fresh = copy.deepcopy(student)
+            reestimate_norms(fresh, plan.split.statistics)
+            renewed = fidelity(plan.teacher, fresh, self.test)
+            norms = finish(plan, budget, architecture=self.architecture).report["norms"]
+            given = first if norms == "kept" else renewed
+        sides = {"": given, "_generated": first, "_norms": renewed}
+        return {
+            "params": report["student"]["params"],
+            "macs": report["student"]["macs"],
+            **{f"{name}{side}": getattr(f, key, None) for side, f in sides.items() for name, key in MEASURES.items()},
+            "top1_teacher": first.top1_teacher,
+            "predicted_kl": report["predicted_kl"],
+            "norms": norms,
+            "strength": report["generator"]["strength"],
+            "seconds": seconds,
+        }

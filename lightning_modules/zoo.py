@@ -1,0 +1,175 @@
+"""The zoo: small teachers of many families, trained once and kept.
+
+    python -m lightning_modules.zoo --config configs/zoo.yaml --out runs/zoo [--root DATA] [--only NAME ...]
+
+Each teacher becomes a student folder of its own, written whole or not at all; a folder that is there is not trained again,
+so an interrupted build goes on where it stopped. ``zoo.csv`` is the index: name, family, data, split, params, MACs, top-1.
+"""
+
+import argparse
+import csv
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Trainer, seed_everything
+from rich.console import Console
+
+from hypercompress.errors import DataError, HypercompressError
+from hypercompress.fidelity import accuracy
+from hypercompress.inspection import inspect
+from hypercompress.models import is_student_folder, load_model
+from lightning_modules.callbacks import SaveStudent
+from lightning_modules.data import Augment, ImageDataModule, Inputs
+from lightning_modules.teacher import Optimization, Teacher
+
+COLUMNS = ("name", "family", "data", "split", "params", "macs", "top1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One teacher of the zoo.
+
+    Args:
+        name: of its folder.
+        model: timm name.
+        split: ``train``, or ``heldout``: never used to train the hypernetwork.
+        data: as `hypercompress.data.open_data` takes it; ``{root}`` is replaced by the command line's.
+        model_args: arguments of ``timm.create_model``.
+        pretrained_cfg: how images are prepared.
+        epochs: passes over the training images.
+        batch_size, limit, augment: see `ImageDataModule`.
+        optimization: optimiser and schedule.
+        seed: of initialisation and order.
+    """
+
+    name: str
+    model: str
+    split: str
+    data: str
+    model_args: dict[str, Any] = field(default_factory=dict)
+    pretrained_cfg: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 2
+    batch_size: int = 128
+    limit: int | None = None
+    augment: Augment = "flip"
+    optimization: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+def read_recipes(path: Path) -> list[Recipe]:
+    """Every teacher of a zoo config: ``defaults`` laid under each entry of ``teachers``.
+
+    Raises:
+        DataError: unreadable, or an entry that does not fit; all faults at once.
+    """
+    config = yaml.safe_load(path.read_text())
+    recipes, faults = [], []
+    for entry in config["teachers"]:
+        try:
+            recipes.append(Recipe(**{**config.get("defaults", {}), **entry}))
+        except TypeError as error:
+            faults.append(f"{entry.get('name', entry)}: {error}")
+    names = [recipe.name for recipe in recipes]
+    faults += [f"{name}: named twice" for name in {n for n in names if names.count(n) > 1}]
+    faults += [f"{r.name}: split {r.split}" for r in recipes if r.split not in ("train", "heldout")]
+    if faults:
+        raise DataError(f"received {path} with {'; '.join(faults)}; expected entries of the form of Recipe; mend them")
+    return recipes
+
+
+def train(recipe: Recipe, data: str, folder: Path) -> None:
+    """Train one teacher and write its folder."""
+    seed_everything(recipe.seed, verbose=False)
+    system = Teacher(
+        recipe.model,
+        model_args=recipe.model_args,
+        pretrained_cfg=recipe.pretrained_cfg,
+        optimization=Optimization(**recipe.optimization),
+    )
+    images = ImageDataModule(
+        data, inputs=Inputs(), batch_size=recipe.batch_size, limit=recipe.limit, augment=recipe.augment
+    )
+    trainer = Trainer(
+        max_epochs=recipe.epochs,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[SaveStudent(folder, overwrite=False)],
+    )
+    trainer.fit(system, images)
+
+
+def describe(recipe: Recipe, data: str, folder: Path) -> dict[str, Any]:
+    """The index row of a trained teacher."""
+    network, _ = load_model(str(folder))
+    images = ImageDataModule(data, inputs=Inputs(like=str(folder)), batch_size=512)
+    images.setup("validate")
+    spec = inspect(network, torch.zeros(1, *images.preprocess().input_size))
+    top1 = accuracy(network, images.val_dataloader())
+    family = recipe.model.split(".")[0]
+    values = (recipe.name, family, data, recipe.split, spec.params, spec.macs, f"{top1:.4f}")
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def write_index(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write ``zoo.csv`` whole."""
+    staging = path.with_suffix(".new")
+    with staging.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    staging.replace(path)
+
+
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows of an index by name; none if there is no index yet."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        return {row["name"]: dict(row) for row in csv.DictReader(file)}
+
+
+def build(recipes: list[Recipe], out: Path, root: str) -> None:
+    """Train what is missing, in the order of the config, and keep the index up to date after each."""
+    console, index = Console(), out / "zoo.csv"
+    out.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(index)
+    for place, recipe in enumerate(recipes, 1):
+        folder, data = out / recipe.name, recipe.data.format(root=root)
+        if not is_student_folder(str(folder)):
+            console.print(f"[{place}/{len(recipes)}] training {recipe.name}: {recipe.model} on {data}")
+            train(recipe, data, folder)
+        if recipe.name not in rows:
+            rows[recipe.name] = describe(recipe, data, folder)
+            write_index(index, list(rows.values()))
+        console.print(f"[{place}/{len(recipes)}] {recipe.name}: top-1 {rows[recipe.name]['top1']}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The program; 0, or 2 with one line on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m lightning_modules.zoo", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=Path("configs/zoo.yaml"))
+    parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
+    parser.add_argument("--root", default="~/.cache/hypercompress", help="where the data sets lie or are downloaded to")
+    parser.add_argument("--only", nargs="+", help="names of the teachers to build; default all")
+    options = parser.parse_args(arguments)
+    try:
+        recipes = read_recipes(options.config)
+        unknown = set(options.only or ()) - {recipe.name for recipe in recipes}
+        if unknown:
+            raise DataError(f"received --only {' '.join(sorted(unknown))}; expected names of {options.config}")
+        chosen = [recipe for recipe in recipes if not options.only or recipe.name in options.only]
+        build(chosen, options.out, str(Path(options.root).expanduser()))
+    except HypercompressError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,151 @@
+"""The benchmark programs, on a network and data small enough for seconds."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import pilot, resnet18
+from benchmarks.common import Results, Set, budget_of, fidelity, markdown, read_set, size_of, spread
+from benchmarks.distillation import Recipe, distil, from_random
+from benchmarks.pruning import prune
+from benchmarks.sweep import KEY, Generators
+from hypercompress.architecture import Architecture, load_timm
+from hypercompress.fidelity import compare
+from hypercompress.generator import Hypernetwork, save_hypernetwork
+from hypercompress.inspection import inspect
+
+TINY = Recipe("adamw", 1e-3, steps=3, batch=16)
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[nn.Module, Architecture]:
+    torch.manual_seed(0)
+    model, architecture = load_timm(
+        "test_resnet",
+        model_args={"in_chans": 1, "num_classes": 10},
+        pretrained=False,
+        pretrained_cfg={"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353], "crop_pct": 1.0},
+    )
+    return model, architecture
+
+
+@pytest.fixture(scope="module")
+def images(network: tuple[nn.Module, Architecture]) -> Set:
+    return read_set(network[0], "fashion_mnist_mini", train=True, limit=96)
+
+
+@pytest.fixture(scope="module")
+def hypernet(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("hypernet")
+    save_hypernetwork(Hypernetwork(), folder)
+    return str(folder)
+
+
+@pytest.fixture
+def bench(network: tuple[nn.Module, Architecture], images: Set, hypernet: str) -> resnet18.Bench:
+    model, architecture = network
+    return resnet18.Bench(model, architecture, images, images, "abc", Generators(hypernet), 48, TINY)
+
+
+def test_a_set_holds_the_teachers_own_logits(network: tuple[nn.Module, Architecture], images: Set) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(images.logits, network[0](images.images))
+    assert fidelity(network[0], network[0], images).kl == 0.0
+
+
+def test_fidelity_is_that_of_the_package(network: tuple[nn.Module, Architecture], images: Set) -> None:
+    other = from_random(network[0], 3)
+    ours, theirs = fidelity(network[0], other, images), compare(network[0], other, [(images.images, images.labels)])
+    assert ours.top1_student == theirs.top1_student and ours.agreement == theirs.agreement
+    assert ours.kl == pytest.approx(theirs.kl, rel=1e-5)
+
+
+def test_budget_of_the_factored_layers(network: tuple[nn.Module, Architecture], images: Set) -> None:
+    spec = inspect(network[0], images.images[:2])
+    dense = sum(layer.dense_params for layer in spec.candidates)
+    assert budget_of(spec, 1.0).share == pytest.approx(1.0)
+    assert budget_of(spec, 0.3).share * spec.params == pytest.approx(spec.params - 0.7 * dense)
+    assert size_of(network[0], images.images[:2]) == (spec.params, spec.macs)
+
+
+def test_distillation_lowers_the_loss_and_leaves_the_start_alone(
+    network: tuple[nn.Module, Architecture], images: Set
+) -> None:
+    start = from_random(network[0], 1)
+    before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
+    trained = distil(start, images, Recipe("adamw", 1e-3, steps=12, batch=32), 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in start.state_dict().items())
+    assert fidelity(network[0], trained, images).kl < fidelity(network[0], start, images).kl
+    again = distil(start, images, Recipe("adamw", 1e-3, steps=12, batch=32), 0)
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    factors = [Recipe("sgd", 1.0, steps=100).factor(step) for step in range(101)]
+    assert max(factors) == 1.0 and factors[0] == 0.1 and factors[100] == pytest.approx(0)
+    assert factors[:10] == sorted(factors[:10]) and factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_pruning_keeps_no_fewer_parameters(network: tuple[nn.Module, Architecture], images: Set) -> None:
+    whole = sum(p.numel() for p in network[0].parameters())
+    sizes = [whole // 2, whole // 4]
+    found = prune(network[0], images, sizes, steps=10)
+    assert sum(p.numel() for p in network[0].parameters()) == whole
+    assert set(found) == set(sizes)
+    for size, model in found.items():
+        assert size <= sum(p.numel() for p in model.parameters()) < whole
+        assert model(images.images[:2]).shape == (2, 10)
+
+
+def test_resnet18_makes_every_row_once(bench: resnet18.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resnet18, "LARGER", (100_000,))
+    names = [*resnet18.WITH_DATA, "prior", *resnet18.DISTILLED]
+    resnet18.run(bench, tmp_path, 1, names, (0.5,), 0.5)
+    files = ("resnet18.csv", "resnet18_distilled.csv", "resnet18.png")
+    assert {path.name for path in tmp_path.iterdir()} == set(files)
+    with (tmp_path / files[0]).open() as file:
+        rows = list(csv.DictReader(file))
+    made = {(row["data"], row["generator"]) for row in rows}
+    assert made == {("images", n) for n in resnet18.WITH_DATA} | {("none", n) for n in resnet18.WITHOUT_DATA}
+    with (tmp_path / files[1]).open() as file:
+        after = list(csv.DictReader(file))
+    assert {row["start"] for row in after} == set(resnet18.DISTILLED)
+    small = {row["start"]: int(row["params"]) for row in after if row["size"] == "0.5"}
+    assert small["random"] == small["kfac"] <= small["torch-pruning"]
+    before = [(tmp_path / name).read_bytes() for name in files[:2]]
+    resnet18.run(bench, tmp_path, 1, names, (0.5,), 0.5)
+    assert [(tmp_path / name).read_bytes() for name in files[:2]] == before
+
+
+def test_the_pilot_keeps_images_out(bench: resnet18.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resnet18, "LARGER", ())
+    monkeypatch.setattr(pilot, "DISTILLED_SHARE", 0.5)
+    monkeypatch.setattr(pilot, "kept_out", lambda train: (train.subset(slice(0, 64)), train.subset(slice(64, 96))))
+    results = Results(tmp_path / "pilot.csv", ("recipe", "start", "seed"))
+    pilot.run(bench, results, [TINY])
+    assert [row["start"] for row in results.rows] == list(pilot.STARTS)
+
+
+def test_kept_out_images_are_others() -> None:
+    every = torch.arange(20.0)
+    train, test = pilot.kept_out(Set(every, every, every), 5)
+    assert sorted([*train.images.tolist(), *test.images.tolist()]) == every.tolist() and len(test) == 5
+
+
+def test_results_replace_rows_of_other_weights(tmp_path: Path) -> None:
+    results = Results(tmp_path / "r.csv", KEY)
+    row = {"data": "images", "share": 0.05, "generator": "kfac", "seed": 0, "weights": "a", "top1": 0.5}
+    results.add(row)
+    again = Results(tmp_path / "r.csv", KEY)
+    assert again.has(row) and not again.has({**row, "weights": "b"}) and not again.has({**row, "share": 0.06})
+    again.add({**row, "weights": "b", "top1": 0.25})
+    assert Results(tmp_path / "r.csv", KEY).numbers("top1", generator="kfac") == [0.25]
+    assert {"date", "commit", "hardware", "versions"} <= set(again.rows[0])
+
+
+def test_tables() -> None:
+    assert spread([0.5], 1, 100) == "50.0" and spread([]) == "-" and spread([0.5, 0.7], 1, 100) == "60.0 ± 14.1"
+    assert markdown(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"

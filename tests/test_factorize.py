@@ -1,0 +1,256 @@
+"""Low-rank layers and the directions they are made of: full rank is the dense layer, errors are the discarded energies."""
+
+import copy
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from torch import Tensor, nn
+
+from hypercompress.factorize import Metric, balanced, fill, frame_of, low_rank_like, plain_frame, weighted_frame
+from hypercompress.factorize.linalg import damped, roots
+from hypercompress.specs import Curvature, LayerFactors, Side
+
+SHAPES = [(5, 9), (9, 5), (6, 6), (1, 4), (4, 1)]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def covariance(size: int, seed: int) -> Tensor:
+    """A second moment of correlated samples with a mean, well conditioned."""
+    samples = random(8 * size, size, seed=seed) @ random(size, size, seed=seed + 1) + random(size, seed=seed + 2)
+    return samples.T @ samples / len(samples) + 0.1 * torch.eye(size, dtype=torch.float64)
+
+
+def side_of(weight: Tensor) -> Side:
+    return Side.OUTPUT if weight.shape[0] <= weight.shape[1] else Side.INPUT
+
+
+def curvature_from(weight: Tensor, S: Tensor, G: Tensor, mean: Tensor) -> Curvature:
+    """What `curvature.measure` would keep of explicit S [d, d], G [out, out] and E[x] [d]."""
+    if side_of(weight) is Side.OUTPUT:
+        return Curvature(Side.OUTPUT, weight @ S @ weight.T, G, weight @ weight.T, weight @ mean)
+    return Curvature(Side.INPUT, S, weight.T @ G @ weight, weight.T @ weight, mean)
+
+
+def root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+def cost(error: Tensor, S: Tensor, G: Tensor) -> float:
+    """``|| G^(1/2) error S^(1/2) ||_F^2``."""
+    return float((root(G) @ error @ root(S)).square().sum())
+
+
+def product(factors: LayerFactors) -> Tensor:
+    return factors.expand @ factors.reduce
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, Tensor]:
+    """A convolution of any geometry torch allows, with an input that fits."""
+    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+    padding: str | tuple[int, int] = draw(
+        st.one_of(st.just("same"), st.just("valid"), st.tuples(st.integers(0, 2), st.integers(0, 2)))
+    )
+    stride = (1, 1) if padding == "same" else (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    bias = draw(st.booleans())
+    conv = nn.Conv2d(
+        draw(st.integers(1, 4)),
+        draw(st.integers(1, 5)),
+        kernel,
+        stride,
+        padding,
+        dilation,
+        bias=bias,
+        padding_mode=mode,
+        dtype=torch.float64,
+    )
+    return conv, random(2, conv.in_channels, draw(st.integers(7, 10)), draw(st.integers(7, 10)))
+
+
+def full_rank(dense: nn.Linear | nn.Conv2d) -> nn.Module:
+    weight = dense.weight.detach().flatten(1)
+    rank = min(weight.shape)
+    layer = low_rank_like(dense, rank)
+    fill(layer, plain_frame(weight, side_of(weight)).factors(weight, rank), dense.bias)
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
+@settings(max_examples=60)
+@given(convolutions())
+def test_full_rank_convolution_is_the_dense_one(case: tuple[nn.Conv2d, Tensor]) -> None:
+    conv, x = case
+    torch.testing.assert_close(full_rank(conv)(x), conv(x), rtol=0, atol=1e-10)
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(1, 12), st.integers(1, 12), st.booleans(), st.lists(st.integers(1, 3), min_size=0, max_size=3)
+)
+def test_full_rank_linear_is_the_dense_one(inside: int, outside: int, bias: bool, lead: list[int]) -> None:
+    dense = nn.Linear(inside, outside, bias=bias, dtype=torch.float64)
+    x = random(*lead, inside)
+    torch.testing.assert_close(full_rank(dense)(x), dense(x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dense", [nn.Linear(6, 4), nn.Conv2d(3, 5, 3, stride=2, padding=1, padding_mode="reflect")])
+def test_low_rank_layer_multiplied_out_is_the_dense_layer_it_reads_as(dense: nn.Linear | nn.Conv2d) -> None:
+    layer = low_rank_like(dense.double(), 2).eval()
+    multiplied = layer.to_dense()
+    assert type(multiplied) is type(dense)
+    assert not multiplied.training
+    torch.testing.assert_close(multiplied.weight, layer.weight, rtol=0, atol=1e-14)
+    assert torch.equal(multiplied.bias, layer.bias)
+    x = random(2, 6) if isinstance(dense, nn.Linear) else random(2, 3, 7, 8)
+    torch.testing.assert_close(multiplied(x), layer(x), rtol=0, atol=1e-12)
+    with torch.device("meta"):
+        assert low_rank_like(copy.deepcopy(dense).to("meta"), 1).reduce.weight.device.type == "meta"
+
+
+def test_low_rank_layer_keeps_the_dtype_of_the_dense_one() -> None:
+    assert low_rank_like(nn.Linear(4, 4, dtype=torch.bfloat16), 1).expand.weight.dtype is torch.bfloat16
+
+
+def test_low_rank_of_anything_else_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"received BatchNorm2d; expected nn\.Linear or nn\.Conv2d"):
+        low_rank_like(nn.BatchNorm2d(3), 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_plain_directions_are_those_of_the_svd(shape: tuple[int, int]) -> None:
+    weight = random(*shape)
+    frame = plain_frame(weight, side_of(weight))
+    U, s, Vh = torch.linalg.svd(weight, full_matrices=False)
+    torch.testing.assert_close(frame.energy, s**2)
+    for rank in range(1, len(s) + 1):
+        expected = (U[:, :rank] * s[:rank]) @ Vh[:rank]
+        torch.testing.assert_close(product(frame.factors(weight, rank)), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize(("signal", "fisher"), [(True, True), (True, False), (False, True)])
+def test_error_in_the_metric_is_the_discarded_energy(
+    shape: tuple[int, int], centred: bool, signal: bool, fisher: bool
+) -> None:
+    weight, S, G, mean = random(*shape), covariance(shape[1], 3), covariance(shape[0], 7), 0.1 * random(shape[1])
+    frame = weighted_frame(curvature_from(weight, S, G, mean), Metric(signal, fisher, centred, damping=1e-12))
+    S = S - torch.outer(mean, mean) if centred else S
+    S = S if signal else torch.eye(shape[1], dtype=S.dtype)
+    G = G if fisher else torch.eye(shape[0], dtype=G.dtype)
+    assert (frame.energy.diff() <= 0).all()
+    assert float(frame.energy.sum()) == pytest.approx(cost(weight, S, G), rel=1e-8)
+    for rank in range(1, min(shape) + 1):
+        got = cost(weight - product(frame.factors(weight, rank)), S, G)
+        assert got == pytest.approx(float(frame.energy[rank:].sum()), rel=1e-8, abs=1e-9)
+
+
+@settings(max_examples=40)
+@given(st.integers(2, 7), st.integers(2, 7), st.integers(0, 10_000), st.data())
+def test_no_other_matrix_of_the_rank_is_better(outside: int, inside: int, seed: int, data: st.DataObject) -> None:
+    weight, S, G = random(outside, inside, seed=seed), covariance(inside, seed + 3), covariance(outside, seed + 9)
+    rank = data.draw(st.integers(1, min(outside, inside) - 1))
+    curvature = curvature_from(weight, S, G, torch.zeros(inside, dtype=S.dtype))
+    best = product(weighted_frame(curvature, Metric(damping=1e-12)).factors(weight, rank))
+    least = cost(weight - best, S, G)
+    U, s, Vh = torch.linalg.svd(weight, full_matrices=False)
+    others = [(U[:, :rank] * s[:rank]) @ Vh[:rank]]
+    for trial in range(4):
+        basis = random(inside, rank, seed=seed + 20 + trial)
+        # The best matrix with a given row space, so a strong opponent; and a small step away from ours.
+        coefficients = weight @ S @ basis @ torch.linalg.inv(basis.T @ S @ basis)
+        others.append(coefficients @ basis.T)
+        a, b = random(outside, rank, seed=seed + 30 + trial), random(rank, inside, seed=seed + 40 + trial)
+        U, s, Vh = torch.linalg.svd(best, full_matrices=False)
+        others.append((U[:, :rank] * s[:rank] + 1e-3 * a) @ (Vh[:rank] + 1e-3 * b))
+    assert all(least <= cost(weight - other, S, G) * (1 + 1e-9) for other in others)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mean_that_truncation_takes_is_what_the_dense_layer_adds(shape: tuple[int, int]) -> None:
+    weight, S, G, mean = random(*shape), covariance(shape[1], 3), covariance(shape[0], 7), random(shape[1])
+    curvature = curvature_from(weight, S, G, mean)
+    frame = weighted_frame(curvature, Metric())
+    lost = frame.lost_output(weight, 1, curvature.mean)
+    torch.testing.assert_close(lost, (weight - product(frame.factors(weight, 1))) @ mean, rtol=0, atol=1e-10)
+
+
+@given(st.integers(1, 6), st.integers(0, 1000), st.sampled_from([torch.float32, torch.float64]))
+def test_balanced_factors_have_equal_norms_and_the_same_product(rank: int, seed: int, dtype: torch.dtype) -> None:
+    expand, reduce = (1e3 * random(7, rank, seed=seed)).to(dtype), random(rank, 5, seed=seed + 1).to(dtype)
+    pair = balanced(expand, reduce)
+    torch.testing.assert_close(pair.expand.norm(dim=0), pair.reduce.norm(dim=1))
+    assert pair.rank == rank
+    torch.testing.assert_close(product(pair), expand @ reduce, rtol=1e-4, atol=1e-2 if dtype == torch.float32 else 1e-9)
+
+
+@pytest.mark.parametrize("zero", ["expand", "reduce", "both"])
+def test_balancing_a_direction_of_zero_leaves_it_finite_and_able_to_learn(zero: str) -> None:
+    expand, reduce = torch.ones(4, 2), 1e3 * torch.ones(2, 3)
+    if zero != "reduce":
+        expand[:, 1] = 0
+    if zero != "expand":
+        reduce[1] = 0
+    pair = balanced(expand, reduce)
+    assert torch.equal(pair.expand[:, 1], expand[:, 1])
+    assert torch.equal(pair.reduce[1], reduce[1])
+    torch.testing.assert_close(product(pair), expand @ reduce)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("zero", ["weight", "S", "G"])
+def test_degenerate_layers_give_finite_factors(shape: tuple[int, int], zero: str) -> None:
+    weight, S, G = random(*shape), covariance(shape[1], 3), covariance(shape[0], 7)
+    weight, S, G = (t * (name != zero) for name, t in (("weight", weight), ("S", S), ("G", G)))
+    curvature = curvature_from(weight, S, G, torch.zeros(shape[1], dtype=S.dtype))
+    frame = weighted_frame(curvature, Metric())
+    assert float(frame.energy.sum()) == 0
+    factors = frame.factors(weight.float(), 1)
+    assert factors.expand.isfinite().all()
+    assert factors.reduce.isfinite().all()
+    assert torch.linalg.matrix_rank(frame.left) == min(shape)
+
+
+@given(st.integers(1, 6), st.integers(0, 1000))
+def test_roots_are_roots_and_inverse_to_each_other(size: int, seed: int) -> None:
+    matrix = covariance(size, seed)
+    half, inverse = roots(matrix)
+    torch.testing.assert_close(half @ half, matrix)
+    torch.testing.assert_close(half @ inverse, torch.eye(size, dtype=matrix.dtype), rtol=0, atol=1e-7)
+
+
+def test_damping_adds_its_share_of_the_trace() -> None:
+    matrix, reference = covariance(4, 0), covariance(4, 9)
+    added = damped(matrix, reference, 0.25) - matrix
+    assert float(added.trace()) == pytest.approx(0.25 * float(matrix.trace()))
+    torch.testing.assert_close(added / reference, torch.full_like(matrix, float(added[0, 0] / reference[0, 0])))
+    assert torch.equal(damped(matrix, torch.zeros_like(matrix), 0.25), matrix)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 6), st.integers(0, 1000), st.floats(1e-6, 1e6))
+def test_scale_of_the_metric_changes_energies_alone(size: int, seed: int, scale: float) -> None:
+    metric, moment = covariance(size, seed), covariance(size, seed + 5)
+    assume(size == 1 or float(torch.linalg.eigvalsh(metric @ moment).diff().abs().min()) > 1e-6)
+    a, b = frame_of(Side.OUTPUT, metric, moment), frame_of(Side.OUTPUT, scale * metric, moment)
+    torch.testing.assert_close(b.energy, scale * a.energy, rtol=1e-6, atol=0)
+    for rank in range(1, size + 1):
+        ours, theirs = (f.left[:, :rank] @ f.right[:rank] for f in (a, b))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_convolution_factors_multiply_to_the_kernel() -> None:
+    conv = nn.Conv2d(3, 8, 3, padding=1, dtype=torch.float64)
+    layer = full_rank(conv)
+    torch.testing.assert_close(layer.weight, conv.weight, rtol=0, atol=1e-12)
+    assert layer.reduce.bias is None
+    assert F.conv2d(random(1, 3, 5, 5), layer.weight, layer.bias, padding=1).shape == (1, 8, 5, 5)

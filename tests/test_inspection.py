@@ -1,0 +1,339 @@
+"""Every weight-bearing module is listed with the right status, place and cost."""
+
+import copy
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hypercompress.errors import ModelError, NonFiniteError
+from hypercompress.inspection import call_model, evaluating, inspect, require_finite
+from hypercompress.specs import LayerSpec, ModelSpec, Status
+
+
+def row(spec: ModelSpec, name: str) -> LayerSpec:
+    return next(layer for layer in spec.layers if layer.name == name)
+
+
+def macs(model: nn.Module, *inputs: Tensor) -> int:
+    """An independent count."""
+    with torch.no_grad(), evaluating(model), FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    return counter.get_total_flops() // 2 // len(inputs[0])
+
+
+class Small(nn.Module):
+    """Convolutions with norms in every arrangement."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(16)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.mix = nn.Conv2d(16, 24, 1)
+        self.act = nn.ReLU(inplace=True)
+        self.late_norm = nn.BatchNorm2d(24)
+        self.tiny = nn.Linear(24, 1)
+        self.unused = nn.Linear(24, 24)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem_norm(self.stem(x))
+        x = self.grouped(self.depthwise(x))
+        x = self.late_norm(self.act(self.mix(x))).mean((2, 3))
+        return self.head(x) * self.tiny(x)
+
+
+@pytest.fixture
+def small() -> ModelSpec:
+    return inspect(Small(), torch.randn(2, 3, 16, 12))
+
+
+def test_every_module_with_parameters_is_listed_once_in_order(small: ModelSpec) -> None:
+    names = [layer.name for layer in small.layers]
+    expected = ["stem", "stem_norm", "depthwise", "grouped", "mix", "late_norm", "head", "tiny", "unused"]
+    assert names == expected
+    assert small.params == sum(layer.params for layer in small.layers) == sum(p.numel() for p in Small().parameters())
+    assert small.input_size == (3, 16, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "reason"),
+    [
+        ("stem", Status.FACTORED, ""),
+        ("stem_norm", Status.KEPT, "a normalisation has no matrix"),
+        ("depthwise", Status.KEPT, "depthwise convolution (groups=16)"),
+        ("grouped", Status.KEPT, "grouped convolution (groups=4)"),
+        ("mix", Status.FACTORED, ""),
+        ("tiny", Status.KEPT, "1 x 24: even rank 1 is no smaller than dense"),
+        ("unused", Status.UNSUPPORTED, "its forward was never called in a pass of the example"),
+        ("head", Status.FACTORED, ""),
+    ],
+)
+def test_status_and_reason(small: ModelSpec, name: str, status: Status, reason: str) -> None:
+    assert (row(small, name).status, row(small, name).reason) == (status, reason)
+
+
+def test_shapes_positions_and_costs(small: ModelSpec) -> None:
+    stem, head = row(small, "stem"), row(small, "head")
+    assert (stem.out, stem.d, stem.positions, stem.bias) == (16, 27, 8 * 6, False)
+    assert (head.out, head.d, head.positions, head.bias) == (10, 24, 1, True)
+    assert stem.dense_macs == 16 * 27 * 48
+    assert stem.rank_macs == (16 + 27) * 48
+    assert stem.max_rank == (16 * 27 - 1) // (16 + 27)
+    assert small.macs == macs(Small(), torch.randn(2, 3, 16, 12))
+    assert sum(layer.dense_macs for layer in small.layers) == small.macs
+
+
+def test_only_a_norm_that_reads_the_output_itself_is_a_follower(small: ModelSpec) -> None:
+    assert row(small, "stem").follower == "stem_norm"
+    assert row(small, "mix").follower is None  # the activation in place came between
+    assert row(small, "grouped").follower is None
+    assert row(small, "mix").feeder == "stem_norm"
+    assert row(small, "stem").feeder is None
+
+
+@pytest.mark.parametrize("shared", ["norm of two layers", "two norms of a layer"])
+def test_norm_that_cannot_stand_for_one_layer_is_no_follower(shared: str) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+            self.norm, self.other = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if shared == "norm of two layers":
+                return (self.norm(self.a(x)) + self.norm(self.b(x))).mean((2, 3))
+            y = self.a(x)
+            return (self.norm(y) + self.other(y)).mean((2, 3))
+
+    spec = inspect(Shared(), torch.randn(2, 3, 8, 8))
+    assert row(spec, "a").follower is None
+
+
+def test_tied_weights_are_counted_once_and_named() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 6), nn.Linear(6, 9, bias=False)
+            self.head.weight = self.embed.weight
+            self.free = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.free(self.embed(x)).mean(1))
+
+    spec = inspect(Tied(), torch.zeros(2, 4, dtype=torch.int64))
+    assert (row(spec, "head").status, row(spec, "head").reason) == (Status.TIED, "shares its weight with embed")
+    assert row(spec, "embed").status is Status.TIED
+    assert row(spec, "free").positions == 4
+    assert spec.params == 54 + 42
+
+
+def test_module_under_two_names_is_tied() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+    model.append(model[0])
+    assert row(inspect(model, torch.randn(2, 6)), "0").status is Status.TIED
+
+
+@pytest.mark.parametrize("how", ["weight", "transposed", "forward", "detached"])
+def test_layer_whose_weight_another_module_uses_is_unsupported(how: str) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.fc(x)
+            if how == "weight":
+                return F.linear(x, self.head.weight, self.head.bias)
+            if how == "forward":
+                return self.head.forward(x)
+            return x @ (self.head.weight.t() if how == "transposed" else self.head.weight.detach())
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Reader()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x)
+
+    spec = inspect(Wrapped(), torch.randn(2, 8))
+    layer = row(spec, "block.head")
+    assert (layer.status, layer.reason) == (Status.UNSUPPORTED, "its weight is read directly by block")
+    assert row(spec, "block.fc").status is Status.FACTORED
+
+
+def test_asking_a_weight_for_its_type_does_no_harm() -> None:
+    class Asks(nn.Linear):
+        pass
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.to(self.fc.weight.dtype).to(self.fc.weight.device)) / self.fc.weight.shape[0]
+
+    assert row(inspect(Model(), torch.randn(2, 8)), "fc").status is Status.FACTORED
+    subclass = inspect(nn.Sequential(Asks(8, 8)), torch.randn(2, 8)).layers[0]
+    assert (subclass.status, subclass.reason) == (Status.UNSUPPORTED, "Asks is not exactly nn.Linear or nn.Conv2d")
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, "old"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_computed_in_each_pass_are_unsupported(wrap: Any) -> None:
+    layer = nn.Linear(8, 8)
+    layer = nn.utils.weight_norm(layer) if wrap == "old" else wrap(layer)
+    spec = inspect(nn.Sequential(layer, nn.Linear(8, 8)), torch.randn(2, 8))
+    assert row(spec, "0").status is Status.UNSUPPORTED
+    assert [layer.name for layer in spec.candidates] == ["1"]
+
+
+def test_multihead_attention_is_unsupported_and_its_neighbours_are_not() -> None:
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    spec = inspect(model, torch.randn(2, 5, 16))
+    attention = row(spec, "self_attn")
+    assert attention.status is Status.UNSUPPORTED
+    assert attention.reason == "nn.MultiheadAttention packs its projections into one parameter"
+    assert row(spec, "self_attn.out_proj").status is Status.UNSUPPORTED
+    assert [layer.name for layer in spec.candidates] in ([], ["linear1", "linear2"])
+
+
+def test_layer_that_sees_no_batch_has_a_position_at_least() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.fc, self.head = nn.Parameter(torch.randn(1, 8)), nn.Linear(8, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x + self.fc(self.table))
+
+    spec = inspect(Table(), torch.randn(4, 8))
+    assert row(spec, "fc").positions == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "readers"),
+    [
+        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 32}, ["blocks.0.attn.qkv"]),
+        (
+            "eva02_tiny_patch14_224",
+            {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 28},
+            ["blocks.0.attn.q_proj", "blocks.0.attn.qkv"],
+        ),
+        (
+            "swinv2_tiny_window8_256",
+            {"depths": (1,), "num_heads": (2,), "embed_dim": 32, "img_size": 64, "window_size": 8},
+            ["layers.0.blocks.0.attn.qkv"],
+        ),
+        ("mobilevitv2_050", {}, []),
+    ],
+)
+def test_timm_models_that_read_weights_directly(name: str, arguments: dict[str, Any], readers: list[str]) -> None:
+    model = timm.create_model(name, pretrained=False, num_classes=5, **arguments).eval()
+    size = 64 if not arguments else arguments["img_size"]
+    x = torch.randn(1, 3, size, size)
+    spec = inspect(model, x)
+    by_name = {layer.name: layer for layer in spec.layers}
+    for reader in readers:
+        if reader in by_name:
+            assert by_name[reader].status is Status.UNSUPPORTED, by_name[reader]
+            assert "read directly by" in by_name[reader].reason
+    assert all(layer.positions > 0 for layer in spec.candidates)
+    # What inspection accepts can be replaced: a substitute at each candidate is reached by the forward pass.
+    reached = set()
+    for layer in spec.candidates:
+        module = model.get_submodule(layer.name)
+        module.register_forward_hook(lambda _m, _i, _o, name=layer.name: reached.add(name))
+        del module._parameters["weight"]
+        module.register_buffer("weight", torch.zeros(layer.out, layer.d).reshape(layer.out, -1, *(layer.conv.kernel if layer.conv else ())))
+    with torch.no_grad():
+        model(x)
+    assert reached == {layer.name for layer in spec.candidates}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("test_nfnet", "ScaledStdConv2d"), ("resnetv2_50x1_bit", "StdConv2d")])
+def test_standardised_convolutions_are_unsupported(name: str, kind: str) -> None:
+    arguments = {} if name.startswith("test") else {"layers": (1, 1, 1, 1), "width_factor": 1, "channels": (8, 8, 8, 8)}
+    model = timm.create_model(name, pretrained=False, **arguments)
+    spec = inspect(model, torch.randn(1, 3, 64, 64))
+    found = {layer.kind: layer for layer in spec.layers}
+    kinds = [k for k in found if "StdConv2d" in k]
+    assert kinds, sorted(found)
+    assert all(found[k].status is Status.UNSUPPORTED and "is not exactly" in found[k].reason for k in kinds)
+    assert kind in kinds
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "test_convnext", "test_mambaout"])
+def test_macs_are_those_of_the_flop_counter(name: str) -> None:
+    model = timm.create_model(name, pretrained=False)
+    x = torch.randn(2, *model.pretrained_cfg["input_size"])
+    spec = inspect(model, x)
+    assert spec.macs == macs(model, x)
+    assert sum(layer.dense_macs for layer in spec.layers) <= spec.macs
+    assert inspect(model, x[:1]).macs == spec.macs
+
+
+def test_model_is_left_as_it_was() -> None:
+    model = Small().train()
+    model.stem_norm.eval()
+    before, flags = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    inspect(model, torch.randn(2, 3, 16, 12))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert [m.training for m in model.modules()] == flags
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_flags_come_back_after_an_error() -> None:
+    model = Small().train()
+    with pytest.raises(RuntimeError):
+        inspect(model, torch.randn(2, 5, 16, 12))
+    assert model.head.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    "batch", [torch.ones(2, 4), (torch.ones(2, 4), torch.zeros(2)), [torch.ones(2, 4)], {"input": torch.ones(2, 4)}]
+)
+def test_batches_are_tensors_tuples_or_dicts(batch: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    wanted = model(torch.ones(2, 4))
+    assert torch.equal(call_model(model, batch), wanted)
+    assert inspect(model, batch).macs == 16
+
+
+def test_other_batches_go_through_forward_fn() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            return self.fc(a), self.fc(b)
+
+    batch = (torch.ones(2, 4), torch.ones(2, 4))
+    spec = inspect(Two(), batch, lambda model, pair: model(*pair)[0])
+    assert row(spec, "fc").positions == 2
+    with pytest.raises(ModelError, match=r"returns tuple; expected one tensor; pass forward_fn="):
+        inspect(Two(), {"a": batch[0], "b": batch[1]})
+    with pytest.raises(ModelError, match="received an example of type str; expected a batch that holds a tensor"):
+        inspect(Two(), "text")
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = Small()
+    model.head.weight.data[0, 0] = float("nan")
+    model.stem_norm.running_var[0] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"received NaN or infinity in head\.weight, stem_norm\.running_var;"):
+        require_finite(model)
+    for parameter in model.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="and more;"):
+        inspect(model, torch.randn(2, 3, 16, 12))

@@ -1,0 +1,39 @@
+"""Train, distil and meta-train: ``python train.py fit|validate|test --config configs/NAME.yaml [--KEY VALUE ...]``."""
+
+import logging
+import sys
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from hypercompress.errors import HypercompressError
+
+
+class CLI(LightningCLI):
+    """LightningCLI over the systems of ``lightning_modules``; the config that ran is kept beside the logs."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Nothing beyond model, data and trainer."""
+        parser.set_defaults({"trainer.enable_model_summary": False})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0, or 2 with one line on bad input."""
+    logging.getLogger("lightning.pytorch").addFilter(lambda record: "litlogger" not in record.getMessage())
+    options: dict[str, Any] = {
+        "subclass_mode_model": True,
+        "subclass_mode_data": True,
+        "seed_everything_default": 0,
+        "save_config_kwargs": {"overwrite": True},
+    }
+    try:
+        CLI(LightningModule, LightningDataModule, args=arguments, **options)
+    except HypercompressError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
