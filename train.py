@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -11,7 +12,23 @@ from hypercompress.errors import HypercompressError
 
 
 class CLI(LightningCLI):
-    """LightningCLI over the systems of ``lightning_modules``; the config that ran is kept beside the logs."""
+    """LightningCLI over the systems of ``lightning_modules``; the config that ran is kept beside the logs.
+
+    A checkpoint is read with ``weights_only=True``: it is data, and runs no code.
+    """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those that the systems have a step for."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in ("fit", "validate", "test")}
+
+    def read_data_only(self) -> None:
+        """Lightning would leave this to torch, or for an address on the network read anything."""
+        assert self.subcommand is not None
+        self.config_init[self.subcommand]["weights_only"] = True
+
+    before_fit = before_validate = before_test = read_data_only
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Nothing beyond model, data and trainer."""
@@ -20,6 +37,8 @@ class CLI(LightningCLI):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0, or 2 with one line on bad input."""
+    # Small sets are batched in memory (lightning_modules/data.py), where more processes would only cost.
+    warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
     logging.getLogger("lightning.pytorch").addFilter(lambda record: "litlogger" not in record.getMessage())
     options: dict[str, Any] = {
         "subclass_mode_model": True,

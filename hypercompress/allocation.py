@@ -158,9 +158,8 @@ def _fill(curves: list[_Curve], room: int) -> None:
 
 def predicted_kl(spec: ModelSpec, energies: Energies, ranks: Mapping[str, int]) -> float:
     """Nats of KL that the additive model predicts for given ranks; ``energies`` in nats (twice)."""
-    return sum(
-        float(energies[layer.name][ranks[layer.name] :].sum()) / 2 for layer in spec.candidates if layer.name in ranks
-    )
+    lost = [float(energies[layer.name][ranks[layer.name] :].sum()) for layer in spec.candidates if layer.name in ranks]
+    return sum(lost, 0.0) / 2
 
 
 def pareto(spec: ModelSpec, energies: Energies, unit: Unit) -> list[ParetoPoint]:

@@ -7,6 +7,7 @@ README.md           the model card
 """
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -42,7 +43,8 @@ class Saved:
 def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that takes its place when the block ends well, and vanishes otherwise.
 
-    Between moving the old folder aside and the new one in, a kill leaves the old one as ``.NAME.old``, complete.
+    On Linux the two change places in one system call. Elsewhere, between moving the old folder aside and the new one in,
+    a kill leaves the old one as ``.NAME.old``, complete. What a killed process left is cleared by the next one.
 
     Raises:
         ArtefactError: ``folder`` exists and ``overwrite`` is false, or the disk refuses.
@@ -50,7 +52,8 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     refuse_existing(folder, overwrite)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
+        _clear_leftovers(folder)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-{os.getpid()}-", dir=folder.parent))
         try:
             yield staging
             for path in staging.iterdir():
@@ -90,9 +93,30 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def _clear_leftovers(folder: Path) -> None:
+    """Remove temporary folders of processes that are no more."""
+    for path in folder.parent.glob(f".{folder.name}.new-*-*"):
+        pid = path.name.split(".new-")[1].split("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _exchange(staging: Path, folder: Path) -> None:
+    """Put ``staging`` in the place of ``folder``; afterwards ``staging`` may hold what was there."""
     if not folder.exists():
         staging.rename(folder)
+        return
+    if _swap(staging, folder):
         return
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -103,6 +127,16 @@ def _exchange(staging: Path, folder: Path) -> None:
         old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two paths atomically with Linux's renameat2; False where the system has no such call."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def save(

@@ -17,7 +17,7 @@ from hypercompress.errors import DataError, GeneratorError, ModelError
 from hypercompress.fidelity import compare, reestimate_norms
 from hypercompress.generator import Generator, HypernetGenerator, load_generator
 from hypercompress.guard import STRENGTHS, choose
-from hypercompress.inspection import ForwardFn, inspect
+from hypercompress.inspection import ForwardFn, batch_size, inspect
 from hypercompress.report import make_report
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Generation, ModelSpec
@@ -208,8 +208,8 @@ def finish(
     else:
         generation = plan.generator.generate(spec, plan.sketches, budget)
     student, reestimated = built(generation), False
-    if norms and split is not None and has_batch_norm(student):
-        statistics = split.statistics
+    statistics = () if split is None else split.statistics
+    if norms and split is not None and has_batch_norm(student) and any(batch_size(b) > 1 for b in statistics):
 
         def fresh() -> nn.Module:
             candidate = copy.deepcopy(student)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
 from hypercompress.errors import DataError
-from hypercompress.inspection import ForwardFn, call_model, evaluating
+from hypercompress.inspection import ForwardFn, batch_size, call_model, evaluating
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,16 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Any], forward_fn: Forwa
     """Replace the running moments of every BatchNorm of ``model`` by those over ``batches``, in place.
 
     Helps where the batches resemble the training data, and hurts where they are few and unlike it: a caller keeps the
-    model as it was to go back to.
+    model as it was to go back to. A batch of a single sample has no variance and is left out.
+
+    Raises:
+        DataError: no batch of at least two samples.
     """
+    batches = [batch for batch in batches if batch_size(batch) > 1]
+    if not batches:
+        raise DataError(
+            "received no batch of two or more samples; expected one to estimate a variance from; add images"
+        )
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     with evaluating(model):

@@ -130,7 +130,12 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _batch_size(batch: Any) -> int:
+def batch_size(batch: Any) -> int:
+    """Samples in a batch: the length of its first tensor.
+
+    Raises:
+        ModelError: no tensor in it.
+    """
     for value in _flat(batch):
         if isinstance(value, Tensor) and value.ndim > 0:
             return int(value.shape[0])
@@ -138,7 +143,7 @@ def _batch_size(batch: Any) -> int:
 
 
 def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
-    trace, handles, batch = _Trace(), [], _batch_size(example)
+    trace, handles, batch = _Trace(), [], batch_size(example)
     modules = {name: module for name, module in model.named_modules() if name}
     owners = {id(module.weight): name for name, module in modules.items() if type(module) in (nn.Linear, nn.Conv2d)}
 

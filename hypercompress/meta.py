@@ -95,7 +95,10 @@ def prepare_case(
         easiest = next((p.share for p in points if p.predicted_kl < easiest_kl), 1.0)
         least = points[0].share
         shares[unit] = (max(least, min(least * 1.02, easiest * 0.9)), easiest)
-    places = [spec.candidates[round(i)] for i in torch.linspace(1, len(spec.candidates) - 1, watched).tolist()]
+    places = [
+        spec.candidates[round(i)]
+        for i in torch.linspace(min(1, len(spec.candidates) - 1), len(spec.candidates) - 1, watched).tolist()
+    ]
     names = tuple(dict.fromkeys(layer.follower or layer.name for layer in places))
     return Case(name, teacher, spec, starts, sketches, names, shares)
 
@@ -124,7 +127,9 @@ def generate(
         regression = curvature_error(case, changes, outputs.weight)
         # The frames' own gradient is left out: eigenvectors of near-equal values have none worth following.
         with torch.no_grad():
-            start = corrected(case.spec, sketches, start, {n: change.detach() for n, change in changes.items()})
+            start = corrected(
+                case.spec, sketches, start, {n: change.detach() * strength for n, change in changes.items()}
+            )
             start = on_device(start, outputs.weight.device, torch.float32)
     return emit(case.spec, sketches, start, outputs.scaled(strength), budget, training=True), regression
 

@@ -1,5 +1,6 @@
 """``report.json``: what was compressed, how small it got, how close it stays, and why each layer is as it is."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -45,7 +46,10 @@ def make_report(
 def fidelity_json(fidelity: Fidelity | None) -> dict[str, Any]:
     """Every key is there; null where not measured."""
     keys = ("agreement", "kl", "top1_teacher", "top1_student", "images")
-    return dict.fromkeys(keys) if fidelity is None else asdict(fidelity)
+    if fidelity is None:
+        return dict.fromkeys(keys)
+    # JSON has no NaN: a student whose outputs overflowed has no KL.
+    return {key: value if value is None or math.isfinite(value) else None for key, value in asdict(fidelity).items()}
 
 
 def layer_row(layer: LayerSpec, plan: RankPlan) -> dict[str, Any]:

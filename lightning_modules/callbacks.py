@@ -42,8 +42,8 @@ class SaveStudent(Callback):
             return
         if not isinstance(pl_module, HasStudent):
             raise TypeError(
-                f"received SaveStudent with {type(pl_module).__name__}, which trains no student; expected a system with "
-                "a student() method; remove the callback"
+                f"received SaveStudent with {type(pl_module).__name__}, which trains no student; expected a system "
+                "with a student() method; remove the callback"
             )
         if trainer.is_global_zero:
             refuse_existing(self.folder, self.overwrite)
@@ -62,7 +62,8 @@ def check_ranks(trainer: Trainer, pl_module: LightningModule) -> None:
     if trainer.world_size == 1:
         return
     sums = pl_module.all_gather(checksum(pl_module))
-    if not bool((sums == sums[0]).all()):
+    assert isinstance(sums, torch.Tensor)  # as one tensor went in
+    if not torch.equal(sums, sums[:1].expand_as(sums)):
         raise RuntimeError(
             f"received different weights on {trainer.world_size} ranks (checksums {sums.tolist()}); expected equal "
             "ones; please report this"

@@ -1,9 +1,13 @@
 """One data module for every system: an image folder or a registered data set, prepared as the model wants it.
 
+The order of the images follows from the seed and the epoch, and the augmentation of a batch from its images, so a run
+that goes on from a checkpoint in the middle of an epoch sees what the whole run would have seen.
+
 Shape letters: ``n`` images in the set; ``b`` images in a batch; ``c h w`` channels, height and width of one image.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -13,7 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data.distributed import DistributedSampler
 
 from hypercompress.data import ImageData, Preprocess, loader, open_data
 from hypercompress.errors import DataError
@@ -86,16 +91,16 @@ class ImageDataModule(LightningDataModule):
         self.data, self.val_data, self.inputs = data, val_data, inputs or Inputs()
         self.batch_size, self.limit, self.val_limit = batch_size, limit, val_limit
         self.augment, self.workers = augment, workers
-        self._train: DataLoader[Any] | None = None
-        self._val: DataLoader[Any] | None = None
+        self._train: Images | None = None
+        self._val: Images | None = None
 
     def setup(self, stage: str) -> None:
         """Open what the stage needs, once."""
         preprocess = self.preprocess()
         if stage == "fit" and self._train is None:
-            self._train = self._loader(open_part(self.data, preprocess, True, self.augment), train=True)
+            self._train = limited(open_part(self.data, preprocess, True, self.augment), self.limit)
         if self._val is None:
-            self._val = self._loader(open_part(self.val_data or self.data, preprocess, False, "none"), train=False)
+            self._val = limited(open_part(self.val_data or self.data, preprocess, False, "none"), self.val_limit)
 
     def preprocess(self) -> Preprocess:
         """How the images are prepared."""
@@ -103,25 +108,51 @@ class ImageDataModule(LightningDataModule):
         return self.inputs.preprocess(getattr(system, "network", None))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled, augmented; the last, smaller batch is dropped."""
-        return _opened(self._train)
+        """This rank's share, shuffled and augmented; the last, smaller batch is dropped."""
+        data = _opened(self._train)
+        ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        # The same seed on every rank, as Lightning's own samplers take it.
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            data, ranks, rank, shuffle=True, seed=seed, drop_last=len(data) > ranks
+        )
+        return ResumableLoader(data, sampler=sampler, drop_last=len(sampler) > self.batch_size, **self._options(data))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """In order, not augmented."""
-        return _opened(self._val)
+        data = _opened(self._val)
+        return DataLoader(data, **self._options(data))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """As for validation."""
         return self.val_dataloader()
 
-    def _loader(self, data: "CachedImages | ImageData", *, train: bool) -> DataLoader[Any]:
-        limit = self.limit if train else self.val_limit
+    def _options(self, data: Dataset[Any]) -> dict[str, Any]:
         if isinstance(data, CachedImages):
-            data = data.subset(limit)
-            return DataLoader(
-                data, self.batch_size, shuffle=train, drop_last=train and len(data) > self.batch_size, collate_fn=_batch
-            )
-        return loader(data, batch_size=self.batch_size, shuffle=train, limit=limit, workers=self.workers)
+            return {"batch_size": self.batch_size, "collate_fn": _batch}
+        workers = {"num_workers": self.workers, "persistent_workers": self.workers > 0}
+        return {"batch_size": self.batch_size, "collate_fn": _collate, **workers}
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader that goes on in the middle of an epoch; Lightning keeps its state in the checkpoint."""
+
+    done = 0  # batches of this epoch that were handed out
+    skip = 0  # of them before the checkpoint
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is all that a loop needs
+        skip, self.skip = self.skip, 0
+        for self.done, batch in enumerate(super().__iter__(), 1):
+            if self.done > skip:
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How far this epoch is."""
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there; a whole epoch leaves nothing to skip in the next."""
+        self.done = self.skip = state["done"] % max(1, len(self))
 
 
 class CachedImages(Dataset[tuple[Tensor, Tensor]]):
@@ -152,20 +183,31 @@ class CachedImages(Dataset[tuple[Tensor, Tensor]]):
         """torch's loader prefers this to one call per image."""
         chosen = torch.tensor(indices)
         images = self.images[chosen]
+        random = torch.Generator().manual_seed(hash(tuple(indices)) % 2**63)
         if self.augment != "none":
-            images = flipped(images)
+            images = flipped(images, random)
         if self.augment == "shift":
-            images = shifted(images, max(1, round(images.shape[-1] * SHIFT)))
+            images = shifted(images, max(1, round(images.shape[-1] * SHIFT)), random)
         return images, self.labels[chosen]
 
-    def subset(self, limit: int | None) -> "CachedImages":
-        """A random subset, the same on each call and each process."""
-        if limit is None or limit >= len(self):
-            return self
-        if limit < 1:
-            raise DataError(f"received a limit of {limit} images; expected at least 1; raise it or leave it out")
-        chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:limit]
-        return CachedImages(self.images[chosen], self.labels[chosen], self.classes, self.augment)
+
+Images = CachedImages | ImageData | Subset[Any]
+
+
+def limited(data: CachedImages | ImageData, limit: int | None) -> Images:
+    """A random subset, the same on each call and in each process; all images if there are fewer.
+
+    Raises:
+        DataError: a limit below 1.
+    """
+    if limit is None or limit >= len(data):
+        return data
+    if limit < 1:
+        raise DataError(f"received a limit of {limit} images; expected at least 1; raise it or leave it out")
+    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:limit]
+    if isinstance(data, CachedImages):
+        return CachedImages(data.images[chosen], data.labels[chosen], data.classes, data.augment)
+    return Subset(data, chosen.tolist())
 
 
 def open_part(text: str, preprocess: Preprocess, train: bool, augment: Augment) -> CachedImages | ImageData:
@@ -186,28 +228,34 @@ def _prepared(text: str, preprocess: Preprocess, train: bool) -> tuple[Tensor, T
     return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
 
 
-def flipped(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def flipped(images: Float[Tensor, "b c h w"], random: torch.Generator) -> Float[Tensor, "b c h w"]:
     """Each image mirrored left to right with probability one half."""
-    mirror = torch.rand(len(images), device=images.device) < 0.5
+    mirror = torch.rand(len(images), generator=random) < 0.5
     return torch.where(mirror[:, None, None, None], images.flip(-1), images)
 
 
-def shifted(images: Float[Tensor, "b c h w"], most: int) -> Float[Tensor, "b c h w"]:
+def shifted(images: Float[Tensor, "b c h w"], most: int, random: torch.Generator) -> Float[Tensor, "b c h w"]:
     """Each image moved by -most to +most pixels, independently in both directions; the edge is repeated."""
     count, channels, height, width = images.shape
     padded = F.pad(images, (most, most, most, most), mode="replicate")
-    start = torch.randint(0, 2 * most + 1, (2, count, 1))
+    start = torch.randint(0, 2 * most + 1, (2, count, 1), generator=random)
     rows, columns = start[0] + torch.arange(height), start[1] + torch.arange(width)
     image, channel = torch.arange(count)[:, None, None, None], torch.arange(channels)[None, :, None, None]
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def _batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The set has made the batch already."""
+def _batch(batch: Any) -> Any:
+    """`CachedImages` has made the batch already."""
     return batch
 
 
-def _opened(loader: DataLoader[Any] | None) -> DataLoader[Any]:
-    if loader is None:
+def _collate(items: list[Any]) -> tuple[Tensor, Tensor]:
+    """torch's own batches are lists."""
+    images, labels = default_collate(items)
+    return images, labels
+
+
+def _opened(data: Images | None) -> Images:
+    if data is None:
         raise DataError("received a data module before setup; expected an opened one; call setup('fit') first")
-    return loader
+    return data

@@ -3,24 +3,29 @@
 Shape letters: ``b`` images in a batch; ``k`` classes; ``c h w`` channels, height and width of one image.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from hypercompress.errors import ModelError
+from hypercompress.fidelity import accuracy, compare
 from hypercompress.losses import distillation_kl, feature_loss, watching
 from hypercompress.models import load_model
+from hypercompress.report import fidelity_json
 from hypercompress.student import Student, from_pretrained
-from lightning_modules.teacher import Batch, Optimization, require_finite, require_labels
+from lightning_modules.teacher import Batch, Optimization, require_finite, require_labels, reset
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,19 @@ class Losses:
         if min(weights) < 0 or max(weights) == 0 or self.temperature <= 0:
             raise ValueError(
                 f"received logits {self.logits:g}, features {self.features:g}, labels {self.labels:g}, temperature "
-                f"{self.temperature:g}; expected weights of 0 or more, one above 0, and a temperature above 0; change them"
+                f"{self.temperature:g}; expected weights of 0 or more, one above 0, and a temperature above 0; change "
+                "them"
             )
+
+
+class Outside:
+    """Keeps a module out of the one that uses it: no sub-module, and not copied with it (for a moving average)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Outside":
+        return self
 
 
 class Distillation(LightningModule):
@@ -104,32 +120,37 @@ class Distillation(LightningModule):
                 "received no teacher with a weight on its logits or features; expected one to follow; name it, or set "
                 "both weights to 0 and that of the labels above"
             )
-        # In a list, so that it is no sub-module.
-        self._teacher = [] if teacher is None else [teacher.load()]
+        self._outside = None if teacher is None else Outside(teacher.load())
         self.watched = self._common_features() if self.losses.features > 0 else ()
-        self.metrics = nn.ModuleDict({name: MeanMetric() for name in ("kl", "agreement", "top1_teacher", "top1_student")})
-        self.fidelity: dict[str, float | int | None] | None = None
+        names = ("kl", "agreement", "top1_teacher", "top1_student")
+        self.metrics = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.fidelity: dict[str, Any] = fidelity_json(None)
 
     @property
     def teacher(self) -> nn.Module | None:
         """The teacher, on whatever device it was moved to."""
-        return self._teacher[0] if self._teacher else None
+        return None if self._outside is None else self._outside.module
 
     def _common_features(self) -> tuple[str, ...]:
+        assert self.teacher is not None  # a weight on features needs one
         info = getattr(self.network, "feature_info", None) or []
         names = [item["module"] for item in info if isinstance(item, dict) and item.get("module")]
-        theirs = {name for name, _ in self._teacher[0].named_modules()}
+        theirs = {name for name, _ in self.teacher.named_modules()}
         ours = {name for name, _ in self.network.named_modules()}
         found = tuple(name for name in names if name in ours and name in theirs)
         rank_zero_info(f"feature loss on: {', '.join(found) if found else 'nothing (the model names no feature maps)'}")
+        if not found and self.losses.logits == self.losses.labels == 0:
+            raise ModelError(
+                "received a weight on features alone for a model whose feature_info names no module that the teacher "
+                "has too; expected something to learn from; set the weight of the logits above 0"
+            )
         return found
 
     def student(self) -> Student:
-        """The network as trained so far, with what the last validation measured (null if it trained on since)."""
+        """The network as trained so far, with what was measured at the end of the fit (null before)."""
         report = dict(self.report)
         if report:
-            keys = ("agreement", "kl", "top1_teacher", "top1_student", "images")
-            report["fidelity"] = self.fidelity or dict.fromkeys(keys)
+            report["fidelity"] = self.fidelity
             report["distilled_steps"] = int(report.get("distilled_steps", 0)) + self.global_step
         return Student(self.network, self.architecture, report)
 
@@ -140,14 +161,21 @@ class Distillation(LightningModule):
     def on_fit_start(self) -> None:
         """A loaded student is in evaluation mode; the teacher stays in it."""
         self.network.train()
+        self._move_teacher()
 
-    def setup(self, stage: str) -> None:
-        for teacher in self._teacher:
-            teacher.to(self.trainer.strategy.root_device)
+    def on_validation_start(self) -> None:
+        self._move_teacher()
+        reset(self.metrics.values())
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def on_test_start(self) -> None:
+        self.on_validation_start()
+
+    def _move_teacher(self) -> None:
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
+    def training_step(self, batch: Batch) -> Tensor:
         images, labels = batch
-        self.fidelity = None
         terms: dict[str, Tensor] = {}
         with watching(self.network, self.watched) as ours:
             logits = self(images)
@@ -167,31 +195,54 @@ class Distillation(LightningModule):
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch) -> None:
         images, labels = batch
         logits = self(images).float()
+        labelled = bool((labels >= 0).all())
+        if labelled:
+            self._measure("top1_student", logits.argmax(-1) == labels)
         if self.teacher is not None:
             target = self.teacher(images).float()
             log_p, log_q = F.log_softmax(target, -1), F.log_softmax(logits, -1)
-            self.metrics["kl"].update((log_p.exp() * (log_p - log_q)).sum(-1))
-            self.metrics["agreement"].update((logits.argmax(-1) == target.argmax(-1)).float())
-        if bool((labels >= 0).all()):
-            self.metrics["top1_student"].update((logits.argmax(-1) == labels).float())
-            if self.teacher is not None:
-                self.metrics["top1_teacher"].update((target.argmax(-1) == labels).float())
-        for name, metric in self.metrics.items():
-            if metric.update_count:
-                self.log(f"val/{name}", metric, prog_bar=name != "top1_teacher")
+            self._measure("kl", (log_p.exp() * (log_p - log_q)).sum(-1))
+            self._measure("agreement", logits.argmax(-1) == target.argmax(-1))
+            if labelled:
+                self._measure("top1_teacher", target.argmax(-1) == labels)
 
-    def on_validation_epoch_end(self) -> None:
-        """Keep what was measured for the report."""
-        values = {name: float(metric.compute()) if metric.update_count else None for name, metric in self.metrics.items()}
-        counted = next((m for m in self.metrics.values() if m.update_count), None)
-        if counted is not None:
-            self.fidelity = {**values, "images": int(counted.weight)}
+    def _measure(self, name: str, values: Shaped[Tensor, " b"]) -> None:
+        metric = self.metrics[name]
+        assert isinstance(metric, MeanMetric)  # by __init__
+        metric.update(values.float())
+        self.log(f"val/{name}", metric, prog_bar=name != "top1_teacher")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+    def test_step(self, batch: Batch) -> None:
+        self.validation_step(batch)
+
+    def on_train_end(self) -> None:
+        """Measure the very weights that are saved: a moving average has replaced the last ones by now.
+
+        Every rank measures all images, because torchmetrics adds up over the ranks whenever there are several; so
+        they must agree on the buffers first (BatchNorm moments differ by a rank's last batch).
+        """
+        if self.trainer.world_size > 1:
+            for buffer in self.network.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or not self.trainer.limit_val_batches:
+            return
+        if self.teacher is not None:
+            self.fidelity = fidelity_json(compare(self.teacher, self.network, self._held_out(data.val_dataloader())))
+        else:
+            top1 = accuracy(self.network, self._held_out(data.val_dataloader()))
+            images = sum(len(labels) for _, labels in self._held_out(data.val_dataloader()))
+            self.fidelity = {**fidelity_json(None), "top1_student": top1, "images": images}
+
+    def _held_out(self, loader: DataLoader[Any]) -> Iterator[Batch]:
+        """Validation batches on this rank's device, as many as the trainer is told to use."""
+        limit = self.trainer.limit_val_batches
+        count = round(limit * len(loader)) if isinstance(limit, float) else limit
+        for images, labels in islice(loader, count):
+            yield images.to(self.device), labels.to(self.device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return self.optimization.configure([self.network], int(self.trainer.estimated_stepping_batches))

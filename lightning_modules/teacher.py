@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm re-exports without __all__
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
@@ -49,14 +49,15 @@ class Optimization:
     def __post_init__(self) -> None:
         if not (self.lr > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1):
             raise ValueError(
-                f"received lr {self.lr:g}, weight_decay {self.weight_decay:g}, warmup {self.warmup:g}; expected lr above "
-                "0, weight_decay 0 or more, warmup in [0, 1); change them"
+                f"received lr {self.lr:g}, weight_decay {self.weight_decay:g}, warmup {self.warmup:g}; expected lr "
+                "above 0, weight_decay 0 or more, warmup in [0, 1); change them"
             )
 
     def configure(self, modules: Iterable[nn.Module], steps: int) -> OptimizerLRSchedulerConfig:
         """What ``configure_optimizers`` returns, for a run of so many optimiser steps."""
+        listed = list(modules)
         optimizer = create_optimizer_v2(
-            nn.ModuleList(modules),
+            listed[0] if len(listed) == 1 else nn.ModuleList(listed),  # one model names what it keeps from decay itself
             opt=self.optimizer,
             lr=self.lr,
             weight_decay=self.weight_decay,
@@ -66,8 +67,10 @@ class Optimization:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def factor(self, steps: int) -> Callable[[int], float]:
-        """The learning rate at each step as a share of the highest. A plain function: it is not in the checkpoint, so
-        a resumed run may be longer than planned."""
+        """The learning rate at each step as a share of the highest.
+
+        A plain function is not in the checkpoint, so a resumed run may be longer than planned.
+        """
         rise = self.warmup * steps
 
         def factor(step: int) -> float:
@@ -129,7 +132,13 @@ class Teacher(LightningModule):
         """Lightning trains modules in the mode it finds them in; a loaded model is in evaluation mode."""
         self.network.train()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def on_validation_start(self) -> None:
+        reset((self.val_loss, self.val_top1))
+
+    def on_test_start(self) -> None:
+        self.on_validation_start()
+
+    def training_step(self, batch: Batch) -> Tensor:
         images, labels = batch
         require_labels(labels)
         loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
@@ -137,7 +146,7 @@ class Teacher(LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch) -> None:
         images, labels = batch
         require_labels(labels)
         logits = self(images).float()
@@ -145,11 +154,21 @@ class Teacher(LightningModule):
         self.val_top1.update((logits.argmax(-1) == labels).float())
         self.log_dict({"val/loss": self.val_loss, "val/top1": self.val_top1}, prog_bar=True)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+    def test_step(self, batch: Batch) -> None:
+        self.validation_step(batch)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return self.optimization.configure([self.network], int(self.trainer.estimated_stepping_batches))
+
+
+def reset(metrics: Iterable[nn.Module]) -> None:
+    """Start metrics anew.
+
+    What ``trainer.validate`` leaves in them can only be changed in inference mode, and a fit's validation is not in it.
+    """
+    for metric in metrics:
+        assert isinstance(metric, MeanMetric)  # by the callers' constructors
+        metric.reset()
 
 
 def require_finite(loss: Float[Tensor, ""], step: int) -> None:

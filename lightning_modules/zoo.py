@@ -2,8 +2,9 @@
 
     python -m lightning_modules.zoo --config configs/zoo.yaml --out runs/zoo [--root DATA] [--only NAME ...]
 
-Each teacher becomes a student folder of its own, written whole or not at all; a folder that is there is not trained again,
-so an interrupted build goes on where it stopped. ``zoo.csv`` is the index: name, family, data, split, params, MACs, top-1.
+Each teacher becomes a student folder of its own, written whole or not at all; a folder that is there is not trained
+again, so an interrupted build goes on where it stopped. ``zoo.csv`` is the index: name, family, data, split, params,
+MACs, top-1.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 
@@ -66,11 +67,20 @@ def read_recipes(path: Path) -> list[Recipe]:
     Raises:
         DataError: unreadable, or an entry that does not fit; all faults at once.
     """
-    config = yaml.safe_load(path.read_text())
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--defaults", type=dict[str, Any], default={})
+    parser.add_argument("--teachers", type=list[dict[str, Any]], required=True)
+    try:
+        config = parser.parse_path(path)
+    except (ArgumentError, OSError, TypeError) as error:
+        raise DataError(
+            f"received {path}, which is no zoo config ({' '.join(str(error).split())}); expected YAML with the lists "
+            "of configs/zoo.yaml; check it"
+        ) from error
     recipes, faults = [], []
-    for entry in config["teachers"]:
+    for entry in config.teachers:
         try:
-            recipes.append(Recipe(**{**config.get("defaults", {}), **entry}))
+            recipes.append(Recipe(**{**config.defaults, **entry}))
         except TypeError as error:
             faults.append(f"{entry.get('name', entry)}: {error}")
     names = [recipe.name for recipe in recipes]

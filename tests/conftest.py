@@ -13,6 +13,9 @@ import torch
 # Must stand before the first import of the packages: jaxtyping annotations are checked here and nowhere else.
 jaxtyping.install_import_hook(["hypercompress", "lightning_modules"], "beartype.beartype")
 
+# The tests' networks are tiny: a second thread costs more than it brings, and one makes sums repeatable.
+torch.set_num_threads(1)
+
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 

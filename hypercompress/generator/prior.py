@@ -50,7 +50,7 @@ def output_gain(layer: LayerSpec, sketch: Sketch, power: Float[Tensor, " out"]) 
 
 
 def prior_curvature(layer: LayerSpec, sketch: Sketch) -> Curvature:
-    """The guessed stand-in for a measured `Curvature`: same fields, same side; energies sum to 1 in every layer."""
+    """The guessed stand-in for a measured `Curvature`: same fields, same side, energies relative."""
     weight = sketch.weight.double()
     mean, variance = input_moments(layer, sketch)
     signal = (weight * variance) @ weight.T

@@ -1,0 +1,87 @@
+"""Generators by name, and hypernetworks on disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hypercompress.errors import ArtefactError, GeneratorError
+from hypercompress.generator import (
+    ANALYTIC,
+    HypernetConfig,
+    HypernetGenerator,
+    Hypernetwork,
+    load_generator,
+    load_hypernetwork,
+    save_hypernetwork,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    network = Hypernetwork(HypernetConfig(width=16, depth=1, heads=2))
+    for parameter in network.parameters():
+        parameter.data += torch.randn(parameter.shape)
+    save_hypernetwork(network, tmp_path / "mine", {"steps": 3})
+    return tmp_path / "mine"
+
+
+@pytest.mark.parametrize("name", list(ANALYTIC))
+def test_analytic_generators_by_name(name: str) -> None:
+    assert load_generator(name) is ANALYTIC[name]
+
+
+@pytest.mark.parametrize("name", ["whitened", "kfac"])
+def test_those_that_need_data_refuse_early(name: str) -> None:
+    with pytest.raises(GeneratorError, match="received no calibration data"):
+        load_generator(name, has_data=False)
+    assert load_generator("prior", has_data=False).name == "prior"
+
+
+@pytest.mark.parametrize(("name", "hint"), [("kfak", "; did you mean kfac?"), ("svdd", "; did you mean svd?"), ("zz", "")])
+def test_unknown_names_get_a_hint(name: str, hint: str) -> None:
+    with pytest.raises(GeneratorError) as caught:
+        load_generator(name)
+    text = str(caught.value)
+    assert text.startswith(f"received the generator '{name}'; expected one of auto, hypernet, svd")
+    assert text.endswith(f"or the folder of a hypernetwork{hint}")
+
+
+def test_hypernetworks_come_back_bit_for_bit(folder: Path) -> None:
+    network = load_hypernetwork(folder)
+    assert network.config == HypernetConfig(width=16, depth=1, heads=2)
+    assert not network.training
+    save_hypernetwork(network, folder.parent / "again", {"steps": 3})
+    for name in ("hypernet.safetensors", "config.json"):
+        assert (folder / name).read_bytes() == (folder.parent / "again" / name).read_bytes()
+    generator = load_generator(folder, steps=50)
+    assert isinstance(generator, HypernetGenerator)
+    assert (generator.name, generator.steps, generator.strength) == ("mine", 50, 1.0)
+
+
+def edited(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize("damage", ["no config", "no weights", "bit", "format", "field", "width", "list", "text"])
+def test_damaged_folders_are_refused(folder: Path, damage: str) -> None:
+    weights, config = folder / "hypernet.safetensors", folder / "config.json"
+    if damage.startswith("no"):
+        (config if damage == "no config" else weights).unlink()
+    elif damage == "bit":
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    elif damage == "format":
+        edited(folder, format=99)
+    elif damage == "field":
+        edited(folder, config={"unheard": 1})
+    elif damage == "width":
+        edited(folder, config={"width": 32, "depth": 1, "heads": 2})
+    else:
+        config.write_text("[]" if damage == "list" else "{")
+    with pytest.raises(ArtefactError, match="received the hypernetwork"):
+        load_hypernetwork(folder)

@@ -1,0 +1,73 @@
+"""A tiny teacher and its student on disk, and a trainer that leaves no files and makes no noise."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from hypercompress import Budget, compress
+from lightning_modules.data import ImageDataModule
+from lightning_modules.teacher import Optimization, Teacher
+
+# BatchNorm, depthwise convolutions and named feature maps in 0.1 M parameters.
+MODEL = "test_efficientnet"
+MODEL_ARGS = {"in_chans": 1, "num_classes": 10}
+NO_WORKERS = "The '.*_dataloader' does not have many workers"
+PRETRAINED_CFG = {"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353]}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With more than three cores Lightning asks for worker processes, which images in memory do not need."""
+    here = Path(__file__).parent
+    mark = pytest.mark.filterwarnings(f"ignore:{NO_WORKERS}")
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(mark)
+
+
+@pytest.fixture(autouse=True)
+def _no_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LightningCLI warns of arguments from two sides; those of pytest are none of its business."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+def quiet(**options: Any) -> Trainer:
+    """A trainer for one CPU process that writes nothing."""
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return Trainer(**{**defaults, **options})
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A briefly trained teacher and a student a third of its size, as folders; tests must not change them."""
+    place = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    system = Teacher(MODEL, MODEL_ARGS, PRETRAINED_CFG, optimization=Optimization("adamw", 1e-2, 0.0))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", NO_WORKERS)
+        run = quiet(max_epochs=2, limit_val_batches=0)
+        run.fit(system, ImageDataModule("fashion_mnist_mini", batch_size=32, limit=768))
+    teacher = system.student()
+    teacher.save_pretrained(place / "teacher")
+    student = compress(teacher.model.eval(), Budget(params=0.35), generator="svd", architecture=teacher.architecture)
+    student.save_pretrained(place / "student")
+    return place / "teacher", place / "student"
+
+
+@pytest.fixture
+def trainer() -> Callable[..., Trainer]:
+    """Builds a trainer for one CPU process that writes nothing."""
+    return quiet

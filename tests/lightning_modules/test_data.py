@@ -1,0 +1,187 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from hypercompress.data import Preprocess, open_data
+from hypercompress.errors import DataError
+from lightning_modules import data as module
+from lightning_modules.data import CachedImages, ImageDataModule, Inputs, ResumableLoader, flipped, open_part, shifted
+
+GREY = Inputs(input_size=(1, 28, 28), mean=(0.286,), std=(0.353,))
+
+
+def opened(**options: object) -> ImageDataModule:
+    images = ImageDataModule(**{"data": "digits", "inputs": GREY, **options})
+    images.setup("fit")
+    return images
+
+
+def test_images_in_memory_equal_those_prepared_one_by_one() -> None:
+    preprocess = GREY.preprocess()
+    cached, plain = (
+        open_part("digits", preprocess, False, "none"),
+        open_data("digits", preprocess, train=False),
+    )
+    assert isinstance(cached, CachedImages)
+    assert len(cached) == len(plain)
+    assert cached.classes == plain.classes
+    for index in (0, 17, len(plain) - 1):
+        assert torch.equal(cached[index][0], plain[index][0])
+        assert int(cached[index][1]) == plain[index][1]
+
+
+def test_batches_are_whole_shuffled_and_complete() -> None:
+    images = opened(batch_size=100)
+    sizes = [len(labels) for _, labels in images.train_dataloader()]
+    assert sizes == [100] * 14  # of 1,437; the last 37 are dropped
+    held_out = torch.cat([labels for _, labels in images.val_dataloader()])
+    expected = [label for _, label in open_data("digits", GREY.preprocess(), train=False)]
+    assert held_out.tolist() == expected  # in order, none dropped
+
+
+def epoch(images: ImageDataModule, number: int) -> torch.Tensor:
+    loader = images.train_dataloader()
+    assert isinstance(loader.sampler, DistributedSampler)
+    loader.sampler.set_epoch(number)  # as Lightning does
+    return torch.cat([batch for batch, _ in loader])
+
+
+def test_order_and_augmentation_follow_from_seed_and_epoch() -> None:
+    images = opened(batch_size=100, augment="shift")
+    first = epoch(images, 0)
+    torch.manual_seed(99)
+    assert torch.equal(first, epoch(images, 0))
+    assert not torch.equal(first, epoch(images, 1))
+    plain = epoch(opened(batch_size=100), 0)
+    assert not torch.equal(first, plain)
+
+
+@pytest.mark.parametrize("augment", ["shift", "none"])
+def test_a_loader_goes_on_where_it_was(augment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if augment == "none":  # the form for sets that do not fit into memory
+        monkeypatch.setattr(module, "CACHE_BYTES", 0)
+    images = opened(batch_size=32, limit=160, augment=augment)
+    whole = images.train_dataloader()
+    assert isinstance(whole, ResumableLoader)
+    batches, states = [], []
+    for batch, _ in whole:
+        batches.append(batch)
+        states.append(whole.state_dict())
+    assert len(batches) == 5
+    for place, state in enumerate(states):
+        rest = images.train_dataloader()
+        assert isinstance(rest, ResumableLoader)
+        rest.load_state_dict(state)
+        got = [batch for batch, _ in rest]
+        expected = batches[place + 1 :] or batches  # after a whole epoch comes a whole epoch
+        assert torch.equal(torch.cat(got), torch.cat(expected))
+        assert len([batch for batch, _ in rest]) == 5  # skipped once
+
+
+def test_a_limit_is_the_same_subset_each_time() -> None:
+    one, two = (opened(limit=50, batch_size=50).train_dataloader().dataset for _ in range(2))
+    assert isinstance(one, CachedImages)
+    assert isinstance(two, CachedImages)
+    assert len(one) == 50
+    assert torch.equal(one.images, two.images)
+    assert len(opened(limit=50, batch_size=64).train_dataloader()) == 1  # smaller than a batch: not dropped
+    assert len(opened(val_limit=7).val_dataloader().dataset) == 7  # type: ignore[arg-type]
+
+
+def test_flips_mirror_about_half_of_the_images_and_change_nothing_else() -> None:
+    images = torch.rand(400, 1, 4, 5)
+    out = flipped(images, torch.Generator().manual_seed(0))
+    kept, mirrored = ((out == other).flatten(1).all(1) for other in (images, images.flip(-1)))
+    assert bool((kept ^ mirrored).all())
+    assert 140 < int(mirrored.sum()) < 260
+
+
+def test_shifts_move_each_image_on_its_own_and_repeat_the_edge() -> None:
+    images = torch.rand(200, 2, 6, 6)
+    out = shifted(images, 1, torch.Generator().manual_seed(0))
+    seen = set()
+    for before, after in zip(images, out, strict=True):
+        padded = torch.from_numpy(np.pad(before.numpy(), ((0, 0), (1, 1), (1, 1)), mode="edge"))
+        places = [(y, x) for y in range(3) for x in range(3) if torch.equal(padded[:, y : y + 6, x : x + 6], after)]
+        assert len(places) == 1
+        seen.add(places[0])
+    assert len(seen) == 9
+
+
+def test_augmentation_is_for_training_alone_and_leaves_the_kept_images_as_they_are() -> None:
+    images = opened(augment="shift", batch_size=64)
+    kept = images.train_dataloader().dataset
+    assert isinstance(kept, CachedImages)
+    before = kept.images.clone()
+    indices = list(range(64))
+    assert not torch.equal(kept.__getitems__(indices)[0], before[:64])
+    assert torch.equal(kept.images, before)
+    held_out = images.val_dataloader().dataset
+    assert isinstance(held_out, CachedImages)
+    assert torch.equal(held_out.__getitems__(indices)[0], held_out.images[:64])
+
+
+@pytest.mark.parametrize("why", ["crop", "size"])
+def test_what_cannot_be_kept_is_prepared_image_by_image(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why == "size":
+        monkeypatch.setattr(module, "CACHE_BYTES", 1000)
+    images = opened(augment="crop" if why == "crop" else "none", batch_size=16, limit=32)
+    assert not isinstance(images.train_dataloader().dataset, CachedImages)
+    batch, labels = next(iter(images.train_dataloader()))
+    assert batch.shape == (16, 1, 28, 28)
+    assert labels.shape == (16,)
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    for index in range(5):
+        Image.fromarray(np.full((30, 30), 40 * index, np.uint8)).save(tmp_path / f"{index}.png")
+    images = opened(data=str(tmp_path), batch_size=2)
+    assert [labels.tolist() for _, labels in images.val_dataloader()] == [[-1, -1], [-1, -1], [-1]]
+
+
+def test_other_validation_data() -> None:
+    images = opened(val_data="fashion_mnist_mini", batch_size=8)
+    expected = open_data("fashion_mnist_mini", GREY.preprocess(), train=False)[0][0]
+    assert torch.equal(next(iter(images.val_dataloader()))[0][0], expected)
+
+
+def test_preparation_is_that_of_the_model_with_overrides(folders: tuple[Path, Path]) -> None:
+    like = Inputs(like=str(folders[0])).preprocess()
+    assert (like.input_size, like.mean, like.std) == ((1, 28, 28), (0.286,), (0.353,))
+    assert Inputs(like=str(folders[0]), mean=(0.5,)).preprocess().mean == (0.5,)
+
+    class Known(nn.Module):
+        pretrained_cfg = {"input_size": (3, 8, 8), "mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0)}  # noqa: RUF012
+
+    assert Inputs().preprocess(Known()) == Preprocess((3, 8, 8), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+
+
+def test_nothing_says_how_to_prepare() -> None:
+    with pytest.raises(DataError, match="without input_size, mean, std"):
+        ImageDataModule("digits").setup("fit")
+
+
+def test_a_limit_below_one() -> None:
+    with pytest.raises(DataError, match="limit of 0 images; expected at least 1"):
+        opened(limit=0)
+
+
+def test_loaders_before_setup() -> None:
+    loaders = (ImageDataModule.train_dataloader, ImageDataModule.val_dataloader, ImageDataModule.test_dataloader)
+    for loader in loaders:
+        with pytest.raises(DataError, match="before setup"):
+            loader(ImageDataModule("digits"))
+
+
+def test_validation_alone_opens_no_training_images() -> None:
+    images = ImageDataModule("digits", inputs=GREY)
+    images.setup("validate")
+    assert isinstance(images.test_dataloader(), DataLoader)
+    with pytest.raises(DataError, match="before setup"):
+        images.train_dataloader()

@@ -1,0 +1,230 @@
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
+from hypercompress import Budget, compress, from_pretrained
+from hypercompress.architecture import load_timm
+from hypercompress.errors import ArtefactError, DataError, ModelError, NonFiniteError
+from hypercompress.fidelity import compare
+from hypercompress.models import load_model
+from hypercompress.student import Student
+from lightning_modules.callbacks import SaveStudent
+from lightning_modules.data import ImageDataModule
+from lightning_modules.distillation import Distillation, Losses, TeacherSource
+from lightning_modules.teacher import Optimization
+
+Folders = tuple[Path, Path]
+
+
+def system(folders: Folders, losses: Losses | None = None, lr: float = 3e-3) -> Distillation:
+    teacher, student = folders
+    optimization = Optimization("adamw", lr, 0.0, warmup=0.1)
+    return Distillation(student, TeacherSource(str(teacher)), losses, optimization)
+
+
+def images(**options: Any) -> ImageDataModule:
+    return ImageDataModule("fashion_mnist_mini", **{"batch_size": 32, "limit": 256, "val_limit": 128, **options})
+
+
+def test_the_student_comes_closer_and_the_teacher_stays_as_it_was(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    distillation, data = system(folders, lr=5e-3), images()
+    assert distillation.teacher is not None
+    before = copy.deepcopy(distillation.teacher.state_dict())
+    start = trainer().validate(distillation, data, verbose=False)[0]
+    trainer(max_steps=80, limit_val_batches=0, callbacks=[SaveStudent(tmp_path / "out")]).fit(distillation, data)
+    end = trainer().validate(distillation, data, verbose=False)[0]
+    assert end["val/kl"] < 0.6 * start["val/kl"]
+    assert {"val/kl", "val/agreement", "val/top1_teacher", "val/top1_student"} <= set(end)
+    assert not distillation.teacher.training
+    after = distillation.teacher.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in distillation.teacher.parameters())
+
+
+def test_the_report_holds_what_an_independent_measurement_gives(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    data = images()
+    trainer(max_steps=4, callbacks=[SaveStudent(tmp_path / "out")]).fit(system(folders), data)
+    teacher, _ = load_model(str(folders[0]))
+    student = from_pretrained(tmp_path / "out")
+    measured = compare(teacher, student.model, data.val_dataloader())
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    before = json.loads((folders[1] / "report.json").read_text())
+    assert measured.images == report["fidelity"]["images"] == 128
+    for key in ("agreement", "kl", "top1_teacher", "top1_student"):
+        assert report["fidelity"][key] == pytest.approx(getattr(measured, key), abs=1e-6)
+    assert report["distilled_steps"] == 4
+    assert report["layers"] == before["layers"]
+    assert student.ranks == from_pretrained(folders[1]).ranks
+
+
+def test_steps_add_up_over_runs(folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    trainer(max_steps=2, callbacks=[SaveStudent(tmp_path / "one")]).fit(system(folders), images())
+    second = Distillation(tmp_path / "one", TeacherSource(str(folders[0])))
+    trainer(max_steps=3, callbacks=[SaveStudent(tmp_path / "two")]).fit(second, images())
+    assert json.loads((tmp_path / "two" / "report.json").read_text())["distilled_steps"] == 5
+
+
+def test_without_validation_nothing_is_measured(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    run = trainer(max_steps=1, limit_val_batches=0, callbacks=[SaveStudent(tmp_path / "out")])
+    run.fit(system(folders), images())
+    assert set(json.loads((tmp_path / "out" / "report.json").read_text())["fidelity"].values()) == {None}
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # as in any resumed run
+def test_a_checkpoint_holds_no_teacher_and_a_run_goes_on_from_it_exactly(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Weights after 8 + 4 steps equal those after 12, bit for bit; step 8 is in the middle of the second epoch."""
+    saving = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+    options = {"max_steps": 12, "limit_val_batches": 0, "enable_checkpointing": True, "callbacks": [saving]}
+    whole = system(folders)
+    trainer(**options).fit(whole, images(limit=192, augment="shift"))
+    content = torch.load(tmp_path / "step=8.ckpt", weights_only=True)
+    assert set(content["state_dict"]) == {f"network.{name}" for name in whole.network.state_dict()}
+    known = sum(len(group["params"]) for group in content["optimizer_states"][0]["param_groups"])
+    assert known == len(list(whole.network.parameters()))
+
+    torch.manual_seed(123)  # another process would not have the random state of this one either
+    resumed = system(folders)
+    run = trainer(**options)
+    run.fit(resumed, images(limit=192, augment="shift"), ckpt_path=tmp_path / "step=8.ckpt", weights_only=True)
+    assert run.global_step == 12
+    state = resumed.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in whole.state_dict().items())
+
+
+def test_the_moving_average_is_what_is_saved_and_measured(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    steps: list[dict[str, torch.Tensor]] = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:
+            steps.append({k: v.detach().clone() for k, v in pl_module.get_submodule("network").named_parameters()})
+
+    distillation = system(folders)
+    average = EMAWeightAveraging(decay=0.9)
+    run = trainer(max_steps=5, callbacks=[average, Record(), SaveStudent(tmp_path / "out")])
+    run.fit(distillation, images())
+    saved = dict(from_pretrained(tmp_path / "out").model.named_parameters())
+    for name, value in saved.items():
+        expected = steps[0][name]
+        for step in steps[1:]:
+            expected = 0.9 * expected + 0.1 * step[name]
+        assert torch.allclose(value, expected, rtol=1e-5, atol=1e-7), name
+    # The copy that the average is kept in shares the teacher instead of doubling it.
+    assert average._average_model is not None
+    assert average._average_model.module.teacher is distillation.teacher
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "test_resnet": {},
+    "test_byobnet": {},
+    "test_mambaout": {},
+    "test_vit": {"img_size": 28, "patch_size": 7},
+    "mobilenetv2_035": {},
+    "densenet121": {"growth_rate": 8, "block_config": [2, 2, 2]},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_are_found_and_followed(name: str, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    arguments = {"in_chans": 1, "num_classes": 10, **MODELS[name]}
+    cfg = {"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353]}
+    teacher, architecture = load_timm(name, model_args=arguments, pretrained_cfg=cfg, pretrained=False)
+    Student(teacher, architecture).save_pretrained(tmp_path / "teacher")
+    student = compress(teacher, Budget(params=0.7), generator="svd", architecture=architecture)
+    student.save_pretrained(tmp_path / "student")
+    losses = Losses(logits=0.0, features=1.0)
+    distillation = system((tmp_path / "teacher", tmp_path / "student"), losses, lr=1e-3)
+    assert distillation.watched
+    before = copy.deepcopy(dict(distillation.network.named_parameters()))
+    trainer(max_steps=2, limit_val_batches=0).fit(distillation, images(batch_size=8))
+    moved = [n for n, p in distillation.network.named_parameters() if not torch.equal(p, before[n])]
+    assert moved
+
+
+def test_only_logits_leaves_no_hooks(folders: Folders) -> None:
+    distillation = system(folders, Losses(features=0.0))
+    assert distillation.watched == ()
+    distillation = system(folders)
+    assert distillation.watched
+    assert all(not module._forward_hooks for module in distillation.network.modules())
+
+
+def test_labels_alone_need_no_teacher(folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    losses = Losses(logits=0.0, features=0.0, labels=1.0)
+    distillation = Distillation(folders[1], None, losses, Optimization("adamw", 3e-3, 0.0))
+    data = images()
+    run = trainer(max_steps=12, callbacks=[SaveStudent(tmp_path / "out")])
+    run.fit(distillation, data)
+    fidelity = json.loads((tmp_path / "out" / "report.json").read_text())["fidelity"]
+    assert fidelity["images"] == 128
+    assert fidelity["agreement"] is fidelity["kl"] is fidelity["top1_teacher"] is None
+    top1 = trainer().validate(distillation, data, verbose=False)[0]["val/top1_student"]
+    assert fidelity["top1_student"] == pytest.approx(top1)
+
+
+def test_no_teacher_to_follow(folders: Folders) -> None:
+    with pytest.raises(ModelError, match="received no teacher with a weight on its logits or features"):
+        Distillation(folders[1])
+
+
+def test_labels_that_are_not_there(folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    from PIL import Image
+
+    for index in range(8):
+        Image.new("L", (28, 28), index * 30).save(tmp_path / f"{index}.png")
+    data = ImageDataModule(str(tmp_path), batch_size=4)
+    trainer(max_steps=1, limit_val_batches=1).fit(system(folders), data)  # label-free: fine
+    with pytest.raises(DataError, match="images without labels"):
+        trainer(max_steps=1, limit_val_batches=0).fit(system(folders, Losses(labels=1.0)), data)
+
+
+def test_features_alone_of_a_model_that_names_none(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = Losses(logits=0.0, features=1.0)
+    kept = Distillation._common_features
+    monkeypatch.setattr(Distillation, "_common_features", lambda self: _without_names(self, kept))
+    with pytest.raises(ModelError, match="received a weight on features alone"):
+        system(folders, losses)
+
+
+def _without_names(distillation: Distillation, method: Callable[[Distillation], tuple[str, ...]]) -> tuple[str, ...]:
+    vars(distillation.network)["feature_info"] = []
+    return method(distillation)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"logits": -1.0}, {"logits": 0.0, "features": 0.0}, {"temperature": 0.0}],
+)
+def test_wrong_losses(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected weights of 0 or more, one above 0, and a temperature above 0"):
+        Losses(**wrong)
+
+
+def test_no_student_folder(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="expected a student folder"):
+        Distillation(tmp_path, TeacherSource("resnet18"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    run = trainer(max_steps=8, limit_val_batches=0, callbacks=[SaveStudent(tmp_path / "out")])
+    with pytest.raises(NonFiniteError, match=r"at step [1-7]"):
+        run.fit(system(folders, lr=1e30), images())
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,124 @@
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from hypercompress import from_pretrained
+from hypercompress.data import Preprocess
+from hypercompress.errors import DataError, ModelError, NonFiniteError
+from lightning_modules.callbacks import SaveStudent
+from lightning_modules.data import CachedImages, ImageDataModule
+from lightning_modules.teacher import Optimization, Teacher, require_labels
+
+MODEL_ARGS = {"in_chans": 1, "num_classes": 10}
+PRETRAINED_CFG = {"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353]}
+
+
+def tiny(optimization: Optimization | None = None) -> Teacher:
+    return Teacher("test_efficientnet", MODEL_ARGS, PRETRAINED_CFG, optimization=optimization)
+
+
+def test_the_rate_rises_to_its_highest_and_falls_to_zero() -> None:
+    factor = Optimization(warmup=0.25).factor(100)
+    rates = [factor(step) for step in range(101)]
+    assert all(one < two for one, two in itertools.pairwise(rates[:26]))
+    assert rates[25] == max(rates) == 1.0
+    assert all(one > two for one, two in itertools.pairwise(rates[25:]))
+    assert rates[100] == 0.0
+    assert factor(500) == 0.0  # a longer run does not rise again
+
+
+def test_a_constant_rate_and_no_rise() -> None:
+    assert {Optimization(schedule="constant", warmup=0.0).factor(10)(step) for step in range(20)} == {1.0}
+    assert Optimization(warmup=0.0).factor(10)(0) == 1.0
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    for listed in ([model], [model[0], model[1]]):
+        made = Optimization("adamw", 0.1, weight_decay=0.5).configure(listed, 10)
+        optimizer = made["optimizer"]
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        expected = {id(p): 0.5 if p is model[0].weight else 0.0 for p in model.parameters()}
+        assert decays == expected
+
+
+def test_a_model_names_what_else_does_not_decay() -> None:
+    """timm's vision transformers keep their position embedding, a matrix, from decay."""
+    system = Teacher("test_vit", {**MODEL_ARGS, "img_size": 28, "patch_size": 7}, PRETRAINED_CFG)
+    optimizer = Optimization("adamw", 0.1, weight_decay=0.5).configure([system.network], 10)["optimizer"]
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays[id(system.network.get_parameter("pos_embed"))] == 0.0
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"weight_decay": -1.0}, {"warmup": 1.0}])
+def test_wrong_optimization(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected lr above 0, weight_decay 0 or more, warmup in"):
+        Optimization(**wrong)
+
+
+def test_it_learns_and_leaves_a_folder_that_needs_no_overrides(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    system = tiny(Optimization("adamw", 1e-2, 0.0))
+    images = ImageDataModule("fashion_mnist_mini", batch_size=32, limit=768, val_limit=256, augment="flip")
+    run = trainer(max_epochs=2, limit_val_batches=0, callbacks=[SaveStudent(tmp_path / "teacher")])
+    run.fit(system, images)
+    after = trainer().validate(system, images, verbose=False)[0]
+    assert after["val/top1"] > 0.3  # chance is 0.1
+    saved = from_pretrained(tmp_path / "teacher")
+    assert Preprocess.of(saved.model) == images.preprocess()
+    example = torch.randn(4, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(saved.eval()(example), system.network.eval()(example))
+
+
+def test_training_runs_in_training_mode(trainer: Callable[..., Trainer]) -> None:
+    """A loaded model is in evaluation mode, and Lightning leaves modes alone: BatchNorm would never adapt."""
+    system = tiny()
+    before = {name: value.clone() for name, value in system.network.named_buffers() if name.endswith("running_mean")}
+    trainer(max_steps=1, limit_val_batches=0).fit(
+        system, ImageDataModule("fashion_mnist_mini", limit=64, batch_size=32)
+    )
+    assert before
+    assert all(not torch.equal(value, system.network.get_buffer(name)) for name, value in before.items())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    system = tiny(Optimization("sgd", 1e30, warmup=0.0))
+    images = ImageDataModule("fashion_mnist_mini", limit=256, batch_size=32)
+    run = trainer(max_epochs=2, limit_val_batches=0, callbacks=[SaveStudent(tmp_path / "teacher")])
+    with pytest.raises(NonFiniteError, match=r"at step [1-7]; expected a finite one; lower the learning rate"):
+        run.fit(system, images)
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_labels_are_needed() -> None:
+    require_labels(torch.tensor([0, 3]))
+    with pytest.raises(DataError, match="images without labels"):
+        require_labels(torch.tensor([0, -1]))
+    with pytest.raises(DataError, match="images without labels"):
+        tiny().training_step((torch.randn(2, 1, 28, 28), torch.tensor([-1, -1])))
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(ModelError, match="resnet18"):
+        Teacher("resnet_18")
+
+
+def test_the_same_seed_gives_the_same_teacher(trainer: Callable[..., Trainer]) -> None:
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        system = tiny()
+        images = ImageDataModule("fashion_mnist_mini", limit=128, batch_size=32, augment="shift")
+        trainer(max_steps=3, limit_val_batches=0).fit(system, images)
+        assert isinstance(images.train_dataloader().dataset, CachedImages)
+        weights.append(system.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

@@ -1,0 +1,138 @@
+"""train.py from the outside: one process and two, and what it says about bad input."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from hypercompress import from_pretrained
+from hypercompress.models import load_model
+
+Folders = tuple[Path, Path]
+
+
+def launch(root: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python train.py ARGUMENTS`` with ``cwd`` as the place of its outputs."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, str(root / "train.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def config(root: Path, name: str) -> str:
+    return str(root / "configs" / "debug" / f"{name}.yaml")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start(folders: Folders) -> list[str]:
+    return ["--model.student", str(folders[1]), "--model.teacher.model", str(folders[0])]
+
+
+IGNORED = pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory .* exists and is not empty",  # the second run of a config
+    "ignore:Experiment logs directory .* exists and is not empty",
+)
+
+
+@IGNORED
+def test_a_teacher_is_trained_again_validated_and_resumed(root: Path, here: Path) -> None:
+    arguments = ["--config", config(root, "teacher")]
+    assert train.main(["fit", *arguments]) == 0
+    assert train.main(["fit", *arguments]) == 0  # a second run clashes with nothing
+    folder = here / "runs" / "debug" / "teacher"
+    first, architecture = load_model(str(folder / "teacher"))
+    assert architecture is not None
+    assert architecture.pretrained_cfg["mean"] == [0.286]
+    checkpoint = str(folder / "last.ckpt")
+    before = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert train.main(["fit", *arguments, "--trainer.max_epochs", "3", "--ckpt_path", checkpoint]) == 0
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == before * 3 // 2
+    second, _ = load_model(str(folder / "teacher"))
+    weights = first.state_dict()
+    assert any(not torch.equal(value, weights[name]) for name, value in second.state_dict().items())
+    assert train.main(["validate", *arguments, "--ckpt_path", checkpoint]) == 0
+    assert train.main(["test", *arguments, "--ckpt_path", checkpoint]) == 0
+
+
+@IGNORED
+def test_distil_then_fine_tune(root: Path, here: Path, folders: Folders) -> None:
+    assert train.main(["fit", "--config", config(root, "distill"), *start(folders)]) == 0
+    distilled = here / "runs" / "debug" / "distill"
+    teacher = ["--model.teacher.model", str(folders[0])]
+    assert train.main(["fit", "--config", config(root, "finetune"), *teacher]) == 0
+    report = json.loads((here / "runs/debug/finetune/student/report.json").read_text())
+    assert report["distilled_steps"] == 16
+    with (distilled / "logs" / "version_0" / "metrics.csv").open(newline="") as file:
+        columns = set(next(csv.reader(file)))
+    assert {"train/loss", "train/kl", "train/features", "val/kl", "val/agreement", "val/top1_student"} <= columns
+
+
+def test_commands_are_fit_validate_and_test(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    out = capsys.readouterr().out
+    assert "{fit,validate,test}" in out
+
+
+def test_bad_input_is_one_line_and_exit_code_2(
+    root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["fit", "--config", config(root, "distill"), *start(folders), "--data.data", str(here / "none")]
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: received data")
+    assert not (here / "runs" / "debug" / "distill" / "student").exists()
+
+
+def test_a_setting_that_cannot_be_is_refused_before_anything_runs(
+    root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["fit", "--config", config(root, "distill"), *start(folders), "--model.losses.temperature", "0"]
+    with pytest.raises(SystemExit) as caught:
+        train.main(arguments)
+    assert caught.value.code == 2
+    assert "a temperature above 0" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
+TWO = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["distill", "finetune"])
+def test_two_processes_end_with_equal_weights(root: Path, here: Path, folders: Folders, name: str) -> None:
+    """Real processes over gloo, without find_unused_parameters: the frozen teacher is outside of what DDP wraps."""
+    done = launch(root, here, "fit", "--config", config(root, name), *start(folders), *TWO)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"equal weights on 2 ranks: checksum -?\d", done.stderr), done.stderr[-3000:]
+    assert "find_unused_parameters" not in done.stderr
+    folder = here / "runs" / "debug" / name
+    student, before = from_pretrained(folder / "student"), from_pretrained(folders[1])
+    weights = dict(before.named_parameters())
+    assert all(bool(torch.isfinite(value).all()) for value in student.state_dict().values())
+    assert any(not torch.equal(value, weights[key]) for key, value in student.named_parameters())
+    report = json.loads((folder / "student" / "report.json").read_text())
+    assert report["distilled_steps"] == 8
+    assert report["fidelity"]["images"] == 64  # all of them once, not a rank's share
+    content = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    assert set(content) == {f"network.{key}" for key in student.model.state_dict()}
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_when_the_loss_is_not_finite(root: Path, here: Path, folders: Folders) -> None:
+    rate = ["--model.optimization.lr", "1e30"]
+    done = launch(root, here, "fit", "--config", config(root, "distill"), *start(folders), *TWO, *rate)
+    assert done.returncode != 0
+    assert re.search(r"error: received a loss of (nan|inf) at step [1-7]", done.stderr), done.stderr[-3000:]
+    assert not (here / "runs" / "debug" / "distill" / "student").exists()

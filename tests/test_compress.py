@@ -1,0 +1,214 @@
+"""The facade: any module and any batch in, a student within budget out, the teacher untouched."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import hypercompress
+from hypercompress.compress import bytes_of, compress, cut, example_of, finish, prepare, split_batches
+from hypercompress.errors import DataError, GeneratorError, ModelError
+from hypercompress.fidelity import compare
+from hypercompress.generator import HypernetConfig, HypernetGenerator, Hypernetwork
+from hypercompress.specs import Budget, Generation, ModelSpec
+
+CPU = torch.device("cpu")
+
+
+class Words(nn.Module):
+    """Takes keywords, returns a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.fc, self.head = nn.Embedding(20, 16), nn.Linear(16, 48), nn.Linear(48, 5)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.fc(self.embed(ids)).relu()
+        pooled = (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return self.head(pooled), pooled
+
+
+def first(model: nn.Module, batch: Any) -> Tensor:
+    output: Tensor = model(**batch)[0]
+    return output
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=2, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 9, 32),
+        nn.ReLU(),
+        nn.Linear(32, 4),
+    ).eval()
+
+
+def batches(count: int = 9, size: int = 6) -> list[Tensor]:
+    return list(torch.randn(count * size, 1, 8, 8, generator=torch.Generator().manual_seed(0)).split(size))
+
+
+def noisy_hypernet() -> HypernetGenerator:
+    net = Hypernetwork(HypernetConfig(width=16, depth=1, heads=2))
+    for parameter in net.parameters():
+        parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    return HypernetGenerator(net)
+
+
+@pytest.mark.parametrize("generator", ["svd", "whitened", "kfac", "prior", noisy_hypernet()], ids=lambda g: getattr(g, "name", g))
+@pytest.mark.parametrize("budget", [Budget(params=0.4), Budget(macs=0.5)], ids=str)
+def test_budget_is_met_and_the_report_is_true(generator: Any, budget: Budget) -> None:
+    teacher = network()
+    before = copy.deepcopy(teacher.state_dict())
+    student = compress(teacher, budget, batches(), generator)
+    report = student.report
+    assert report["student"][str(budget.unit)] <= budget.share * report["teacher"][str(budget.unit)]
+    assert report["student"]["params"] == sum(p.numel() for p in student.parameters())
+    assert report["student"]["bytes"] == bytes_of(student) < report["teacher"]["bytes"]
+    split = split_batches(batches(), CPU)
+    measured = compare(teacher, student, split.confirm)
+    assert report["fidelity"]["kl"] == pytest.approx(measured.kl)
+    assert report["fidelity"]["images"] == 12
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert not any(module._forward_hooks for module in teacher.modules())
+
+
+def test_same_arguments_same_student() -> None:
+    teacher = network()
+    a, b = (compress(teacher, Budget(params=0.4), batches(), "kfac", seed=3) for _ in range(2))
+    assert all(torch.equal(t, b.state_dict()[name]) for name, t in a.state_dict().items())
+
+
+def test_guarded_student_is_no_worse_than_the_analytic_one_on_unseen_images() -> None:
+    teacher, split = network(), split_batches(batches(), CPU)
+    kl = {}
+    for name, generator in (("kfac", "kfac"), ("hypernet", noisy_hypernet())):
+        student = compress(teacher, Budget(params=0.3), batches(), generator, norms=False)
+        kl[name] = compare(teacher, student, split.confirm).kl
+        assert student.report["norms"] == "kept"
+    assert kl["hypernet"] <= kl["kfac"] * (1 + 1e-6)
+
+
+def test_reestimated_norms_are_taken_only_if_they_help() -> None:
+    teacher, split = network(), split_batches(batches(), CPU)
+    for share in (0.25, 0.6):
+        kept, free = (compress(teacher, Budget(params=share), batches(), "svd", norms=norms) for norms in (False, True))
+        before, after = (compare(teacher, s, split.confirm).kl for s in (kept, free))
+        assert after <= before
+        assert (free.report["norms"] == "re-estimated") is (after < before)
+
+
+def test_one_plan_serves_many_budgets() -> None:
+    teacher = network()
+    plan = prepare(teacher, batches(), "kfac")
+    for share in (0.3, 0.5, 0.8):
+        ours, theirs = finish(plan, Budget(params=share)), compress(teacher, Budget(params=share), batches(), "kfac")
+        assert ours.ranks == theirs.ranks
+        assert all(torch.equal(t, theirs.state_dict()[name]) for name, t in ours.state_dict().items())
+
+
+def test_dict_batches_and_a_forward_function() -> None:
+    teacher = Words().eval()
+    data = [
+        {"ids": torch.randint(20, (4, 7)), "mask": torch.ones(4, 7)} for _ in range(3)
+    ]
+    student = hypercompress.compress(teacher, Budget(params=0.7), data, "kfac", forward_fn=first)
+    assert student(**data[0])[0].shape == (4, 5)
+    with pytest.raises(ModelError, match="returns tuple; expected one tensor; pass forward_fn="):
+        compress(teacher, Budget(params=0.7), data, "kfac")
+
+
+def test_labels_are_not_read_for_the_student() -> None:
+    teacher = network()
+    plain = compress(teacher, Budget(params=0.4), batches(), "kfac")
+    labelled = compress(teacher, Budget(params=0.4), [(b, torch.randint(4, (len(b),))) for b in batches()], "kfac")
+    assert all(torch.equal(t, labelled.state_dict()[name]) for name, t in plain.state_dict().items())
+    assert labelled.report["fidelity"]["top1_teacher"] is not None
+    assert plain.report["fidelity"]["top1_teacher"] is None
+
+
+def test_without_data_a_timm_model_needs_nothing_and_another_an_example() -> None:
+    teacher = timm.create_model("test_resnet", pretrained=False).eval()
+    student = compress(teacher, Budget(params=0.5), None, "prior")
+    assert student.architecture is not None
+    assert student.report["fidelity"]["kl"] is None
+    with pytest.raises(ModelError, match="without pretrained_cfg and no data; expected an example"):
+        compress(network(), Budget(params=0.5), None, "svd")
+    assert compress(network(), Budget(params=0.5), None, "svd", example=batches()[0]).ranks
+    with pytest.raises(GeneratorError, match="received no calibration data"):
+        compress(network(), Budget(params=0.5), None, "kfac", example=batches()[0])
+
+
+def test_any_object_with_the_interface_generates() -> None:
+    class Nothing:
+        name = "nothing"
+
+        def generate(self, spec: ModelSpec, sketches: Any, budget: Budget) -> Generation:
+            from hypercompress.generator import ANALYTIC
+
+            return ANALYTIC["svd"].generate(spec, sketches, Budget(params=1.0))
+
+    student = compress(network(), Budget(params=1.0), batches(), Nothing())
+    assert student.ranks == {}
+    torch.testing.assert_close(student(batches()[0]), network_like(student)(batches()[0]))
+
+
+def network_like(student: nn.Module) -> nn.Module:
+    model = network()
+    model.load_state_dict(student.model.state_dict())
+    return model
+
+
+@pytest.mark.parametrize("generator", ["kfac", Path("nowhere/at/all")])
+def test_generators_by_name_or_folder(generator: Any) -> None:
+    if isinstance(generator, Path):
+        with pytest.raises(GeneratorError, match="received the generator 'nowhere/at/all'"):
+            compress(network(), Budget(params=0.5), batches(), generator)
+    else:
+        assert compress(network(), Budget(params=0.5), batches(), generator).report["generator"]["name"] == generator
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 9, 20])
+def test_splits_share_no_image_and_lose_none(count: int) -> None:
+    data = list(torch.arange(6 * count).float().reshape(count, 6, 1).unbind())
+    split = split_batches(data, CPU)
+    parts = [torch.cat(list(part)).flatten().tolist() for part in (split.statistics, split.select, split.confirm)]
+    assert sorted(sum(parts, [])) == list(range(6 * count))
+    assert all(parts)
+    if count >= 3:
+        assert len(parts[0]) >= len(parts[1]) >= len(parts[2])
+
+
+def test_too_little_data_is_refused() -> None:
+    with pytest.raises(DataError, match="without a single batch"):
+        split_batches([], CPU)
+    with pytest.raises(DataError, match="received 2 calibration samples in one batch; expected at least 3; add images"):
+        split_batches([torch.zeros(2, 1)], CPU)
+
+
+def test_batches_are_cut_whatever_they_are() -> None:
+    batch = {"x": torch.arange(7), "y": (torch.arange(7), "text")}
+    parts = list(cut(batch, 3))
+    assert torch.equal(torch.cat([part["x"] for part in parts]), batch["x"])
+    assert [part["y"][1] for part in parts] == ["text"] * 3
+    assert all(torch.equal(part["x"], part["y"][0]) for part in parts)
+
+
+def test_example_comes_from_the_caller_then_the_data_then_the_model() -> None:
+    model = timm.create_model("test_vit", pretrained=False)
+    data = split_batches(batches(), CPU)
+    assert torch.equal(example_of(model, data, batches()[3]), batches()[3])
+    assert torch.equal(example_of(model, data, None), data.statistics[0])
+    assert example_of(model, None, None).shape == (2, *model.pretrained_cfg["input_size"])
+
+
+def test_bytes_count_tied_tensors_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
+    model[1].weight = model[0].weight
+    assert bytes_of(model) == 4 * (16 + 4 * 4) + 8

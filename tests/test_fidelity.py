@@ -1,0 +1,112 @@
+"""Agreement, KL and accuracy against a count by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hypercompress.errors import DataError
+from hypercompress.fidelity import accuracy, compare, labels_of, reestimate_norms
+
+
+class Fixed(nn.Module):
+    """Gives its input as logits, plus an offset."""
+
+    def __init__(self, offset: Tensor) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.offset
+
+
+def test_values_are_means_over_images_whatever_the_batches() -> None:
+    x, labels = torch.randn(11, 4), torch.randint(4, (11,))
+    teacher, student = Fixed(torch.zeros(4)), Fixed(torch.tensor([0.0, 0.5, -1.0, 0.2]))
+    got = compare(teacher, student, [(x[:8], labels[:8]), (x[8:], labels[8:])])
+    p, q = F.log_softmax(x, 1), F.log_softmax(x + student.offset.detach(), 1)
+    assert got.images == 11
+    assert got.kl == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-5)
+    assert got.agreement == pytest.approx(float((p.argmax(1) == q.argmax(1)).double().mean()))
+    assert got.top1_teacher == pytest.approx(float((p.argmax(1) == labels).double().mean()))
+    assert got.top1_student == pytest.approx(float((q.argmax(1) == labels).double().mean()))
+    assert accuracy(student, [(x, labels)]) == pytest.approx(got.top1_student)
+
+
+def test_a_model_against_itself_agrees_wholly() -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5)).train()
+    got = compare(model, model, [torch.randn(6, 5)])
+    assert (got.agreement, got.kl, got.top1_teacher, got.top1_student) == (1.0, 0.0, None, None)
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_one_unlabelled_batch_makes_accuracy_unknown() -> None:
+    x, model = torch.randn(4, 3), Fixed(torch.zeros(3))
+    got = compare(model, model, [(x, torch.zeros(4, dtype=torch.int64)), (x, torch.full((4,), -1))])
+    assert got.top1_teacher is None
+    with pytest.raises(DataError, match="received a batch without labels"):
+        accuracy(model, [x])
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_nan_anywhere_is_an_infinite_kl_never_left_out(every: bool) -> None:
+    x = torch.randn(6, 3)
+    teacher, student = Fixed(torch.zeros(3)), Fixed(torch.zeros(3))
+
+    def forward(model: nn.Module, batch: Any) -> Tensor:
+        output: Tensor = model(batch)
+        return output * float("nan") if model is student and (every or batch is x) else output
+
+    assert compare(teacher, student, [x, x.clone()], forward).kl == float("inf")
+
+
+def test_no_data_is_an_error() -> None:
+    model = Fixed(torch.zeros(3))
+    with pytest.raises(DataError, match="evaluation data without a single batch"):
+        compare(model, model, [])
+    with pytest.raises(DataError, match="evaluation data without a single batch"):
+        accuracy(model, [])
+
+
+@pytest.mark.parametrize(
+    ("batch", "labelled"),
+    [
+        (torch.zeros(2, 3), False),
+        ((torch.zeros(2, 3), torch.tensor([0, 1])), True),
+        ([torch.zeros(2, 3), torch.tensor([0, -1])], False),
+        ((torch.zeros(2, 3), torch.zeros(2)), False),
+        ((torch.zeros(2, 3),), False),
+        ({"x": torch.zeros(2, 3)}, False),
+    ],
+)
+def test_what_counts_as_labels(batch: Any, labelled: bool) -> None:
+    assert (labels_of(batch) is not None) is labelled
+
+
+def test_reestimated_moments_are_those_of_the_data() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, momentum=0.3), nn.Dropout(0.9), nn.BatchNorm1d(5)).eval()
+    model[1].train()
+    x = torch.randn(40, 4)
+    reestimate_norms(model, [x[:20], x[20:]])
+    with torch.no_grad():
+        y = model[0](x)
+        halves = [y[:20], y[20:]]
+    torch.testing.assert_close(model[1].running_mean, y.mean(0))
+    torch.testing.assert_close(model[1].running_var, torch.stack([h.var(0) for h in halves]).mean(0))
+    assert model[1].momentum == 0.3
+    assert [m.training for m in model] == [False, True, False, False]
+    with torch.no_grad():
+        normalised = torch.cat([F.batch_norm(h, None, None, model[1].weight, model[1].bias, True) for h in halves])
+    torch.testing.assert_close(model[3].running_mean, normalised.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_reestimation_needs_two_samples_at_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5))
+    before = model[1].running_var.clone()
+    for batches in ([], [torch.randn(1, 4)]):
+        with pytest.raises(DataError, match="received no batch of two or more samples"):
+            reestimate_norms(model, batches)
+    assert torch.equal(model[1].running_var, before)

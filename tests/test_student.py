@@ -1,0 +1,249 @@
+"""The student is a model like its teacher, smaller, and comes back from disk bit for bit."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import hypercompress
+from hypercompress.architecture import architecture_of
+from hypercompress.errors import ArtefactError, ModelError
+from hypercompress.factorize import LowRankConv2d, LowRankLinear
+from hypercompress.generator import ANALYTIC
+from hypercompress.inspection import inspect
+from hypercompress.sketch import sketch
+from hypercompress.specs import Budget, Factors, Generation, ModelSpec, RankPlan, Unit
+from hypercompress.student import Student, build_student, from_pretrained, low_rank_layers, replace_module
+
+SMALL: dict[str, Any] = {"num_classes": 7, "in_chans": 1}
+
+
+class Custom(nn.Module):
+    """A network that timm cannot build, with tied weights and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 12, 3, padding="same", padding_mode="circular")
+        self.fc = nn.Linear(12 * 16, 24)
+        self.inside, self.outside = nn.Linear(24, 24), nn.Linear(24, 24)
+        self.outside.weight = self.inside.weight
+        self.head = nn.Linear(24, 7)
+        self.register_buffer("scale", torch.tensor([2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.adaptive_avg_pool2d(self.stem(x).tanh(), 4).flatten(1)
+        return self.head(self.outside(self.inside(self.fc(x)).tanh())) * self.scale
+
+
+def images(count: int = 3) -> Tensor:
+    return torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data += 0.05 * torch.rand(tensor.shape)
+    return model.eval()
+
+
+def compressed(model: nn.Module, share: float = 0.6) -> Student:
+    spec = inspect(model, images())
+    generation = ANALYTIC["svd"].generate(spec, sketch(model, spec, None), Budget(params=share))
+    return build_student(model, spec, generation, architecture_of(model))
+
+
+@pytest.fixture
+def teacher() -> nn.Module:
+    return randomised(timm.create_model("test_resnet", pretrained=False, **SMALL))
+
+
+@pytest.fixture
+def student(teacher: nn.Module) -> Student:
+    return compressed(teacher)
+
+
+@pytest.fixture
+def custom() -> Student:
+    return compressed(randomised(Custom()))
+
+
+def test_student_loads_in_a_fresh_process_without_network(student: Student, tmp_path: Path) -> None:
+    folder, result = tmp_path / "student", tmp_path / "out.safetensors"
+    student.save_pretrained(folder)
+    program = (
+        "import sys, socket, torch, hypercompress\n"
+        "from safetensors.torch import save_file\n"
+        "socket.socket.connect = None\n"
+        "torch.set_num_threads(1)\n"
+        "model = hypercompress.from_pretrained(sys.argv[1])\n"
+        "x = torch.randn(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))\n"
+        "assert not model.training\n"
+        "with torch.no_grad(): save_file({'y': model(x)}, sys.argv[2])\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", program, str(folder), str(result)], check=True, env=environment, timeout=120)
+    with torch.no_grad():
+        assert torch.equal(load_file(result)["y"], student(images()))
+
+
+def test_save_then_load_changes_no_bit(student: Student, tmp_path: Path) -> None:
+    student.save_pretrained(tmp_path / "a")
+    loaded = hypercompress.from_pretrained(tmp_path / "a")
+    assert loaded.ranks == student.ranks
+    ours, theirs = student.model.state_dict(), loaded.model.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    loaded.save_pretrained(tmp_path / "b")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_bytes_on_disk_shrink(teacher: nn.Module, tmp_path: Path) -> None:
+    sizes = []
+    for share in (1.0, 0.6, 0.4):
+        folder = tmp_path / str(share)
+        compressed(teacher, share).save_pretrained(folder)
+        sizes.append((folder / "model.safetensors").stat().st_size)
+    whole = sum(t.numel() * t.element_size() for t in teacher.state_dict().values())
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[1] < 0.65 * whole
+    assert sizes[2] < 0.45 * whole
+
+
+def test_dense_copy_has_the_teachers_structure_and_the_students_outputs(student: Student, teacher: nn.Module) -> None:
+    dense = student.to_dense()
+    assert repr(dense) == repr(teacher)
+    assert {n: t.shape for n, t in dense.state_dict().items()} == {n: t.shape for n, t in teacher.state_dict().items()}
+    assert not any(module.training for module in dense.modules())
+    with torch.no_grad():
+        gap = (dense(images()) - student(images())).abs().max() / student(images()).abs().max()
+        double = dense.double()(images().double()) - student.double()(images().double())
+    assert gap < 1e-4
+    # Only the rounding of one float32 matrix a layer is left when both run in float64.
+    assert double.abs().max() < 1e-4 * student(images().double()).abs().max()
+
+
+def test_student_of_a_student_goes_dense_again(teacher: nn.Module, tmp_path: Path) -> None:
+    once = compressed(teacher, 0.7)
+    twice = compressed(once.model, 0.6)
+    nested = [name for name in twice.ranks if any(name.startswith(other + ".") for other in twice.ranks)]
+    assert nested
+    dense = twice.to_dense()
+    assert repr(dense) == repr(teacher)
+    with torch.no_grad():
+        torch.testing.assert_close(dense(images()), twice(images()), rtol=1e-3, atol=1e-4)
+
+
+def test_teacher_is_untouched(teacher: nn.Module) -> None:
+    before = copy.deepcopy(teacher.state_dict())
+    student = compressed(teacher)
+    for parameter in student.parameters():
+        parameter.data.zero_()
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert not low_rank_layers(teacher)
+
+
+def test_timm_students_keep_timms_interface(student: Student, teacher: nn.Module) -> None:
+    x = images()
+    features = student.forward_features(x)
+    assert features.shape == teacher.forward_features(x).shape
+    assert torch.equal(student.forward_head(features), student(x))
+    assert student.num_classes == 7
+    assert student.pretrained_cfg["architecture"] == "test_resnet"
+    assert not student.training
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = student.nonsense
+
+
+def test_a_new_classifier_is_dense_and_survives_a_reload(student: Student, tmp_path: Path) -> None:
+    student.reset_classifier(3)
+    assert student(images()).shape == (3, 3)
+    assert "fc" not in student.ranks
+    student.save_pretrained(tmp_path / "s")
+    loaded = from_pretrained(tmp_path / "s")
+    assert loaded.num_classes == 3
+    with torch.no_grad():
+        assert torch.equal(loaded(images()), student.eval()(images()))
+
+
+def test_custom_network_needs_its_skeleton(custom: Student, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    custom.save_pretrained(folder)
+    with pytest.raises(ArtefactError, match=r"expected its dense network; pass skeleton=YourModel\(\)"):
+        from_pretrained(folder)
+    skeleton = Custom()
+    before = copy.deepcopy(skeleton.state_dict())
+    loaded = from_pretrained(folder, skeleton)
+    with torch.no_grad():
+        assert torch.equal(loaded(images()), custom(images()))
+    assert all(torch.equal(before[name], tensor) for name, tensor in skeleton.state_dict().items())
+    with pytest.raises(ArtefactError, match="received a plan that factors fc; expected a Linear or Conv2d there"):
+        from_pretrained(folder, nn.Sequential())
+
+
+def test_tied_weights_are_stored_once_and_tied_again(custom: Student, tmp_path: Path) -> None:
+    assert not {"inside", "outside"} & set(custom.ranks)
+    custom.save_pretrained(tmp_path / "s")
+    stored = load_file(tmp_path / "s" / "model.safetensors")
+    assert "inside.weight" in stored
+    assert "outside.weight" not in stored
+    assert json.loads((tmp_path / "s" / "config.json").read_text())["aliases"] == {"outside.weight": "inside.weight"}
+    loaded = from_pretrained(tmp_path / "s", Custom())
+    assert loaded.model.outside.weight is loaded.model.inside.weight
+
+
+def test_student_trains_and_every_parameter_gets_a_gradient(student: Student) -> None:
+    student.train()(images(8)).square().sum().backward()
+    silent = [n for n, p in student.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert silent == []
+    assert all(float(layer.reduce.weight.grad.abs().sum()) > 0 for layer in low_rank_layers(student.model).values())
+
+
+def test_flags_and_copies_follow_the_model(teacher: nn.Module) -> None:
+    assert compressed(teacher).training is False
+    again = copy.deepcopy(compressed(teacher))
+    assert again.ranks
+    kinds = {type(layer) for layer in low_rank_layers(again.model).values()}
+    assert kinds <= {LowRankConv2d, LowRankLinear}
+    assert all(not module.training for module in again.modules())
+
+
+def test_plan_that_does_not_match_its_factors_is_caught(teacher: nn.Module) -> None:
+    spec = inspect(teacher, images())
+    generation = ANALYTIC["svd"].generate(spec, sketch(teacher, spec, None), Budget(params=0.6))
+    name = next(iter(generation.plan.ranks))
+    plan = RankPlan({**generation.plan.ranks, name: generation.plan.ranks[name] + 1}, Unit.PARAMS, 0, 0.0, None)
+    wrong = Generation(generation.factors, plan, "svd", 0.0)
+    with pytest.raises(ModelError, match=r"received a student of \d+ parameters; expected \d+ by the plan"):
+        build_student(teacher, spec, wrong)
+
+
+def test_changes_of_norms_are_added_to_the_copy_alone(teacher: nn.Module) -> None:
+    spec = ModelSpec((), sum(p.numel() for p in teacher.parameters()), 1, ())
+    plan = RankPlan({}, Unit.PARAMS, spec.params, 1.0, None)
+    name = next(n for n, m in teacher.named_modules() if isinstance(m, nn.BatchNorm2d))
+    delta = torch.randn_like(teacher.get_parameter(f"{name}.bias"))
+    student = build_student(teacher, spec, Generation(Factors({}, {f"{name}.bias": delta}), plan, "x", 0.0))
+    before = teacher.get_parameter(f"{name}.bias")
+    assert torch.equal(student.model.get_parameter(f"{name}.bias"), before + delta)
+
+
+def test_modules_are_replaced_by_dotted_path() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU())
+    replace_module(model, "0.0", nn.Identity())
+    replace_module(model, "1", nn.Tanh())
+    assert [type(m) for m in (model[0][0], model[1])] == [nn.Identity, nn.Tanh]
+
+
+def test_table_of_layers_is_printed(student: Student, capsys: pytest.CaptureFixture[str]) -> None:
+    student.print_compression()
+    assert "no report: this student was not made by generate" in capsys.readouterr().out
