@@ -48,11 +48,11 @@ lint: $(STAMP)  ## style, format, types, import layers, dependencies
 
 zoo: $(STAMP)  ## train the teachers that meta-training and the benchmarks use
 	@echo "==> zoo"
-	@$(BIN)/python -m benchmarks.zoo $(ARGS)
+	@$(BIN)/python -m lightning_modules.zoo $(ARGS)
 
-bench: $(STAMP)  ## make the numbers of the README again
+bench: $(STAMP)  ## make the ResNet-18 numbers of the README again (ARGS="--data fashion_mnist:DATA")
 	@echo "==> benchmarks"
-	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python -m benchmarks.resnet18 $(ARGS)
 
 clean:  ## remove .venv, build outputs and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -48,10 +48,20 @@ def main(arguments: list[str] | None = None) -> int:
     }
     try:
         CLI(LightningModule, LightningDataModule, args=arguments, **options)
-    except HypercompressError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except Exception as error:
+        known = told(error)
+        if known is None:
+            raise
+        sys.stderr.write(f"error: {known}\n")
         return 2
     return 0
+
+
+def told(error: BaseException | None) -> HypercompressError | None:
+    """The error of ours behind one of jsonargparse's, which wraps what a constructor raises in a page of text."""
+    while error is not None and not isinstance(error, HypercompressError):
+        error = error.__cause__
+    return error
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ class Saved:
 def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that takes its place when the block ends well, and vanishes otherwise.
 
-    On Linux the two change places in one system call. Elsewhere, between moving the old folder aside and the new one in,
-    a kill leaves the old one as ``.NAME.old``, complete. What a killed process left is cleared by the next one.
+    On Linux the two change places in one system call. Elsewhere, between moving the old folder aside and the new one
+    in, a kill leaves the old one as ``.NAME.old``, complete. What a killed process left is cleared by the next one.
 
     Raises:
         ArtefactError: ``folder`` exists and ``overwrite`` is false, or the disk refuses.

@@ -58,6 +58,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient inside the block: FlopCounterMode fails on views of those that do."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
 @dataclass
 class _Trace:
     """What one forward pass showed."""
@@ -158,7 +171,7 @@ def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
         handles.append(module.register_forward_hook(after(name)))
     counter = FlopCounterMode(display=False)
     try:
-        with evaluating(model), torch.no_grad(), counter, _WeightReads(trace, owners):
+        with evaluating(model), _frozen(model), torch.no_grad(), counter, _WeightReads(trace, owners):
             forward_fn(model, example)
     finally:
         for handle in handles:

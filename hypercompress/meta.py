@@ -103,12 +103,19 @@ def prepare_case(
     return Case(name, teacher, spec, starts, sketches, names, shares)
 
 
-def sample_budget(case: Case, generator: torch.Generator) -> Budget:
+def sample_budget(case: Case, generator: torch.Generator, *, measured: bool = True) -> Budget:
     """A budget of either unit, log-uniform over the range worth learning on."""
     unit = (Unit.PARAMS, Unit.MACS)[int(torch.randint(2, (), generator=generator))]
+    return budget_at(case, unit, float(torch.rand((), generator=generator)), measured=measured)
+
+
+def budget_at(case: Case, unit: Unit, place: float, *, measured: bool = True) -> Budget:
+    """The budget at ``place`` in [0, 1] of the range worth learning on: 0 is the hardest.
+
+    Without data every student is worse, so the range lies higher: from the geometric middle of that with data on.
+    """
     low, high = case.shares[unit]
-    place = float(torch.rand((), generator=generator))
-    share = min(1.0, low * (high / low) ** place)
+    share = min(0.9, low * (high / low) ** (place if measured else 0.5 + place))
     return Budget(params=share) if unit is Unit.PARAMS else Budget(macs=share)
 
 

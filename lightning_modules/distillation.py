@@ -25,7 +25,7 @@ from hypercompress.losses import distillation_kl, feature_loss, watching
 from hypercompress.models import load_model
 from hypercompress.report import fidelity_json
 from hypercompress.student import Student, from_pretrained
-from lightning_modules.teacher import Batch, Optimization, require_finite, require_labels, reset
+from lightning_modules.teacher import Batch, Optimization, SettingError, require_finite, require_labels, reset
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Losses:
     def __post_init__(self) -> None:
         weights = (self.logits, self.features, self.labels)
         if min(weights) < 0 or max(weights) == 0 or self.temperature <= 0:
-            raise ValueError(
+            raise SettingError(
                 f"received logits {self.logits:g}, features {self.features:g}, labels {self.labels:g}, temperature "
                 f"{self.temperature:g}; expected weights of 0 or more, one above 0, and a temperature above 0; change "
                 "them"

@@ -21,7 +21,16 @@ from torch.utils.data import DataLoader, IterableDataset
 from hypercompress.data import Preprocess
 from hypercompress.errors import DataError
 from hypercompress.generator import HypernetConfig, Hypernetwork, save_hypernetwork
-from hypercompress.meta import Case, Objective, evaluate_case, generate, meta_loss, prepare_case, sample_budget
+from hypercompress.meta import (
+    Case,
+    Objective,
+    budget_at,
+    evaluate_case,
+    generate,
+    meta_loss,
+    prepare_case,
+    sample_budget,
+)
 from hypercompress.models import load_model
 from hypercompress.specs import Budget, Unit
 from lightning_modules.data import CachedImages, open_part
@@ -140,7 +149,7 @@ class MetaTraining(LightningModule):
         self.curve: list[dict[str, float]] = []
         self.bases: dict[tuple[str, Budget, str], float] = {}
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
         """Load every teacher and measure its curvature, once."""
         if self.members:
             return
@@ -157,13 +166,13 @@ class MetaTraining(LightningModule):
         case = prepare_case(entry.name, teacher.to(self.device), calibration.to(self.device).split(128))
         return Member(case, train[chosen[self.episodes.calibration :]], held_out[: self.episodes.validation])
 
-    def training_step(self, step: int, batch_idx: int) -> Tensor:
+    def training_step(self, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, step)) % 2**63)
         members = self.members["train"]
         member = members[_draw(len(members), generator)]
-        budget = sample_budget(member.case, generator)
-        steps = self.episodes.look_ahead[_draw(len(self.episodes.look_ahead), generator)]
         measured = float(torch.rand((), generator=generator)) >= self.episodes.free
+        budget = sample_budget(member.case, generator, measured=measured)
+        steps = self.episodes.look_ahead[_draw(len(self.episodes.look_ahead), generator)]
         batches = [self._batch(member, generator) for _ in range(steps + 1)]
         emission, regression = generate(self.network, member.case, budget, steps, measured=measured)
         loss, kl = meta_loss(member.case, emission, batches, self.objective)
@@ -179,7 +188,7 @@ class MetaTraining(LightningModule):
         chosen = torch.randint(len(member.train), (self.episodes.images,), generator=generator)
         return member.train[chosen].to(self.device)
 
-    def validation_step(self, step: int, batch_idx: int) -> None:
+    def validation_step(self, step: int) -> None:  # noqa: ARG002  (one pass, whatever its number)
         """Mean log ratio of the KL to the analytic start's, on every teacher of both splits; below 0 is better."""
         row: dict[str, float] = {"step": float(self.global_step)}
         for split, members in self.members.items():
@@ -199,9 +208,9 @@ class MetaTraining(LightningModule):
         generator = torch.Generator().manual_seed(self.seed)
         steps = [self._batch(member, generator) for _ in range(self.episodes.validation_steps)] if thorough else []
         found: dict[str, list[float]] = {}
-        budgets = validation_budgets(member.case)
-        for budget in budgets if thorough else budgets[1:2]:
-            for measured, ahead in ((True, []), (False, []), (True, steps)) if thorough else ((True, []), (False, [])):
+        for measured, ahead in ((True, []), (False, []), (True, steps)) if thorough else ((True, []), (False, [])):
+            budgets = validation_budgets(member.case, measured)
+            for budget in budgets if thorough else budgets[1:2]:
                 key = f"{'data' if measured else 'free'}_{len(ahead)}"
                 base = self.bases.get((member.case.name, budget, key))
                 if base is None:  # the analytic start never changes
@@ -260,12 +269,10 @@ class MetaTraining(LightningModule):
         self.best, self.curve = checkpoint["meta_training"]["best"], checkpoint["meta_training"]["curve"]
 
 
-def validation_budgets(case: Case) -> Sequence[Budget]:
+def validation_budgets(case: Case, measured: bool = True) -> list[Budget]:
     """A hard, a middling and an easy budget of parameters, and a middling one of multiply-accumulates."""
-    low, high = case.shares[Unit.PARAMS]
-    shares = [low * (high / low) ** place for place in (0.25, 0.5, 0.75)]
-    few, many = case.shares[Unit.MACS]
-    return [*(Budget(params=share) for share in shares), Budget(macs=few * (many / few) ** 0.5)]
+    places = ((Unit.PARAMS, 0.25), (Unit.PARAMS, 0.5), (Unit.PARAMS, 0.75), (Unit.MACS, 0.5))
+    return [budget_at(case, unit, place, measured=measured) for unit, place in places]
 
 
 def _images(data: str, preprocess: Preprocess, train: bool) -> Tensor:

@@ -20,10 +20,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from hypercompress.architecture import load_timm
-from hypercompress.errors import DataError, NonFiniteError
+from hypercompress.errors import DataError, HypercompressError, NonFiniteError
 from hypercompress.student import Student
 
 Batch = tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]
+
+
+class SettingError(HypercompressError, ValueError):
+    """A setting of a system outside its range."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Optimization:
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1):
-            raise ValueError(
+            raise SettingError(
                 f"received lr {self.lr:g}, weight_decay {self.weight_decay:g}, warmup {self.warmup:g}; expected lr "
                 "above 0, weight_decay 0 or more, warmup in [0, 1); change them"
             )

@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hypercompress.allocation import allocate, predicted_kl
-from hypercompress.factorize import Frame, balanced, lost_output, weighted_frame
-from hypercompress.generator.analytic import ANALYTIC, AnalyticGenerator, absorb, absorbs
+from hypercompress.factorize import Frame, balanced, weighted_frame
+from hypercompress.generator.analytic import ANALYTIC, AnalyticGenerator
 from hypercompress.generator.heads import Outputs
 from hypercompress.generator.protocol import Frames, Sketches
+from hypercompress.generator.restoration import absorbs, give_back
 from hypercompress.specs import (
     Budget,
     Curvature,
@@ -184,9 +185,18 @@ def _layer(
     left, right = rotated(frame, start.curvatures[layer.name].gram, rank, outputs.rotation[index].to(dtype), mask)
     gain = outputs.gain[index].to(left)[bands(layer.full_rank, rank)[: left.shape[1]].to(left.device)]
     left = left * (1 + gain)
-    bias, deltas = _norm_and_bias(
-        layer, sketch, start, left[:, :rank], right[:rank], outputs.shift[index], outputs.spread[index]
-    )
+    bias: Tensor | None = None
+    deltas: dict[str, Tensor] = {}
+    if absorbs(layer, sketch):
+        bias, deltas = give_back(
+            layer,
+            sketch,
+            start.curvatures[layer.name],
+            left[:, :rank],
+            right[:rank],
+            spread=start.base.spread + outputs.spread[index].to(dtype),
+            shift=outputs.shift[index].to(dtype),
+        )
     left, right = left.to(weight.dtype), right.to(weight.dtype)
     expand, reduce = (left, right @ weight) if frame.side is Side.OUTPUT else (weight @ left, right)
     return EmittedLayer(expand, reduce, None if mask is None else mask.to(weight.dtype), bias), deltas
@@ -216,34 +226,3 @@ def rotated(
     kept_left = left[:, :rank] + frame.left[:, rank:] @ turn.T
     kept_right = right[:rank] + turn @ frame.right[rank:]
     return torch.cat([kept_left, left[:, rank:]], 1), torch.cat([kept_right, right[rank:]], 0)
-
-
-def _norm_and_bias(
-    layer: LayerSpec,
-    sketch: Sketch,
-    start: Start,
-    left: Tensor,
-    right: Tensor,
-    shift: Tensor,
-    spread: Tensor,
-) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """The new bias, and the changes of the norm behind: mean and variance that truncation took are given back."""
-    if not absorbs(layer, sketch):
-        return None, {}
-    curvature, weight = start.curvatures[layer.name], sketch.weight
-    lost = lost_output(curvature.side, weight, left, right, curvature.mean) * (1 + shift.to(left.dtype))
-    if sketch.bias is not None:
-        return absorb(layer, sketch, lost)
-    ratio = _variance_ratio(curvature, weight.to(left.dtype), left, right)
-    return absorb(layer, sketch, lost, ratio ** (spread.to(left.dtype) / 2))
-
-
-def _variance_ratio(curvature: Curvature, weight: Tensor, left: Tensor, right: Tensor) -> Float[Tensor, " out"]:
-    """Variance of each output channel before over after truncation, in [1/4, 4]."""
-    signal = curvature.signal.to(left.dtype) - torch.outer(curvature.mean, curvature.mean).to(left.dtype)
-    if curvature.side is Side.OUTPUT:
-        before, expand = signal.diagonal(), left
-    else:
-        before, expand = ((weight @ signal) * weight).sum(1), weight @ left
-    after = ((expand @ (right @ signal @ right.T)) * expand).sum(1)
-    return (before.clamp_min(1e-12) / after.clamp_min(1e-12)).clamp(0.25, 4.0)

@@ -99,11 +99,26 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_runs(
     root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["fit", "--config", config(root, "distill"), *start(folders), "--model.losses.temperature", "0"]
-    with pytest.raises(SystemExit) as caught:
-        train.main(arguments)
-    assert caught.value.code == 2
-    assert "a temperature above 0" in capsys.readouterr().err
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: received logits 1, features 0.1, labels 0, temperature 0; expected")
     assert list(here.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there(root: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["fit", "--config", config(root, "distill")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: received runs/debug/student without config.json")
+    assert list(here.iterdir()) == []
+
+
+def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("a mistake of ours")
+
+    monkeypatch.setattr(train, "CLI", broken)
+    with pytest.raises(KeyError, match="a mistake of ours"):
+        train.main(["fit"])
 
 
 TWO = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]

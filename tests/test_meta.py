@@ -1,0 +1,256 @@
+"""The meta-gradient against plain autograd and finite differences, and that a few steps help."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hypercompress.fidelity import compare
+from hypercompress.generator import ANALYTIC, HypernetConfig, Hypernetwork
+from hypercompress.generator.emission import emit
+from hypercompress.generator.heads import Outputs
+from hypercompress.inspection import inspect
+from hypercompress.losses import distillation_kl
+from hypercompress.meta import (
+    Case,
+    Objective,
+    curvature_error,
+    evaluate_case,
+    generate,
+    matrices,
+    meta_loss,
+    prepare_case,
+    sample_budget,
+)
+from hypercompress.specs import Budget, Side
+from hypercompress.student import build_student
+from hypercompress.tokens import BANDS
+
+BUDGET = Budget(params=0.35)
+TIGHT = Budget(macs=0.3)  # factors every layer, the one with a norm behind it too
+
+
+def images(count: int = 4, size: int = 16, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return list((torch.randn(count * size, 3, 8, 8, generator=generator) + 0.2).split(size))
+
+
+def teacher() -> nn.Module:
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(12, 16, 3, stride=2),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(16 * 9, 24),
+        nn.ReLU(inplace=True),
+        nn.Linear(24, 5),
+    )
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * (2.5 / parameter[0].numel()) ** 0.5
+    model[1].running_var.uniform_(0.5, 1.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    torch.manual_seed(0)
+    return prepare_case("small", teacher(), images())
+
+
+def small(noise: float = 0.0) -> Hypernetwork:
+    network = Hypernetwork(HypernetConfig(width=16, depth=1, heads=2))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in network.parameters():
+        parameter.data += noise * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def zeros(case: Case, **given: Tensor) -> Outputs:
+    n = len(case.spec.candidates)
+    blank = Outputs(*(torch.zeros(n) for _ in range(5)), torch.zeros(n, BANDS), torch.zeros(n, 16))
+    return replace(blank, **given)
+
+
+def plain_loss(case: Case, outputs: Outputs, batch: Tensor, objective: Objective) -> Tensor:
+    """log(KL + floor) of the student, written down without any of the machinery of `meta_loss`."""
+    emission = emit(case.spec, case.sketches[True], case.starts[True], outputs, TIGHT)
+    parameters = {}
+    for name, layer in emission.layers.items():
+        shape = case.teacher.get_parameter(f"{name}.weight").shape
+        parameters[f"{name}.weight"] = (layer.expand @ layer.reduce).reshape(shape)
+        if layer.bias is not None:
+            parameters[f"{name}.bias"] = layer.bias
+    for name, delta in emission.deltas.items():
+        parameters[name] = case.teacher.get_parameter(name) + delta
+    with torch.no_grad():
+        target = case.teacher(batch)
+    return (distillation_kl(functional_call(case.teacher, parameters, (batch,)), target) + objective.floor).log()
+
+
+SMOOTH = {"shift": (), "spread": (), "rotation": (), "gain": (BANDS,)}
+
+
+@pytest.mark.parametrize("name", list(SMOOTH))
+def test_gradient_without_look_ahead_is_that_of_the_loss(case: Case, name: str) -> None:
+    objective, batch = Objective(features=0.0), images(1, seed=5)[0]
+    shape = (len(case.spec.candidates), *SMOOTH[name])
+    value = (0.05 * torch.randn(shape)).requires_grad_()
+    outputs = zeros(case, **{name: value})
+    emission = emit(case.spec, case.sketches[True], case.starts[True], outputs, TIGHT, training=True)
+    assert "0" in emission.layers
+    loss, kl = meta_loss(case, emission, [batch], objective)
+    (ours,) = torch.autograd.grad(loss, value)
+    wanted = plain_loss(case, outputs, batch, objective)
+    (theirs,) = torch.autograd.grad(wanted, value)
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-4)
+    assert kl == pytest.approx(float(wanted.detach().exp()) - objective.floor, rel=1e-3)
+    torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-5)
+    assert theirs.abs().max() > 1e-4
+    # And a finite difference along the gradient, for both.
+    step = 2e-3 * theirs / theirs.norm()
+    with torch.no_grad():
+        ends = [plain_loss(case, zeros(case, **{name: value + s * step}), batch, objective) for s in (1, -1)]
+    assert float(ends[0] - ends[1]) / 4e-3 == pytest.approx(float(theirs.norm()), rel=0.1)
+
+
+def test_discarded_directions_have_a_gradient_in_training(case: Case) -> None:
+    weight = torch.zeros(len(case.spec.candidates), requires_grad=True)
+    outputs = zeros(case, weight=weight)
+    emission = emit(case.spec, case.sketches[True], case.starts[True], outputs, BUDGET, training=True)
+    loss, _ = meta_loss(case, emission, images(1), Objective())
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
+    # A weight common to all layers changes nothing, so neither may its gradient.
+    assert float(gradient.sum().abs()) < 1e-3 * float(gradient.abs().sum())
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_look_ahead_moves_the_student_and_never_the_teacher(case: Case, measured: bool) -> None:
+    before = copy.deepcopy(case.teacher.state_dict())
+    network = small(0.3)
+    objective = Objective(inner_rate=5e-3)
+    values = []
+    for steps in (0, 3):
+        emission, regression = generate(network, case, BUDGET, steps, measured=measured)
+        loss, kl = meta_loss(case, emission, [images(1)[0]] * (steps + 1), objective)
+        network.zero_grad()
+        (loss + regression).backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+        values.append(kl)
+    assert values[1] < values[0]  # distilled on that very batch
+    assert all(torch.equal(before[name], tensor) for name, tensor in case.teacher.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in case.teacher.parameters())
+    assert not any(m._forward_hooks for m in case.teacher.modules())
+
+
+@pytest.mark.parametrize(("measured", "steps"), [(True, 0), (True, 2), (False, 0)])
+def test_a_few_meta_steps_reduce_the_loss(case: Case, measured: bool, steps: int) -> None:
+    network, batches, objective = small(), images(steps + 1), Objective(curvature=0.0)
+    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    losses = []
+    for _ in range(12):
+        emission, _ = generate(network, case, BUDGET, steps, measured=measured)
+        loss, _ = meta_loss(case, emission, batches, objective)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert min(losses[-3:]) < losses[0] - 0.01, losses
+
+
+def test_the_value_is_the_loss_however_the_surrogate_is_scaled(case: Case) -> None:
+    emission, regression = generate(small(), case, BUDGET, 0, measured=True)
+    loss, kl = meta_loss(case, emission, images(1), Objective(features=0.0, floor=0.5))
+    assert float(loss.detach()) == pytest.approx(float(torch.tensor(kl + 0.5).log()), abs=1e-5)
+    assert float(regression) == 0
+
+
+@pytest.mark.parametrize(("measured", "name"), [(True, "kfac"), (False, "prior")])
+def test_strength_zero_is_the_analytic_student(case: Case, measured: bool, name: str) -> None:
+    held_out = images(2, seed=9)
+    got = evaluate_case(small(1.0), case, BUDGET, held_out, measured=measured, strength=0.0)
+    generation = ANALYTIC[name].generate(case.spec, case.sketches[measured], BUDGET)
+    wanted = compare(case.teacher, build_student(case.teacher, case.spec, generation), held_out).kl
+    assert got == pytest.approx(wanted, rel=1e-2)
+    assert evaluate_case(small(0.0), case, BUDGET, held_out, measured=measured) == pytest.approx(wanted, rel=1e-2)
+
+
+def test_distillation_steps_bring_the_student_closer(case: Case) -> None:
+    options = {"batches": images(1), "objective": Objective(inner_rate=5e-3)}
+    before = evaluate_case(small(), case, BUDGET, **options)
+    assert evaluate_case(small(), case, BUDGET, **options, steps_batches=images(1) * 6) < before
+
+
+def test_matrices_are_those_of_the_built_student(case: Case) -> None:
+    emission, _ = generate(small(0.5), case, BUDGET, 0, measured=True)
+    plain = emit(case.spec, case.sketches[True], case.starts[True], zeros(case), BUDGET)
+    found = matrices(plain)
+    for name, layer in plain.factors().layers.items():
+        torch.testing.assert_close(found[name].detach(), layer.expand @ layer.reduce, rtol=1e-4, atol=1e-5)
+    assert set(matrices(emission)) == set(emission.plan.ranks)
+
+
+def narrow() -> nn.Module:
+    """Most parameters cannot be factored, so that budgets have little room."""
+    return nn.Sequential(nn.Conv2d(3, 96, 3), nn.Conv2d(96, 96, 3, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 5))
+
+
+def easy() -> nn.Module:
+    """Rank one already loses next to nothing."""
+    model = teacher()
+    model[8].weight.data *= 1e-4
+    return model
+
+
+def single() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
+
+
+@pytest.mark.parametrize("build", [teacher, narrow, easy, single])
+def test_every_sampled_budget_can_be_reached(build: Callable[[], nn.Module]) -> None:
+    found = prepare_case("x", build(), images())
+    generator = torch.Generator().manual_seed(0)
+    budgets = [sample_budget(found, generator) for _ in range(12)]
+    assert len({budget.unit for budget in budgets}) == 2
+    for budget in budgets:
+        low, high = found.shares[budget.unit]
+        assert low <= budget.share * (1 + 1e-12)
+        assert budget.share <= high * (1 + 1e-12)
+        emission, _ = generate(small(), found, budget, 0, measured=True)
+        assert emission.plan.achieved <= budget.share
+    for unit, (low, high) in found.shares.items():
+        assert 0 < low <= high <= 1, unit
+
+
+def test_case_compares_maps_over_the_depth(case: Case) -> None:
+    assert len(case.watched) == len(set(case.watched)) >= 3
+    assert case.watched[-1] == "8"
+    assert not case.teacher.training
+    assert case.spec == inspect(case.teacher, images()[0][:2])
+    for measured, start in case.starts.items():
+        assert start.measured is measured
+
+
+def test_curvature_error_is_zero_at_the_truth(case: Case) -> None:
+    changes, totals = {}, []
+    for layer in case.spec.candidates:
+        guess, true = case.starts[False].curvatures[layer.name], case.starts[True].curvatures[layer.name]
+        if guess.side is Side.OUTPUT:
+            ours, theirs = guess.fisher.diagonal(), true.fisher.diagonal()
+        else:
+            ours, theirs = guess.signal.diagonal() - guess.mean**2, true.signal.diagonal() - true.mean**2
+        changes[layer.name] = theirs.clamp_min(theirs.max() * 1e-4).log() - ours.log() + 2.0  # a common factor is free
+        totals.append(case.starts[True].energies[layer.name].sum().log())
+    weight = torch.stack(totals).float() - 7.0
+    assert float(curvature_error(case, changes, weight)) == pytest.approx(0, abs=1e-6)
+    off = {name: change + torch.linspace(-1, 1, len(change)) for name, change in changes.items()}
+    assert float(curvature_error(case, off, weight)) > 0.2
