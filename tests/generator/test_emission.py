@@ -213,7 +213,7 @@ def test_correction_multiplies_the_bare_diagonal() -> None:
 def test_spread_gives_back_the_variance_that_truncation_took() -> None:
     model, spec, sketches, start = prepared()
     name, norm = "3", "4"  # the Linear without a bias, and the BatchNorm behind it
-    emission = emit(spec, sketches, start, outputs(len(spec.candidates), spread=1.0), Budget(params=0.3))
+    emission = emit(spec, sketches, start, outputs(len(spec.candidates), spread=1.0 - start.base.spread), Budget(params=0.3))
     layer = emission.layers[name]
     matrix = layer.expand @ layer.reduce
     with torch.no_grad():

@@ -27,7 +27,7 @@ def test_how_many_there_are() -> None:
     names = {label(path) for path in CONFIGS}
     systems = {"teacher", "zoo", "distill", "finetune", "meta_train"}
     assert names == systems | {f"debug/{name}" for name in FOLDERS} | {"quickstart", "quickstart_teacher"}
-    assert len(CONFIGS) == 11
+    assert len(CONFIGS) == 12
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=label)

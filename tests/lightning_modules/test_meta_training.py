@@ -1,0 +1,93 @@
+"""Meta-training as a run: what it leaves, that it resumes exactly, and what it refuses."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from hypercompress.errors import DataError
+from hypercompress.generator import HypernetGenerator, load_generator
+from hypercompress.specs import Unit
+from lightning_modules.meta_training import MetaTraining, read_index, validation_budgets
+
+Folders = tuple[Path, Path]
+
+
+@pytest.fixture
+def zoo(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two teachers, one to train on and one held out, and the working folder beside them."""
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "zoo"
+    with_rows = [("one", "train"), ("two", "heldout")]
+    for name, _ in with_rows:
+        shutil.copytree(folders[0], place / name)
+    with (place / "zoo.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "data", "split"])
+        writer.writerows([(name, "fashion_mnist_mini", split) for name, split in with_rows])
+    return place
+
+
+def fit(root: Path, zoo: Path, out: str, *more: str) -> Path:
+    arguments = ["fit", "--config", str(root / "configs" / "debug" / "meta_train.yaml"), "--model.zoo", str(zoo)]
+    assert train.main([*arguments, "--model.out", out, *more]) == 0
+    return Path(out)
+
+
+def last_weights() -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load("runs/debug/meta_train/last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+IGNORED = pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory .* exists and is not empty",
+    "ignore:Experiment logs directory .* exists and is not empty",
+)
+
+
+@IGNORED
+def test_a_run_leaves_a_generator_and_resumes_exactly(root: Path, zoo: Path) -> None:
+    out = fit(root, zoo, "whole")
+    whole = last_weights()
+    assert not any("teacher" in key for key in whole)
+    card = json.loads((out / "config.json").read_text())["training"]
+    assert card["teachers"] == {"train": ["one"], "heldout": ["two"]}
+    assert card["curve"][0]["step"] == 2
+    assert isinstance(load_generator(out), HypernetGenerator)
+
+    shutil.rmtree("runs")
+    fit(root, zoo, "half", "--trainer.max_steps", "2", "--model.optimization.schedule", "constant")
+    shutil.rmtree("runs/debug/meta_train/logs")
+    constant = ("--model.optimization.schedule", "constant")
+    fit(root, zoo, "half", *constant, "--ckpt_path", "runs/debug/meta_train/last.ckpt")
+    resumed = last_weights()
+    shutil.rmtree("runs")
+    fit(root, zoo, "again", *constant)
+    again = last_weights()
+    assert all(torch.equal(value, again[name]) for name, value in resumed.items())
+    assert bool(again["network.heads.layer.weight"].any())  # it starts at zero, so it has learnt something
+
+
+def test_validation_budgets_lie_within_what_can_be_learnt_on(zoo: Path) -> None:
+    system = MetaTraining(zoo, Path("out"))
+    system.setup("fit")
+    case = system.members["train"][0].case
+    assert not any(parameter.requires_grad for parameter in case.teacher.parameters())
+    assert not any(name.startswith("members") for name, _ in system.named_parameters())
+    for measured in (True, False):
+        budgets = validation_budgets(case, measured)
+        assert [b.unit for b in budgets] == [Unit.PARAMS] * 3 + [Unit.MACS]
+        assert sorted(b.share for b in budgets[:3]) == [b.share for b in budgets[:3]]
+        assert all(0 < b.share <= 0.9 for b in budgets)
+
+
+def test_a_zoo_without_index_or_training_teachers_is_refused(zoo: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"without zoo\.csv"):
+        read_index(tmp_path)
+    (zoo / "zoo.csv").write_text("name,data,split\ntwo,fashion_mnist_mini,heldout\n")
+    with pytest.raises(DataError, match="split 'train'"):
+        read_index(zoo)
