@@ -107,9 +107,10 @@ class EpisodeModule(LightningDataModule):
     """Feeds step numbers; the system draws everything else itself."""
 
     def train_dataloader(self) -> DataLoader[int]:
-        """One number per optimiser step, the first being the step that the run is at."""
+        """One number per backward pass, the first being the one that the run is at."""
         assert self.trainer is not None
-        return DataLoader(Steps(self.trainer.global_step, int(self.trainer.max_steps)), batch_size=None)
+        passes = self.trainer.accumulate_grad_batches
+        return DataLoader(Steps(self.trainer.global_step * passes, self.trainer.max_steps * passes), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[int]:
         """One number: validation is one pass over all teachers."""
