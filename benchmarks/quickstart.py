@@ -60,7 +60,7 @@ class Settings:
     """
 
     out: Path = ROOT / "runs" / "quickstart"
-    params: float = 0.02
+    params: float = 0.03
     images: int = 1024
     test_images: int | None = None
     hypernet: str = "hypernet"
@@ -131,8 +131,11 @@ def distil(start: Student, settings: Settings) -> Student:
     """Distil through Lightning, as ``python train.py fit --config configs/quickstart.yaml`` does."""
     begin, end = settings.out / "generated", settings.out / "student"
     start.save_pretrained(begin, overwrite=True)
-    words = ["fit", "--config", str(CONFIG), f"--model.student={begin}", f"--out={end}", *settings.words]
-    train.main(words)
+    words = ["fit", "--config", str(CONFIG), f"--model.student={begin}", f"--model.teacher.model={TEACHER}"]
+    words += [f"--trainer.default_root_dir={settings.out}", f"--trainer.callbacks.init_args.folder={end}"]
+    code = train.main([*words, *settings.words])
+    if code:
+        raise SystemExit(code)
     return from_pretrained(end)
 
 

@@ -115,7 +115,7 @@ def budget_at(case: Case, unit: Unit, place: float, *, measured: bool = True) ->
     Without data every student is worse, so the range lies higher: from the geometric middle of that with data on.
     """
     low, high = case.shares[unit]
-    share = min(0.9, low * (high / low) ** (place if measured else 0.5 + place))
+    share = min(max(low, 0.9), low * (high / low) ** (place if measured else 0.5 + place))
     return Budget(params=share) if unit is Unit.PARAMS else Budget(macs=share)
 
 

@@ -6,10 +6,12 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from hypercompress.fidelity import Fidelity
 from hypercompress.specs import Budget, Generation, LayerSpec, ModelSpec, RankPlan, Status, Unit
+
+PIPED_WIDTH = 160  # columns of a table that no terminal limits
 
 
 def make_report(
@@ -78,7 +80,12 @@ def layer_row(layer: LayerSpec, plan: RankPlan) -> dict[str, Any]:
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
     """A table of every layer with its status, and the totals."""
     console = console or Console()
-    table = Table("layer", "kind", "status", "rank", "params", "MACs", "reason")
+    if not console.is_terminal and console.width < PIPED_WIDTH:
+        console = Console(file=console.file, width=PIPED_WIDTH)
+    # Paths and statuses are what one searches for: they fold, never lose letters.
+    table = Table(Column("layer", overflow="fold"), "kind", Column("status", no_wrap=True))
+    for name in ("rank", "params", "MACs", "reason"):
+        table.add_column(name, overflow="fold")
     for row in report.get("layers", ()):
         table.add_row(
             row["name"],
