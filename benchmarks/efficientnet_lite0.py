@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, Results, digest, read_set, say
@@ -72,6 +73,7 @@ def draw(results: Results, path: Path) -> None:
     right.set(ylabel="KL(teacher || student), nats")
     for axes in (left, right):
         axes.set_xscale("linear")
+        axes.xaxis.set_major_locator(MaxNLocator())
         axes.legend(fontsize=7)
     save(figure, path)
 

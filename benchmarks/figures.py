@@ -1,11 +1,15 @@
 """Figures and tables of the benchmarks, from their CSVs alone."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.common import Results, markdown, spread
+from hypercompress.allocation import ParetoPoint
+from hypercompress.fidelity import Fidelity
 
 COLOURS = {
     "svd": "tab:gray",
@@ -45,7 +49,7 @@ def curves(axes: Axes, results: Results, column: str, scale: float = 1.0) -> Non
             curve(axes, results, name, data, column, scale)
     axes.set_xscale("log")
     axes.set_xlabel("parameters of the factored layers kept, %")
-    axes.xaxis.set_major_formatter("{x:g}")
+    percent(axes)
     axes.grid(alpha=0.3)
 
 
@@ -75,6 +79,49 @@ def resnet18_figure(table: Results, after: Results, path: Path) -> None:
     right.grid(alpha=0.3)
     right.legend(fontsize=7)
     save(figure, path)
+
+
+def quickstart_figure(
+    measured: Mapping[str, Sequence[tuple[float, Fidelity]]],
+    predicted: Sequence[ParetoPoint],
+    teacher: Fidelity,
+    path: Path,
+) -> None:
+    """Accuracy and KL against size.
+
+    Args:
+        measured: by the student's name, (share of the teacher's parameters, fidelity) at one size or several.
+        predicted: KL that the additive model predicts for each size.
+        teacher: the teacher against itself.
+        path: PNG to write.
+    """
+    figure = Figure((10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    points = [point for point in predicted if point.predicted_kl > 1e-5]
+    line = ([100 * point.share for point in points], [point.predicted_kl for point in points])
+    right.plot(*line, color="tab:cyan", label="kfac, predicted")
+    for name, single in measured.items():
+        found = sorted(single, key=lambda point: point[0])
+        share, mark = [100 * x for x, _ in found], "o-" if len(found) > 1 else "*"
+        colour = COLOURS.get(name, "black")
+        left.plot(share, [100 * (f.top1_student or 0) for _, f in found], mark, color=colour, label=name)
+        right.plot(share, [f.kl for _, f in found], mark, color=colour, label=name)
+    left.axhline(100 * (teacher.top1_student or 0), color="black", linewidth=0.8, label="teacher")
+    left.set(ylabel="top-1 on the test images, %", title="accuracy")
+    right.set(ylabel="KL(teacher || student), nats", yscale="log", title="KL, measured and predicted")
+    for axes in (left, right):
+        axes.set(xscale="log", xlabel="parameters, % of the teacher")
+        percent(axes)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def percent(axes: Axes) -> None:
+    """Plain numbers at 1, 2, 5 of each decade of a logarithmic axis."""
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def resnet18_tables(table: Results, after: Results) -> str:

@@ -11,15 +11,17 @@ minutes.
 import argparse
 import csv
 import json
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-import train
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -27,12 +29,12 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from benchmarks.common import ROOT, Set, fidelity, read_set, size_of, stamp
-from benchmarks.figures import save
+from benchmarks.figures import quickstart_figure
 from hypercompress.allocation import pareto
 from hypercompress.architecture import Architecture
 from hypercompress.compress import Plan, finish, prepare
 from hypercompress.fidelity import Fidelity
-from hypercompress.generator import ANALYTIC, load_generator
+from hypercompress.generator import ANALYTIC, Generator, load_generator
 from hypercompress.models import load_model
 from hypercompress.report import fidelity_json
 from hypercompress.specs import Budget, Unit
@@ -57,6 +59,7 @@ class Settings:
         hypernet: ``hypernet`` for the released hypernetwork, or the folder of another.
         words: further words for LightningCLI.
         timing: seconds for the timing of each network.
+        shares: further budgets, for the plot.
     """
 
     out: Path = ROOT / "runs" / "quickstart"
@@ -66,6 +69,11 @@ class Settings:
     hypernet: str = "hypernet"
     words: tuple[str, ...] = ()
     timing: float = 0.5
+    shares: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2)
+
+    def generator(self, name: str) -> Generator:
+        """A generator by its name in the table."""
+        return load_generator(self.hypernet if name == "hypernet" else name)
 
 
 @dataclass(frozen=True)
@@ -119,23 +127,23 @@ def generate(
     students = {}
     for name in GENERATORS:
         start = time.perf_counter()
-        chosen = load_generator(settings.hypernet if name == "hypernet" else name)
-        students[name] = finish(
-            replace(plan, generator=chosen), Budget(params=settings.params), architecture=architecture
-        )
+        chosen = replace(plan, generator=settings.generator(name))
+        students[name] = finish(chosen, Budget(params=settings.params), architecture=architecture)
         console.print(f"    {name}: {time.perf_counter() - start:.1f} s")
     return plan, students
 
 
-def distil(start: Student, settings: Settings) -> Student:
+def distil(start: Student, settings: Settings, console: Console) -> Student:
     """Distil through Lightning, as ``python train.py fit --config configs/quickstart.yaml`` does."""
-    begin, end = settings.out / "generated", settings.out / "student"
+    begin, end = (settings.out.resolve() / name for name in ("generated", "student"))
     start.save_pretrained(begin, overwrite=True)
-    words = ["fit", "--config", str(CONFIG), f"--model.student={begin}", f"--model.teacher.model={TEACHER}"]
-    words += [f"--trainer.default_root_dir={settings.out}", f"--trainer.callbacks.init_args.folder={end}"]
-    code = train.main([*words, *settings.words])
-    if code:
-        raise SystemExit(code)
+    words = ["fit", "--config", str(CONFIG.relative_to(ROOT)), f"--model.student={begin}"]
+    words += [
+        f"--trainer.{name}={settings.out.resolve()}" for name in ("default_root_dir", "logger.init_args.save_dir")
+    ]
+    words += [f"--trainer.callbacks.init_args.folder={end}", f"--model.teacher.model={TEACHER}", *settings.words]
+    console.print(f"    python train.py {shlex.join(words[:3])} ...")
+    subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, check=True)
     return from_pretrained(end)
 
 
@@ -145,9 +153,21 @@ def measure(name: str, teacher: nn.Module, model: nn.Module, test: Set, seconds:
     return Row(name, params, macs, milliseconds(model, test.images[:BATCH], seconds), fidelity(teacher, model, test))
 
 
+def sweep(plan: Plan, settings: Settings, test: Set, console: Console) -> dict[str, list[tuple[float, Fidelity]]]:
+    """Further students of every generator, measured: by generator, (share of the parameters, fidelity)."""
+    found: dict[str, list[tuple[float, Fidelity]]] = {name: [] for name in GENERATORS}
+    with Progress(console=console, transient=True) as bar:
+        for name, share in bar.track(list(product(GENERATORS, settings.shares)), description="other sizes"):
+            chosen = replace(plan, generator=settings.generator(name))
+            student = finish(chosen, Budget(params=share))
+            found[name].append((student.report["budget"]["achieved"], fidelity(plan.teacher, student, test)))
+    return found
+
+
 def table(rows: Iterable[Row]) -> Table:
     """What is printed at the end."""
-    shown = Table("model", "params", "MACs", f"ms ({BATCH} images)", "top-1", "agreement", "KL")
+    caption = f"ms: a batch of {BATCH} images; agreement, KL: with the teacher"
+    shown = Table("model", "params", "MACs", "ms", "top-1", "agreement", "KL", caption=caption)
     for column in shown.columns[1:]:
         column.justify = "right"
     for row in rows:
@@ -157,23 +177,14 @@ def table(rows: Iterable[Row]) -> Table:
     return shown
 
 
-def draw(plan: Plan, rows: Iterable[Row], path: Path) -> None:
-    """Predicted KL for every budget, and the measured KL of the students."""
+def draw(plan: Plan, rows: Sequence[Row], others: Mapping[str, list[tuple[float, Fidelity]]], path: Path) -> None:
+    """The figure: all students, and what was predicted for every budget at once."""
     generator = ANALYTIC["kfac"]
     points = pareto(plan.spec, generator.energies(generator.frames(plan.spec, plan.sketches)), Unit.PARAMS)
-    shown = [point for point in points if point.predicted_kl > 1e-6]
-    figure = Figure((6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    line = ([point.share for point in shown], [point.predicted_kl for point in shown])
-    axes.plot(*line, drawstyle="steps-post", color="tab:blue", label="kfac, predicted")
-    for row in rows:
-        axes.plot(row.params / plan.spec.params, row.measured.kl, "o", label=f"{row.name}, measured")
-    axes.set(
-        xscale="log", yscale="log", xlabel="parameters, share of the teacher", ylabel="KL(teacher || student), nats"
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    save(figure, path)
+    measured = {
+        row.name: [(row.params / plan.spec.params, row.measured), *others.get(row.name, [])] for row in rows[1:]
+    }
+    quickstart_figure(measured, points, rows[0].measured, path)
 
 
 def write(out: Path, report: Mapping[str, Any], rows: Sequence[Row]) -> None:
@@ -197,15 +208,16 @@ def quickstart(settings: Settings, console: Console) -> list[Row]:
     console.rule(f"2/4  generating students of {settings.params:.1%} of the parameters: {', '.join(GENERATORS)}")
     plan, students = generate(teacher, architecture, settings, console)
     console.rule(f"3/4  distilling the {GENERATORS[-1]} student through Lightning")
-    last = distil(students[GENERATORS[-1]], settings)
+    last = distil(students[GENERATORS[-1]], settings, console)
     console.rule("4/4  measuring all of them on the test images")
     models = {"teacher": teacher, **{name: student.model for name, student in students.items()}}
-    models[f"{GENERATORS[-1]}, distilled"] = last.model
+    models["distilled"] = last.model
     rows = [measure(name, teacher, model, test, settings.timing) for name, model in models.items()]
     write(settings.out, last.report, rows)
-    draw(plan, rows[1:], settings.out / "pareto.png")
+    draw(plan, rows, sweep(plan, settings, test, console), settings.out / "pareto.png")
     console.print(table(rows))
-    console.print(f"{time.perf_counter() - start:.0f} s; written to {settings.out}: student/, report.json, ...")
+    console.print(f"{time.perf_counter() - start:.0f} s. Written to {settings.out}:")
+    console.print("student/ (the distilled student), report.json, comparison.csv, pareto.png")
     return rows
 
 

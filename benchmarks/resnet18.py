@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks.common import RESULTS, Results, Set, budget_of, digest, read_set, say
 from benchmarks.distillation import RECIPE, Recipe, distilled, from_random
 from benchmarks.figures import resnet18_figure, resnet18_tables
-from benchmarks.pruning import prune
+from benchmarks.pruning import STEPS, prune
 from benchmarks.sweep import KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
 from benchmarks.teacher import train_teacher
 from hypercompress.architecture import Architecture
@@ -32,7 +32,7 @@ SHARES = (0.25, 0.125, 0.0625, 0.05, 0.03, 0.02, 0.01)
 DISTILLED = ("kfac", "hypernet", "whitened", "svd", "random", "torch-pruning")
 DISTILLED_SHARE = 0.01
 IMAGES = 1024
-LARGER = (241_000, 766_000)  # parameters; further sizes of Torch-Pruning
+LARGER = (766_000,)  # parameters; a further size of Torch-Pruning
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Bench:
         generators: where the generators come from.
         images: calibration images.
         recipe: of the distillation.
+        pruning_steps: of Torch-Pruning.
     """
 
     teacher: nn.Module
@@ -57,6 +58,7 @@ class Bench:
     generators: Generators
     images: int = IMAGES
     recipe: Recipe = RECIPE
+    pruning_steps: int = STEPS
 
     def calibration(self, seed: int) -> Set:
         """The images of a seed for the statistics."""
@@ -98,7 +100,8 @@ def starts(bench: Bench, plan: Plan, start: str, share: float, seed: int) -> Ite
     elif start == "torch-pruning":
         calibration = bench.calibration(seed)
         names = {**{size: str(size) for size in LARGER}, sum(p.numel() for p in student.parameters()): f"{share:g}"}
-        for size, pruned in sorted(prune(bench.teacher, calibration, list(names)).items(), reverse=True):
+        found = prune(bench.teacher, calibration, list(names), bench.pruning_steps)
+        for size, pruned in sorted(found.items(), reverse=True):
             reestimate_norms(pruned, list(calibration.images.split(128)))
             yield names[size], pruned
     else:

@@ -57,6 +57,7 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         try:
             yield staging
             for path in staging.iterdir():
+                path.chmod(0o644)  # safetensors writes files that nobody else may read
                 _sync(path)
             staging.chmod(0o755)
             _exchange(staging, folder)

@@ -44,7 +44,9 @@ def problems(largest: int = 24, count: int = 5) -> st.SearchStrategy[Problem]:
     kinds = st.sampled_from(["random", "equal", "steep", "zero"])
     sizes = st.integers(3, largest)
     one = st.tuples(sizes, sizes, st.integers(1, 50), kinds, st.integers(0, 1000), st.integers(-6, 6))
-    return st.tuples(st.lists(one.filter(lambda i: i[0] * i[1] > i[0] + i[1]), min_size=1, max_size=count), st.integers(0, 500))
+    return st.tuples(
+        st.lists(one.filter(lambda i: i[0] * i[1] > i[0] + i[1]), min_size=1, max_size=count), st.integers(0, 500)
+    )
 
 
 def made(problem: Problem) -> tuple[ModelSpec, dict[str, Tensor]]:
@@ -77,9 +79,7 @@ def cost_of(spec: ModelSpec, ranks: dict[str, int | None], unit: Unit) -> int:
 
 @settings(max_examples=150)
 @given(problems(), st.floats(0.01, 1), st.sampled_from(list(Unit)))
-def test_budget_is_met_from_below_within_one_rank(
-    problem: Problem, share: float, unit: Unit
-) -> None:
+def test_budget_is_met_from_below_within_one_rank(problem: Problem, share: float, unit: Unit) -> None:
     spec, energies = made(problem)
     total = spec.total(unit)
     least = cost_of(spec, {item.name: 1 for item in spec.candidates}, unit)
@@ -98,9 +98,7 @@ def test_budget_is_met_from_below_within_one_rank(
 
 @settings(max_examples=80)
 @given(problems(), st.sampled_from(list(Unit)))
-def test_a_larger_budget_never_predicts_more_loss_than_pareto_allows(
-    problem: Problem, unit: Unit
-) -> None:
+def test_a_larger_budget_never_predicts_more_loss_than_pareto_allows(problem: Problem, unit: Unit) -> None:
     spec, energies = made(problem)
     points = pareto(spec, energies, unit)
     shares = [point.share for point in points]
@@ -129,9 +127,7 @@ def test_corners_are_met_exactly_however_large_the_model() -> None:
 
 @settings(max_examples=60)
 @given(problems(largest=7, count=3), st.floats(0.05, 1), st.sampled_from(list(Unit)))
-def test_greedy_is_the_best_of_all_up_to_the_last_step(
-    problem: Problem, share: float, unit: Unit
-) -> None:
+def test_greedy_is_the_best_of_all_up_to_the_last_step(problem: Problem, share: float, unit: Unit) -> None:
     spec, energies = made(problem)
     choices = [[*range(1, item.max_rank + 1), None] for item in spec.candidates]
     room = share * spec.total(unit) + 1e-3

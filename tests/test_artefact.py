@@ -107,7 +107,9 @@ def test_corrupt_weights_of_the_right_hash_are_refused(tmp_path: Path) -> None:
 def test_a_later_format_asks_for_an_upgrade(tmp_path: Path) -> None:
     write(tmp_path / "s")
     edit(tmp_path / "s", format=artefact.FORMAT + 1)
-    with pytest.raises(ArtefactError, match="received a student of format 2; expected at most 1; upgrade hypercompress"):
+    with pytest.raises(
+        ArtefactError, match="received a student of format 2; expected at most 1; upgrade hypercompress"
+    ):
         load(tmp_path / "s")
 
 
@@ -158,7 +160,10 @@ def test_existing_folders_are_left_alone_unless_told(tmp_path: Path) -> None:
 def test_failure_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     first = write(folder)
-    with pytest.raises(ArtefactError, match="received 'disk full' while writing"), whole_folder(folder, True) as staging:
+    with (
+        pytest.raises(ArtefactError, match="received 'disk full' while writing"),
+        whole_folder(folder, True) as staging,
+    ):
         (staging / "half").write_text("x")
         raise OSError("disk full")
     with pytest.raises(KeyboardInterrupt), whole_folder(folder, True):

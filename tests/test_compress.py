@@ -60,7 +60,9 @@ def noisy_hypernet() -> HypernetGenerator:
     return HypernetGenerator(net)
 
 
-@pytest.mark.parametrize("generator", ["svd", "whitened", "kfac", "prior", noisy_hypernet()], ids=lambda g: getattr(g, "name", g))
+@pytest.mark.parametrize(
+    "generator", ["svd", "whitened", "kfac", "prior", noisy_hypernet()], ids=lambda g: getattr(g, "name", g)
+)
 @pytest.mark.parametrize("budget", [Budget(params=0.4), Budget(macs=0.5)], ids=str)
 def test_budget_is_met_and_the_report_is_true(generator: Any, budget: Budget) -> None:
     teacher = network()
@@ -115,9 +117,7 @@ def test_one_plan_serves_many_budgets() -> None:
 
 def test_dict_batches_and_a_forward_function() -> None:
     teacher = Words().eval()
-    data = [
-        {"ids": torch.randint(20, (4, 7)), "mask": torch.ones(4, 7)} for _ in range(3)
-    ]
+    data = [{"ids": torch.randint(20, (4, 7)), "mask": torch.ones(4, 7)} for _ in range(3)]
     student = hypercompress.compress(teacher, Budget(params=0.7), data, "kfac", forward_fn=first)
     assert student(**data[0])[0].shape == (4, 5)
     with pytest.raises(ModelError, match="returns tuple; expected one tensor; pass forward_fn="):

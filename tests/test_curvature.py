@@ -63,7 +63,9 @@ def likelihood(output: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if output.ndim == 2 and output.shape[1] > 1:
         p = F.softmax(output.detach().float(), 1)
-        return F.log_softmax(output.float(), 1)[torch.arange(len(p)), torch.multinomial(p, 1, generator=generator)[:, 0]]
+        return F.log_softmax(output.float(), 1)[
+            torch.arange(len(p)), torch.multinomial(p, 1, generator=generator)[:, 0]
+        ]
     noise = torch.randn(output.shape, generator=generator, dtype=torch.float32).to(output.dtype)
     return (output * noise).flatten(1).sum(1)
 
@@ -187,7 +189,9 @@ def test_batches_of_any_size_give_the_same_statistics() -> None:
     spec = inspect(model, x)
     whole, parts = (measure(model, spec, batches, seed=2)["0"] for batches in ([x], list(x.split(4))))
     for name in ("signal", "mean", "fisher"):  # outputs are one number, so the draws are the same sequence
-        torch.testing.assert_close(getattr(whole, name), getattr(parts, name), rtol=0.5 if name == "fisher" else 1e-7, atol=1e-7)
+        torch.testing.assert_close(
+            getattr(whole, name), getattr(parts, name), rtol=0.5 if name == "fisher" else 1e-7, atol=1e-7
+        )
 
 
 def test_same_seed_same_bits_and_another_seed_another_draw() -> None:

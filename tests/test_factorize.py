@@ -93,9 +93,7 @@ def test_full_rank_convolution_is_the_dense_one(case: tuple[nn.Conv2d, Tensor]) 
 
 
 @settings(max_examples=30)
-@given(
-    st.integers(1, 12), st.integers(1, 12), st.booleans(), st.lists(st.integers(1, 3), min_size=0, max_size=3)
-)
+@given(st.integers(1, 12), st.integers(1, 12), st.booleans(), st.lists(st.integers(1, 3), min_size=0, max_size=3))
 def test_full_rank_linear_is_the_dense_one(inside: int, outside: int, bias: bool, lead: list[int]) -> None:
     dense = nn.Linear(inside, outside, bias=bias, dtype=torch.float64)
     x = random(*lead, inside)

@@ -186,7 +186,9 @@ def test_asking_a_weight_for_its_type_does_no_harm() -> None:
     assert (subclass.status, subclass.reason) == (Status.UNSUPPORTED, "Asks is not exactly nn.Linear or nn.Conv2d")
 
 
-@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, "old"])
+@pytest.mark.parametrize(
+    "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, "old"]
+)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_weights_computed_in_each_pass_are_unsupported(wrap: Any) -> None:
     layer = nn.Linear(8, 8)

@@ -201,7 +201,9 @@ def test_matrices_are_those_of_the_built_student(case: Case) -> None:
 
 def narrow() -> nn.Module:
     """Most parameters cannot be factored, so that budgets have little room."""
-    return nn.Sequential(nn.Conv2d(3, 96, 3), nn.Conv2d(96, 96, 3, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 5))
+    return nn.Sequential(
+        nn.Conv2d(3, 96, 3), nn.Conv2d(96, 96, 3, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 5)
+    )
 
 
 def easy() -> nn.Module:

@@ -57,6 +57,7 @@ def save_hypernetwork(network: Hypernetwork, folder: Path, card: dict[str, Any] 
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "hypernet.safetensors"
     save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, weights)
+    weights.chmod(0o644)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     config = {"format": FORMAT, "sha256": digest, "config": asdict(network.config), "training": card or {}}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -102,9 +102,13 @@ def test_mask_gradient_is_that_of_the_sigmoid_at_constant_cost() -> None:
     jacobian = torch.diag(slope) - torch.outer(slope, c * slope) / (c * slope).sum()
     torch.testing.assert_close(c @ jacobian, torch.zeros_like(c), rtol=0, atol=1e-9)
     probe = torch.randn(len(h), dtype=h.dtype)
-    total = sum((m * p).sum() for m, p in zip(masks.values(), probe.split([len(m) for m in masks.values()]), strict=True))
+    total = sum(
+        (m * p).sum() for m, p in zip(masks.values(), probe.split([len(m) for m in masks.values()]), strict=True)
+    )
     gradients = torch.autograd.grad(total, [scored[name] for name in names])
-    got = torch.cat([g[: len(masks[name])] * scored[name][: len(masks[name])] for name, g in zip(names, gradients, strict=True)])
+    got = torch.cat(
+        [g[: len(masks[name])] * scored[name][: len(masks[name])] for name, g in zip(names, gradients, strict=True)]
+    )
     torch.testing.assert_close(got, (probe @ jacobian), rtol=1e-6, atol=1e-12)
 
 
@@ -200,7 +204,11 @@ def test_correction_multiplies_the_bare_diagonal() -> None:
     changes = {layer.name: torch.linspace(-1, 1, layer.full_rank) for layer in spec.candidates}
     bent = corrected(spec, sketches, start, changes)
     for layer in spec.candidates:
-        before, after, factor = start.curvatures[layer.name], bent.curvatures[layer.name], changes[layer.name].double().exp()
+        before, after, factor = (
+            start.curvatures[layer.name],
+            bent.curvatures[layer.name],
+            changes[layer.name].double().exp(),
+        )
         if layer.out <= layer.d:
             torch.testing.assert_close(after.fisher.diagonal(), before.fisher.diagonal() * factor)
             assert torch.equal(after.signal, before.signal)
@@ -213,7 +221,9 @@ def test_correction_multiplies_the_bare_diagonal() -> None:
 def test_spread_gives_back_the_variance_that_truncation_took() -> None:
     model, spec, sketches, start = prepared()
     name, norm = "3", "4"  # the Linear without a bias, and the BatchNorm behind it
-    emission = emit(spec, sketches, start, outputs(len(spec.candidates), spread=1.0 - start.base.spread), Budget(params=0.3))
+    emission = emit(
+        spec, sketches, start, outputs(len(spec.candidates), spread=1.0 - start.base.spread), Budget(params=0.3)
+    )
     layer = emission.layers[name]
     matrix = layer.expand @ layer.reduce
     with torch.no_grad():

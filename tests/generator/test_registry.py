@@ -40,7 +40,9 @@ def test_those_that_need_data_refuse_early(name: str) -> None:
     assert load_generator("prior", has_data=False).name == "prior"
 
 
-@pytest.mark.parametrize(("name", "hint"), [("kfak", "; did you mean kfac?"), ("svdd", "; did you mean svd?"), ("zz", "")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("kfak", "; did you mean kfac?"), ("svdd", "; did you mean svd?"), ("zz", "")]
+)
 def test_unknown_names_get_a_hint(name: str, hint: str) -> None:
     with pytest.raises(GeneratorError) as caught:
         load_generator(name)
