@@ -127,24 +127,25 @@ def _git(*words: str) -> str:
 class Results:
     """A CSV that is written row by row, so that an interrupted program goes on where it was.
 
-    A row is found again by its key and by ``weights``, a name of the weights that went into it; a row of the same key
-    made from other weights is replaced.
+    A row is found again by its key and by what it was made of; a row of the same key made of something else is
+    replaced.
 
     Args:
         path: the file; made with its folder.
         key: columns that name a row.
+        made_of: columns that name what went into a row: weights, settings.
     """
 
-    def __init__(self, path: Path, key: Sequence[str]) -> None:
-        self.path, self.key = path, tuple(key)
+    def __init__(self, path: Path, key: Sequence[str], made_of: Sequence[str] = ("weights",)) -> None:
+        self.path, self.key, self.made_of = path, tuple(key), tuple(made_of)
         self.rows: list[dict[str, str]] = []
         if path.is_file():
             with path.open(encoding="utf-8", newline="") as file:
                 self.rows = list(csv.DictReader(file))
 
     def has(self, row: Mapping[str, Any]) -> bool:
-        """Whether this key is there, made from these weights."""
-        wanted = {name: cell(row[name]) for name in (*self.key, "weights")}
+        """Whether this key is there, made of the same."""
+        wanted = {name: cell(row[name]) for name in (*self.key, *self.made_of)}
         return any(all(old.get(name) == value for name, value in wanted.items()) for old in self.rows)
 
     def add(self, row: Mapping[str, Any]) -> None:

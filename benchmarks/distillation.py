@@ -102,6 +102,5 @@ def distilled(teacher: nn.Module, start: nn.Module, train: Set, test: Set, recip
         "agreement": after.agreement,
         "kl": after.kl,
         "top1_teacher": after.top1_teacher,
-        "recipe": str(recipe),
         "seconds": seconds,
     }

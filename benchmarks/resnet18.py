@@ -80,13 +80,13 @@ def distilled_rows(bench: Bench, results: Results, seeds: int, names: Sequence[s
     for seed in range(seeds):
         plan: Plan | None = None
         for start in (name for name in DISTILLED if name in names):
-            made_of = {"seed": seed, "weights": bench.generators.weights(start, bench.weights)}
-            if results.has({"start": start, "size": f"{share:g}", **made_of}):
+            made_of = {"weights": bench.generators.weights(start, bench.weights), "recipe": str(bench.recipe)}
+            if results.has({"start": start, "size": f"{share:g}", "seed": seed, **made_of}):
                 continue
             plan = plan or bench.measure(seed)
             for size, network in starts(bench, plan, start, share, seed):
                 row = distilled(bench.teacher, network, bench.train, bench.test, bench.recipe, seed)
-                results.add({"start": start, "size": size, **row, **made_of})
+                results.add({"start": start, "size": size, "seed": seed, **row, **made_of})
                 say(f"{start}, {row['params']:,} parameters, seed {seed}: {row['top1_start']:.4f} -> {row['top1']:.4f}")
 
 
@@ -118,7 +118,7 @@ def run(
 ) -> None:
     """All rows that are missing, then the figure and the tables."""
     table = Results(out / "resnet18.csv", KEY)
-    after = Results(out / "resnet18_distilled.csv", ("start", "size", "seed"))
+    after = Results(out / "resnet18_distilled.csv", ("start", "size", "seed"), ("weights", "recipe"))
     distilled_rows(bench, after, seeds, names, distilled_share)
     bench.sweep(shares).run(table, seeds, names)
     resnet18_figure(table, after, out / "resnet18.png")

@@ -160,14 +160,16 @@ def test_existing_folders_are_left_alone_unless_told(tmp_path: Path) -> None:
 def test_failure_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     first = write(folder)
-    with (
-        pytest.raises(ArtefactError, match="received 'disk full' while writing"),
-        whole_folder(folder, True) as staging,
-    ):
-        (staging / "half").write_text("x")
-        raise OSError("disk full")
-    with pytest.raises(KeyboardInterrupt), whole_folder(folder, True):
-        raise KeyboardInterrupt
+
+    def fails(error: BaseException) -> None:
+        with whole_folder(folder, overwrite=True) as staging:
+            (staging / "half").write_text("x")
+            raise error
+
+    with pytest.raises(ArtefactError, match="received 'disk full' while writing"):
+        fails(OSError("disk full"))
+    with pytest.raises(KeyboardInterrupt):
+        fails(KeyboardInterrupt())
     assert torch.equal(load(folder).state["0.weight"], first["0.weight"])
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 

@@ -1,6 +1,7 @@
 """The facade: any module and any batch in, a student within budget out, the teacher untouched."""
 
 import copy
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def test_splits_share_no_image_and_lose_none(count: int) -> None:
     data = list(torch.arange(6 * count).float().reshape(count, 6, 1).unbind())
     split = split_batches(data, CPU)
     parts = [torch.cat(list(part)).flatten().tolist() for part in (split.statistics, split.select, split.confirm)]
-    assert sorted(sum(parts, [])) == list(range(6 * count))
+    assert sorted(chain.from_iterable(parts)) == list(range(6 * count))
     assert all(parts)
     if count >= 3:
         assert len(parts[0]) >= len(parts[1]) >= len(parts[2])

@@ -204,7 +204,7 @@ def test_same_seed_same_bits_and_another_seed_another_draw() -> None:
 
 
 def network(inplace: bool) -> nn.Module:
-    model = Net(
+    return Net(
         nn.Conv2d(2, 4, 3),
         nn.ReLU(inplace=inplace),
         nn.Conv2d(4, 3, 3),
@@ -214,7 +214,6 @@ def network(inplace: bool) -> nn.Module:
         nn.Flatten(),
         nn.Linear(12, 3),
     )
-    return model
 
 
 def test_activations_in_place_change_nothing() -> None:
@@ -349,8 +348,8 @@ def mlp() -> nn.Module:
 
 
 UNCORRELATED = (
-    "the Fisher sums over positions as if their gradients were uncorrelated (Grosse & Martens 2016, sec. 3.2); ahead of "
-    "average pooling they are not, and the KL of convolutions is predicted several times too small"
+    "the Fisher sums over positions as if their gradients were uncorrelated (Grosse & Martens 2016, sec. 3.2); ahead "
+    "of average pooling they are not, and the KL of convolutions is predicted several times too small"
 )
 
 
@@ -362,7 +361,7 @@ def test_predicted_kl_is_the_measured_one_within_a_factor_of_two(build: Callable
     spec = inspect(teacher, x[:2])
     sketches = sketch(teacher, spec, x.split(256))
     compared = []
-    for share in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
+    for share in (0.11, 0.13, 0.16, 0.2, 0.3, 0.4, 0.5, 0.6):
         try:
             generation = ANALYTIC["kfac"].generate(spec, sketches, Budget(params=share))
         except BudgetError:
@@ -370,7 +369,7 @@ def test_predicted_kl_is_the_measured_one_within_a_factor_of_two(build: Callable
         predicted = generation.plan.predicted_kl
         assert predicted is not None
         actual = compare(teacher, build_student(teacher, spec, generation), held_out.split(256)).kl
-        if 1e-4 < predicted < 0.1:
+        if predicted > 1e-4 and actual < 0.1:
             compared.append((share, predicted, actual))
     assert len(compared) >= 3
     assert all(0.5 < predicted / actual < 2 for _, predicted, actual in compared), compared

@@ -1,4 +1,4 @@
-"""Low-rank layers and the directions they are made of: full rank is the dense layer, errors are the discarded energies."""
+"""Low-rank layers and their directions: full rank is the dense layer, errors are the discarded energies."""
 
 import copy
 

@@ -66,7 +66,7 @@ def test_mean_behind_the_layer_is_kept_by_its_bias_or_its_norm(name: str, bias: 
 @pytest.mark.parametrize("bias", [True, False])
 def test_absorbing_the_mean_reduces_the_error_of_the_output(bias: bool) -> None:
     model = teacher(bias, norm=True)
-    generation, student = generated(model, "kfac")
+    _, student = generated(model, "kfac")
     with torch.no_grad():
         wanted = model[:2](images())
         error = float((student.model[:2](images()) - wanted).square().mean())

@@ -1,6 +1,7 @@
 """Emission: straight-through masks trade at constant cost, rotations are first-order perturbation theory."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def images() -> Tensor:
 def prepared(data: bool = True) -> tuple[nn.Module, ModelSpec, dict[str, Any], Start]:
     widths = (12, *HIDDEN, 5)
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b, bias=b != 30), nn.BatchNorm1d(b), nn.ReLU()]
     model = nn.Sequential(*layers[:-2])
     for module in model:

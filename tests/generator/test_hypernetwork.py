@@ -101,7 +101,7 @@ def test_strength_zero_is_the_analytic_generator_whatever_the_weights(data: bool
     assert_same(strengths[0], analytic)
     assert [option.strength for option in strengths] == [0.0, 1.0]
     names = analytic.factors.layers.keys() & strengths[1].factors.layers.keys()
-    first = sorted(names)[0]
+    first = min(names)
     ours, theirs = strengths[1].factors.layers[first], analytic.factors.layers[first]
     assert ours.expand.shape != theirs.expand.shape or not torch.equal(ours.expand, theirs.expand)
 
