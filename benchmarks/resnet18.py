@@ -3,8 +3,8 @@
     python -m benchmarks.resnet18 --data fashion_mnist:ROOT [--teacher FOLDER] [--seeds 3] [--out benchmarks/results]
 
 Without ``--teacher`` the teacher is trained first by ``configs/teacher.yaml`` (3 epochs). Sizes are shares of the
-parameters of the layers that may be factored. Each seed draws its own 1,024 training images for the statistics and its
-own order of distillation; accuracy is on all 10,000 test images. Writes ``resnet18.csv``, ``resnet18_distilled.csv``
+parameters of the layers that may be factored. Each seed draws its own 1,024 calibration images (a quarter of them is
+the guard's, held out of the statistics) and its own order of distillation; accuracy is on all 10,000 test images. Writes ``resnet18.csv``, ``resnet18_distilled.csv``
 and ``resnet18.png`` and prints the tables. Rows that are there are not made again, so an interrupted run goes on;
 delete a file to start over. Two CPU cores, about an hour and a half for three seeds.
 """
@@ -31,7 +31,7 @@ from hypercompress.models import load_model
 SHARES = (0.25, 0.125, 0.0625, 0.05, 0.03, 0.02, 0.01)
 DISTILLED = ("kfac", "hypernet", "whitened", "svd", "random", "torch-pruning")
 DISTILLED_SHARE = 0.01
-IMAGES = 1024
+IMAGES = 1024  # a quarter of them serves the guard
 LARGER = (766_000,)  # parameters; a further size of Torch-Pruning
 
 

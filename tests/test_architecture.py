@@ -267,9 +267,9 @@ def test_a_misfit_names_every_key(tmp_path: Path, weights: dict[str, Tensor]) ->
     assert "\n" not in message
 
 
-def test_a_wholly_different_checkpoint_is_cut_to_a_readable_list(tmp_path: Path) -> None:
+def test_every_fault_of_a_wholly_different_checkpoint_is_listed(tmp_path: Path) -> None:
     torch.save({f"k{i}": torch.ones(1) for i in range(50)}, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"50 unexpected: k0, .* and 30 more"):
+    with pytest.raises(ModelError, match="50 unexpected: " + ", ".join(f"k{i}" for i in range(50))):
         load_timm("test_resnet", checkpoint=tmp_path / "w.pth")
 
 
