@@ -3,10 +3,10 @@
     python -m benchmarks.efficientnet_lite0 --assets ASSETS [--seeds 3] [--out benchmarks/results]
 
 ASSETS holds ``efficientnet_lite0.safetensors`` (timm's ``tf_efficientnet_lite0``, 224 pixels, mean and std 0.5) and
-``photos/{train,val}``. Statistics come from the 188 photographs of ``train``, each as it is and twice cropped and
-flipped at random; agreement with the teacher and KL are measured on the 208 of ``val``. Nothing is trained. Sizes are
-shares of the parameters of the layers that may be factored. Writes ``efficientnet_lite0.csv`` and
-``efficientnet_lite0.png``; rows that are there are not made again. Two CPU cores, a few minutes a seed.
+``photos/{train,val}``. Statistics come from the photographs of ``train``, each as it is and twice cropped and flipped
+at random; agreement with the teacher and KL are measured on those of ``val``. Nothing is trained. Sizes are shares of
+the parameters of the layers that may be factored. Writes ``efficientnet_lite0.csv`` and ``efficientnet_lite0.png``;
+rows that are there are not made again. Two CPU cores, about ten minutes a seed.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def draw(results: Results, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     curves(left, results, "agreement", 100)
     curves(right, results, "kl")
-    left.set(ylabel="same top-1 class as the teacher, %", title="EfficientNet-Lite0, 208 photographs, nothing trained")
+    left.set(ylabel="same top-1 class as the teacher, %", title="EfficientNet-Lite0, photographs, nothing trained")
     right.set(ylabel="KL(teacher || student), nats")
     for axes in (left, right):
         axes.set_xscale("linear")

@@ -4,9 +4,10 @@
 
 Without ``--teacher`` the teacher is trained first by ``configs/teacher.yaml`` (3 epochs). Sizes are shares of the
 parameters of the layers that may be factored. Each seed draws its own 1,024 calibration images (a quarter of them is
-the guard's, held out of the statistics) and its own order of distillation; accuracy is on all 10,000 test images. Writes ``resnet18.csv``, ``resnet18_distilled.csv``
-and ``resnet18.png`` and prints the tables. Rows that are there are not made again, so an interrupted run goes on;
-delete a file to start over. Two CPU cores, about an hour and a half for three seeds.
+the guard's, held out of the statistics) and its own order of distillation; accuracy is on all 10,000 test images.
+Writes ``resnet18.csv``, ``resnet18_distilled.csv`` and ``resnet18.png`` and prints the tables. Rows that are there are
+not made again, so an interrupted run goes on; delete a file to start over. Two CPU cores, about an hour and a half for
+three seeds.
 """
 
 import argparse

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from benchmarks.common import Results, Set, budget_of, digest, fidelity, say
 from hypercompress.architecture import Architecture
 from hypercompress.compress import Plan, finish
@@ -14,6 +16,7 @@ from hypercompress.errors import BudgetError
 from hypercompress.fidelity import reestimate_norms
 from hypercompress.generator import Generator, load_generator
 from hypercompress.generator.registry import RELEASED
+from hypercompress.guard import choose
 
 WITH_DATA = ("svd", "whitened", "kfac", "hypernet")
 WITHOUT_DATA = ("svd", "prior", "hypernet")
@@ -97,8 +100,9 @@ class Sweep:
             fresh = copy.deepcopy(student)
             reestimate_norms(fresh, plan.split.statistics)
             renewed = fidelity(plan.teacher, fresh, self.test)
-            norms = finish(plan, budget, architecture=self.architecture).report["norms"]
-            given = first if norms == "kept" else renewed
+            options: list[Callable[[], nn.Module]] = [lambda: student, lambda: fresh]
+            if choose(plan.teacher, options, plan.split.select, plan.split.confirm) == 1:  # as `finish` does
+                given, norms = renewed, "re-estimated"
         sides = {"": given, "_generated": first, "_norms": renewed}
         return {
             "params": report["student"]["params"],

@@ -14,6 +14,7 @@ from benchmarks.distillation import Recipe, distil, from_random
 from benchmarks.pruning import prune
 from benchmarks.sweep import KEY, Generators
 from hypercompress.architecture import Architecture, load_timm
+from hypercompress.compress import finish
 from hypercompress.fidelity import compare
 from hypercompress.generator import Hypernetwork, save_hypernetwork
 from hypercompress.inspection import inspect
@@ -124,6 +125,14 @@ def test_resnet18_makes_every_row_once(bench: resnet18.Bench, tmp_path: Path, mo
     before = [(tmp_path / name).read_bytes() for name in files[:2]]
     resnet18.run(bench, tmp_path, 1, names, (0.5,), 0.5)
     assert [(tmp_path / name).read_bytes() for name in files[:2]] == before
+
+
+def test_a_row_holds_what_a_user_gets(bench: resnet18.Bench, images: Set) -> None:
+    sweep, plan = bench.sweep((0.5,)), replace(bench.measure(0), generator=bench.generators.load("kfac"))
+    row, student = sweep.student(plan, 0.5), finish(plan, budget_of(plan.spec, 0.5), architecture=bench.architecture)
+    assert row is not None
+    assert row["norms"] == student.report["norms"]
+    assert row["kl"] == pytest.approx(fidelity(bench.teacher, student, images).kl, rel=1e-5)
 
 
 def test_the_pilot_keeps_images_out(bench: resnet18.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,6 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
 TWO = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["distill", "finetune"])
 def test_two_processes_end_with_equal_weights(root: Path, here: Path, folders: Folders, name: str) -> None:
     """Real processes over gloo, without find_unused_parameters: the frozen teacher is outside of what DDP wraps."""
@@ -144,7 +143,6 @@ def test_two_processes_end_with_equal_weights(root: Path, here: Path, folders: F
     assert set(content) == {f"network.{key}" for key in student.model.state_dict()}
 
 
-@pytest.mark.slow
 def test_two_processes_stop_together_when_the_loss_is_not_finite(root: Path, here: Path, folders: Folders) -> None:
     rate = ["--model.optimization.lr", "1e30"]
     done = launch(root, here, "fit", "--config", config(root, "distill"), *start(folders), *TWO, *rate)
