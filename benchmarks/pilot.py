@@ -4,8 +4,8 @@
 
 Tries every recipe on three starts of the ResNet-18 benchmark, all of the size of ``kfac`` at 1 %: that student, the
 same student from random weights, and the network that Torch-Pruning leaves. Measured on 5,000 training images that no
-student has seen; the test images are not touched. `RECIPE` is the one with the best mean over the three; the
-generated students have the rate that is best for them (`benchmarks.distillation.RATES`). Writes
+student has seen; the test images are not touched. `RECIPE` is the one with the best mean over the three, and all
+students of the benchmark share it. Writes
 ``distillation_pilot.csv``. Two CPU cores, about ten minutes.
 """
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import RESULTS, Results, Set, budget_of, digest, read_set, say
-from benchmarks.distillation import RECIPE, Recipe, distilled, from_random, recipe_of
+from benchmarks.distillation import RECIPE, Recipe, distilled, from_random
 from benchmarks.figures import resnet18_figure, resnet18_tables
 from benchmarks.pruning import STEPS, prune
 from benchmarks.sweep import KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
@@ -81,13 +81,12 @@ def distilled_rows(bench: Bench, results: Results, seeds: int, names: Sequence[s
     for seed in range(seeds):
         plan: Plan | None = None
         for start in (name for name in DISTILLED if name in names):
-            recipe = recipe_of(start, bench.recipe)
-            made_of = {"weights": bench.generators.weights(start, bench.weights), "recipe": str(recipe)}
+            made_of = {"weights": bench.generators.weights(start, bench.weights), "recipe": str(bench.recipe)}
             if results.has({"start": start, "size": f"{share:g}", "seed": seed, **made_of}):
                 continue
             plan = plan or bench.measure(seed)
             for size, network in starts(bench, plan, start, share, seed):
-                row = distilled(bench.teacher, network, bench.train, bench.test, recipe, seed)
+                row = distilled(bench.teacher, network, bench.train, bench.test, bench.recipe, seed)
                 results.add({"start": start, "size": size, "seed": seed, **row, **made_of})
                 say(f"{start}, {row['params']:,} parameters, seed {seed}: {row['top1_start']:.4f} -> {row['top1']:.4f}")
 
