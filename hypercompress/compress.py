@@ -84,7 +84,7 @@ def cut(batch: Any, pieces: int) -> Iterator[Any]:
 
 
 def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any) -> Any:
-    """A batch for inspection: the one given, else two calibration samples, else noise of the model's own input size."""
+    """A batch for inspection: the one given, else one calibration batch, else noise of the model's own input size."""
     if example is not None:
         return example
     if split is not None:

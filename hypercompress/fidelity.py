@@ -19,7 +19,7 @@ class Fidelity:
     """A student against its teacher on a set of images.
 
     Args:
-        agreement: share of images on which both name the same class (NaN-free; ``None`` if outputs are no logits).
+        agreement: share of images on which both name the same class; outputs are read as class logits.
         kl: mean of KL(teacher || student) in nats; infinity if the student gave NaN anywhere.
         top1_teacher, top1_student: accuracy; ``None`` without labels.
         images: number of images measured.
