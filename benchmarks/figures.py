@@ -129,7 +129,7 @@ def resnet18_tables(table: Results, after: Results) -> str:
     parts = []
     for data in values(table, "data"):
         columns = ("top1", "top1_generated", "top1_norms") if data != "none" else ("top1",)
-        for column, title in zip(columns, ("as given", "norms as they were", "norms re-estimated"), strict=False):
+        for column, title in zip(columns, ("as given", "as generated", "norms re-estimated"), strict=False):
             parts.append(f"top-1, statistics from: {data}; {title}\n\n{by_share(table, data, column, 2, 100)}")
         parts.append(f"KL in nats, statistics from: {data}; as given\n\n{by_share(table, data, 'kl', 4)}")
     rows = [

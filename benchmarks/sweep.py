@@ -1,13 +1,10 @@
 """Every generator at every size, as generated: the rows that the benchmarks of both networks share."""
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from benchmarks.common import Results, Set, budget_of, digest, fidelity, say
 from hypercompress.architecture import Architecture
@@ -16,7 +13,6 @@ from hypercompress.errors import BudgetError
 from hypercompress.fidelity import reestimate_norms
 from hypercompress.generator import Generator, load_generator
 from hypercompress.generator.registry import RELEASED
-from hypercompress.guard import choose
 
 WITH_DATA = ("svd", "whitened", "kfac", "hypernet")
 WITHOUT_DATA = ("svd", "prior", "hypernet")
@@ -84,33 +80,32 @@ class Sweep:
                         say(f"{key['data']}, seed {seed or 0}, {share:.2%}, {name}: {shown}")
 
     def student(self, plan: Plan, share: float) -> dict[str, Any] | None:
-        """One student as a user gets it, and beside it (``_generated``) with the norm moments of the teacher and
-        (``_norms``) with new moments, whatever they do. ``None`` if the size is out of reach.
+        """One student as a user gets it, and beside it (``_generated``) as the generator made it and (``_norms``) that
+        with new norm moments, whatever they do. ``None`` if the size is out of reach.
         """
         budget, start = budget_of(plan.spec, share), time.perf_counter()
         try:
-            student = finish(plan, budget, norms=False, architecture=self.architecture)
+            student = finish(plan, budget, architecture=self.architecture)
         except BudgetError as error:
             say(f"{plan.generator.name}: {error}")
             return None
         seconds, report = time.perf_counter() - start, student.report
-        first = fidelity(plan.teacher, student, self.test)
-        given, norms, renewed = first, "kept", None
+        given = first = fidelity(plan.teacher, student, self.test)
+        renewed = None
         if plan.split is not None:
-            fresh = copy.deepcopy(student)
-            reestimate_norms(fresh, plan.split.statistics)
-            renewed = fidelity(plan.teacher, fresh, self.test)
-            options: list[Callable[[], nn.Module]] = [lambda: student, lambda: fresh]
-            if choose(plan.teacher, options, plan.split.select, plan.split.confirm) == 1:  # as `finish` does
-                given, norms = renewed, "re-estimated"
+            bare = finish(plan, budget, refit=False, norms=False, architecture=self.architecture)
+            first = fidelity(plan.teacher, bare, self.test)
+            reestimate_norms(bare, plan.split.statistics)
+            renewed = fidelity(plan.teacher, bare, self.test)
         sides = {"": given, "_generated": first, "_norms": renewed}
         return {
             "params": report["student"]["params"],
             "macs": report["student"]["macs"],
             **{f"{name}{side}": getattr(f, key, None) for side, f in sides.items() for name, key in MEASURES.items()},
-            "top1_teacher": first.top1_teacher,
+            "top1_teacher": given.top1_teacher,
             "predicted_kl": report["predicted_kl"],
-            "norms": norms,
+            "refit": report["refit"],
+            "norms": report["norms"],
             "strength": report["generator"]["strength"],
             "seconds": seconds,
         }

@@ -2,85 +2,30 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hypercompress.architecture import Architecture, architecture_of
+from hypercompress.calibration import CalibrationSplit, join, split_batches
 from hypercompress.curvature import Progress
-from hypercompress.errors import DataError, GeneratorError, ModelError
+from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.fidelity import compare, reestimate_norms
 from hypercompress.generator import Generator, HypernetGenerator, load_generator
 from hypercompress.guard import STRENGTHS, choose
 from hypercompress.inspection import ForwardFn, batch_size, inspect
+from hypercompress.reconstruction import reconstruct
 from hypercompress.report import make_report
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Generation, ModelSpec
 from hypercompress.student import Student, build_student
 
-HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
-
-
-@dataclass(frozen=True)
-class CalibrationSplit:
-    """Calibration batches by use: statistics, selection and confirmation never share an image."""
-
-    statistics: Sequence[Any]
-    select: Sequence[Any]
-    confirm: Sequence[Any]
-
-
-def split_batches(data: Iterable[Any], device: torch.device) -> CalibrationSplit:
-    """Every eighth batch selects and the one after it confirms; of fewer than three batches each is cut in three.
-
-    Raises:
-        DataError: no batch, or a single one of fewer than three samples.
-    """
-    batches = [to_device(batch, device) for batch in data]
-    if not batches:
-        raise DataError("received calibration data without a single batch; expected at least one; check the loader")
-    if len(batches) < 3:
-        batches = list(chain.from_iterable(cut(batch, 3) for batch in batches))
-    parts: dict[str, list[Any]] = {"statistics": [], "select": [], "confirm": []}
-    for index, batch in enumerate(batches):
-        place = index % max(3, min(HELD_OUT_SHARE, len(batches)))
-        parts[("select", "confirm")[place] if place < 2 else "statistics"].append(batch)
-    return CalibrationSplit(**parts)
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on ``device``."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
-
-
-def cut(batch: Any, pieces: int) -> Iterator[Any]:
-    """The batch along its first axis in ``pieces`` parts of at least one sample."""
-
-    def part(value: Any, index: int) -> Any:
-        if isinstance(value, Tensor):
-            if len(value) < pieces:
-                raise DataError(
-                    f"received {len(value)} calibration samples in one batch; expected at least {pieces}; add images"
-                )
-            return value.tensor_split(pieces)[index]
-        if isinstance(value, dict):
-            return {key: part(item, index) for key, item in value.items()}
-        if isinstance(value, (tuple, list)):
-            return type(value)(part(item, index) for item in value)
-        return value
-
-    return (part(batch, index) for index in range(pieces))
+LARGEST_OUTPUT = 2**26  # elements of one layer's output during reconstruction: 256 MiB in float32
 
 
 def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any) -> Any:
@@ -154,11 +99,12 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     example: Any = None,
     forward_fn: ForwardFn | None = None,
     architecture: Architecture | None = None,
+    refit: bool = True,
     norms: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Student:
-    """Generate a compact student of ``teacher``; nothing is trained.
+    """Generate a compact student of ``teacher``; no gradient step is taken.
 
     Args:
         teacher: any module; not modified.
@@ -169,6 +115,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         example: one batch to inspect the model with; needed only without data for models that are not timm's.
         forward_fn: ``(model, batch) -> tensor`` for batches that are not passed as they are.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
+        refit: with data, reconstruct the layers' outputs one after another (`reconstruction.py`) if held-out images
+            say that it helps.
         norms: with data, re-estimate BatchNorm moments if held-out images say that it helps.
         seed: of everything that is drawn.
         progress: called with a phase name and a count.
@@ -181,7 +129,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     """
     start = time.perf_counter()
     plan = prepare(teacher, data, generator, example=example, forward_fn=forward_fn, seed=seed, progress=progress)
-    return finish(plan, budget, forward_fn=forward_fn, architecture=architecture, norms=norms, start=start)
+    return finish(plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start)
 
 
 def finish(
@@ -190,6 +138,7 @@ def finish(
     *,
     forward_fn: ForwardFn | None = None,
     architecture: Architecture | None = None,
+    refit: bool = True,
     norms: bool = True,
     start: float | None = None,
 ) -> Student:
@@ -201,24 +150,11 @@ def finish(
     def built(generation: Generation) -> Student:
         return build_student(teacher, spec, generation, architecture)
 
-    if isinstance(plan.generator, HypernetGenerator) and split is not None:
-        options = plan.generator.options(spec, plan.sketches, budget, STRENGTHS)
-        builders: list[Callable[[], nn.Module]] = [lambda g=g: built(g) for g in options]  # type: ignore[misc]
-        generation = options[choose(teacher, builders, split.select, split.confirm, forward_fn)]
-    else:
+    if split is None:
         generation = plan.generator.generate(spec, plan.sketches, budget)
-    student, reestimated = built(generation), False
-    statistics = () if split is None else split.statistics
-    if norms and split is not None and has_batch_norm(student) and any(batch_size(b) > 1 for b in statistics):
-
-        def fresh() -> nn.Module:
-            candidate = copy.deepcopy(student)
-            reestimate_norms(candidate, statistics, forward_fn)
-            return candidate
-
-        builders = [lambda: student, fresh]
-        if choose(teacher, builders, split.select, split.confirm, forward_fn) == 1:
-            student, reestimated = fresh(), True  # type: ignore[assignment]
+        student, steps = built(generation), {"refit": False, "norms": "kept"}
+    else:
+        generation, student, steps = _guarded(plan, split, budget, built, forward_fn, refit=refit, norms=norms)
     fidelity = None if split is None else compare(teacher, student, split.confirm, forward_fn)
     report = make_report(
         spec,
@@ -229,5 +165,56 @@ def finish(
         seconds=time.perf_counter() - start,
         fidelity=fidelity,
     )
-    student.report = {**report, "norms": "re-estimated" if reestimated else "kept"}
+    student.report = {**report, **steps}
     return student
+
+
+def _guarded(
+    plan: Plan,
+    split: CalibrationSplit,
+    budget: Budget,
+    built: Callable[[Generation], Student],
+    forward_fn: ForwardFn | None,
+    *,
+    refit: bool,
+    norms: bool,
+) -> tuple[Generation, Student, dict[str, Any]]:
+    """Three guarded choices, one after another: refit or not, the hypernetwork's strength, new norm moments or not."""
+    teacher, spec, generator = plan.teacher, plan.spec, plan.generator
+    if isinstance(generator, HypernetGenerator):
+        options = generator.options(spec, plan.sketches, budget, STRENGTHS)
+    else:
+        options = [generator.generate(spec, plan.sketches, budget)]
+
+    def best(candidates: list[Callable[[], Student]]) -> tuple[int, Student]:
+        return choose(teacher, candidates, split.select, split.confirm, forward_fn)
+
+    make, refitted = built, 0
+    if refit:
+        largest = max((layer.positions * layer.out for layer in spec.candidates), default=1)
+        batch = join(split.statistics, max(2, LARGEST_OUTPUT // largest))
+
+        def reconstructed(generation: Generation) -> Student:
+            student = built(generation)
+            reconstruct(teacher, student, spec, plan.sketches, batch, forward_fn)
+            return student
+
+        refitted, student = best([lambda: built(options[0]), lambda: reconstructed(options[0])])
+        make = reconstructed if refitted else built
+    else:
+        student = built(options[0])
+    chosen = 0
+    if len(options) > 1:
+        chosen, student = best([lambda g=option: make(g) for option in options])  # type: ignore[misc]
+    renewed = 0
+    if norms and has_batch_norm(student) and any(batch_size(b) > 1 for b in split.statistics):
+        kept = student
+
+        def fresh() -> Student:
+            candidate = copy.deepcopy(kept)
+            reestimate_norms(candidate, split.statistics, forward_fn)
+            return candidate
+
+        renewed, student = best([lambda: kept, fresh])
+    steps = {"refit": bool(refitted), "norms": "re-estimated" if renewed else "kept"}
+    return options[chosen], student, steps

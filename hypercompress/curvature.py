@@ -3,8 +3,9 @@
 For ``y = W x`` the KL divergence between teacher and student grows by about
 ``1/2 || G^(1/2) dW S^(1/2) ||_F^2`` (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, eq. 31),
 with ``S = E[x x^T]`` averaged over samples and positions and ``G = E[sum over positions of g g^T]``,
-``g`` the gradient of ``log p(y_hat | x)`` for ``y_hat`` drawn from the teacher's own prediction. Sampling
-``y_hat`` is what makes it the Fisher; labels would give the empirical Fisher (Kunstner et al. 2019).
+``g`` a gradient of the log-likelihood under the teacher's own prediction; with labels it would be the empirical Fisher
+(Kunstner et al. 2019). Instead of drawing a class, which gives mostly small gradients and a few huge ones, ``g`` starts
+from a random square root of the Fisher of the outputs (`fisher_probe`): same expectation, a quarter of the samples.
 
 Both are needed only as seen from the smaller side of ``W`` (`specs.Curvature`): ``W S W^T`` is the second
 moment of the layer's own output without its bias, ``W^T G W`` that of ``g W``. So a 3 x 3 convolution of 2,048
@@ -125,17 +126,19 @@ class _Recorder:
         return Curvature(self.layer.side, sums.signal / sums.rows, sums.fisher / samples, gram, sums.mean / sums.rows)
 
 
-def sampled_log_likelihood(output: Tensor, generator: torch.Generator) -> Float[Tensor, ""]:
-    """Sum over the batch of ``log p(y_hat | x)``, ``y_hat`` drawn from the model's own prediction.
+def fisher_probe(output: Tensor, generator: torch.Generator) -> Float[Tensor, ""]:
+    """A scalar whose gradient with respect to ``output`` is a random vector with the output's Fisher as covariance.
 
-    ``output`` [b, c] with c > 1 is read as class logits; anything else as the mean of a unit-variance Gaussian.
+    ``output`` [b, c] with c > 1 is read as class logits, whose Fisher is ``diag(p) - p p^T = R R^T`` with
+    ``R = (I - p 1^T) diag(p)^(1/2)``: the gradient is ``R z`` with random signs z (Hutchinson 1990). Anything else is
+    the mean of a unit-variance Gaussian, whose Fisher is the identity: the gradient is z.
     """
+    signs = torch.randint(0, 2, output.shape, generator=generator).mul_(2).sub_(1).to(output.device)
     if output.ndim == 2 and output.shape[1] > 1:
-        log_p = F.log_softmax(output.float(), dim=1)
-        drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(output.device)
-        return log_p.gather(1, drawn).sum()
-    noise = torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
-    return (output * noise).sum()  # d/dy of -(y_hat - y)^2 / 2 at y_hat = y + noise
+        p = F.softmax(output.detach().float(), dim=1)
+        root = p.sqrt() * signs
+        return (output.float() * (root - p * root.sum(1, keepdim=True))).sum()
+    return (output * signs.to(output.dtype)).sum()
 
 
 def measure(
@@ -152,7 +155,7 @@ def measure(
     Args:
         model: the teacher; run in evaluation mode and left as it was.
         batches: whatever ``forward_fn`` takes, on the model's device; consumed once, nothing kept.
-        seed: of the draw of ``y_hat``.
+        seed: of the random signs.
         progress: called with a phase name and the number of samples seen so far.
 
     Raises:
@@ -177,7 +180,7 @@ def measure(
                         f"{count + len(output) - 1}; expected finite values; check the calibration data"
                     )
                 if recorders:
-                    sampled_log_likelihood(output, generator).backward(inputs=[anchor])
+                    fisher_probe(output, generator).backward(inputs=[anchor])
                 count += len(output)
                 if progress is not None:
                     progress("curvature", count)

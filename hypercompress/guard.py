@@ -5,34 +5,43 @@ it has the least KL on the selection split *and* beats the safe one on the confi
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from hypercompress.fidelity import compare
 from hypercompress.inspection import ForwardFn
 
+Model = TypeVar("Model", bound=nn.Module)
+
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def choose(
     teacher: nn.Module,
-    candidates: Sequence[Callable[[], nn.Module]],
+    candidates: Sequence[Callable[[], Model]],
     select: Sequence[Any],
     confirm: Sequence[Any],
     forward_fn: ForwardFn | None = None,
-) -> int:
-    """Index of the candidate to use.
+) -> tuple[int, Model]:
+    """Index of the candidate to use, and the candidate.
 
     Args:
         teacher: what the candidates are compared with, by KL.
-        candidates: builders, called one at a time; the first is the safe choice.
+        candidates: builders, called one at a time, so that two students at most are in memory; the first is the safe
+            choice.
         select, confirm: two disjoint lists of held-out batches.
     """
-    losses = [compare(teacher, build(), select, forward_fn).kl for build in candidates]
-    best = min(range(len(losses)), key=losses.__getitem__)
-    if best == 0:
-        return 0
-    risky = compare(teacher, candidates[best](), confirm, forward_fn).kl
-    safe = compare(teacher, candidates[0](), confirm, forward_fn).kl
-    return best if risky < safe else 0
+    index, best = 0, candidates[0]()
+    least = compare(teacher, best, select, forward_fn).kl
+    for place, build in enumerate(candidates[1:], start=1):
+        candidate = build()
+        kl = compare(teacher, candidate, select, forward_fn).kl
+        if kl < least:
+            index, best, least = place, candidate, kl
+    if index > 0:
+        risky = compare(teacher, best, confirm, forward_fn).kl
+        safe = candidates[0]()
+        if not risky < compare(teacher, safe, confirm, forward_fn).kl:
+            return 0, safe
+    return index, best

@@ -77,6 +77,7 @@ class _Trace:
 
     order: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     producers: dict[int, tuple[str, int]] = field(default_factory=dict)  # output's id -> its layer, its version
     readings: dict[str, set[str | None]] = field(default_factory=lambda: defaultdict(set))  # norm -> what it read
     feeders: dict[str, str] = field(default_factory=dict)
@@ -107,6 +108,7 @@ class _Trace:
             self.keep.append(output)
             channels = output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1]
             # A layer may also run on something without a batch axis (a table of positions): never less than one.
+            self.calls[name] += 1
             self.positions[name] += max(1, output.numel() // (channels * batch))
 
     def follower(self, name: str) -> str | None:
@@ -241,6 +243,7 @@ def _layer(name: str, module: nn.Module, trace: _Trace, tied: Mapping[int, list[
         out=out,
         d=d,
         positions=trace.positions.get(name, 0),
+        calls=trace.calls.get(name, 0),
         params=sum(p.numel() for p in module.parameters(recurse=False)),
         depth=trace.order.get(name, -1),
         bias=getattr(module, "bias", None) is not None,

@@ -99,6 +99,7 @@ class LayerSpec:
         reason: why it is not factored; empty when it may be.
         out, d: shape of the weight matrix; 0 for layers that are no matrix.
         positions: output positions per sample, summed over calls (1 for a Linear on a vector).
+        calls: times the layer runs in one forward pass.
         params: parameters the module owns, bias included.
         depth: order of the first call in a forward pass, -1 if never called.
         bias: whether the layer has a bias.
@@ -120,6 +121,7 @@ class LayerSpec:
     conv: ConvGeometry | None = None
     follower: str | None = None
     feeder: str | None = None
+    calls: int = 1
 
     @property
     def rank_params(self) -> int:

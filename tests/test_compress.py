@@ -1,7 +1,6 @@
 """The facade: any module and any batch in, a student within budget out, the teacher untouched."""
 
 import copy
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import hypercompress
-from hypercompress.compress import bytes_of, compress, cut, example_of, finish, prepare, split_batches
-from hypercompress.errors import DataError, GeneratorError, ModelError
+from hypercompress.calibration import split_batches
+from hypercompress.compress import bytes_of, compress, example_of, finish, prepare
+from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.fidelity import compare
 from hypercompress.generator import HypernetConfig, HypernetGenerator, Hypernetwork
 from hypercompress.specs import Budget, Generation, ModelSpec
@@ -173,32 +173,6 @@ def test_generators_by_name_or_folder(generator: Any) -> None:
             compress(network(), Budget(params=0.5), batches(), generator)
     else:
         assert compress(network(), Budget(params=0.5), batches(), generator).report["generator"]["name"] == generator
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 9, 20])
-def test_splits_share_no_image_and_lose_none(count: int) -> None:
-    data = list(torch.arange(6 * count).float().reshape(count, 6, 1).unbind())
-    split = split_batches(data, CPU)
-    parts = [torch.cat(list(part)).flatten().tolist() for part in (split.statistics, split.select, split.confirm)]
-    assert sorted(chain.from_iterable(parts)) == list(range(6 * count))
-    assert all(parts)
-    if count >= 3:
-        assert len(parts[0]) >= len(parts[1]) >= len(parts[2])
-
-
-def test_too_little_data_is_refused() -> None:
-    with pytest.raises(DataError, match="without a single batch"):
-        split_batches([], CPU)
-    with pytest.raises(DataError, match="received 2 calibration samples in one batch; expected at least 3; add images"):
-        split_batches([torch.zeros(2, 1)], CPU)
-
-
-def test_batches_are_cut_whatever_they_are() -> None:
-    batch = {"x": torch.arange(7), "y": (torch.arange(7), "text")}
-    parts = list(cut(batch, 3))
-    assert torch.equal(torch.cat([part["x"] for part in parts]), batch["x"])
-    assert [part["y"][1] for part in parts] == ["text"] * 3
-    assert all(torch.equal(part["x"], part["y"][0]) for part in parts)
 
 
 def test_example_comes_from_the_caller_then_the_data_then_the_model() -> None:

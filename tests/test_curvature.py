@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypercompress.allocation import allocate
-from hypercompress.curvature import input_rows, measure, output_rows, pad_input
+from hypercompress.curvature import fisher_probe, input_rows, measure, output_rows, pad_input
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import BudgetError, DataError, ModelError, NonFiniteError
 from hypercompress.fidelity import compare
@@ -59,15 +59,13 @@ def columns(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def likelihood(output: Tensor, seed: int) -> Tensor:
-    """Log-likelihood of each sample at a draw from the model's own prediction: the documented contract."""
-    generator = torch.Generator().manual_seed(seed)
+    """For each sample a scalar whose gradient is a root of the output's Fisher times random signs: the contract."""
+    signs = torch.randint(0, 2, output.shape, generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
     if output.ndim == 2 and output.shape[1] > 1:
         p = F.softmax(output.detach().float(), 1)
-        return F.log_softmax(output.float(), 1)[
-            torch.arange(len(p)), torch.multinomial(p, 1, generator=generator)[:, 0]
-        ]
-    noise = torch.randn(output.shape, generator=generator, dtype=torch.float32).to(output.dtype)
-    return (output * noise).flatten(1).sum(1)
+        root = torch.diag_embed(p.sqrt()) - torch.einsum("bi,bj->bij", p, p.sqrt())
+        return (output.float() * torch.einsum("bij,bj->bi", root, signs)).sum(1)
+    return (output * signs.to(output.dtype)).flatten(1).sum(1)
 
 
 def explicit(model: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -396,3 +394,18 @@ def test_energies_and_plan_agree_on_the_prediction() -> None:
     plan = allocate(spec, energies, Budget(params=0.8), nats=True)
     lost = sum(float(energies[name][rank:].sum()) for name, rank in plan.ranks.items())
     assert plan.predicted_kl == pytest.approx(lost / 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (1, 3, 2), (1, 1)], ids=["logits", "map", "scalar"])
+def test_probe_has_the_fisher_of_the_outputs_as_covariance(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(shape, generator=generator) * 2
+    many = output.expand(40_000, *shape[1:]).clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(fisher_probe(many, generator), many)
+    rows = gradient.flatten(1)
+    expected = torch.eye(rows.shape[1])
+    if len(shape) == 2 and shape[1] > 1:
+        p = F.softmax(output[0], 0)
+        expected = p.diag() - torch.outer(p, p)
+    torch.testing.assert_close(rows.T @ rows / len(rows), expected, atol=0.02, rtol=0)
+    torch.testing.assert_close(rows.mean(0), torch.zeros(rows.shape[1]), atol=0.02, rtol=0)

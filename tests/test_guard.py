@@ -31,7 +31,8 @@ gaps = st.floats(0, 5)
 @given(st.lists(st.tuples(gaps, gaps), min_size=1, max_size=5))
 def test_choice_is_never_worse_on_the_confirmation_split(candidates: list[tuple[float, float]]) -> None:
     models = [Offset(*pair) for pair in candidates]
-    index = choose(TEACHER, [lambda m=m: m for m in models], SELECT, CONFIRM)
+    index, model = choose(TEACHER, [lambda m=m: m for m in models], SELECT, CONFIRM)
+    assert model is models[index]
     kl = [compare(TEACHER, model, CONFIRM).kl for model in models]
     assert kl[index] <= kl[0]
     assert index == 0 or kl[index] < kl[0]
@@ -51,7 +52,7 @@ def test_choice_is_never_worse_on_the_confirmation_split(candidates: list[tuple[
 )
 def test_choices(candidates: list[tuple[float, float]], index: int) -> None:
     models = [Offset(*pair) for pair in candidates]
-    assert choose(TEACHER, [lambda m=m: m for m in models], SELECT, CONFIRM) == index
+    assert choose(TEACHER, [lambda m=m: m for m in models], SELECT, CONFIRM)[0] == index
 
 
 def test_the_safe_strength_comes_first() -> None:

@@ -75,7 +75,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     if budget is not None:
         terminal.note("generator", f"{plan.generator.name}{' (chosen by auto)' if name == 'auto' else ''}")
         terminal.phase("generate and compare")
-        student = finish(plan, budget, architecture=architecture, norms=not arguments.no_norms, start=start)
+        refit, norms = not arguments.no_refit, not arguments.no_norms
+        student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
         terminal.phase("save")
         student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
         show_student(student.report, terminal)
@@ -151,4 +152,5 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
             "images",
         )
     terminal.note("strength of the hypernetwork", f"{report['generator']['strength']:g}")
+    terminal.note("layer outputs", "reconstructed" if report["refit"] else "as generated")
     terminal.note("norm moments", str(report["norms"]))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
+from hypercompress.calibration import to_device
 from hypercompress.cli.terminal import Terminal
-from hypercompress.compress import to_device
 from hypercompress.data import ImageData, Preprocess, loader
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import evaluating, inspect, require_finite

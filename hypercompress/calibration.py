@@ -1,0 +1,100 @@
+"""Calibration batches, whatever they are made of: split by use, cut, joined, moved."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypercompress.errors import DataError
+from hypercompress.inspection import batch_size
+
+HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
+
+
+@dataclass(frozen=True)
+class CalibrationSplit:
+    """Calibration batches by use: statistics, selection and confirmation never share an image."""
+
+    statistics: Sequence[Any]
+    select: Sequence[Any]
+    confirm: Sequence[Any]
+
+
+def split_batches(data: Iterable[Any], device: torch.device) -> CalibrationSplit:
+    """Every eighth batch selects and the one after it confirms; of fewer than three batches each is cut in three.
+
+    Raises:
+        DataError: no batch, or a single one of fewer than three samples.
+    """
+    batches = [to_device(batch, device) for batch in data]
+    if not batches:
+        raise DataError("received calibration data without a single batch; expected at least one; check the loader")
+    if len(batches) < 3:
+        batches = list(chain.from_iterable(cut(batch, 3) for batch in batches))
+    parts: dict[str, list[Any]] = {"statistics": [], "select": [], "confirm": []}
+    for index, batch in enumerate(batches):
+        place = index % max(3, min(HELD_OUT_SHARE, len(batches)))
+        parts[("select", "confirm")[place] if place < 2 else "statistics"].append(batch)
+    return CalibrationSplit(**parts)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on ``device``."""
+    return _mapped(lambda tensors: tensors[0].to(device), [batch])
+
+
+def cut(batch: Any, pieces: int) -> Iterator[Any]:
+    """The batch along its first axis in ``pieces`` parts of at least one sample.
+
+    Raises:
+        DataError: it has fewer samples.
+    """
+
+    def part(tensor: Tensor, index: int) -> Tensor:
+        if tensor.ndim == 0:
+            return tensor
+        if len(tensor) < pieces:
+            raise DataError(
+                f"received {len(tensor)} calibration samples in one batch; expected at least {pieces}; add images"
+            )
+        return tensor.tensor_split(pieces)[index]
+
+    return (_mapped(lambda tensors, i=i: part(tensors[0], i), [batch]) for i in range(pieces))  # type: ignore[misc]
+
+
+def join(batches: Sequence[Any], most: int) -> Any:
+    """The first ``most`` samples of the batches in one batch; batches of another shape than the first are left out."""
+    taken: list[Any] = []
+    room = most
+    for batch in batches:
+        size = batch_size(batch)
+        if room <= 0 or (taken and _shape(batch) != _shape(taken[0])):
+            continue
+        taken.append(batch if size <= room else _mapped(lambda tensors, n=room: _first(tensors[0], n), [batch]))  # type: ignore[misc]
+        room -= size
+    return _mapped(lambda tensors: torch.cat(list(tensors)) if tensors[0].ndim else tensors[0], taken)
+
+
+def _first(tensor: Tensor, samples: int) -> Tensor:
+    return tensor[:samples] if tensor.ndim else tensor
+
+
+def _shape(batch: Any) -> Any:
+    """What batches must share to be joined: everything but the number of samples."""
+    return repr(_mapped(lambda tensors: (tuple(tensors[0].shape[1:]), tensors[0].dtype), [batch]))
+
+
+def _mapped(function: Callable[[Sequence[Tensor]], Any], batches: Sequence[Any]) -> Any:
+    """``function`` of the tensors at each place of batches built alike; what is no tensor is the first batch's."""
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return function(batches)
+    if isinstance(first, dict):
+        return {key: _mapped(function, [batch[key] for batch in batches]) for key in first}
+    if isinstance(first, (tuple, list)):
+        items = [_mapped(function, column) for column in zip(*batches, strict=True)]
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+    return first

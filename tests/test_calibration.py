@@ -1,0 +1,66 @@
+"""Calibration batches: no image lost or shared, whatever a batch is made of."""
+
+from itertools import chain
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from hypercompress.calibration import cut, join, split_batches, to_device
+from hypercompress.errors import DataError
+
+CPU = torch.device("cpu")
+
+
+class Pair(NamedTuple):
+    """A batch as some loaders give it."""
+
+    image: Tensor
+    label: Tensor
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 9, 20])
+def test_splits_share_no_image_and_lose_none(count: int) -> None:
+    data = list(torch.arange(6 * count).float().reshape(count, 6, 1).unbind())
+    split = split_batches(data, CPU)
+    parts = [torch.cat(list(part)).flatten().tolist() for part in (split.statistics, split.select, split.confirm)]
+    assert sorted(chain.from_iterable(parts)) == list(range(6 * count))
+    assert all(parts)
+    if count >= 3:
+        assert len(parts[0]) >= len(parts[1]) >= len(parts[2])
+
+
+def test_too_little_data_is_refused() -> None:
+    with pytest.raises(DataError, match="without a single batch"):
+        split_batches([], CPU)
+    with pytest.raises(DataError, match="received 2 calibration samples in one batch; expected at least 3; add images"):
+        split_batches([torch.zeros(2, 1)], CPU)
+
+
+def test_batches_are_cut_whatever_they_are() -> None:
+    batch = {"x": torch.arange(7), "y": (torch.arange(7), "text")}
+    parts = list(cut(batch, 3))
+    assert torch.equal(torch.cat([part["x"] for part in parts]), batch["x"])
+    assert [part["y"][1] for part in parts] == ["text"] * 3
+    assert all(torch.equal(part["x"], part["y"][0]) for part in parts)
+
+
+def test_named_tuples_stay_named() -> None:
+    pair = Pair(torch.arange(6), torch.arange(6))
+    assert to_device(pair, CPU)._fields == ("image", "label")
+    assert isinstance(next(cut(pair, 3)), Pair)
+    assert torch.equal(join([pair, pair], 20).label, torch.cat([pair.label, pair.label]))
+
+
+@pytest.mark.parametrize("most", [1, 4, 7, 100])
+def test_join_takes_the_first_samples_in_order(most: int) -> None:
+    batches = [{"x": x, "y": (x * 2, "text", torch.tensor(3))} for x in torch.arange(10.0).split(4)]
+    joined = join(batches, most)
+    assert torch.equal(joined["x"], torch.arange(10.0)[:most])
+    assert torch.equal(joined["y"][0], joined["x"] * 2)
+    assert joined["y"][1:] == ("text", torch.tensor(3))
+
+
+def test_join_leaves_out_batches_of_another_shape() -> None:
+    assert join([torch.zeros(2, 3), torch.ones(2, 4), torch.zeros(1, 3)], 10).shape == (3, 3)

@@ -1,0 +1,249 @@
+"""Sequential reconstruction: the least-squares optimum at every layer, on the inputs that the student really has."""
+
+import copy
+import threading
+from importlib.resources import files
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hypercompress.allocation import allocate
+from hypercompress.data.embedded import fashion_mnist_mini
+from hypercompress.errors import ModelError
+from hypercompress.fidelity import compare
+from hypercompress.generator import ANALYTIC
+from hypercompress.inspection import inspect
+from hypercompress.models import load_model
+from hypercompress.reconstruction import least_squares, reconstruct
+from hypercompress.sketch import sketch
+from hypercompress.specs import Budget, Generation, ModelSpec
+from hypercompress.student import Student, build_student, low_rank_layers
+
+
+def network() -> nn.Module:
+    """Every way to take an intercept: BatchNorm, bias, none; two layers after the first so that errors add up."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 24, 5, padding=2, bias=False),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.Conv2d(24, 16, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 9, 24, bias=False),
+        nn.ReLU(),
+        nn.Linear(24, 5),
+    )
+    with torch.no_grad():
+        model[1].running_mean.uniform_(-1, 1)
+        model[1].running_var.uniform_(0.5, 2)
+        model[1].weight.uniform_(0.5, 1.5)
+        model[1].bias.uniform_(-0.5, 0.5)
+    return model.double().eval()
+
+
+def images(count: int = 96, seed: int = 1) -> Tensor:
+    return torch.randn(count, 2, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.3
+
+
+def pixels(*, train: bool) -> Tensor:
+    return (torch.from_numpy(fashion_mnist_mini(train=train).images[:256]).float()[:, None] / 255 - 0.286) / 0.353
+
+
+def made(teacher: nn.Module, x: Tensor, share: float, name: str = "kfac") -> tuple[ModelSpec, Any, Student]:
+    spec = inspect(teacher, x[:2])
+    sketches = sketch(teacher, spec, x.split(32))
+    return spec, sketches, build_student(teacher, spec, ANALYTIC[name].generate(spec, sketches, Budget(params=share)))
+
+
+def seen(model: nn.Module, names: list[str], x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Input and output of each named module."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda _m, i, o, name=name: found.__setitem__(name, (i[0].detach(), o.detach()))
+        )
+        for name in names
+    ]
+    model(x)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def rows(t: Tensor) -> Tensor:
+    return t.movedim(1, -1).flatten(0, -2) if t.ndim == 4 else t
+
+
+def test_every_layer_is_the_least_squares_fit_on_the_students_own_inputs() -> None:
+    """Against `torch.linalg.lstsq` on what hooks see after the fact: the fixed point proves the order as well."""
+    teacher, x = network(), images()
+    spec, sketches, student = made(teacher, x, 0.35)
+    assert set(student.ranks) == {"0", "3", "6"}
+    reconstruct(teacher, student, spec, sketches, x, ridge=0.0, spread=0.0)
+    wanted, got = seen(teacher, list(student.ranks), x), seen(student.model, list(student.ranks), x)
+    for name, layer in low_rank_layers(student.model).items():
+        h, y = rows(layer.reduce(got[name][0])), rows(wanted[name][1])
+        if name != "6":  # nothing absorbs an intercept there
+            h = torch.cat([h, torch.ones(len(h), 1, dtype=h.dtype)], 1)
+        solution = torch.linalg.lstsq(h, y).solution
+        torch.testing.assert_close(layer.expand.weight.flatten(1), solution[: layer.rank].T, rtol=1e-6, atol=1e-8)
+        if layer.bias is not None:
+            torch.testing.assert_close(layer.bias, solution[-1], rtol=1e-6, atol=1e-8)
+    fitted = rows(got["0"][1]) + (student.model[1].bias - teacher[1].bias) * (
+        (teacher[1].running_var + teacher[1].eps).sqrt() / teacher[1].weight
+    )
+    torch.testing.assert_close(fitted.mean(0), rows(wanted["0"][1]).mean(0))
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_ridge_goes_from_the_fit_to_the_start(intercept: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, y, start = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((50, 4), (50, 3), (3, 4)))
+    h = h + 0.7
+    shift = torch.randn(3, generator=generator, dtype=torch.float64) if intercept else None
+    fits = [least_squares(h, y, start, shift, ridge, 0.0) for ridge in (0.0, 0.1, 1e9)]
+
+    def error(fit: tuple[Tensor, Tensor]) -> float:
+        return float((y - h @ fit[0].T - fit[1]).pow(2).sum())
+
+    assert error(fits[0]) < error(fits[1]) < error(fits[2])
+    torch.testing.assert_close(fits[2][0], start, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fits[2][1], torch.zeros(3).double() if shift is None else shift, rtol=1e-6, atol=1e-6)
+    # Against the normal equations with the ridge written as more rows.
+    centred = h - h.mean(0) if intercept else h
+    residual = y - h @ start.T - (0 if shift is None else shift)
+    residual = residual - residual.mean(0) if intercept else residual
+    weight = (0.1 * centred.pow(2).sum() / 4).sqrt()
+    more = torch.cat([centred, weight * torch.eye(4).double()]), torch.cat([residual, torch.zeros(4, 3).double()])
+    torch.testing.assert_close(fits[1][0], start + torch.linalg.lstsq(*more).solution.T)
+
+
+def test_half_of_the_lost_variance_comes_back_and_the_mean_stays() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, noise = (torch.randn(400, 3, generator=generator, dtype=torch.float64) + 0.5 for _ in range(2))
+    y, start = h + noise, torch.zeros(3, 3).double()
+    (bare, _), (fitted, shift) = (least_squares(h, y, start, torch.zeros(3), 0.0, spread) for spread in (0.0, 0.5))
+    after, before, got = ((t - t.mean(0)).pow(2).mean(0) for t in (h @ bare.T, y, h @ fitted.T))
+    torch.testing.assert_close(got, (after * before).sqrt())
+    torch.testing.assert_close((h @ fitted.T + shift).mean(0), y.mean(0))
+
+
+def test_nothing_comes_in_and_the_start_stays() -> None:
+    start = torch.ones(2, 3)
+    expand, shift = least_squares(torch.zeros(5, 3), torch.ones(5, 2), start, torch.zeros(2), 0.0, 0.0)
+    torch.testing.assert_close(expand, start.double())
+    torch.testing.assert_close(shift, torch.ones(2).double())
+
+
+def test_a_heavy_ridge_keeps_the_generated_student() -> None:
+    """What the generator changed in the norms moves into the layers, and nothing else happens."""
+    teacher, x = network(), images()
+    spec, sketches, student = made(teacher, x, 0.35)
+    expected = student(x)
+    assert not torch.equal(student.model[1].weight, teacher[1].weight)
+    reconstruct(teacher, student, spec, sketches, x, ridge=1e12, spread=0.0)
+    assert torch.equal(student.model[1].weight, teacher[1].weight)
+    torch.testing.assert_close(student(x), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["svd", "whitened", "kfac"])
+def test_held_out_kl_falls_on_a_deep_network(name: str) -> None:
+    teacher, _ = load_model(str(files("hypercompress") / "pretrained" / "fashion_mnist_teacher"))
+    x, held_out = (pixels(train=train) for train in (True, False))
+    spec, sketches, student = made(teacher, x, 0.1, name)
+    before = compare(teacher, student, [held_out]).kl
+    untouched = copy.deepcopy(teacher.state_dict())
+    reconstruct(teacher, student, spec, sketches, x)
+    assert compare(teacher, student, [held_out]).kl < 0.8 * before
+    assert all(torch.equal(untouched[key], value) for key, value in teacher.state_dict().items())
+    assert not any(module._forward_hooks for model in (teacher, student) for module in model.modules())
+
+
+def test_a_lossless_student_stays_as_it_is() -> None:
+    teacher, x = network(), images()
+    spec = inspect(teacher, x[:2])
+    sketches = sketch(teacher, spec, [x])
+    frames = ANALYTIC["kfac"].frames(spec, sketches)
+    names = ("0", "3", "6")
+    factors = {n: frames[n].factors(sketches[n].weight, len(frames[n].energy)) for n in names}
+    generation = ANALYTIC["kfac"].generate(spec, sketches, Budget(params=1.0))
+    plan = allocate(spec, ANALYTIC["kfac"].energies(frames), Budget(params=1.0), nats=True)
+    whole = Generation(
+        type(generation.factors)(factors, {}),
+        type(plan)({n: factors[n].rank for n in names}, plan.unit, plan.cost, plan.achieved, 0.0),
+        "kfac",
+        0.0,
+    )
+    student = build_student(teacher, spec, whole)
+    torch.testing.assert_close(student(x), teacher(x))
+    reconstruct(teacher, student, spec, sketches, x)
+    torch.testing.assert_close(student(x), teacher(x))
+
+
+class Twice(nn.Module):
+    """One layer called two times, and one that runs on a table without a batch axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(7, 10, generator=torch.Generator().manual_seed(0)))
+        self.first, self.again, self.place = nn.Linear(10, 10), nn.Linear(10, 10), nn.Linear(10, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu() + self.place(self.table).mean(0)
+        return self.again(self.again(x).relu())
+
+
+def test_layers_called_twice_or_without_a_batch_axis() -> None:
+    torch.manual_seed(0)
+    teacher, x = Twice().eval(), torch.randn(200, 10)
+    spec, sketches, student = made(teacher, x, 0.5)
+    assert len(student.ranks) == 3
+    before = copy.deepcopy(student.state_dict())
+    reconstruct(teacher, student, spec, sketches, x)
+    same = {key: torch.equal(before[key], value) for key, value in student.state_dict().items() if "expand.w" in key}
+    assert same == {
+        "model.first.expand.weight": False,
+        "model.again.expand.weight": True,  # one fit cannot suit both of its inputs
+        "model.place.expand.weight": False,
+    }
+
+
+@pytest.mark.parametrize("broken", ["teacher", "student"])
+def test_an_error_on_either_side_surfaces_and_no_thread_stays(broken: str) -> None:
+    teacher, x = network(), images()
+    spec, sketches, student = made(teacher, x, 0.4)
+    threads = threading.active_count()
+
+    def forward(model: nn.Module, batch: Tensor) -> Tensor:
+        output: Tensor = model(batch)
+        if (model is teacher) is (broken == "teacher"):
+            raise RuntimeError("out of luck")
+        return output
+
+    def early(model: nn.Module, batch: Tensor) -> Tensor:
+        if (model is teacher) is (broken == "teacher"):
+            raise RuntimeError("out of luck")
+        output: Tensor = model(batch)
+        return output
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        reconstruct(teacher, student, spec, sketches, x, early)
+    if broken == "student":
+        with pytest.raises(RuntimeError, match="out of luck"):
+            reconstruct(teacher, student, spec, sketches, x, forward)
+    assert threading.active_count() == threads
+    assert not any(module._forward_hooks for model in (teacher, student) for module in model.modules())
+
+
+def test_networks_that_run_another_order_are_refused() -> None:
+    teacher, x = network(), images()
+    spec, sketches, student = made(teacher, x, 0.35)
+
+    def skipping(model: nn.Module, batch: Tensor) -> Tensor:
+        return model[3:](batch[:, :1].repeat(1, 24, 1, 1)) if model is teacher else student.model(batch)
+
+    with pytest.raises(ModelError, match="received a student that runs 0 where its teacher runs 3; expected one order"):
+        reconstruct(teacher, student, spec, sketches, x, skipping)
