@@ -112,7 +112,7 @@ def reconstruct(
     """Refit the output factors of ``student`` on ``batch``, in place, by one forward pass of each network.
 
     What a generator had changed in the norms behind the factored layers moves into ``E_0`` and ``c_0`` first; of the
-    norms only the biases differ from the teacher's afterwards. A layer that runs several times in a pass stays as it is:
+    norms only the biases differ from the teacher's afterwards. A layer that runs several times stays as it is:
     one fit cannot suit all of its inputs.
 
     Args:
