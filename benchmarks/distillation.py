@@ -1,4 +1,4 @@
-"""One distillation for every student that a benchmark compares; `benchmarks.pilot` chose the recipe."""
+"""The distillation of every student that a benchmark compares; `benchmarks.pilot` chooses the recipe of each start."""
 
 import copy
 import math
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from benchmarks.common import Set, fidelity, size_of
+from benchmarks.common import Results, Set, fidelity, size_of
 from hypercompress.losses import distillation_kl
 
 
@@ -55,7 +55,22 @@ class Recipe:
         return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
 
 
-RECIPE = Recipe("adamw", 3e-3)
+RECIPES = tuple(Recipe("adamw", lr) for lr in (1e-3, 3e-3, 1e-2))
+PILOT = "distillation_pilot.csv"
+PILOT_KEY = ("recipe", "start", "seed")
+
+
+def best_recipe(pilot: Results, start: str) -> Recipe:
+    """The recipe with the best mean accuracy of this start on held-out training images (`benchmarks.pilot`).
+
+    Raises:
+        LookupError: the pilot has no row of it.
+    """
+    means = {recipe: pilot.numbers("top1", recipe=str(recipe), start=start) for recipe in RECIPES}
+    known = {recipe: sum(numbers) / len(numbers) for recipe, numbers in means.items() if numbers}
+    if not known:
+        raise LookupError(f"received no rows of {start} in {pilot.path}; expected some; run benchmarks.pilot first")
+    return max(known, key=known.__getitem__)
 
 
 def distil(student: nn.Module, train: Set, recipe: Recipe, seed: int) -> nn.Module:

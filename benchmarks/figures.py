@@ -136,14 +136,17 @@ def resnet18_tables(table: Results, after: Results) -> str:
         (
             start,
             spread(after.numbers("params", start=start, size=size), 0),
+            ", ".join(
+                dict.fromkeys(row["recipe"] for row in after.rows if (row["start"], row["size"]) == (start, size))
+            ),
             spread(after.numbers("top1_start", start=start, size=size), 2, 100),
             spread(after.numbers("top1", start=start, size=size), 2, 100),
             spread(after.numbers("kl", start=start, size=size), 4),
         )
         for start, size in dict.fromkeys((row["start"], row["size"]) for row in after.rows)
     ]
-    recipes = ", ".join(values(after, "recipe")) if after.rows else ""
-    parts.append(f"after distillation ({recipes})\n\n" + markdown(("start", "params", "before", "top-1", "KL"), rows))
+    header = ("start", "params", "recipe", "before", "top-1", "KL")
+    parts.append("after distillation\n\n" + markdown(header, rows))
     teacher = [float(row["top1_teacher"]) for row in table.rows[:1]]
     return "\n\n".join([*parts, f"teacher: {spread(teacher, 2, 100)}"])
 

@@ -2,12 +2,13 @@
 
     python -m benchmarks.resnet18 --data fashion_mnist:ROOT [--teacher FOLDER] [--seeds 3] [--out benchmarks/results]
 
-Without ``--teacher`` the teacher is trained first by ``configs/teacher.yaml`` (3 epochs). Sizes are shares of the
-parameters of the layers that may be factored. Each seed draws its own 1,024 calibration images (a quarter of them is
-the guard's, held out of the statistics) and its own order of distillation; accuracy is on all 10,000 test images.
-Writes ``resnet18.csv``, ``resnet18_distilled.csv`` and ``resnet18.png`` and prints the tables. Rows that are there are
-not made again, so an interrupted run goes on; delete a file to start over. Two CPU cores, about an hour and a half for
-three seeds.
+``benchmarks.pilot`` comes first: it finds the learning rate of each start. Without ``--teacher`` the teacher is trained
+first by ``configs/teacher.yaml`` (3 epochs). Sizes are shares of the parameters of the layers that may be factored.
+Each seed draws its own 1,024 calibration images (a quarter of them is the guard's, held out of the statistics) and its
+own order of distillation, which starts from students as generated, without the refit that it would undo; accuracy is on
+all 10,000 test images. Writes ``resnet18.csv``, ``resnet18_distilled.csv`` and
+``resnet18.png`` and prints the tables. Rows that are there are not made again, so an interrupted run goes on; delete a
+file to start over. Two CPU cores, about an hour and a half for three seeds.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import RESULTS, Results, Set, budget_of, digest, read_set, say
-from benchmarks.distillation import RECIPE, Recipe, distilled, from_random
+from benchmarks.distillation import PILOT, PILOT_KEY, Recipe, best_recipe, distilled, from_random
 from benchmarks.figures import resnet18_figure, resnet18_tables
 from benchmarks.pruning import STEPS, prune
 from benchmarks.sweep import KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
@@ -32,6 +33,7 @@ from hypercompress.models import load_model
 SHARES = (0.25, 0.125, 0.0625, 0.05, 0.03, 0.02, 0.01)
 DISTILLED = ("kfac", "hypernet", "whitened", "svd", "random", "torch-pruning")
 DISTILLED_SHARE = 0.01
+DISTILLED_STEPS = 200
 IMAGES = 1024  # a quarter of them serves the guard
 LARGER = (766_000,)  # parameters; a further size of Torch-Pruning
 
@@ -47,7 +49,7 @@ class Bench:
         weights: digest of the teacher's weights.
         generators: where the generators come from.
         images: calibration images.
-        recipe: of the distillation.
+        recipe: of every distillation; ``None``: for each start the one that the pilot found best for it.
         pruning_steps: of Torch-Pruning.
     """
 
@@ -58,7 +60,7 @@ class Bench:
     weights: str
     generators: Generators
     images: int = IMAGES
-    recipe: Recipe = RECIPE
+    recipe: Recipe | None = None
     pruning_steps: int = STEPS
 
     def calibration(self, seed: int) -> Set:
@@ -77,16 +79,18 @@ class Bench:
 
 
 def distilled_rows(bench: Bench, results: Results, seeds: int, names: Sequence[str], share: float) -> None:
-    """Students, pruned networks and random weights after the same distillation."""
+    """Students, pruned networks and random weights after as many steps, each at the rate that suits it best."""
+    pilot = Results(RESULTS / PILOT, PILOT_KEY)
     for seed in range(seeds):
         plan: Plan | None = None
         for start in (name for name in DISTILLED if name in names):
-            made_of = {"weights": bench.generators.weights(start, bench.weights), "recipe": str(bench.recipe)}
+            recipe = bench.recipe or best_recipe(pilot, start)
+            made_of = {"weights": bench.generators.weights(start, bench.weights), "recipe": str(recipe)}
             if results.has({"start": start, "size": f"{share:g}", "seed": seed, **made_of}):
                 continue
             plan = plan or bench.measure(seed)
             for size, network in starts(bench, plan, start, share, seed):
-                row = distilled(bench.teacher, network, bench.train, bench.test, bench.recipe, seed)
+                row = distilled(bench.teacher, network, bench.train, bench.test, recipe, seed)
                 results.add({"start": start, "size": size, "seed": seed, **row, **made_of})
                 say(f"{start}, {row['params']:,} parameters, seed {seed}: {row['top1_start']:.4f} -> {row['top1']:.4f}")
 
@@ -94,8 +98,8 @@ def distilled_rows(bench: Bench, results: Results, seeds: int, names: Sequence[s
 def starts(bench: Bench, plan: Plan, start: str, share: float, seed: int) -> Iterator[tuple[str, nn.Module]]:
     """The networks to distil by the name of their size; the one as small as the students comes last."""
     name = "kfac" if start in ("random", "torch-pruning") else start
-    plan = replace(plan, generator=bench.generators.load(name, bench.recipe.steps))
-    student = finish(plan, budget_of(plan.spec, share), architecture=bench.architecture).model
+    plan = replace(plan, generator=bench.generators.load(name, DISTILLED_STEPS))
+    student = finish(plan, budget_of(plan.spec, share), refit=False, architecture=bench.architecture).model
     if start == "random":
         yield f"{share:g}", from_random(student, seed)
     elif start == "torch-pruning":

@@ -1,8 +1,10 @@
 """hypercompress: compact students of trained vision models, generated in one pass."""
 
 from hypercompress.compress import compress
+from hypercompress.export import export
+from hypercompress.kinds import LayerKind, LinearKind, register_kind
 from hypercompress.specs import Budget
 from hypercompress.student import Student, from_pretrained
 
-__all__ = ["Budget", "Student", "compress", "from_pretrained"]
+__all__ = ["Budget", "LayerKind", "LinearKind", "Student", "compress", "export", "from_pretrained", "register_kind"]
 __version__ = "0.1.0"

@@ -51,18 +51,13 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """
     refuse_existing(folder, overwrite)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(folder)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-{os.getpid()}-", dir=folder.parent))
-        try:
+        with staging_beside(folder) as staging:
             yield staging
             for path in staging.iterdir():
                 path.chmod(0o644)  # safetensors writes files that nobody else may read
-                _sync(path)
+                sync(path)
             staging.chmod(0o755)
             _exchange(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         if isinstance(error, ArtefactError):
             raise
@@ -70,6 +65,18 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
             f"received '{error}' while writing {folder}; expected room and permission there; what was there before "
             "is unchanged"
         ) from error
+
+
+@contextlib.contextmanager
+def staging_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that is gone when the block ends. Those of killed processes go first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(path)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-{os.getpid()}-", dir=path.parent))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def refuse_existing(folder: Path, overwrite: bool) -> None:
@@ -89,7 +96,8 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
             )
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the file is on the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

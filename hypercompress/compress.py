@@ -4,7 +4,6 @@ import copy
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from hypercompress.generator import Generator, HypernetGenerator, load_generator
 from hypercompress.guard import STRENGTHS, choose
 from hypercompress.inspection import ForwardFn, batch_size, inspect
 from hypercompress.reconstruction import reconstruct
-from hypercompress.report import make_report
+from hypercompress.report import bytes_of, make_report
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Generation, ModelSpec
 from hypercompress.student import Student, build_student
@@ -41,12 +40,6 @@ def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any)
         )
     first = next(teacher.parameters())
     return torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
-
-
-def bytes_of(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, tied ones once."""
-    tensors = {t.untyped_storage().data_ptr(): t for t in chain(model.parameters(), model.buffers())}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -23,49 +23,10 @@ from torch import Tensor, nn
 
 from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.inspection import ForwardFn, call_model, evaluating
+from hypercompress.kinds import kind_of
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 
 Progress = Callable[[str, int], None]
-
-
-def weight_matrix(module: nn.Module) -> Float[Tensor, "out d"]:
-    """The weight of a Linear or Conv2d as a matrix; a view, nothing is copied."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach().flatten(1)
-
-
-def output_rows(layer: LayerSpec, y: Tensor) -> Float[Tensor, "n out"]:
-    """Outputs (or their gradients) as one row per sample and position."""
-    if layer.conv is None:
-        return y.reshape(-1, layer.out)
-    return y.movedim(1, -1).reshape(-1, layer.out)
-
-
-def input_rows(layer: LayerSpec, x: Tensor) -> Float[Tensor, "n d"]:
-    """Inputs as one row of the layer's matrix product per sample and position (im2col for convolutions)."""
-    conv = layer.conv
-    if conv is None:
-        return x.reshape(-1, layer.d)
-    x = pad_input(x, layer)
-    columns = F.unfold(x, conv.kernel, dilation=conv.dilation, stride=conv.stride)
-    return columns.transpose(1, 2).reshape(-1, layer.d)
-
-
-def pad_input(x: Tensor, layer: LayerSpec) -> Tensor:
-    """The padding of the convolution, done beforehand: zeros, reflect, replicate or circular."""
-    conv = layer.conv
-    assert conv is not None
-    if conv.padding == "valid":
-        return x
-    if isinstance(conv.padding, str):  # "same": torch puts the odd one out on the right
-        total = [dilation * (kernel - 1) for dilation, kernel in zip(conv.dilation, conv.kernel, strict=True)]
-        low = [t // 2 for t in total]
-        pads = [low[1], total[1] - low[1], low[0], total[0] - low[0]]
-    else:
-        pads = [conv.padding[1], conv.padding[1], conv.padding[0], conv.padding[0]]
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    return F.pad(x, pads, mode=mode)
 
 
 @dataclass
@@ -82,21 +43,23 @@ class _Recorder:
     """Hooks of one layer: its signal on the way forward, its Fisher on the way back."""
 
     def __init__(self, layer: LayerSpec, module: nn.Module, anchor: Tensor) -> None:
-        self.layer, self.anchor = layer, anchor
-        self.weight = weight_matrix(module)
+        kind = kind_of(module)
+        assert kind is not None  # a candidate has one
+        self.layer, self.anchor, self.kind = layer, anchor, kind
+        self.weight = kind.matrix(module)
         bias = getattr(module, "bias", None)
         self.bias = bias.detach() if isinstance(bias, Tensor) else None
         m = layer.full_rank
         zeros = self.weight.new_zeros(m, m, dtype=torch.promote_types(self.weight.dtype, torch.float32))
         self.sums = _Sums(zeros, zeros.clone(), zeros.new_zeros(m))
 
-    def forward(self, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         with torch.no_grad():
             if self.layer.side is Side.OUTPUT:
-                rows = output_rows(self.layer, output)
+                rows = self.kind.rows(output)
                 rows = rows if self.bias is None else rows - self.bias
             else:
-                rows = input_rows(self.layer, inputs[0])
+                rows = self.kind.input_rows(module, inputs[0])
             rows = rows.to(self.sums.signal.dtype)
             self.sums.signal.addmm_(rows.T, rows)
             self.sums.mean += rows.sum(0)
@@ -113,7 +76,7 @@ class _Recorder:
         return output
 
     def backward(self, gradient: Tensor) -> None:
-        rows = output_rows(self.layer, gradient.detach())
+        rows = self.kind.rows(gradient.detach())
         if self.layer.side is Side.INPUT:
             rows = rows @ self.weight
         rows = rows.to(self.sums.fisher.dtype)

@@ -27,3 +27,11 @@ class GeneratorError(HypercompressError, ValueError):
 
 class ArtefactError(HypercompressError, OSError):
     """A student or generator folder that is missing, corrupt, tampered with, or in the way."""
+
+
+class BenchmarkError(HypercompressError, ValueError):
+    """Settings of a measurement out of range, or two models that are one."""
+
+
+class ExportError(HypercompressError, RuntimeError):
+    """A model that cannot be exported, or an exported file that does not give the model's outputs."""

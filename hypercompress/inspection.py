@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hypercompress.errors import ModelError, NonFiniteError
-from hypercompress.specs import ConvGeometry, LayerSpec, ModelSpec, Status
+from hypercompress.kinds import kind_of
+from hypercompress.specs import LayerSpec, ModelSpec, Status
 
 ForwardFn = Callable[[nn.Module, Any], Tensor]
 
@@ -103,10 +104,11 @@ class _Trace:
         self.stack.pop()
         if isinstance(module, NORMS):
             self.last_norm = name
-        if isinstance(output, Tensor) and type(module) in (nn.Linear, nn.Conv2d):
+        kind = kind_of(module)
+        if isinstance(output, Tensor) and kind is not None:
             self.producers[id(output)] = (name, output._version)
             self.keep.append(output)
-            channels = output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1]
+            channels = output.shape[kind.channel_axis]
             # A layer may also run on something without a batch axis (a table of positions): never less than one.
             self.calls[name] += 1
             self.positions[name] += max(1, output.numel() // (channels * batch))
@@ -160,7 +162,7 @@ def batch_size(batch: Any) -> int:
 def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
     trace, handles, batch = _Trace(), [], batch_size(example)
     modules = {name: module for name, module in model.named_modules() if name}
-    owners = {id(module.weight): name for name, module in modules.items() if type(module) in (nn.Linear, nn.Conv2d)}
+    owners = {id(module.weight): name for name, module in modules.items() if kind_of(module) is not None}
 
     def before(name: str) -> Callable[..., None]:
         return lambda module, inputs: trace.enter(name, module, inputs)
@@ -198,61 +200,55 @@ def _judge(name: str, module: nn.Module, trace: _Trace, tied: Mapping[int, list[
     shared = [other for p in own if p.ndim > 1 for other in tied[p.untyped_storage().data_ptr()] if other != name]
     if shared:
         return Status.TIED, f"shares its weight with {', '.join(shared)}"
-    if type(module) not in (nn.Linear, nn.Conv2d):
+    if kind_of(module) is None:
         if isinstance(module, NORMS):
             return Status.KEPT, "a normalisation has no matrix"
         if isinstance(module, nn.MultiheadAttention):
             return Status.UNSUPPORTED, "nn.MultiheadAttention packs its projections into one parameter"
         if all(p.squeeze().ndim < 2 for p in own):
             return Status.KEPT, "vectors only, no matrix"
-        return Status.UNSUPPORTED, f"{type(module).__name__} is not exactly nn.Linear or nn.Conv2d"
+        return Status.UNSUPPORTED, f"no kind of layer is registered for {type(module).__name__}"
     if "weight" not in module._parameters:
         return Status.UNSUPPORTED, "its weight is computed anew in each pass (weight norm, spectral norm, pruning)"
     if name in trace.readers:
         return Status.UNSUPPORTED, f"its weight is read directly by {trace.readers[name]}"
     if name not in trace.order:
         return Status.UNSUPPORTED, "its forward was never called in a pass of the example"
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        kind = "depthwise" if module.groups == module.in_channels else "grouped"
-        return Status.KEPT, f"{kind} convolution (groups={module.groups})"
+    groups = getattr(module, "groups", 1)
+    if groups > 1:
+        kind = "depthwise" if groups == module.in_channels else "grouped"
+        return Status.KEPT, f"{kind} convolution (groups={groups})"
     return Status.FACTORED, ""
-
-
-def _geometry(conv: nn.Conv2d) -> ConvGeometry:
-    padding = conv.padding if isinstance(conv.padding, str) else _pair(conv.padding)
-    return ConvGeometry(
-        _pair(conv.kernel_size), _pair(conv.stride), padding, _pair(conv.dilation), conv.padding_mode, conv.groups
-    )
-
-
-def _pair(value: tuple[int, ...]) -> tuple[int, int]:
-    return int(value[0]), int(value[1])
 
 
 def _layer(name: str, module: nn.Module, trace: _Trace, tied: Mapping[int, list[str]]) -> LayerSpec:
     status, reason = _judge(name, module, trace, tied)
-    out = d = 0
-    if isinstance(module, (nn.Linear, nn.Conv2d)) and type(module) in (nn.Linear, nn.Conv2d):
-        out, d = int(module.weight.shape[0]), module.weight[0].numel()
-    kinds: dict[type[nn.Module], str] = {nn.Linear: "linear", nn.Conv2d: "conv2d"}
+    kind, own = kind_of(module), sum(p.numel() for p in module.parameters(recurse=False))
+    bias = getattr(module, "bias", None)
+    shape: dict[str, Any] = {"out": 0, "d": 0}
+    if kind is not None:
+        out, d = kind.matrix(module).shape
+        folded = own - out * d - (bias.numel() if isinstance(bias, Tensor) else 0)
+        shape = {"out": out, "d": d, "axis": kind.channel_axis, "folded": max(0, folded)}
+        shape |= {"taps": kind.taps(module), "strided": kind.strided(module)}
     layer = LayerSpec(
         name=name,
-        kind=kinds.get(type(module), type(module).__name__),
+        kind=type(module).__name__ if kind is None else kind.name,
         status=status,
         reason=reason,
-        out=out,
-        d=d,
         positions=trace.positions.get(name, 0),
         calls=trace.calls.get(name, 0),
-        params=sum(p.numel() for p in module.parameters(recurse=False)),
+        params=own,
         depth=trace.order.get(name, -1),
-        bias=getattr(module, "bias", None) is not None,
-        conv=_geometry(module) if isinstance(module, nn.Conv2d) else None,
+        bias=bias is not None,
         follower=trace.follower(name),
         feeder=trace.feeders.get(name),
+        **shape,
     )
     if status is Status.FACTORED and layer.max_rank == 0:
-        return replace(layer, status=Status.KEPT, reason=f"{out} x {d}: even rank 1 is no smaller than dense")
+        return replace(
+            layer, status=Status.KEPT, reason=f"{layer.out} x {layer.d}: even rank 1 is no smaller than dense"
+        )
     return layer
 
 

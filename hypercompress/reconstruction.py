@@ -24,13 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.curvature import output_rows
 from hypercompress.errors import ModelError
-from hypercompress.factorize import LowRank
+from hypercompress.factorize import balanced
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
 from hypercompress.inspection import ForwardFn, call_model, evaluating
-from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics
+from hypercompress.kinds import LowRank, fill
+from hypercompress.specs import LayerFactors, LayerSpec, ModelSpec, NormStatistics
 from hypercompress.student import Student, low_rank_layers
 
 RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T]; between 1e-3 and 1e-1 the result is the same (LOG.md)
@@ -144,11 +144,20 @@ def reconstruct(
         stack.enter_context(relay)
         forward_fn(student, batch)
     for layer in layers:
+        fill(factored[layer.name], _balanced(factored[layer.name]), None)
         shift, norm = fits[layer.name].shift, sketches[layer.name].follower
         if shift is not None:
             assert norm is not None  # absorbs() holds, and there is no bias
             scale = norm.weight / (norm.variance + norm.eps).sqrt()
             student.model.get_parameter(f"{layer.follower}.bias").add_(scale * shift)
+
+
+def _balanced(module: LowRank) -> LayerFactors:
+    """Its factors at equal norms again, which a fit of one of the two has undone: the same product, easier to train."""
+    expand, reduce = module.expand.weight, module.reduce.weight
+    assert isinstance(expand, Tensor)
+    assert isinstance(reduce, Tensor)
+    return balanced(expand.flatten(1), reduce.flatten(1))
 
 
 def _take_over(
@@ -191,11 +200,13 @@ class _Fit:
     def __call__(self, module: LowRank, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
         wanted = self.relay.take(self.layer.name)
         reduced: Tensor = module.reduce(inputs[0])
-        h, y = _rows(self.layer, reduced), output_rows(self.layer, wanted)
+        h, y = (t.movedim(self.layer.axis, -1).flatten(0, -2) for t in (reduced, wanted))
         if h.isfinite().all() and y.isfinite().all():
             self._fit(module, h, y)
         fitted: Tensor = module.expand(reduced)
-        return fitted if self.shift is None else fitted + _channels(self.layer, self.shift)
+        if self.shift is None:
+            return fitted
+        return (fitted.movedim(self.layer.axis, -1) + self.shift).movedim(-1, self.layer.axis)
 
     def _fit(self, module: LowRank, h: Float[Tensor, "n r"], y: Float[Tensor, "n out"]) -> None:
         weight = module.expand.weight
@@ -242,12 +253,3 @@ def least_squares(
     ratio = (before.clamp_min(1e-12) / after.clamp_min(1e-12)).clamp(0.25, 4.0)
     fitted = fitted * ratio[:, None] ** (spread / 2)
     return fitted, centre - fitted @ centre_h.double()
-
-
-def _rows(layer: LayerSpec, reduced: Tensor) -> Float[Tensor, "n r"]:
-    return reduced.flatten(0, -2) if layer.conv is None else reduced.movedim(1, -1).flatten(0, -2)
-
-
-def _channels(layer: LayerSpec, values: Float[Tensor, " out"]) -> Tensor:
-    """Ready to be added to an output of the layer."""
-    return values if layer.conv is None else values[:, None, None]

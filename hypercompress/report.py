@@ -3,15 +3,23 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+from torch import nn
 
 from hypercompress.fidelity import Fidelity
 from hypercompress.specs import Budget, Generation, LayerSpec, ModelSpec, RankPlan, Status, Unit
 
 PIPED_WIDTH = 160  # columns of a table that no terminal limits
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, tied ones once."""
+    tensors = {t.untyped_storage().data_ptr(): t for t in chain(model.parameters(), model.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def make_report(

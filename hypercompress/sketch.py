@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypercompress.curvature import Progress, measure, weight_matrix
+from hypercompress.curvature import Progress, measure
 from hypercompress.inspection import ForwardFn
+from hypercompress.kinds import kind_of
 from hypercompress.specs import ModelSpec, NormStatistics, Sketch
 
 
@@ -50,9 +51,10 @@ def sketch(
     sketches = {}
     for layer in spec.candidates:
         module = modules[layer.name]
-        bias = getattr(module, "bias", None)
+        kind, bias = kind_of(module), getattr(module, "bias", None)
+        assert kind is not None  # a candidate has one
         sketches[layer.name] = Sketch(
-            weight_matrix(module),
+            kind.matrix(module),
             bias.detach() if isinstance(bias, Tensor) else None,
             curvatures.get(layer.name),
             statistics(layer.follower),

@@ -77,24 +77,12 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class ConvGeometry:
-    """How a 2-d convolution walks its input. ``padding`` is a pair or torch's ``"same"`` / ``"valid"``."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int] | str
-    dilation: tuple[int, int]
-    padding_mode: str
-    groups: int = 1
-
-
-@dataclass(frozen=True)
 class LayerSpec:
     """One weight-bearing module of the teacher.
 
     Args:
         name: dotted path in the teacher.
-        kind: ``linear``, ``conv2d``, or the class name of anything else.
+        kind: name of the layer's kind (``linear``, ``conv2d``, ...), or the class name of anything else.
         status: ``FACTORED`` here means *may be factored*; allocation can still keep it dense.
         reason: why it is not factored; empty when it may be.
         out, d: shape of the weight matrix; 0 for layers that are no matrix.
@@ -103,7 +91,10 @@ class LayerSpec:
         params: parameters the module owns, bias included.
         depth: order of the first call in a forward pass, -1 if never called.
         bias: whether the layer has a bias.
-        conv: geometry of a convolution.
+        axis: of the channels in the layer's output: 1 for convolutions, -1 for linear layers.
+        taps: positions of the input that one output reads: the size of a convolution's kernel.
+        strided: whether a convolution has fewer outputs than inputs.
+        folded: parameters besides matrix and bias that the factors take in, such as a gain.
         follower: dotted path of the norm that reads this layer's output, if one directly does.
         feeder: dotted path of the last norm called before this layer, if any.
     """
@@ -118,7 +109,10 @@ class LayerSpec:
     params: int
     depth: int
     bias: bool
-    conv: ConvGeometry | None = None
+    axis: int = -1
+    taps: int = 1
+    strided: bool = False
+    folded: int = 0
     follower: str | None = None
     feeder: str | None = None
     calls: int = 1
@@ -135,8 +129,8 @@ class LayerSpec:
 
     @property
     def dense_params(self) -> int:
-        """Parameters of the dense matrix, bias aside."""
-        return self.out * self.d
+        """Parameters that a factorization replaces: the dense matrix and what is folded into it."""
+        return self.out * self.d + self.folded
 
     @property
     def dense_macs(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hypercompress import artefact
 from hypercompress.architecture import Architecture, build
 from hypercompress.errors import ArtefactError, ModelError
-from hypercompress.factorize import LowRankConv2d, LowRankLinear, fill, low_rank_like
+from hypercompress.kinds import LowRank, fill, low_rank_like
 from hypercompress.report import print_report
 from hypercompress.specs import Generation, ModelSpec
 
@@ -21,7 +21,7 @@ class Student(nn.Module):
     student keeps ``forward_features``, ``forward_head``, ``reset_classifier``, ``pretrained_cfg``, ``num_classes``.
 
     Args:
-        model: the network with `LowRankLinear` and `LowRankConv2d` in place.
+        model: the network with `LowRank` layers in place.
         architecture: how to rebuild the dense network without the teacher; ``None`` if only the user knows.
         report: the content of ``report.json``, if known.
 
@@ -64,7 +64,8 @@ class Student(nn.Module):
             self.architecture = Architecture(self.architecture.name, args_, self.architecture.pretrained_cfg)
 
     def to_dense(self) -> nn.Module:
-        """A copy with each pair of factors multiplied out, of the teacher's own structure.
+        """A copy with each pair of factors multiplied out, of the teacher's own structure (a convolution that
+        standardises its weight becomes a plain one).
 
         The product is computed in float64, so outputs differ from the student's by float32 rounding of one layer each.
         """
@@ -96,9 +97,9 @@ class Student(nn.Module):
         )
 
 
-def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear | LowRankConv2d]:
+def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
     """The factored layers of a model by dotted path."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, (LowRankLinear, LowRankConv2d))}
+    return {n: m for n, m in model.named_modules() if isinstance(m, LowRank)}
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -116,17 +116,16 @@ def _water_level(
 
 
 def _shape(layer: LayerSpec, spec: ModelSpec, unit: Unit) -> list[float]:
-    taps = 1 if layer.conv is None else layer.conv.kernel[0] * layer.conv.kernel[1]
-    strided = layer.conv is not None and max(layer.conv.stride) > 1
+    convolves = layer.axis == 1
     return [
-        float(layer.conv is None),
-        float(layer.conv is not None and taps == 1),
-        float(taps > 1),
+        float(not convolves),
+        float(convolves and layer.taps == 1),
+        float(layer.taps > 1),
         math.log2(layer.out) / 10,
         math.log2(layer.d) / 12,
         math.log2(layer.out / layer.d) / 4,
         math.log2(max(layer.positions, 1)) / 12,
-        float(strided),
+        float(layer.strided),
         layer.depth / max(1, *(other.depth for other in spec.layers)),
         math.log10(layer.dense_params / max(spec.params, 1) + 1e-6) / 4,
         math.log10(layer.dense_macs / max(spec.macs, 1) + 1e-6) / 4,
@@ -206,7 +205,7 @@ def channel_features(layer: LayerSpec, sketch: Sketch, guess: Float[Tensor, " m"
     outside = layer.out <= layer.d
     norms = weight.norm(dim=1) if outside else weight.norm(dim=0)
     norm = sketch.follower if outside else sketch.feeder
-    taps = 1 if outside or layer.conv is None else layer.conv.kernel[0] * layer.conv.kernel[1]
+    taps = 1 if outside else layer.taps
     zeros = torch.zeros_like(norms)
     scale = shift = known = zeros
     if norm is not None and norm.weight.numel() * taps == len(norms):

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import hypercompress
 from hypercompress.calibration import split_batches
-from hypercompress.compress import bytes_of, compress, example_of, finish, prepare
+from hypercompress.compress import compress, example_of, finish, prepare
 from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.fidelity import compare
 from hypercompress.generator import HypernetConfig, HypernetGenerator, Hypernetwork
+from hypercompress.report import bytes_of
 from hypercompress.specs import Budget, Generation, ModelSpec
 
 CPU = torch.device("cpu")

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypercompress.allocation import allocate
-from hypercompress.curvature import fisher_probe, input_rows, measure, output_rows, pad_input
+from hypercompress.curvature import fisher_probe, measure
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import BudgetError, DataError, ModelError, NonFiniteError
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
+from hypercompress.kinds import kind_of
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Curvature, ModelSpec, Side
 from hypercompress.student import build_student
@@ -120,12 +121,13 @@ def test_convolution(channels: tuple[int, int], mode: str, geometry: dict[str, A
     conv = nn.Conv2d(*channels, padding_mode=mode, **geometry)
     model = Net(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * channels[1], 3))
     x = images(3, channels[0], 6, 7)
-    spec, found = measured(model, x)
-    layer = next(layer for layer in spec.layers if layer.name == "0")
-    rows = input_rows(layer, x)
+    _, found = measured(model, x)
+    kind = kind_of(conv)
+    assert kind is not None
+    rows = kind.input_rows(conv, x)
     torch.testing.assert_close(rows, columns(conv, x), rtol=0, atol=0)
     bias = 0 if conv.bias is None else conv.bias
-    torch.testing.assert_close(output_rows(layer, conv(x)), rows @ conv.weight.flatten(1).T + bias)
+    torch.testing.assert_close(kind.rows(conv(x)), rows @ conv.weight.flatten(1).T + bias)
     expect(model, "0", x, found["0"])
     expect(model, "4", x, found["4"])
     assert found["0"].side is (Side.INPUT if channels[1] == 40 and conv.weight[0].numel() < 40 else Side.OUTPUT)
@@ -292,15 +294,6 @@ def test_progress_counts_samples() -> None:
     model, x, seen = Net(nn.Linear(4, 4)), images(3, 4), []
     measure(model, inspect(model, x), [x, x[:2]], progress=lambda phase, count: seen.append((phase, count)))
     assert seen == [("curvature", 3), ("curvature", 5)]
-
-
-def test_padding_of_the_circular_kind_matches_torch() -> None:
-    conv = nn.Conv2d(1, 1, (2, 3), padding="same", padding_mode="circular", dilation=(2, 1)).double()
-    model = Net(conv, nn.Conv2d(1, 4, 3))
-    x = images(1, 1, 5, 6)
-    layer = inspect(model, x).layers[0]
-    padded = pad_input(x, layer)
-    torch.testing.assert_close(F.conv2d(padded, conv.weight, conv.bias, dilation=(2, 1)), conv(x))
 
 
 # A trained network: predictions against measurements.

@@ -1,15 +1,12 @@
 """Low-rank layers and their directions: full rank is the dense layer, errors are the discarded energies."""
 
-import copy
-
 import hypothesis.strategies as st
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import assume, given, settings
-from torch import Tensor, nn
+from torch import Tensor
 
-from hypercompress.factorize import Metric, balanced, fill, frame_of, low_rank_like, plain_frame, weighted_frame
+from hypercompress.factorize import Metric, balanced, frame_of, plain_frame, weighted_frame
 from hypercompress.factorize.linalg import damped, roots
 from hypercompress.specs import Curvature, LayerFactors, Side
 
@@ -49,78 +46,6 @@ def cost(error: Tensor, S: Tensor, G: Tensor) -> float:
 
 def product(factors: LayerFactors) -> Tensor:
     return factors.expand @ factors.reduce
-
-
-@st.composite
-def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, Tensor]:
-    """A convolution of any geometry torch allows, with an input that fits."""
-    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
-    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
-    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
-    padding: str | tuple[int, int] = draw(
-        st.one_of(st.just("same"), st.just("valid"), st.tuples(st.integers(0, 2), st.integers(0, 2)))
-    )
-    stride = (1, 1) if padding == "same" else (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
-    bias = draw(st.booleans())
-    conv = nn.Conv2d(
-        draw(st.integers(1, 4)),
-        draw(st.integers(1, 5)),
-        kernel,
-        stride,
-        padding,
-        dilation,
-        bias=bias,
-        padding_mode=mode,
-        dtype=torch.float64,
-    )
-    return conv, random(2, conv.in_channels, draw(st.integers(7, 10)), draw(st.integers(7, 10)))
-
-
-def full_rank(dense: nn.Linear | nn.Conv2d) -> nn.Module:
-    weight = dense.weight.detach().flatten(1)
-    rank = min(weight.shape)
-    layer = low_rank_like(dense, rank)
-    fill(layer, plain_frame(weight, side_of(weight)).factors(weight, rank), dense.bias)
-    return layer
-
-
-@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
-@settings(max_examples=60)
-@given(convolutions())
-def test_full_rank_convolution_is_the_dense_one(case: tuple[nn.Conv2d, Tensor]) -> None:
-    conv, x = case
-    torch.testing.assert_close(full_rank(conv)(x), conv(x), rtol=0, atol=1e-10)
-
-
-@settings(max_examples=30)
-@given(st.integers(1, 12), st.integers(1, 12), st.booleans(), st.lists(st.integers(1, 3), min_size=0, max_size=3))
-def test_full_rank_linear_is_the_dense_one(inside: int, outside: int, bias: bool, lead: list[int]) -> None:
-    dense = nn.Linear(inside, outside, bias=bias, dtype=torch.float64)
-    x = random(*lead, inside)
-    torch.testing.assert_close(full_rank(dense)(x), dense(x), rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("dense", [nn.Linear(6, 4), nn.Conv2d(3, 5, 3, stride=2, padding=1, padding_mode="reflect")])
-def test_low_rank_layer_multiplied_out_is_the_dense_layer_it_reads_as(dense: nn.Linear | nn.Conv2d) -> None:
-    layer = low_rank_like(dense.double(), 2).eval()
-    multiplied = layer.to_dense()
-    assert type(multiplied) is type(dense)
-    assert not multiplied.training
-    torch.testing.assert_close(multiplied.weight, layer.weight, rtol=0, atol=1e-14)
-    assert torch.equal(multiplied.bias, layer.bias)
-    x = random(2, 6) if isinstance(dense, nn.Linear) else random(2, 3, 7, 8)
-    torch.testing.assert_close(multiplied(x), layer(x), rtol=0, atol=1e-12)
-    with torch.device("meta"):
-        assert low_rank_like(copy.deepcopy(dense).to("meta"), 1).reduce.weight.device.type == "meta"
-
-
-def test_low_rank_layer_keeps_the_dtype_of_the_dense_one() -> None:
-    assert low_rank_like(nn.Linear(4, 4, dtype=torch.bfloat16), 1).expand.weight.dtype is torch.bfloat16
-
-
-def test_low_rank_of_anything_else_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"received BatchNorm2d; expected nn\.Linear or nn\.Conv2d"):
-        low_rank_like(nn.BatchNorm2d(3), 1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -244,11 +169,3 @@ def test_scale_of_the_metric_changes_energies_alone(size: int, seed: int, scale:
     for rank in range(1, size + 1):
         ours, theirs = (f.left[:, :rank] @ f.right[:rank] for f in (a, b))
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-def test_convolution_factors_multiply_to_the_kernel() -> None:
-    conv = nn.Conv2d(3, 8, 3, padding=1, dtype=torch.float64)
-    layer = full_rank(conv)
-    torch.testing.assert_close(layer.weight, conv.weight, rtol=0, atol=1e-12)
-    assert layer.reduce.bias is None
-    assert F.conv2d(random(1, 3, 5, 5), layer.weight, layer.bias, padding=1).shape == (1, 8, 5, 5)

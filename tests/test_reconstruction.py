@@ -90,6 +90,8 @@ def test_every_layer_is_the_least_squares_fit_on_the_students_own_inputs() -> No
             h = torch.cat([h, torch.ones(len(h), 1, dtype=h.dtype)], 1)
         solution = torch.linalg.lstsq(h, y).solution
         torch.testing.assert_close(layer.expand.weight.flatten(1), solution[: layer.rank].T, rtol=1e-6, atol=1e-8)
+        norms = layer.expand.weight.flatten(1).norm(dim=0), layer.reduce.weight.flatten(1).norm(dim=1)
+        torch.testing.assert_close(*norms)  # balanced, for what trains it next
         if layer.bias is not None:
             torch.testing.assert_close(layer.bias, solution[-1], rtol=1e-6, atol=1e-8)
     fitted = rows(got["0"][1]) + (student.model[1].bias - teacher[1].bias) * (

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 import hypercompress
 from hypercompress.architecture import architecture_of
 from hypercompress.errors import ArtefactError, ModelError
-from hypercompress.factorize import LowRankConv2d, LowRankLinear
 from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
+from hypercompress.kinds import LowRankConv, LowRankLinear
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Factors, Generation, ModelSpec, RankPlan, Unit
 from hypercompress.student import Student, build_student, from_pretrained, low_rank_layers, replace_module
@@ -213,7 +213,7 @@ def test_flags_and_copies_follow_the_model(teacher: nn.Module) -> None:
     again = copy.deepcopy(compressed(teacher))
     assert again.ranks
     kinds = {type(layer) for layer in low_rank_layers(again.model).values()}
-    assert kinds <= {LowRankConv2d, LowRankLinear}
+    assert kinds <= {LowRankConv, LowRankLinear}
     assert all(not module.training for module in again.modules())
 
 

@@ -1,4 +1,4 @@
-"""The console script ``hypercompress``: generate, evaluate, report."""
+"""The console script ``hypercompress``: generate, evaluate, bench, export, report."""
 
 from hypercompress.cli.entry import main
 

@@ -15,13 +15,15 @@ from typing import TextIO
 
 import torch
 
+from hypercompress.cli.bench import bench
 from hypercompress.cli.evaluate import evaluate
+from hypercompress.cli.export import export
 from hypercompress.cli.generate import generate
 from hypercompress.cli.parser import make_parser
 from hypercompress.cli.report import report
 from hypercompress.errors import HypercompressError
 
-COMMANDS = {"generate": generate, "evaluate": evaluate, "report": report}
+COMMANDS = {"generate": generate, "evaluate": evaluate, "bench": bench, "export": export, "report": report}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +59,9 @@ def run(arguments: Namespace) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's last flush does not complain
         return 141
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         return failed(
             f"error: received a model and batches beyond the memory there is ({error}); expected them to fit; lower "
             "--batch-size, or choose another --device"
@@ -68,6 +72,12 @@ def run(arguments: Namespace) -> int:
             "check space and permission"
         )
     return 0
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was what lacked; on the CPU torch says so in words only."""
+    words = ("can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in words)
 
 
 def failed(text: str, code: int = 2) -> int:

@@ -9,7 +9,6 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from hypercompress.architecture import Architecture
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, loader, open_data
@@ -44,7 +43,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     preprocess = Preprocess.of(student, overrides.input_size, overrides.mean, overrides.std)
     teacher = None
     if teacher_source is not None:
-        source = _like(teacher_source, architecture, terminal)
+        source = inputs.like(teacher_source, architecture, terminal)
         teacher, _ = inputs.load(source, preprocess.input_size)
     inputs.show_preprocessing(terminal, preprocess, overrides, "STUDENT")
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
@@ -110,16 +109,6 @@ def _sources(arguments: Namespace) -> tuple[inputs.Source, inputs.Source | None]
         return inputs.Source(text, arguments.checkpoint, values, pretrained)
 
     return source(arguments.student), None if arguments.against is None else source(arguments.against)
-
-
-def _like(source: inputs.Source, architecture: Architecture | None, terminal: Terminal) -> inputs.Source:
-    """A teacher of the student's own architecture takes the student's arguments unless others are given."""
-    if source.model_args or architecture is None or is_student_folder(source.text):
-        return source
-    if source.text.partition(".")[0] != architecture.name.partition(".")[0] or not architecture.args:
-        return source
-    terminal.note("arguments of --against", f"{dict(architecture.args)} (those of STUDENT)")
-    return inputs.Source(source.text, source.checkpoint, architecture.args, source.pretrained)
 
 
 def _labelled(images: ImageData, outputs: tuple[int, ...], terminal: Terminal) -> bool:

@@ -17,7 +17,7 @@ from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import evaluating, inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
 from hypercompress.specs import ModelSpec
-from hypercompress.student import from_pretrained
+from hypercompress.student import from_pretrained, low_rank_layers
 
 LEAST_IMAGES = 6
 LEAST_BATCHES = 16  # the calibration images are cut finer where there are few, so that held-out batches exist
@@ -66,14 +66,32 @@ def load(source: Source, input_size: Sequence[int] | None = None) -> tuple[nn.Mo
     return model, architecture
 
 
+def like(source: Source, architecture: Architecture | None, terminal: Terminal) -> Source:
+    """A teacher of the student's own architecture takes the student's arguments unless others are given."""
+    if source.model_args or architecture is None or is_student_folder(source.text):
+        return source
+    if source.text.partition(".")[0] != architecture.name.partition(".")[0] or not architecture.args:
+        return source
+    terminal.note("arguments of --against", f"{dict(architecture.args)} (those of STUDENT)")
+    return replace(source, model_args=architecture.args)
+
+
 def load_dense(source: Source, input_size: Sequence[int] | None) -> tuple[nn.Module, Architecture | None]:
-    """As `load`; a student is multiplied out, because only a dense model can be factored and saved by its name."""
-    model, architecture = load(source, input_size)
-    return (
-        (from_pretrained(source.text).to_dense(), architecture)
-        if is_student_folder(source.text)
-        else (model, architecture)
-    )
+    """As `load`; a student is multiplied out, because only a dense model can be factored and saved by its name.
+
+    Raises:
+        ModelError: a student of a network that has no such dense form.
+    """
+    if not is_student_folder(source.text):
+        return load(source, input_size)
+    student = from_pretrained(source.text)
+    other = [name for name, layer in low_rank_layers(student.model).items() if not layer.restores_class]
+    if other:
+        raise ModelError(
+            f"received a student whose layer {other[0]} was a weight-standardised convolution; expected layers that "
+            "can be multiplied out to what they were; compress the original model instead"
+        )
+    return student.to_dense(), student.architecture
 
 
 def described(

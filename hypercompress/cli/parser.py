@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hypercompress.errors import HypercompressError
+from hypercompress.export import FORMATS
 
 MODEL = "timm name (resnet50.a1_in1k, hf-hub:REPOSITORY, local-dir:FOLDER) or a student folder"
 DATA = (
@@ -24,6 +25,15 @@ examples:
 examples:
   hypercompress evaluate student --data photos
   hypercompress evaluate student --data photos --against resnet18.a1_in1k --json""",
+    "bench": """\
+examples:
+  hypercompress bench student
+  hypercompress bench student --against resnet18 --batch-size 1 --batch-size 16 --threads 1 --channels-last --layers""",
+    "export": """\
+examples:
+  hypercompress export student student.onnx
+  hypercompress export student student-int8.onnx --int8 --data photos
+  hypercompress export student student.pt2 --format torch-export""",
     "report": """\
 example:
   hypercompress report student""",
@@ -52,6 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _generate(_command(commands, "generate", "generate a student of a model; nothing is trained"))
     _evaluate(_command(commands, "evaluate", "accuracy of a student, and how close it is to its teacher"))
+    _bench(_command(commands, "bench", "time a student beside its teacher on this machine"))
+    _export(_command(commands, "export", "write a student as one file that runs elsewhere, and compare it"))
     report = _command(commands, "report", "print the report of a student: every layer with status, rank and size")
     report.add_argument("student", metavar="STUDENT", help="student folder")
     _run(report)
@@ -115,6 +127,65 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     _run(parser)
 
 
+def _bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("student", metavar="STUDENT", help="student folder")
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--against",
+        metavar="MODEL",
+        help=f"the model to compare with: {MODEL}; timm models get random weights, which take the same time (default: "
+        "STUDENT multiplied out, which has its teacher's layers and hence takes its time)",
+    )
+    models.add_argument("--model-args", metavar="JSON", help="arguments of the timm model of --against")
+    models.add_argument(
+        "--input-size", nargs=3, type=int, metavar=("C", "H", "W"), help="of the images (default: the student's own)"
+    )
+    how = parser.add_argument_group("measurement", "The two take turns in short blocks; the median block counts.")
+    how.add_argument(
+        "--batch-size",
+        type=int,
+        action="append",
+        metavar="N",
+        help="images in a batch; may be given several times (default: 1 and 32)",
+    )
+    how.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU (default: as torch chooses)")
+    how.add_argument("--channels-last", action="store_true", help="lay images out as [batch, height, width, channels]")
+    how.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="measured time of each model at each batch size; of each layer a fifth (default: 1)",
+    )
+    how.add_argument("--layers", action="store_true", help="also time each factored layer, alone, beside a dense one")
+    _run(parser)
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("student", metavar="STUDENT", help=f"student folder, or a model: {MODEL}")
+    parser.add_argument("file", metavar="FILE", type=Path, help="file to write")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        metavar="|".join(FORMATS),
+        help="onnx needs pip install 'hypercompress[export]'; torch-export is for torch.export.load (default: onnx)",
+    )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="quantize the ONNX file. A model that is mostly convolutions needs --data, to calibrate them",
+    )
+    _model(parser, "STUDENT, if that is a timm name")
+    data = _data(parser, "train split; only with --int8: three quarters calibrate, on the rest agreement is measured")
+    data.add_argument("--images", type=int, default=512, metavar="N", help="images for --int8 (default: 512)")
+    data.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images in a batch, at most (default: 32)"
+    )
+    run = _run(parser, device="that a torch-export program is made for (default: cpu); ONNX is made on cpu")
+    run.add_argument("--overwrite", action="store_true", help="replace FILE if it is there already")
+
+
 def _model(parser: argparse.ArgumentParser, whose: str) -> None:
     group = parser.add_argument_group(f"weights and arguments of {whose}")
     group.add_argument(
@@ -148,9 +219,11 @@ def _data(parser: argparse.ArgumentParser, split: str, *, required: bool = False
     return group
 
 
-def _run(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+def _run(
+    parser: argparse.ArgumentParser, device: str = "where to compute (default: cuda if there is one)"
+) -> "argparse._ArgumentGroup":
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default: 0)")
-    group.add_argument("--device", metavar="cpu|cuda[:N]", help="where to compute (default: cuda if there is one)")
+    group.add_argument("--device", metavar="cpu|cuda[:N]", help=device)
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return group

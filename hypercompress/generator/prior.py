@@ -19,11 +19,11 @@ from hypercompress.specs import Curvature, LayerSpec, Side, Sketch
 def input_moments(layer: LayerSpec, sketch: Sketch) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Guessed mean and variance of each column of the layer's input."""
     norm, weight = sketch.feeder, sketch.weight
-    taps = 1 if layer.conv is None else layer.conv.kernel[0] * layer.conv.kernel[1]
+    taps = layer.taps
     if norm is None or norm.weight.numel() * taps != layer.d:
         return weight.new_zeros(layer.d).double(), weight.new_ones(layer.d).double()
     mean, spread = norm.bias.double(), norm.weight.double().abs().clamp_min(1e-6)
-    if layer.conv is None:
+    if layer.axis != 1:
         variance = spread**2
     else:
         mean, variance = rectified_moments(mean, spread)

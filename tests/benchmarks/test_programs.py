@@ -2,22 +2,26 @@
 
 import csv
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import pilot, resnet18
+from benchmarks import pilot, resnet18, speed
 from benchmarks.common import Results, Set, budget_of, fidelity, markdown, read_set, size_of, spread
-from benchmarks.distillation import Recipe, distil, from_random
+from benchmarks.distillation import PILOT, PILOT_KEY, RECIPES, Recipe, best_recipe, distil, from_random
 from benchmarks.pruning import prune
 from benchmarks.sweep import KEY, Generators
 from hypercompress.architecture import Architecture, load_timm
-from hypercompress.compress import finish
+from hypercompress.benchmark import Settings
+from hypercompress.compress import compress, finish
 from hypercompress.fidelity import compare
 from hypercompress.generator import Hypernetwork, save_hypernetwork
 from hypercompress.inspection import inspect
+from hypercompress.specs import Budget
+from hypercompress.timing import Timing
 
 TINY = Recipe("adamw", 1e-3, steps=3, batch=16)
 
@@ -139,9 +143,68 @@ def test_the_pilot_keeps_images_out(bench: resnet18.Bench, tmp_path: Path, monke
     monkeypatch.setattr(resnet18, "LARGER", ())
     monkeypatch.setattr(pilot, "DISTILLED_SHARE", 0.5)
     monkeypatch.setattr(pilot, "kept_out", lambda train: (train.subset(slice(0, 64)), train.subset(slice(64, 96))))
-    results = Results(tmp_path / "pilot.csv", ("recipe", "start", "seed"))
-    pilot.run(bench, results, [TINY])
-    assert [row["start"] for row in results.rows] == list(pilot.STARTS)
+    results = Results(tmp_path / PILOT, PILOT_KEY)
+    pilot.run(bench, results, 1, [TINY])
+    assert [row["start"] for row in results.rows] == list(resnet18.DISTILLED)
+
+
+def test_each_start_gets_the_recipe_that_did_best_on_average(tmp_path: Path) -> None:
+    results = Results(tmp_path / PILOT, PILOT_KEY)
+    with pytest.raises(LookupError, match=r"run benchmarks\.pilot first"):
+        best_recipe(results, "kfac")
+    scores = {("kfac", 0): (0.5, 0.9, 0.1), ("kfac", 1): (0.8, 0.3, 0.1), ("random", 0): (0.1, 0.2, 0.3)}
+    for (start, seed), numbers in scores.items():
+        for recipe, top1 in zip(RECIPES, numbers, strict=True):
+            results.add({"recipe": str(recipe), "start": start, "seed": seed, "weights": "w", "top1": top1})
+    assert best_recipe(results, "kfac") == RECIPES[0]
+    assert best_recipe(results, "random") == RECIPES[2]
+
+
+def test_speed_makes_every_row_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "RUNTIMES", ("eager", "channels_last"))
+    words = ["--models", "test_vit", "--batch-sizes", "2", "--seconds", "0.001", "--out", str(tmp_path)]
+    speed.main(words)
+    with (tmp_path / "speed.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["unit"], row["runtime"]) for row in rows} == set(product(("params", "macs"), speed.RUNTIMES))
+    for row in rows:
+        assert float(row["teacher_ms"]) / float(row["student_ms"]) == pytest.approx(float(row["speedup"]), rel=1e-4)
+        assert float(row["speedup"]) / float(row["macs_ratio"]) == pytest.approx(float(row["efficiency"]), rel=1e-4)
+        assert row["unit"] == "params" or float(row["macs_ratio"]) == pytest.approx(2, rel=0.02)
+    before, out = (tmp_path / "speed.csv").read_bytes(), capsys.readouterr().out
+    assert out.count("| test_vit |") == len(rows)
+    speed.main(words)
+    assert (tmp_path / "speed.csv").read_bytes() == before
+    speed.main([*words, "--threads", "1", "--seconds", "0.002"])  # other settings: made again, in their place
+    assert (tmp_path / "speed.csv").read_bytes() != before
+    assert len(Results(tmp_path / "speed.csv", speed.KEY).rows) == len(rows)
+
+
+def test_speed_in_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10)).eval()
+    vars(model)["pretrained_cfg"] = {"input_size": (3, 8, 8)}
+    pair = speed.Pair(model, compress(model, Budget(params=0.5), generator="svd"))
+    for ours, session in zip((pair.teacher, pair.student), pair.sessions, strict=True):
+        torch.testing.assert_close(session(torch.ones(2, 3, 8, 8)), ours(torch.ones(2, 3, 8, 8)).detach())
+    monkeypatch.setattr(speed, "interleaved", lambda *_: [Timing((3.0,) * 5), Timing((1.0,) * 5)])
+    found = pair.speed(4, "onnxruntime", Settings(threads=1)).as_json()
+    assert (found["batch_size"], found["threads"], found["device"], found["speedup"]) == (4, 1, "cpu", 3)
+    example = torch.randn(1, 3, 8, 8)
+    assert found["macs_ratio"] == pytest.approx(size_of(pair.teacher, example)[1] / size_of(pair.student, example)[1])
+
+
+def test_the_spectra_of_the_speed_benchmark_decay() -> None:
+    plan = speed.planned("test_vit", torch.device("cpu"))
+    exponents = set()
+    for layer in plan.spec.candidates:
+        values = torch.linalg.svdvals(plan.sketches[layer.name].weight)
+        exponent = float((values[0] / values[1]).log2())
+        torch.testing.assert_close(values, values[0] * torch.arange(1.0, len(values) + 1) ** -exponent)
+        assert speed.DECAY[0] <= exponent <= speed.DECAY[1]
+        exponents.add(exponent)
+    assert len(exponents) == len(plan.spec.candidates)
 
 
 def test_kept_out_images_are_others() -> None:

@@ -1,0 +1,230 @@
+"""Whether fewer multiply-accumulates are less time: six networks, beside students of half the size.
+
+    python -m benchmarks.speed [--models resnet18 ...] [--device cpu|cuda] [--out benchmarks/results]
+
+Students by ``svd`` with half the parameters and with half the multiply-accumulates, at 224 x 224 pixels, one and 16
+images at a time: eager torch in both memory layouts, and onnxruntime on the CPU where it is installed. Time depends on
+ranks and not on weights, so none are fetched; but the spectra of random weights are flat, and ranks for them would be
+those of no real network. Each layer that may be factored therefore gets random directions with singular values
+``k^-a``; ``a`` is drawn for each layer between 0.19 and 0.33, where 80 % of the layers of EfficientNet-Lite0 with its
+ImageNet weights lie (median 0.28).
+
+Writes ``speed.csv``; rows of the same machine and settings are not made again. Two CPU cores, about half an hour.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import RESULTS, Results, markdown, processor, say
+from hypercompress.benchmark import ModelSpeed, Settings, Speed, compare_models
+from hypercompress.compress import Plan, finish, prepare
+from hypercompress.errors import BudgetError, ExportError
+from hypercompress.export import export
+from hypercompress.export.onnx_file import PACKAGES, OnnxModel
+from hypercompress.inspection import inspect
+from hypercompress.specs import Budget, ModelSpec
+from hypercompress.student import Student
+from hypercompress.timing import interleaved, threads
+
+MODELS = (
+    "resnet18",
+    "resnet50",
+    "mobilenetv2_100",
+    "convnext_tiny",
+    "deit_small_patch16_224",
+    "vit_base_patch16_224",
+)
+BUDGETS = (Budget(params=0.5), Budget(macs=0.5))
+BATCH_SIZES = (1, 16)
+RUNTIMES = ("eager", "channels_last", "onnxruntime")
+DECAY = (0.19, 0.33)  # least and largest exponent of a layer's singular values
+SEED = 0
+KEY = ("model", "unit", "share", "batch_size", "runtime", "machine", "threads")
+
+
+@dataclass
+class Pair:
+    """A network and its student.
+
+    Args:
+        teacher, student: on one device.
+    """
+
+    teacher: nn.Module
+    student: Student
+
+    @cached_property
+    def sessions(self) -> tuple[OnnxModel, OnnxModel]:
+        """Both in onnxruntime, with as many threads as torch has now.
+
+        Raises:
+            ExportError: an operation that ONNX lacks.
+        """
+        with TemporaryDirectory() as folder:
+            files = [Path(folder) / f"{name}.onnx" for name in ("teacher", "student")]
+            for model, file in zip((self.teacher, self.student), files, strict=True):
+                export(model, file)
+            return OnnxModel(files[0]), OnnxModel(files[1])
+
+    def speed(self, batch_size: int, runtime: str, settings: Settings) -> ModelSpeed:
+        """Both on one batch."""
+        batch = noise(self.teacher, batch_size)
+        if runtime != "onnxruntime":
+            return compare_models(self.teacher, self.student, batch, settings)
+        with threads(settings.threads) as count:
+            teacher, student = self.sessions
+            before, after = interleaved([lambda: teacher(batch), lambda: student(batch)], settings.seconds)
+        report = self.student.report
+        speed = Speed(before, after, report["teacher"]["macs"] / report["student"]["macs"])
+        return ModelSpeed(batch_size, count, "cpu", channels_last=False, speed=speed)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how long.
+
+    Args:
+        device: of torch.
+        threads: on the CPU.
+        seconds: measured time of each model in each row.
+    """
+
+    device: torch.device
+    threads: int
+    seconds: float
+
+    @property
+    def machine(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor()
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """What there is here."""
+        onnx = self.device.type == "cpu" and all(find_spec(name) for name in PACKAGES)
+        return tuple(runtime for runtime in RUNTIMES if onnx or runtime != "onnxruntime")
+
+    def run(self, results: Results, models: Sequence[str], batch_sizes: Sequence[int]) -> None:
+        """All rows that are missing."""
+        for model in models:
+            plan: Plan | None = None
+            for budget in BUDGETS:
+                pair: Pair | None = None
+                for row in self.missing(results, model, budget, batch_sizes):
+                    plan = plan or planned(model, self.device)
+                    try:
+                        pair = pair or Pair(plan.teacher, finish(plan, budget))
+                        settings = Settings(self.seconds, self.threads, row["runtime"] == "channels_last")
+                        found = pair.speed(row["batch_size"], row["runtime"], settings)
+                    except (BudgetError, ExportError) as error:
+                        say(f"{model}, {budget.unit} {budget.share:g}, {row['runtime']}: {error}")
+                        continue
+                    results.add({**row, **numbers(found)})
+                    say(f"{model}, {budget.unit} {budget.share:g}, {row['runtime']}: {sentence(found)}")
+
+    def missing(
+        self, results: Results, model: str, budget: Budget, batch_sizes: Sequence[int]
+    ) -> Iterator[dict[str, Any]]:
+        """The rows to make, without their numbers."""
+        about = {"model": model, "unit": str(budget.unit), "share": budget.share}
+        made = {"machine": self.machine, "threads": self.threads, "seconds": self.seconds}
+        for batch_size, runtime in product(batch_sizes, self.runtimes):
+            row = {**about, "batch_size": batch_size, "runtime": runtime, **made}
+            if not results.has(row):
+                yield row
+
+
+def planned(name: str, device: torch.device) -> Plan:
+    """The network with spectra as in the docstring of this program, and what ``svd`` reads of it."""
+    torch.manual_seed(SEED)
+    teacher = timm.create_model(name, pretrained=False).eval()
+    decaying(teacher, inspect(teacher, noise(teacher, 2)))
+    return prepare(teacher.to(device), None, "svd")
+
+
+@torch.no_grad()
+def decaying(model: nn.Module, spec: ModelSpec) -> None:
+    """Give each candidate random directions with singular values ``k^-a``, and rows of norm one on average, so that
+    activations neither vanish nor explode.
+    """
+    for layer in spec.candidates:
+        weight = model.get_parameter(f"{layer.name}.weight")
+        exponent = torch.empty(()).uniform_(*DECAY)
+        values = torch.arange(1.0, layer.full_rank + 1) ** -exponent
+        left, right = (torch.linalg.qr(torch.randn(side, layer.full_rank))[0] for side in (layer.out, layer.d))
+        matrix = (left * values) @ right.T
+        weight.copy_((matrix * layer.out**0.5 / values.norm()).reshape(weight.shape))
+
+
+def noise(model: nn.Module, batch_size: int) -> Tensor:
+    """A batch of the size that the model was made for."""
+    size: tuple[int, ...] = model.pretrained_cfg["input_size"]  # type: ignore[assignment,index]
+    return torch.randn(batch_size, *size).to(next(model.parameters()).device)
+
+
+def numbers(found: ModelSpeed) -> dict[str, float]:
+    """The columns of a row."""
+    speed = found.speed
+    columns: dict[str, float] = {}
+    for side, timing in (("teacher", speed.dense), ("student", speed.student)):
+        low, high = timing.quartiles
+        columns |= {f"{side}_ms": timing.ms, f"{side}_ms_low": low, f"{side}_ms_high": high}
+    return {**columns, "speedup": speed.speedup, "macs_ratio": speed.macs_ratio, "efficiency": speed.efficiency}
+
+
+def sentence(found: ModelSpeed) -> str:
+    """A row while it is made."""
+    speed = found.speed
+    times = f"{speed.dense.ms:.2f} -> {speed.student.ms:.2f} ms, {speed.speedup:.2f} times as fast"
+    return f"batch {found.batch_size}, {times}, efficiency {speed.efficiency:.2f}"
+
+
+def table(results: Results, machine: str, count: int) -> str:
+    """The rows of one machine and number of threads, for a README, whenever they were made."""
+    header = ("model", "half the", "batch", "runtime", "dense ms", "student ms", "speedup", "MACs ratio", "efficiency")
+    names = ("teacher_ms", "student_ms", "speedup", "macs_ratio", "efficiency")
+    rows = [row for row in results.rows if (row["machine"], row["threads"]) == (machine, str(count))]
+    about = ("model", "unit", "batch_size", "runtime")
+    order = list(dict.fromkeys(row["model"] for row in rows))
+    rows.sort(
+        key=lambda row: (
+            order.index(row["model"]),
+            row["unit"],
+            int(row["batch_size"]),
+            RUNTIMES.index(row["runtime"]),
+        )
+    )
+    return markdown(header, ([*(row[k] for k in about), *(f"{float(row[k]):.2f}" for k in names)] for row in rows))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="timm names (default: all six)")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES, metavar="N", help="default: 1 16")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--threads", type=int, help="on the CPU (default: as torch chooses)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each model in each row (default: 1)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the file goes (default: benchmarks/results)")
+    options = parser.parse_args(words)
+    count = torch.get_num_threads() if options.threads is None else options.threads
+    bench = Bench(torch.device(options.device), count, options.seconds)
+    if "onnxruntime" not in bench.runtimes:
+        say("without onnxruntime: it is not installed here, or the device is not the CPU")
+    results = Results(options.out / "speed.csv", KEY, ("seconds",))
+    bench.run(results, options.models, options.batch_sizes)
+    say(f"\n{bench.machine}, {count} threads\n\n{table(results, bench.machine, count)}")
+
+
+if __name__ == "__main__":
+    main()

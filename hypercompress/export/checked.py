@@ -1,0 +1,228 @@
+"""``export``: a model to a file that is run, compared with the model and measured before it takes its name.
+
+Shape letters: ``b`` inputs in a batch.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypercompress.artefact import staging_beside, sync
+from hypercompress.errors import ArtefactError, ExportError, ModelError
+from hypercompress.export import onnx_file, program
+from hypercompress.export.int8 import NOISE, Int8, quantize
+from hypercompress.inspection import call_model, evaluating
+from hypercompress.report import bytes_of
+from hypercompress.student import Student
+
+FORMATS = ("onnx", "torch-export")
+BATCH_SIZES = (1, 3)  # that the file is compared at; it is traced at another
+TOLERANCE = 1e-4  # of the largest output, or of 1 where all outputs are smaller
+GRAPH_SHARE, GRAPH_BYTES = 0.1, 2**20  # what a file may have beyond the weights: folded tables, names, operations
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written and how it compares.
+
+    Args:
+        format: ``onnx`` or ``torch-export``.
+        file: its path.
+        bytes: its size.
+        student_bytes: parameters and buffers of the model.
+        max_difference: largest |float file - model| over all outputs, over max(1, largest |output|).
+        batch_sizes: that it was compared at.
+        seconds: time of all of this.
+        int8: what eight bits did; ``None`` for a float file.
+    """
+
+    format: str
+    file: str
+    bytes: int
+    student_bytes: int
+    max_difference: float
+    batch_sizes: tuple[int, ...]
+    seconds: float
+    int8: Int8 | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that ``hypercompress export --json`` prints."""
+        return asdict(self)
+
+
+def export(
+    model: nn.Module,
+    file: str | Path,
+    format: str = "onnx",  # noqa: A002 - the word of the command line
+    *,
+    input_size: Sequence[int] | None = None,
+    int8: bool = False,
+    data: Iterable[Any] | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+) -> Exported:
+    """Write a model as one file for any batch size, run it and compare; keep it only if the outputs are the model's.
+
+    Args:
+        model: a `Student`, or any module from one float tensor [b, ...] to one tensor [b, ...]; not modified.
+        file: path to write. It appears whole or not at all.
+        format: ``onnx`` (onnxruntime and others; input ``input``, output ``output``) or ``torch-export``
+            (``torch.export.load``; for the device that the model is on).
+        input_size: shape of one input; ``None``: what the model's ``pretrained_cfg`` says.
+        int8: quantize the ONNX file; see `int8.py` for how.
+        data: batches of images for ``int8``: to calibrate convolutions and to measure agreement. ``None``: noise, which
+            is enough for models without many convolutions.
+        overwrite: replace ``file`` if it exists.
+        seed: of the noise that the file is compared on.
+
+    Raises:
+        ExportError: a package or a translation is missing, or the file differs or is too large.
+        ArtefactError: ``file`` is in the way or cannot be written. ModelError: no input size, or not one output.
+        DataError: ``data`` has too few images.
+
+    Example:
+        >>> export(student, "student.onnx").max_difference < 1e-4  # doctest: +SKIP
+        True
+    """
+    start, file = time.perf_counter(), Path(file)
+    check_request(format, int8=int8, has_data=data is not None)
+    model = model.model if isinstance(model, Student) else model  # the tensors get the names that the folder has
+    student_bytes, size = bytes_of(model), _input_size(model, input_size)
+    if format == "onnx" and student_bytes > onnx_file.LARGEST:
+        raise ExportError(
+            f"received a model of {student_bytes:,} bytes; expected at most {onnx_file.LARGEST:,}, because one ONNX "
+            "file ends at 2 GiB; use the format torch-export"
+        )
+    with _whole_file(file, overwrite) as staged, torch.no_grad(), evaluating(model):
+        inputs = [_noise(model, count, size, seed + count) for count in BATCH_SIZES]
+        expected = [call_model(model, batch) for batch in inputs]
+        graph = program.trace(model, _noise(model, 2, size, seed))
+        if format == "onnx":
+            onnx_file.write(graph, staged)
+            running: nn.Module = onnx_file.OnnxModel(staged)
+        else:
+            program.write(graph, staged)
+            running = program.read(staged)
+        difference = largest_difference(running, inputs, expected)
+        require_close(difference)
+        require_small(staged.stat().st_size, student_bytes)
+        eight = None
+        if int8:
+            float_file = staged.rename(staged.with_name(f"float-{staged.name}"))
+            eight = quantize(model, float_file, staged, data, _noise(model, NOISE, size, seed))
+            _require_finite(onnx_file.OnnxModel(staged), inputs)
+        count = staged.stat().st_size
+    seconds = time.perf_counter() - start
+    return Exported(format, str(file), count, student_bytes, difference, BATCH_SIZES, seconds, eight)
+
+
+def check_request(format: str, *, int8: bool, has_data: bool) -> None:  # noqa: A002
+    """What can be known to be wrong before the model is touched.
+
+    Raises:
+        ExportError: an unknown format, options that do not go together, or a package that is missing.
+    """
+    if format not in FORMATS:
+        raise ExportError(f"received the format {format!r}; expected {' or '.join(FORMATS)}; choose one")
+    if int8 and format != "onnx":
+        raise ExportError(f"received int8 with the format {format}; expected onnx, whose files it is for; drop one")
+    if has_data and not int8:
+        raise ExportError("received images without int8; expected them only to quantize with; drop them or add int8")
+    if format == "onnx":
+        onnx_file.require_packages()
+
+
+def refuse_existing_file(file: Path, overwrite: bool) -> None:
+    """Raises ArtefactError if ``file`` is in the way."""
+    if file.is_dir():
+        raise ArtefactError(f"received the output {file}, a folder; expected a file; add a name to it")
+    if file.exists() and not overwrite:
+        raise ArtefactError(
+            f"received the output {file}, which exists; expected a new path; choose another or pass --overwrite"
+        )
+
+
+@contextmanager
+def _whole_file(file: Path, overwrite: bool) -> Iterator[Path]:
+    """A path of the same name that takes the place of ``file`` when the block ends well, and vanishes otherwise."""
+    refuse_existing_file(file, overwrite)
+    try:
+        with staging_beside(file) as folder:
+            staged = folder / file.name
+            yield staged
+            staged.chmod(0o644)
+            sync(staged)
+            staged.replace(file)
+    except ArtefactError:
+        raise
+    except OSError as error:
+        raise ArtefactError(
+            f"received '{error}' while writing {file}; expected room and permission there; what was there before is "
+            "unchanged"
+        ) from error
+
+
+def largest_difference(running: nn.Module, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest |got - expected| over every batch and output, over max(1, largest |expected|); NaN if any is NaN.
+
+    Raises:
+        ExportError: the outputs have another shape.
+    """
+    differences, scales = [], [torch.ones((), dtype=torch.double)]
+    for batch, wanted in zip(inputs, expected, strict=True):
+        got = call_model(running, batch)
+        if got.shape != wanted.shape:
+            raise ExportError(
+                f"received outputs of {list(got.shape)} from the file for inputs of {list(batch.shape)}; expected "
+                f"{list(wanted.shape)} as from the model; report it with the name of the model"
+            )
+        differences.append((got.double() - wanted.double()).abs().max().cpu())
+        scales.append(wanted.double().abs().max().cpu())
+    return float(torch.stack(differences).max() / torch.stack(scales).max())
+
+
+def require_close(difference: float) -> None:
+    """Raises ExportError if the file's outputs are not the model's."""
+    if not difference <= TOLERANCE:  # NaN is not
+        raise ExportError(
+            f"received a file whose outputs differ from the model's by {difference:.1e} of the largest; expected at "
+            f"most {TOLERANCE:g}; try another format, or report it with the name of the model"
+        )
+
+
+def require_small(count: int, student_bytes: int) -> None:
+    """Raises ExportError if the file stores much more than the weights: factors multiplied out, or tensors twice."""
+    most = int(student_bytes * (1 + GRAPH_SHARE)) + GRAPH_BYTES
+    if count > most:
+        raise ExportError(
+            f"received a file of {count:,} bytes for a model of {student_bytes:,}; expected at most {most:,}; try "
+            "another format, or report it with the name of the model"
+        )
+
+
+def _require_finite(running: nn.Module, inputs: Sequence[Tensor]) -> None:
+    if not all(bool(call_model(running, batch).isfinite().all()) for batch in inputs):
+        raise ExportError(
+            "received an int8 file with NaN or infinity in its outputs; expected numbers; calibrate with more images, "
+            "or export in float"
+        )
+
+
+def _input_size(model: nn.Module, given: Sequence[int] | None) -> tuple[int, ...]:
+    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    size = given or cfg.get("input_size")
+    if not size:
+        raise ModelError("received a model without an input size; expected to know it; pass input_size=(c, h, w)")
+    return tuple(size)
+
+
+def _noise(model: nn.Module, count: int, size: Sequence[int], seed: int) -> Tensor:
+    """Normal inputs [count, *size], where the model is and of its type."""
+    first = next(model.parameters())
+    return torch.randn(count, *size, generator=torch.Generator().manual_seed(seed)).to(first.device, first.dtype)

@@ -1,0 +1,170 @@
+"""An ONNX file in eight bits, by onnxruntime's quantizer, and how far its answers are from the student's.
+
+Weights have one scale for each output channel. Activations are either scaled by ranges seen on calibration images
+(*static*: every operation that has an integer form), or in each run by what comes in (*dynamic*: matrix products only).
+`choose` says which; LOG.md has the measurements behind it.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypercompress.calibration import split_batches
+from hypercompress.errors import DataError, ExportError
+from hypercompress.export.onnx_file import INPUT, OnnxModel
+from hypercompress.export.program import understood
+from hypercompress.fidelity import compare
+
+NOISE = 64  # inputs to measure agreement with where there are no images
+
+
+@dataclass(frozen=True)
+class Int8:
+    """What eight bits did.
+
+    Args:
+        method: ``static`` or ``dynamic``.
+        float_bytes: size of the file before.
+        agreement: share of inputs on which it names the same class as the float student.
+        kl: mean of KL(float student || int8) in nats.
+        images: number of inputs measured.
+        measured_on: ``data`` (images that did not calibrate) or ``noise``.
+    """
+
+    method: str
+    float_bytes: int
+    agreement: float
+    kl: float
+    images: int
+    measured_on: str
+
+
+def quantize(model: nn.Module, float_file: Path, file: Path, data: Iterable[Any] | None, noise: Tensor) -> Int8:
+    """Write ``file`` in eight bits and measure it.
+
+    Args:
+        model: the float student, to compare with.
+        float_file: its ONNX file.
+        data: batches of images, a tensor or a tuple that begins with one; three of four calibrate, the rest measure.
+        noise: inputs [b, ...] that stand in where there are no images.
+
+    Raises:
+        DataError: too few images, or batches of another kind. ExportError: eight bits would save nothing without
+        images, or the quantizer refuses the file.
+    """
+    method = choose(float_file, has_data=data is not None)
+    measured: Iterable[Any] = noise.split(32)
+    if data is None:
+        _dynamic(float_file, file)
+    else:
+        split = split_batches((_images(batch) for batch in data), noise.device)
+        measured = [*split.select, *split.confirm]
+        if method == "static":
+            _static(float_file, file, split.statistics)
+        else:
+            _dynamic(float_file, file)
+    fidelity = compare(model, OnnxModel(file), measured)
+    return Int8(
+        method,
+        float_file.stat().st_size,
+        fidelity.agreement,
+        fidelity.kl,
+        fidelity.images,
+        "noise" if data is None else "data",
+    )
+
+
+def choose(file: Path, *, has_data: bool) -> str:
+    """``static`` where most weights belong to convolutions, else ``dynamic``.
+
+    Measured on the CPU: static convolutions run up to three times as fast as in float, dynamic ones six times slower;
+    for a transformer dynamic products are faster, smaller and ten times closer to the student than static ones.
+    Ranges calibrated on noise lose several points of accuracy, so without images there is no static file.
+
+    Raises:
+        ExportError: mostly convolutions, and no images.
+    """
+    share = convolution_share(file)
+    if share < 0.5:
+        return "dynamic"
+    if not has_data:
+        raise ExportError(
+            f"received int8 without images for a model with {share:.0%} of its weights in convolutions; expected "
+            "images to calibrate these with; pass data (--data DATA)"
+        )
+    return "static"
+
+
+def convolution_share(file: Path) -> float:
+    """Convolution weights as a share of all weights that multiply, in [0, 1]."""
+    import onnx
+
+    graph = onnx.load(file).graph
+    sizes = {tensor.name: len(tensor.raw_data) for tensor in graph.initializer}
+    bytes_of = {"Conv": 0, "Gemm": 0, "MatMul": 0}
+    for node in graph.node:
+        if node.op_type in bytes_of:
+            bytes_of[node.op_type] += sum(sizes.get(name, 0) for name in node.input)
+    return bytes_of["Conv"] / max(1, sum(bytes_of.values()))
+
+
+def _images(batch: Any) -> Tensor:
+    """The images of a batch, whatever comes after them."""
+    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(images, Tensor):
+        raise DataError(
+            f"received a calibration batch of {type(images).__name__}; expected a tensor of images, or a tuple that "
+            "begins with one; change the loader"
+        )
+    return images
+
+
+def _dynamic(source: Path, file: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with understood("a file that onnxruntime's quantizer refuses", "operations that it knows"):
+        prepared = _prepared(source)
+        quantize_dynamic(
+            prepared, file, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
+        )
+        prepared.unlink()
+
+
+def _static(source: Path, file: Path, batches: Iterable[Tensor]) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped
+        """The batches, as onnxruntime asks for them."""
+
+        def __init__(self) -> None:
+            self.rest: Iterator[Tensor] = iter(batches)
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.rest, None)
+            return None if batch is None else {INPUT: batch.cpu().numpy()}
+
+    with understood("a file that onnxruntime's quantizer refuses", "operations that it knows"), torch.no_grad():
+        prepared = _prepared(source)
+        quantize_static(
+            prepared,
+            file,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,  # with signed ones convolutions take three times as long on x86
+            weight_type=QuantType.QInt8,
+        )
+        prepared.unlink()
+
+
+def _prepared(source: Path) -> Path:
+    """The file with the shapes of all its tensors, as the quantizer wants it."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = source.with_name(f"prepared-{source.name}")
+    quant_pre_process(source, prepared, skip_optimization=True, skip_symbolic_shape=True)
+    return prepared

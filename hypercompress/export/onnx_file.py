@@ -1,0 +1,95 @@
+"""An ONNX file: written by torch's exporter, checked by onnx, run by onnxruntime.
+
+Shape letters: ``b`` inputs in a batch, any number when the file runs.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from hypercompress.errors import ExportError
+from hypercompress.export.program import understood
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # the extra `export`
+TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that report each constant they leave as it is
+INPUT, OUTPUT = "input", "output"
+LARGEST = 2**31 - 2**20  # bytes of weights: protobuf ends at 2 GiB, and the graph needs room too
+
+
+def require_packages() -> None:
+    """Raises ExportError if the extra `export` is not installed."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"received the format onnx without {' and '.join(missing)}; expected the packages that write and check it; "
+            "pip install 'hypercompress[export]'"
+        )
+
+
+def write(program: ExportedProgram, file: Path) -> None:
+    """Translate a program and save it with its weights inside; ``input`` [b, ...] gives ``output`` [b, ...].
+
+    The exporter's notes on where each operation comes from are left out: they can outweigh the weights of a small
+    student.
+
+    Raises:
+        ExportError: an operation has no translation, or the result is no valid ONNX.
+    """
+    import onnx
+    from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
+
+    with understood("a model that has no translation to ONNX", "operations that ONNX has"), _quiet():
+        translated = torch.onnx.export(
+            program,
+            dynamo=True,
+            dynamic_shapes=({0: "batch"},),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+        assert translated is not None  # it is None only for the old exporter
+        ClearMetadataAndDocStringPass()(translated.model)
+        translated.save(file, external_data=False)
+        onnx.checker.check_model(file, full_check=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's warnings to itself; what fails is raised."""
+    loggers = [logging.getLogger(name) for name in TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class OnnxModel(nn.Module):
+    """An ONNX file as a module, run by onnxruntime on the CPU with as many threads as torch has.
+
+    Shape: ``[b, ...]`` to ``[b, ...]``, the output on the input's device.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; its warnings are about its own optimisations
+        options.intra_op_num_threads = torch.get_num_threads()
+        with understood("an ONNX file that onnxruntime cannot load", "operations that it has"):
+            self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        with understood("an ONNX file that onnxruntime cannot run", "operations that it has"):
+            outputs = self.session.run([OUTPUT], {INPUT: x.detach().cpu().numpy()})
+        return torch.from_numpy(outputs[0]).to(x.device)

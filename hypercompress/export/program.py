@@ -1,0 +1,76 @@
+"""The model as a program of ``torch.export``: one graph for every batch size, and a file of torch's own.
+
+Shape letters: ``b`` inputs in a batch, any number when the program runs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from hypercompress.errors import ExportError, HypercompressError
+
+
+def trace(model: nn.Module, batch: Tensor) -> ExportedProgram:
+    """The graph that the model runs on a batch [b, ...] of this shape, for any ``b``; it shares the model's tensors.
+
+    Call it without gradients: where they are recorded, attention lays its output out in another way, and the ONNX
+    exporter cannot take the graph apart any more.
+
+    Args:
+        batch: two inputs or more, because torch takes a size of 1 for a constant.
+
+    Raises:
+        ExportError: the model cannot be traced, or only for this very batch size.
+    """
+    with understood(
+        "a model that torch.export cannot trace", "a graph that is the same for every input and batch size"
+    ):
+        program = torch.export.export(model, (batch,), dynamic_shapes=({0: Dim("batch")},))
+    program.example_inputs = None  # else the batch would be stored in the file
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # a third of the graph, and it tells where this machine keeps its files
+    return program
+
+
+def write(program: ExportedProgram, file: Path) -> None:
+    """Save the program as ``torch.export.load`` reads it, whatever the file is called."""
+    with file.open("wb") as stream:
+        torch.export.save(program, stream)
+
+
+def read(file: Path) -> nn.Module:
+    """The program in a file that `write` made, ready to run."""
+    with file.open("rb") as stream:
+        return torch.export.load(stream).module()
+
+
+@contextmanager
+def understood(received: str, expected: str) -> Iterator[None]:
+    """Whatever an exporter raises becomes an `ExportError` that names its reason.
+
+    Exporters run the model and third-party translations, so their errors have no common class.
+    """
+    try:
+        yield
+    except (HypercompressError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"received {received} ({reason(error)}); expected {expected}; try another format, or report it with the "
+            "name of the model"
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of the error that began it all, at most 200 characters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,83 @@
+"""The low-rank layer: two plain modules, so that export, quantization and FLOP counters need no special case."""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hypercompress.specs import LayerFactors
+
+Dense = TypeVar("Dense", bound=nn.Module)
+
+
+class LowRank(nn.Sequential):
+    """``expand(reduce(x))``. ``weight`` and ``bias`` read as the dense layer's would, for code that looks at them.
+
+    Args:
+        reduce: to ``rank`` channels, without a bias.
+        expand: to the layer's outputs, with the layer's bias.
+
+    Shape: as the layer it replaces.
+    """
+
+    reduce: nn.Module
+    expand: nn.Module
+    rank: int
+    # Whether the dense layer with the product as its weight is of the replaced layer's own class.
+    restores_class = True
+
+    def __init__(self, reduce: nn.Module, expand: nn.Module, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.add_module("reduce", reduce)
+        self.add_module("expand", expand)
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias: Tensor | None = self.expand.bias  # type: ignore[assignment]
+        return bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The product, in the dense layer's shape: [out, in] or [out, in, *kernel]."""
+        reduce = self.reduce.weight
+        assert isinstance(reduce, Tensor)
+        return (matrix(self.expand) @ reduce.flatten(1)).reshape(-1, *reduce.shape[1:])
+
+    def to_dense(self) -> nn.Module:
+        """The layer with the product as its weight.
+
+        Raises:
+            NotImplementedError: a kind of layer that has no such form.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no dense form")
+
+    @torch.no_grad()
+    def filled(self, dense: Dense) -> Dense:
+        """``dense`` with the product (computed in float64) and the bias, on this layer's device, in its dtype."""
+        expand, reduce = matrix(self.expand), matrix(self.reduce)
+        dense = dense.to(expand.device, expand.dtype).train(self.training)
+        weight = dense.weight
+        assert isinstance(weight, Tensor)
+        state = {"weight": (expand.double() @ reduce.double()).reshape(weight.shape)}
+        if self.bias is not None:
+            state["bias"] = self.bias
+        dense.load_state_dict(state)
+        return dense
+
+
+def matrix(module: nn.Module) -> Tensor:
+    """The weight of one of the two modules as a matrix."""
+    assert isinstance(module.weight, Tensor)
+    return module.weight.flatten(1)
+
+
+@torch.no_grad()
+def fill(layer: LowRank, factors: LayerFactors, bias: Tensor | None) -> None:
+    """Copy factors (and the bias they bring, else the dense layer's) into a low-rank layer."""
+    for part, value in ((layer.reduce, factors.reduce), (layer.expand, factors.expand)):
+        assert isinstance(part.weight, Tensor)
+        part.weight.copy_(value.reshape(part.weight.shape))
+    new = bias if factors.bias is None else factors.bias
+    if layer.bias is not None and new is not None:
+        layer.bias.copy_(new)

@@ -1,0 +1,62 @@
+"""What the method must know of a class of layers."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hypercompress.kinds.low_rank import LowRank
+
+
+class LayerKind(ABC):
+    """A class of layers that are a matrix: ``y = W x + b`` at every sample and position.
+
+    A new kind gives a name, a matrix and a low-rank twin; `registry.register_kind` makes it known. Everything else
+    (cost, curvature, allocation, reconstruction, saving) follows. The module must have ``weight`` and ``bias`` (perhaps
+    ``None``).
+    """
+
+    name: str
+    channel_axis: int = -1  # of the layer's output
+
+    @abstractmethod
+    def matrix(self, module: nn.Module) -> Float[Tensor, "out d"]:
+        """The matrix that the layer multiplies with, detached; a view of its weight where it can be one."""
+
+    @abstractmethod
+    def low_rank(self, module: nn.Module, rank: int) -> LowRank:
+        """The empty low-rank twin, on the module's device, in its dtype.
+
+        Its ``reduce`` takes what the module takes and gives ``rank`` channels; its ``expand`` holds the bias.
+        """
+
+    def input_rows(self, module: nn.Module, x: Tensor) -> Float[Tensor, "n d"]:
+        """Inputs as one row of the matrix product per sample and position.
+
+        They are what ``reduce`` gives with the identity as its matrix, whatever stride, padding and dilation do.
+        """
+        d = self.matrix(module).shape[1]
+        reduce = self.low_rank(module, d).reduce.to(x.device, x.dtype)
+        weight = reduce.weight
+        assert isinstance(weight, Tensor)
+        with torch.no_grad():
+            weight.copy_(torch.eye(d, dtype=x.dtype, device=x.device).reshape(weight.shape))
+            rows: Tensor = reduce(x)
+        return self.rows(rows)
+
+    def rows(self, y: Tensor) -> Float[Tensor, "n c"]:
+        """Outputs (or their gradients, or the reduced channels) as one row per sample and position."""
+        y = y.movedim(self.channel_axis, -1)
+        return y.reshape(-1, y.shape[-1])
+
+    def taps(self, module: nn.Module) -> int:
+        """Positions of the input that one output reads: the size of a kernel."""
+        assert isinstance(module.weight, Tensor)
+        return math.prod(module.weight.shape[2:])
+
+    def strided(self, module: nn.Module) -> bool:
+        """Whether there are fewer outputs than inputs."""
+        stride = getattr(module, "stride", 1)
+        return max(stride) > 1 if isinstance(stride, tuple) else stride > 1

@@ -1,0 +1,56 @@
+"""The kinds that are known, by the exact class of a module: a subclass may compute something else."""
+
+from timm.layers.conv2d_same import Conv2dSame
+from torch import nn
+
+from hypercompress.kinds.conv import ConvKind
+from hypercompress.kinds.linear import LinearKind
+from hypercompress.kinds.low_rank import LowRank
+from hypercompress.kinds.protocol import LayerKind
+
+_KINDS: dict[type[nn.Module], LayerKind] = {
+    nn.Linear: LinearKind(),
+    nn.Conv1d: ConvKind("conv1d", nn.Conv1d),
+    nn.Conv2d: ConvKind("conv2d", nn.Conv2d),
+    nn.Conv3d: ConvKind("conv3d", nn.Conv3d),
+    Conv2dSame: ConvKind("conv2d", Conv2dSame),
+}
+
+
+def register_kind(module_class: type[nn.Module], kind: LayerKind) -> None:
+    """Make a class of layers known to every part of the package, in this process.
+
+    A student with such layers needs the same registration before it is loaded again.
+
+    Args:
+        module_class: matched exactly, never by inheritance.
+        kind: what is to be known of it; replaces what was registered before.
+
+    Example:
+        >>> class EqualisedLinear(nn.Linear):
+        ...     def forward(self, x):
+        ...         return nn.functional.linear(x, self.weight / self.in_features**0.5, self.bias)
+        >>> class EqualisedKind(LinearKind):
+        ...     name = "equalised"
+        ...     def matrix(self, module):
+        ...         return module.weight.detach() / module.in_features**0.5
+        >>> register_kind(EqualisedLinear, EqualisedKind())
+    """
+    _KINDS[module_class] = kind
+
+
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """The kind of a module; ``None`` if its class is not known."""
+    return _KINDS.get(type(module))
+
+
+def low_rank_like(dense: nn.Module, rank: int) -> LowRank:
+    """The empty low-rank layer that stands in for ``dense``, on its device, in its dtype.
+
+    Raises:
+        TypeError: no kind is known for its class.
+    """
+    kind = kind_of(dense)
+    if kind is None:
+        raise TypeError(f"received {type(dense).__name__}; expected a registered kind of layer; see register_kind")
+    return kind.low_rank(dense, rank)

@@ -1,0 +1,43 @@
+"""timm's weight-standardised convolutions (BiT, NFNet): the weight that each pass computes is what is factored.
+
+The student has plain convolutions there: a product of factors has no norm of its own to be standardised.
+Qiao et al. 2019, arXiv 1903.10520; Brock et al. 2021, arXiv 2101.08692.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from torch import Tensor, nn
+
+from hypercompress.kinds.conv import ConvKind, LowRankConv
+from hypercompress.kinds.low_rank import LowRank
+from hypercompress.kinds.registry import register_kind
+
+
+class StandardisedConvKind(ConvKind):
+    """A convolution that standardises its weight over each output's inputs, and may scale it by a gain."""
+
+    def __init__(self) -> None:
+        super().__init__("std_conv2d", nn.Conv2d)
+
+    def matrix(self, module: nn.Module) -> Float[Tensor, "out d"]:
+        conv: Any = module
+        weight = conv.weight.detach().flatten(1)
+        gain = (conv.gain.detach() * conv.scale).flatten() if hasattr(conv, "gain") else None
+        options = {"weight": gain, "training": True, "momentum": 0.0, "eps": conv.eps}
+        return F.batch_norm(weight[None], None, None, **options)[0]
+
+    def low_rank(self, module: nn.Module, rank: int) -> LowRank:
+        like = Conv2dSame if getattr(module, "same_pad", False) else nn.Conv2d
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        layer = LowRankConv(module, rank, like).to(weight.device, weight.dtype)
+        layer.restores_class = False
+        return layer
+
+
+for module_class in (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame):
+    register_kind(module_class, StandardisedConvKind())

@@ -1,0 +1,388 @@
+"""Measuring speed: what is run, in which order and state, and the arithmetic. A fake clock stands in for time."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import hypercompress
+from hypercompress import Budget, Student, benchmark
+from hypercompress.benchmark import Settings, compare_layers, compare_models, dense_twin
+from hypercompress.cli import main
+from hypercompress.errors import BenchmarkError
+from hypercompress.inspection import inspect
+from hypercompress.specs import LayerSpec
+from hypercompress.student import low_rank_layers
+from hypercompress.timing import BLOCKS, LEAST_BLOCKS, WARM_UPS, Timing, interleaved, threads
+
+SHORT = Settings(seconds=0.01)
+CONTRACT = {"batch_size", "threads", "device", "teacher_ms", "student_ms", "speedup", "macs_ratio"}
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+class FakeClock:
+    """Seconds that pass only when something is done; ``slowness`` multiplies what things cost from now on."""
+
+    def __init__(self) -> None:
+        self.now, self.slowness, self.done = 0.0, 1.0, ""
+
+    def __call__(self) -> float:
+        return self.now
+
+    def task(self, name: str, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            self.done += name
+            self.now += seconds * self.slowness
+
+        return run
+
+
+class Ticking(nn.Module):
+    """Takes so many seconds of a fake clock for each call, and notes in what state it was called."""
+
+    def __init__(self, inner: nn.Module, seconds: float, clock: FakeClock) -> None:
+        super().__init__()
+        self.inner, self.tick = inner, clock.task("", seconds)
+        self.seen: set[tuple[bool, bool, int]] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.tick()
+        if torch.is_inference_mode_enabled():
+            self.seen.add((self.training, x.requires_grad, torch.get_num_threads()))
+        return self.inner(x)
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    torch.manual_seed(0)
+    teacher = timm.create_model("test_resnet", num_classes=10, pretrained_cfg_overlay={"input_size": (3, 32, 32)})
+    return hypercompress.compress(teacher.eval(), Budget(params=0.4), generator="svd")
+
+
+@pytest.fixture(scope="module")
+def folder(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("students") / "student"
+    student.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(["bench", *map(str, words)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def images(count: int = 2) -> Tensor:
+    return torch.randn(count, 3, 32, 32)
+
+
+def test_short_calls_share_blocks_that_take_turns() -> None:
+    clock = FakeClock()
+    fast, slow = interleaved([clock.task("a", 0.001), clock.task("b", 0.004)], 0.004 * BLOCKS, clock=clock)
+    assert clock.done == WARM_UPS * "a" + WARM_UPS * "b" + BLOCKS * "aaaab"
+    assert (fast.ms, slow.ms) == (pytest.approx(1), pytest.approx(4))
+    assert len(fast.blocks) == len(slow.blocks) == BLOCKS
+
+
+def test_long_calls_take_turns_one_by_one() -> None:
+    clock = FakeClock()
+    timings = interleaved([clock.task("a", 3.0), clock.task("b", 5.0)], 1.0, clock=clock)
+    assert clock.done == WARM_UPS * "a" + WARM_UPS * "b" + LEAST_BLOCKS * "ab"
+    assert [timing.ms for timing in timings] == [3000, 5000]
+
+
+def test_each_call_is_measured_for_the_seconds_asked() -> None:
+    clock = FakeClock()
+    jumpy = iter([0.01, 0.01, 0.01])  # faster after the warm-up: more blocks make up for it
+
+    def call() -> None:
+        clock.now += next(jumpy, 0.001)
+
+    (timing,) = interleaved([call], 2.0, clock=clock)
+    assert len(timing.blocks) > BLOCKS
+    assert timing.ms == pytest.approx(1)
+    assert clock.now >= 2.0
+
+
+def test_a_machine_that_slows_down_slows_both_down() -> None:
+    clock = FakeClock()
+    one, two = clock.task("a", 0.001), clock.task("b", 0.002)
+
+    def slower() -> None:
+        clock.slowness *= 1.01
+        one()
+
+    fast, slow = interleaved([slower, two], 0.2, clock=clock)
+    assert slow.ms / fast.ms == pytest.approx(2, rel=0.1)
+    assert fast.blocks[-1] > 1.5 * fast.blocks[0]
+
+
+def test_a_block_ends_when_the_device_is_done() -> None:
+    clock, queue = FakeClock(), [0]
+
+    def enqueue() -> None:
+        queue[0] += 1
+
+    def wait() -> None:
+        clock.now += 0.001 * queue[0]
+        queue[0] = 0
+
+    (timing,) = interleaved([enqueue], 0.1, wait=wait, clock=clock)
+    assert timing.blocks == pytest.approx([1.0] * BLOCKS)
+
+
+def test_median_and_quartiles() -> None:
+    timing = Timing((5.0, 1.0, 2.0, 4.0, 3.0))
+    assert (timing.ms, timing.quartiles) == (3, (2, 4))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_threads_come_back(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    before = torch.get_num_threads()
+    try:
+        with threads(7):
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    assert calls == [7, before]
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"seconds": 0.0}, "received 0 seconds"),
+        ({"seconds": float("nan")}, "received nan seconds"),
+        ({"seconds": 1e6}, "at most 3600"),
+        ({"threads": 0}, "received 0 threads"),
+        ({"threads": 10**6}, f"from 1 to {os.cpu_count()}"),
+    ],
+)
+def test_settings_out_of_range(values: dict[str, Any], part: str) -> None:
+    with pytest.raises(BenchmarkError, match=part):
+        Settings(**values)
+
+
+def test_the_numbers_of_a_row() -> None:
+    clock = FakeClock()
+    teacher = Ticking(nn.Linear(8, 8), 0.006, clock)
+    small = Ticking(nn.Sequential(nn.Linear(8, 2, bias=False), nn.Linear(2, 8)), 0.002, clock)
+    row = compare_models(teacher, small, torch.randn(5, 8), Settings(seconds=0.1, threads=1), clock=clock).as_json()
+    assert set(row) > CONTRACT
+    assert (row["batch_size"], row["threads"], row["device"], row["channels_last"]) == (5, 1, "cpu", False)
+    assert (row["teacher_ms"], row["student_ms"]) == (pytest.approx(6), pytest.approx(2))
+    assert row["teacher_ms_quartiles"] == pytest.approx([6, 6])
+    assert (row["speedup"], row["macs_ratio"], row["efficiency"]) == (pytest.approx(3), 2, pytest.approx(1.5))
+    # Time counts in evaluation mode, without gradients, with the threads asked for; the flags come back.
+    assert teacher.seen == small.seen == {(False, False, 1)}
+    assert teacher.training
+
+
+def test_without_multiply_accumulates_there_is_no_ratio() -> None:
+    row = compare_models(nn.ReLU(), nn.Hardswish(), torch.randn(2, 4), SHORT).as_json()
+    assert row["macs_ratio"] != row["macs_ratio"]
+    assert row["speedup"] == row["teacher_ms"] / row["student_ms"]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_models_are_left_as_they_were(student: Student, channels_last: bool) -> None:
+    teacher = student.to_dense()
+    teacher.layer1.train()  # part of it only
+    next(teacher.parameters()).requires_grad_(False)
+    models = (teacher, student)
+
+    def state() -> list[Any]:
+        tensors = [(k, t.clone(), t.stride(), t.requires_grad) for m in models for k, t in m.named_parameters()]
+        flags = [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for x in models for m in x.modules()]
+        return [*tensors, *flags, torch.get_num_threads()]
+
+    before, settings = state(), Settings(seconds=0.01, threads=1, channels_last=channels_last)
+    compare_models(teacher, student, images(), settings)
+    compare_layers(student, images(), settings)
+    for old, new in zip(before, state(), strict=True):
+        if isinstance(old, tuple) and isinstance(old[1], Tensor):
+            assert torch.equal(old[1], new[1])
+            assert (old[0], *old[2:]) == (new[0], *new[2:])
+        else:
+            assert old == new
+    teacher.eval()
+
+
+def test_channels_last_reaches_images_and_weights() -> None:
+    seen = []
+
+    class Convolution(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.is_inference_mode_enabled():
+                seen.append([t.is_contiguous(memory_format=torch.channels_last) for t in (x, self.weight)])
+            return super().forward(x)
+
+    models = Convolution(3, 4, 3), Convolution(3, 4, 3)
+    row = compare_models(*models, images(), Settings(seconds=0.001, channels_last=True)).as_json()
+    assert row["channels_last"]
+    assert seen
+    assert all(map(all, seen))
+    with pytest.raises(BenchmarkError, match=r"inputs of \[2, 8\]"):
+        compare_models(nn.Linear(8, 8), nn.Linear(8, 8), torch.randn(2, 8), Settings(channels_last=True))
+
+
+def test_a_model_is_not_compared_with_itself(student: Student) -> None:
+    with pytest.raises(BenchmarkError, match="one model twice"):
+        compare_models(student, student, images())
+    with pytest.raises(BenchmarkError, match="without factored layers"):
+        dense_twin(Student(nn.Linear(4, 4)))
+    assert not low_rank_layers(dense_twin(student))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_factored_layer_is_timed(student: Student, channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: dict[str, list[Tensor]] = {}
+
+    def fake(calls: list[Callable[[], Any]], *_: object, **__: object) -> list[Timing]:
+        outputs = [call() for call in calls]
+        torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-3, atol=1e-3)  # one layer, in two forms
+        return [Timing((1.0,) * 5), Timing((2.0,) * 5)]
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _, inputs: batches.setdefault(name, []).append(inputs[0])
+
+    monkeypatch.setattr(benchmark, "interleaved", fake)
+    layers = low_rank_layers(student.model)
+    handles = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]  # copies keep hooks
+    rows = compare_layers(student, images(3), Settings(channels_last=channels_last))
+    for handle in handles:
+        handle.remove()
+    spec = {layer.name: layer for layer in inspect(student.to_dense(), images()).candidates}
+    assert [row.name for row in rows] == list(layers)
+    for row in rows:
+        layer: LayerSpec = spec[row.name]
+        assert row.speed.macs_ratio == pytest.approx(layer.dense_macs / (row.rank * layer.rank_macs))
+        real, noise = batches[row.name]
+        assert row.input_size == tuple(real.shape) == tuple(noise.shape)
+        assert real.stride() == noise.stride()
+        assert row.slower
+        assert row.as_json()["speedup"] == 0.5
+
+
+def test_bench_prints_the_rows_of_the_contract(run: Run, folder: Path) -> None:
+    words = ("--batch-size", 1, "--batch-size", 3, "--threads", 1, "--seconds", 0.01, "--layers", "--device", "cpu")
+    code, out, err = run(folder, *words, "--json")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    result = json.loads(out)
+    report = json.loads((folder / "report.json").read_text())
+    assert [row["batch_size"] for row in result["rows"]] == [1, 3]
+    for row in result["rows"]:
+        assert set(row) >= CONTRACT
+        assert (row["threads"], row["device"]) == (1, "cpu")
+        assert row["speedup"] == pytest.approx(row["teacher_ms"] / row["student_ms"])
+        assert row["macs_ratio"] == pytest.approx(report["teacher"]["macs"] / report["student"]["macs"])
+        assert row["efficiency"] == pytest.approx(row["speedup"] / row["macs_ratio"])
+    factored = [row["name"] for row in report["layers"] if row["rank"] is not None]
+    assert [row["name"] for row in result["layers"]] == factored * 2
+    assert {"dense_ms", "low_rank_ms", "slower"} <= set(result["layers"][0])
+    code, out, err = run(folder, *words)
+    assert (code, err) == (0, "")
+    assert "against: STUDENT multiplied out" in out
+    assert all(part in out for part in ("efficiency", "MACs ratio", *factored))
+
+
+def test_bench_by_default(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fake(_: nn.Module, __: nn.Module, batch: Tensor, settings: Settings) -> benchmark.ModelSpeed:
+        asked.append((tuple(batch.shape), settings))
+        times = Timing((1.0,) * 5)
+        return benchmark.ModelSpeed(len(batch), 1, "cpu", False, benchmark.Speed(times, times, 2.0))
+
+    monkeypatch.setattr("hypercompress.cli.bench.compare_models", fake)
+    code, out, err = run(folder, "--json")
+    assert (code, err) == (0, "")
+    assert asked == [((1, 3, 32, 32), Settings()), ((32, 3, 32, 32), Settings())]
+    assert "layers" not in json.loads(out)
+
+
+def test_bench_against_another_model(run: Run, folder: Path, student: Student) -> None:
+    words = ("--batch-size", 1, "--seconds", 0.01, "--channels-last")
+    code, out, err = run(folder, *words, "--against", "test_resnet")
+    assert (code, err) == (0, "")
+    assert "against: test_resnet with random weights" in out
+    assert "'num_classes': 10" in out  # those of the student
+    args = ("--against", "test_vit", "--model-args", '{"img_size": 64}', "--input-size", 3, 64, 64)
+    code, out, err = run(folder, *words, *args, "--json")
+    assert (code, err) == (0, "")
+    (row,) = json.loads(out)["rows"]
+    macs = [inspect(m, torch.randn(1, 3, 64, 64)).macs for m in (timm.create_model("test_vit", img_size=64), student)]
+    assert row["macs_ratio"] == pytest.approx(macs[0] / macs[1])
+    assert row["channels_last"]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("--batch-size", 0), ["--batch-size 0"]),
+        (("--threads", 0), ["received 0 threads"]),
+        (("--seconds", -1), ["received -1 seconds"]),
+        (("--against", "test_resnt"), ["did you mean test_resnet"]),
+        (("--model-args", "{}"), ["--model-args without a timm name"]),
+        (("--input-size", 1, 32, 32), ["images of 1 x 32 x 32 that the model does not take"]),
+        (("--batch-size", 10**14), ["beyond the memory"]),
+        (("--batch-size", 2**60), ["beyond the memory"]),
+        (("--threads", 0, "--seconds", 0, "--device", "tpu"), ["; also received", "0 threads", "0 seconds", "tpu"]),
+    ],
+)
+def test_bench_refuses(run: Run, folder: Path, words: tuple[object, ...], parts: list[str]) -> None:
+    code, out, err = run(folder, *words, "--json")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: received")
+    assert all(part in err for part in parts)
+
+
+def test_bench_refuses_a_student_without_a_counterpart(run: Run, folder: Path, tmp_path: Path) -> None:
+    for words, part in (
+        ((folder, "--against", folder / ".." / "student"), "which is STUDENT"),
+        ((tmp_path / "none",), "which is no student folder"),
+    ):
+        code, _, err = run(*words)
+        assert (code, err.count("\n")) == (2, 1)
+        assert part in err
+    dense = timm.create_model("test_resnet", num_classes=10).eval()
+    hypercompress.compress(dense, Budget(params=1.0), generator="svd").save_pretrained(tmp_path / "whole")
+    code, _, err = run(tmp_path / "whole")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "without factored layers" in err
+
+
+def test_bench_needs_to_know_the_size_of_an_input(
+    run: Run, folder: Path, student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = Student(student.to_dense())
+    vars(unknown.model)["pretrained_cfg"] = {}
+    monkeypatch.setattr("hypercompress.cli.bench.from_pretrained", lambda _: unknown)
+    code, _, err = run(folder)
+    assert code == 2
+    assert "pass --input-size C H W" in err
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("of another kind")
+
+    monkeypatch.setattr("hypercompress.cli.bench.compare_models", broken)
+    with pytest.raises(RuntimeError, match="of another kind"):
+        run(folder)

@@ -1,0 +1,519 @@
+"""Exported files: they run elsewhere, give the student's outputs at every batch size, and are as small as the student."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import hypercompress
+from hypercompress import Budget, Student
+from hypercompress.calibration import split_batches
+from hypercompress.cli import main
+from hypercompress.errors import ArtefactError, DataError, ExportError, ModelError
+from hypercompress.export import FORMATS, Exported, checked, export, int8, onnx_file, program
+from hypercompress.report import bytes_of
+
+NAMES = ("test_resnet", "test_vit")
+SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2"}
+
+
+class MLP(nn.Module):
+    """A model of the user's own class, without a ``pretrained_cfg``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(32, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.layers(x)
+        return output
+
+
+class Moody(nn.Module):
+    """What it computes depends on the numbers it gets: no graph says that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.fc(x) if x.sum() > 0 else x
+        return output
+
+
+def alive(model: nn.Module) -> nn.Module:
+    """Every branch counts: timm starts some at zero, and equal tensors would be stored once."""
+    generator = torch.Generator().manual_seed(1)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            tensor.data += 0.1 * torch.rand(tensor.shape, generator=generator)
+    return model.eval()
+
+
+def student_of(name: str, share: float = 0.6, **arguments: Any) -> Student:
+    torch.manual_seed(0)
+    model = alive(timm.create_model(name, pretrained=False, num_classes=10, **arguments))
+    return hypercompress.compress(model, Budget(params=share), generator="svd")
+
+
+def mlp_student(share: float = 0.3) -> Student:
+    torch.manual_seed(0)
+    return hypercompress.compress(MLP(), Budget(params=share), generator="svd", example=torch.randn(2, 32))
+
+
+def run_elsewhere(file: Path, kind: str, x: Tensor) -> Tensor:
+    """The file's outputs by the shortest way that a deployer would take."""
+    if kind == "onnx":
+        session = onnxruntime.InferenceSession(str(file))
+        return torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+    output: Tensor = torch.export.load(str(file)).module()(x)
+    return output
+
+
+@pytest.fixture(scope="module", params=[(name, kind) for name in NAMES for kind in FORMATS], ids="-".join)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Student, Path, Exported]:
+    name, kind = request.param
+    student = student_of(name)
+    file = tmp_path_factory.mktemp("exported") / f"student{SUFFIX[kind]}"
+    return student, file, export(student, file, kind)
+
+
+def test_the_file_gives_the_students_outputs_at_any_batch_size(case: tuple[Student, Path, Exported]) -> None:
+    student, file, exported = case
+    for count in (1, 3, 5):
+        x = torch.randn(count, *student.pretrained_cfg["input_size"])
+        with torch.no_grad():
+            expected = student(x)
+        got = run_elsewhere(file, exported.format, x)
+        assert got.shape == expected.shape
+        assert (got - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max()))
+    assert exported.batch_sizes == (1, 3)
+    assert 0 <= exported.max_difference <= 1e-4
+
+
+def test_the_file_is_as_small_as_the_student(case: tuple[Student, Path, Exported]) -> None:
+    student, file, exported = case
+    assert exported.bytes == file.stat().st_size
+    assert exported.student_bytes == bytes_of(student)
+    assert 0.9 * bytes_of(student) < exported.bytes <= 1.02 * bytes_of(student) + 2**18
+
+
+def test_the_file_says_nothing_of_this_machine(case: tuple[Student, Path, Exported]) -> None:
+    content = case[1].read_bytes()
+    assert b"site-packages" not in content
+    assert os.fsencode(Path.cwd()) not in content
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_factors_are_stored_as_they_are(tmp_path: Path, kind: str) -> None:
+    """A file with the product of two factors, or one of them twice, would be of the dense model's size."""
+    student = mlp_student(0.1)
+    exported = export(student, tmp_path / "student", kind, input_size=(32,))
+    assert exported.bytes < 0.5 * bytes_of(MLP())
+    if kind == "onnx":
+        stored = sorted(
+            len(tensor.raw_data) // 4
+            for tensor in onnx.load(tmp_path / "student").graph.initializer
+            if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.raw_data) > 4
+        )
+        assert stored == sorted(tensor.numel() for tensor in student.parameters())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_export_repeats_and_leaves_the_model_alone(tmp_path: Path, kind: str) -> None:
+    student = mlp_student().train()
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    state = torch.get_rng_state()
+    first, second = (export(student, tmp_path / name, kind, input_size=(32,)) for name in "ab")
+    assert first.max_difference == second.max_difference
+    if kind == "onnx":  # torch's archives carry an identity of their own
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert student.training
+    assert student.model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_that_is_no_student(tmp_path: Path) -> None:
+    exported = hypercompress.export(MLP(), tmp_path / "dense.onnx", input_size=(32,))
+    assert exported.student_bytes == bytes_of(MLP())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_model_without_a_graph_is_refused_with_the_reason(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ExportError, match="received a model that torch.export cannot trace") as caught:
+        export(Moody(), tmp_path / "file", kind, input_size=(4,), overwrite=True)
+    assert "\n" not in str(caught.value)
+    assert "data-dependent" in str(caught.value)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "mine"}
+
+
+def test_an_operation_that_onnx_lacks_is_named(tmp_path: Path) -> None:
+    class Exotic(MLP):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.airy_ai(super().forward(x))
+
+    with pytest.raises(ExportError, match=r"no translation to ONNX \(.*airy_ai.*\); expected operations that ONNX has"):
+        export(Exotic(), tmp_path / "file", input_size=(32,))
+    assert list(tmp_path.iterdir()) == []
+    export(Exotic(), tmp_path / "file", "torch-export", input_size=(32,))
+
+
+def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = onnx_file.OnnxModel.forward
+    for shift, text in ((2e-3, "differ from the model's by 2.0e-03"), (float("nan"), "differ from the model's by nan")):
+        monkeypatch.setattr(onnx_file.OnnxModel, "forward", lambda self, x, s=shift: forward(self, x) + s)
+        with pytest.raises(ExportError, match=text):
+            export(MLP(), tmp_path / "file", input_size=(32,))
+    monkeypatch.setattr(onnx_file.OnnxModel, "forward", lambda self, x: forward(self, x)[:1])
+    with pytest.raises(ExportError, match=r"received outputs of \[1, 7\].*expected \[3, 7\]"):
+        export(MLP(), tmp_path / "file", input_size=(32,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_difference_is_measured_by_the_largest_output() -> None:
+    inputs = [torch.tensor([[3.0, -200.0]]), torch.tensor([[1.0, 0.0]])]
+    double = nn.Linear(2, 2, bias=False)
+    double.weight.data = 1.01 * torch.eye(2)
+    assert checked.largest_difference(double, inputs, inputs) == pytest.approx(0.01)
+    assert checked.largest_difference(double, inputs[1:], inputs[1:]) == pytest.approx(0.01)  # outputs of 1
+    small = [1e-3 * inputs[1]]
+    assert checked.largest_difference(double, small, small) == pytest.approx(1e-5)  # below 1: absolute
+
+
+def test_a_file_that_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = bytes_of(MLP())
+    checked.require_small(weight + 2**20, weight)
+    with pytest.raises(ExportError, match="received a file of .* expected at most"):
+        checked.require_small(2 * weight + 2**20, weight)
+    monkeypatch.setattr(checked, "GRAPH_BYTES", -weight)
+    with pytest.raises(ExportError, match="received a file of"):
+        export(MLP(), tmp_path / "file", input_size=(32,))
+    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
+    with pytest.raises(ExportError, match="because one ONNX file ends at 2 GiB; use the format torch-export"):
+        export(MLP(), tmp_path / "file", input_size=(32,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_requests_that_make_no_sense(tmp_path: Path) -> None:
+    images = [torch.randn(8, 32)]
+    for words, text in (
+        ({"format": "tflite"}, "received the format 'tflite'; expected onnx or torch-export"),
+        ({"format": "torch-export", "int8": True}, "received int8 with the format torch-export"),
+        ({"data": images}, "received images without int8"),
+    ):
+        with pytest.raises(ExportError, match=text):
+            export(MLP(), tmp_path / "file", input_size=(32,), **words)
+    with pytest.raises(ModelError, match="received a model without an input size"):
+        export(MLP(), tmp_path / "file")
+    with pytest.raises(ArtefactError, match="a folder; expected a file"):
+        export(MLP(), tmp_path, input_size=(32,), overwrite=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", onnx_file.PACKAGES)
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ExportError, match=rf"without {name};.*pip install 'hypercompress\[export\]'"):
+        export(MLP(), tmp_path / "file", input_size=(32,))
+    export(MLP(), tmp_path / "file", "torch-export", input_size=(32,))
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object, file: Path) -> None:
+        file.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(program, "write", full)
+    with pytest.raises(ArtefactError, match="No space left on device.*unchanged"):
+        export(MLP(), tmp_path / "file", "torch-export", input_size=(32,), overwrite=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "mine"}
+
+
+def agreement(file: Path, model: nn.Module, images: Tensor) -> float:
+    with torch.no_grad():
+        return float((run_elsewhere(file, "onnx", images).argmax(1) == model(images).argmax(1)).float().mean())
+
+
+def test_int8_of_products_is_dynamic_and_needs_no_images(tmp_path: Path) -> None:
+    student = mlp_student(0.9)
+    exported = export(student, tmp_path / "file", input_size=(32,), int8=True, seed=5)
+    result = exported.int8
+    assert result is not None
+    assert (result.method, result.measured_on, result.images) == ("dynamic", "noise", int8.NOISE)
+    assert exported.bytes == (tmp_path / "file").stat().st_size < 0.35 * result.float_bytes
+    noise = torch.randn(int8.NOISE, 32, generator=torch.Generator().manual_seed(5))
+    assert result.agreement == pytest.approx(agreement(tmp_path / "file", student, noise))
+    assert result.agreement > 0.8
+    assert 0 <= result.kl < 0.01
+    kinds = {node.op_type for node in onnx.load(tmp_path / "file").graph.node}
+    assert "MatMulInteger" in kinds
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_int8_of_convolutions_is_calibrated_on_some_images_and_measured_on_others(tmp_path: Path) -> None:
+    student = student_of("test_resnet")
+    batches = [(torch.randn(8, 3, 160, 160), torch.zeros(8, dtype=torch.long)) for _ in range(4)]
+    exported = export(student, tmp_path / "file", int8=True, data=batches)
+    result = exported.int8
+    assert result is not None
+    assert (result.method, result.measured_on) == ("static", "data")
+    assert exported.bytes < 0.4 * result.float_bytes
+    split = split_batches([images for images, _ in batches], torch.device("cpu"))
+    held_out = torch.cat([*split.select, *split.confirm])
+    assert result.images == len(held_out)
+    assert result.agreement == pytest.approx(agreement(tmp_path / "file", student, held_out))
+    assert 0 <= result.kl < 0.01
+    scales = {node.op_type for node in onnx.load(tmp_path / "file").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= scales
+
+
+def test_int8_of_convolutions_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"received int8 without images for a model with \d+% of its weights in conv"):
+        export(student_of("test_resnet"), tmp_path / "file", int8=True)
+    with pytest.raises(DataError, match="received a calibration batch of dict"):
+        export(MLP(), tmp_path / "file", input_size=(32,), int8=True, data=[{"x": torch.randn(8, 32)}])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_that_is_no_number_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8.OnnxModel, "forward", lambda self, x: torch.full((len(x), 7), float("nan")))
+    with pytest.raises(ExportError, match="differ from the model's by nan"):
+        export(MLP(), tmp_path / "file", input_size=(32,), int8=True)
+    with pytest.raises(ExportError, match="received an int8 file with NaN"):
+        checked.require_finite_outputs(lambda x: x / 0, [torch.zeros(1)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_student_compiles_as_one_graph(name: str) -> None:
+    student = student_of(name)
+    compiled = torch.compile(student, backend="aot_eager", fullgraph=True, dynamic=True)
+    for count in (1, 3):
+        x = torch.randn(count, *student.pretrained_cfg["input_size"])
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), student(x), rtol=1e-4, atol=1e-4)
+
+
+# The command line.
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student folder of a network for 28 x 28 images."""
+    path = tmp_path_factory.mktemp("students") / "student"
+    student_of("test_resnet", in_chans=1).save_pretrained(path)
+    return path
+
+
+SIZE = ("--input-size", "1", "28", "28")
+
+
+def test_the_command_prints_what_it_measured(run: Run, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "student.onnx"
+    code, out, err = run("export", folder, file, *SIZE, "--json")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    result = json.loads(out)
+    assert set(result) == {
+        *("format", "file", "bytes", "student_bytes", "max_difference", "batch_sizes", "seconds", "int8")
+    }
+    assert (result["format"], result["file"], result["batch_sizes"]) == ("onnx", str(file), [1, 3])
+    assert result["bytes"] == file.stat().st_size
+    assert result["int8"] is None
+    x = torch.randn(2, 1, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(run_elsewhere(file, "onnx", x), hypercompress.from_pretrained(folder)(x))
+
+
+def test_the_command_writes_a_program_of_torch(run: Run, folder: Path, tmp_path: Path) -> None:
+    code, out, err = run("export", folder, tmp_path / "student.pt2", "--format", "torch-export", *SIZE)
+    assert (code, err) == (0, "")
+    for text in ("format: torch-export", "bytes: ", "max difference: 0.0e+00", f"saved: {tmp_path / 'student.pt2'}"):
+        assert text in out
+    assert run_elsewhere(tmp_path / "student.pt2", "torch-export", torch.randn(4, 1, 28, 28)).shape == (4, 10)
+
+
+def test_the_command_quantizes(run: Run, folder: Path, tmp_path: Path) -> None:
+    data = ("--data", "fashion_mnist_mini", "--mean", 0.286, "--std", 0.353, "--images", 64)
+    code, out, err = run("export", folder, tmp_path / "file", "--int8", *SIZE, *data, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)["int8"]
+    assert set(result) == {"method", "float_bytes", "agreement", "kl", "images", "measured_on"}
+    assert (result["method"], result["measured_on"], result["images"]) == ("static", "data", 16)
+    code, out, err = run("export", folder, tmp_path / "file", "--int8", *SIZE, *data, "--overwrite")
+    assert (code, err) == (0, "")
+    assert "int8: static, " in out
+    assert "on 16 held-out images" in out
+    code, out, err = run("export", "test_vit", tmp_path / "vit", "--no-pretrained", "--int8")
+    assert (code, err) == (0, "")
+    assert "on 64 inputs of noise" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("--format", "tflite"), "tflite"),
+        (("--format", "torch-export", "--int8"), "received int8 with the format torch-export"),
+        (("--data", "fashion_mnist_mini"), "received images without int8"),
+        (("--mean", "0.5"), "received --mean or --std without --data"),
+        (("--int8", "--data", "nowhere"), "nowhere"),
+        (("--batch-size", "0"), "--batch-size 0"),
+        (("--device", "tpu"), "--device tpu"),
+        (("--model-args", '{"num_classes": 3}'), "model arguments"),
+        (("--input-size", "3", "28", "28"), "that the model does not take"),
+        (("--int8", *SIZE), "received int8 without images"),
+    ],
+)
+def test_bad_requests_are_one_line(run: Run, folder: Path, tmp_path: Path, words: tuple[str, ...], part: str) -> None:
+    code, out, err = run("export", folder, tmp_path / "file", *words, "--json")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: received")
+    assert part in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_is_refused(run: Run, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    code, _, err = run("export", folder, tmp_path / "file", *SIZE)
+    assert code == 2
+    assert err == (
+        f"error: received the output {tmp_path / 'file'}, which exists; expected a new path; choose another or pass "
+        "--overwrite\n"
+    )
+    assert (tmp_path / "file").read_text() == "mine"
+    assert run("export", folder, tmp_path / "file", *SIZE, "--overwrite")[0] == 0
+    assert (tmp_path / "file").stat().st_size > 1000
+
+
+def test_the_command_names_the_missing_extra(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = run("export", folder, tmp_path / "file", *SIZE)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: received the format onnx without onnxruntime; expected the packages")
+    assert "pip install 'hypercompress[export]'" in err
+
+
+def test_a_kill_while_exporting(run: Run, root: Path, folder: Path, tmp_path: Path) -> None:
+    words = ("export", folder, tmp_path / "file", *SIZE)
+    lines = [
+        "import sys, time, torch",
+        "torch.set_num_threads(1)",
+        "from hypercompress.cli import main",
+        "from hypercompress.export import onnx_file",
+        "def slow(program, file):",
+        "    file.write_bytes(b'half of it')",
+        "    print('writing', flush=True)",
+        "    time.sleep(100)",
+        "onnx_file.write = slow",
+        f"sys.exit(main({[str(word) for word in words]!r}))",
+    ]
+    with subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, text=True, cwd=root) as job:
+        assert job.stdout is not None
+        assert any("writing" in line for line in job.stdout)
+        job.kill()
+    assert not (tmp_path / "file").exists()
+    assert run(*words)[0] == 0  # what the kill left behind is in nobody's way, and goes
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# Many families.
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "coat_lite_tiny": {"img_size": 64},
+    "convnext_atto": {},
+    "densenet121": {},
+    "dla46_c": {},
+    "edgenext_xx_small": {},
+    "efficientformer_l1": {},
+    "efficientnet_lite0": {},
+    "fastvit_t8": {},
+    "ghostnet_050": {},
+    "hgnetv2_b0": {},
+    "inception_next_atto": {},
+    "lcnet_050": {},
+    "levit_128s": {},
+    "mambaout_femto": {},
+    "mixer_s32_224": {"img_size": 64},
+    "mnasnet_small": {},
+    "mobilenetv2_050": {},
+    "mobilenetv3_small_050": {},
+    "mobilevit_xxs": {},
+    "mobilevitv2_050": {},
+    "pit_ti_224": {"img_size": 64},
+    "poolformer_s12": {},
+    "regnetx_002": {},
+    "regnety_002": {},
+    "repvgg_a0": {},
+    "resmlp_12_224": {"img_size": 64},
+    "resnet18": {},
+    "starnet_s1": {},
+    "swin_tiny_patch4_window7_224": {},
+    "test_maxvit": {},
+    "test_vit_relpos": {},
+    "vit_tiny_patch16_224": {"img_size": 64},
+}
+FIXED = {"efficientformer_l1", "levit_128s", "swin_tiny_patch4_window7_224", "test_maxvit", "test_vit_relpos"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_many_families(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model = alive(timm.create_model(name, pretrained=False, num_classes=10, **FAMILIES[name]))
+    channels, *sides = model.pretrained_cfg["input_size"]
+    size = (channels, *sides) if name in FIXED else (channels, 64, 64)
+    student = hypercompress.compress(model, Budget(params=0.7), generator="svd", example=torch.randn(2, *size))
+    for kind in FORMATS:
+        exported = export(student, tmp_path / kind, kind, input_size=size)
+        assert exported.bytes <= 1.02 * bytes_of(student) + 2**20
+        print(name, kind, f"{exported.max_difference:.1e}", exported.bytes, exported.student_bytes, exported.seconds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_student_compiles_to_machine_code(name: str) -> None:
+    student = student_of(name)
+    compiled = torch.compile(student, fullgraph=True, dynamic=True)
+    for count in (1, 3):
+        x = torch.randn(count, *student.pretrained_cfg["input_size"])
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), student(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The networks are tiny: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
