@@ -96,7 +96,11 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         help="what generates the student; PATH: folder of a meta-trained hypernetwork (default: auto, which prints its "
         "choice). whitened and kfac need --data",
     )
-    method.add_argument("--no-refit", action="store_true", help="never reconstruct the layers' outputs one by one")
+    method.add_argument(
+        "--no-refit",
+        action="store_true",
+        help="never reconstruct the layers' outputs one by one: the better start for a student that will be distilled",
+    )
     method.add_argument("--no-norms", action="store_true", help="never re-estimate BatchNorm moments")
     method.add_argument(
         "--pareto",
