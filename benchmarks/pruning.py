@@ -13,7 +13,7 @@ import torch_pruning
 from torch import nn
 
 from benchmarks.common import Set
-from hypercompress.inspection import evaluating
+from hypercompress.calling import evaluating
 
 STEPS = 100  # each removes one in a hundred channels of the original network
 

@@ -242,7 +242,9 @@ def load_state(model: nn.Module, saved: Saved, folder: Path) -> None:
             f"received {folder} whose weights do not fit its network: {'; '.join(sorted(faults))}; expected the "
             "network that was saved; check the skeleton and the timm version"
         )
-    model.load_state_dict(saved.state, strict=True)
+    state = model.state_dict()  # it carries the versions that some modules ask for (MNASNet)
+    state.update(saved.state)
+    model.load_state_dict(state, strict=True)
 
 
 def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:

@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hypercompress.calling import evaluating
 from hypercompress.errors import BenchmarkError
-from hypercompress.inspection import evaluating, inspect
+from hypercompress.inspection import inspect
 from hypercompress.student import Student, low_rank_layers
 from hypercompress.timing import Clock, Timing, interleaved, threads
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hypercompress.calling import batch_size
 from hypercompress.errors import DataError
-from hypercompress.inspection import batch_size
 
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
 

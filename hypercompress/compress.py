@@ -12,12 +12,13 @@ from torch import nn
 
 from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.calibration import CalibrationSplit, join, split_batches
+from hypercompress.calling import ForwardFn, batch_size
 from hypercompress.curvature import Progress
 from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.fidelity import compare, reestimate_norms
 from hypercompress.generator import Generator, HypernetGenerator, load_generator
 from hypercompress.guard import STRENGTHS, choose
-from hypercompress.inspection import ForwardFn, batch_size, inspect
+from hypercompress.inspection import inspect
 from hypercompress.reconstruction import reconstruct
 from hypercompress.report import bytes_of, make_report
 from hypercompress.sketch import sketch

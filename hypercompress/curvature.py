@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hypercompress.calling import ForwardFn, call_model, evaluating
 from hypercompress.errors import DataError, ModelError, NonFiniteError
-from hypercompress.inspection import ForwardFn, call_model, evaluating
 from hypercompress.kinds import kind_of
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
+from hypercompress.calling import ForwardFn, batch_size, call_model, evaluating
 from hypercompress.errors import DataError
-from hypercompress.inspection import ForwardFn, batch_size, call_model, evaluating
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from hypercompress.calling import ForwardFn
 from hypercompress.fidelity import compare
-from hypercompress.inspection import ForwardFn
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -17,46 +17,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hypercompress.errors import ModelError, NonFiniteError
+from hypercompress.calling import ForwardFn, batch_size, call_model, evaluating, flat
+from hypercompress.errors import NonFiniteError
 from hypercompress.kinds import kind_of
 from hypercompress.specs import LayerSpec, ModelSpec, Status
 
-ForwardFn = Callable[[nn.Module, Any], Tensor]
-
 # BatchNormAct2d and LayerNorm2d of timm are subclasses. Read only, so isinstance is enough.
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
-
-def call_model(model: nn.Module, batch: Any) -> Tensor:
-    """Default ``forward_fn``: a tensor is passed as it is, of a tuple the first item, of a dict the keywords.
-
-    Raises:
-        ModelError: the model returned something other than one tensor.
-    """
-    if isinstance(batch, Mapping):
-        output = model(**batch)
-    elif isinstance(batch, (tuple, list)):
-        output = model(batch[0])
-    else:
-        output = model(batch)
-    if not isinstance(output, Tensor):
-        raise ModelError(
-            f"received a model that returns {type(output).__name__}; expected one tensor; pass "
-            "forward_fn=lambda model, batch: ... that picks it"
-        )
-    return output
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; each module's own training flag comes back afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 @contextmanager
@@ -130,33 +97,11 @@ class _WeightReads(TorchFunctionMode):
         # Reading `.dtype` or `.shape` arrives here as a property getter and does no harm.
         if getattr(func, "__name__", "") != "__get__":
             current = self.trace.stack[-1] if self.trace.stack else ""
-            for value in _flat((args, kwargs or {})):
+            for value in flat((args, kwargs or {})):
                 owner = self.owners.get(id(value))
                 if owner is not None and owner != current:
                     self.trace.readers.setdefault(owner, current or "the model itself")
         return func(*args, **(kwargs or {}))
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _flat(item)
-    elif isinstance(value, Mapping):
-        yield from _flat(tuple(value.values()))
-    else:
-        yield value
-
-
-def batch_size(batch: Any) -> int:
-    """Samples in a batch: the length of its first tensor.
-
-    Raises:
-        ModelError: no tensor in it.
-    """
-    for value in _flat(batch):
-        if isinstance(value, Tensor) and value.ndim > 0:
-            return int(value.shape[0])
-    raise ModelError(f"received an example of type {type(batch).__name__}; expected a batch that holds a tensor")
 
 
 def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
@@ -253,9 +198,18 @@ def _layer(name: str, module: nn.Module, trace: _Trace, tied: Mapping[int, list[
 
 
 def require_finite(model: nn.Module) -> None:
-    """Raises NonFiniteError naming every parameter and buffer that holds NaN or infinity."""
+    """Raises NonFiniteError naming every parameter and buffer that holds NaN or infinity.
+
+    Infinity in a buffer is a fault in a norm's moments only; elsewhere it may be meant (the bounds of a clamp).
+    """
+    moments = {id(buffer) for module in model.modules() if isinstance(module, NORMS) for buffer in module.buffers()}
+    exact = {id(parameter) for parameter in model.parameters()} | moments
     tensors: Iterable[tuple[str, Tensor]] = (*model.named_parameters(), *model.named_buffers())
-    bad = [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
+    bad = [
+        name
+        for name, tensor in tensors
+        if tensor.is_floating_point() and (tensor.isnan() if id(tensor) not in exact else ~tensor.isfinite()).any()
+    ]
     if bad:
         raise NonFiniteError(
             f"received NaN or infinity in {', '.join(bad[:5])}{' and more' if len(bad) > 5 else ''}; expected finite "

@@ -24,11 +24,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hypercompress.calling import ForwardFn, call_model, evaluating
 from hypercompress.errors import ModelError
 from hypercompress.factorize import balanced
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
-from hypercompress.inspection import ForwardFn, call_model, evaluating
 from hypercompress.kinds import LowRank, fill
 from hypercompress.specs import LayerFactors, LayerSpec, ModelSpec, NormStatistics
 from hypercompress.student import Student, low_rank_layers

@@ -154,7 +154,7 @@ class LayerSpec:
     @property
     def max_rank(self) -> int:
         """Largest rank whose two factors are smaller than the dense matrix (0: factoring never pays)."""
-        return min(self.full_rank, max(0, -(-self.dense_params // self.rank_params) - 1))
+        return min(self.full_rank, max(0, -(-self.out * self.d // self.rank_params) - 1))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The compact student: the teacher's architecture with low-rank layers in place, and its artefact on disk."""
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from hypercompress import artefact
 from hypercompress.architecture import Architecture, build
+from hypercompress.copying import copy_of
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, low_rank_like
 from hypercompress.report import print_report
@@ -56,11 +56,14 @@ class Student(nn.Module):
         return {name: layer.rank for name, layer in low_rank_layers(self.model).items()}
 
     def reset_classifier(self, *args: Any, **kwargs: Any) -> None:
-        """timm's ``reset_classifier``; the new head is dense, and is rebuilt dense after a reload."""
+        """timm's ``reset_classifier``; the new head (and pooling, if given) is rebuilt so after a reload."""
         self.model.reset_classifier(*args, **kwargs)  # type: ignore[operator]
         if self.architecture is not None:
-            classes = getattr(self.model, "num_classes", None)
-            args_ = {**self.architecture.args, "num_classes": classes}
+            changed: dict[str, Any] = {"num_classes": getattr(self.model, "num_classes", None)}
+            pooling = args[1] if len(args) > 1 else kwargs.get("global_pool")
+            if pooling is not None:
+                changed["global_pool"] = pooling
+            args_ = {**self.architecture.args, **changed}
             self.architecture = Architecture(self.architecture.name, args_, self.architecture.pretrained_cfg)
 
     def to_dense(self) -> nn.Module:
@@ -69,7 +72,7 @@ class Student(nn.Module):
 
         The product is computed in float64, so outputs differ from the student's by float32 rounding of one layer each.
         """
-        model = copy.deepcopy(self.model)
+        model = copy_of(self.model)
         # Deepest first: of a student of a student the factors may be factored in turn.
         for name, layer in reversed(low_rank_layers(model).items()):
             replace_module(model, name, layer.to_dense())
@@ -119,7 +122,7 @@ def build_student(
     Raises:
         ModelError: the student does not have the size that the plan promised.
     """
-    model = copy.deepcopy(teacher)
+    model = copy_of(teacher)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, delta in generation.factors.deltas.items():
@@ -130,6 +133,8 @@ def build_student(
         bias = dense.bias
         fill(layer, factors, bias if isinstance(bias, Tensor) else None)
         layer.train(dense.training)
+        # What was frozen stays frozen: a mixture would learn in its factored layers only.
+        layer.requires_grad_(next(dense.parameters()).requires_grad)
         replace_module(model, name, layer)
     expected = spec.params - sum(
         layer.dense_params - generation.plan.ranks[layer.name] * layer.rank_params
@@ -153,9 +158,8 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
         ArtefactError: the folder is missing, incomplete, altered, or of a later version; or a skeleton is needed.
     """
     saved = artefact.load(Path(folder))
-    architecture = None
-    if saved.config["architecture"] is not None:
-        architecture = Architecture(**saved.config["architecture"])
+    ranks = _ranks(saved.config["ranks"], Path(folder))
+    architecture = _architecture(saved.config["architecture"], Path(folder))
     if skeleton is None:
         if architecture is None:
             raise ArtefactError(
@@ -164,14 +168,47 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
             )
         model = build(architecture)
     else:
-        model = copy.deepcopy(skeleton).eval()
-    for name, rank in saved.config["ranks"].items():
+        model = copy_of(skeleton).eval()
+    dtypes = {tensor.dtype for tensor in saved.state.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:  # a student in half precision comes back in it; of a mixture the network decides
+        model.to(dtypes.pop())
+    for name, rank in ranks.items():
         try:
-            replace_module(model, name, low_rank_like(model.get_submodule(name), int(rank)))
+            replace_module(model, name, low_rank_like(model.get_submodule(name), rank))
         except (AttributeError, TypeError) as error:
-            raise ArtefactError(f"received a plan that factors {name}; expected a Linear or Conv2d there") from error
+            raise ArtefactError(
+                f"received a plan that factors {name}; expected a layer of a known kind there; check the skeleton, and "
+                "register a kind of your own before loading"
+            ) from error
     artefact.load_state(model, saved, Path(folder))
     return Student(model, architecture, saved.report)
+
+
+def _ranks(value: Any, folder: Path) -> dict[str, int]:
+    """The ranks in a config.json, which anybody may have written."""
+    if not isinstance(value, dict) or not all(type(rank) is int and 0 < rank <= 2**20 for rank in value.values()):
+        raise ArtefactError(
+            f"received {folder}/config.json with ranks that are no table of layer names and whole numbers above 0; "
+            "expected the folder as it was saved; copy it again"
+        )
+    return value
+
+
+def _architecture(value: Any, folder: Path) -> Architecture | None:
+    """The architecture in a config.json, which anybody may have written."""
+    if value is None:
+        return None
+    keys = {"name": str, "args": dict, "pretrained_cfg": dict}
+    if (
+        not isinstance(value, dict)
+        or set(value) != set(keys)
+        or not all(isinstance(value[key], kind) for key, kind in keys.items())
+    ):
+        raise ArtefactError(
+            f"received {folder}/config.json with an architecture that is no name with args and pretrained_cfg; "
+            "expected the folder as it was saved; copy it again"
+        )
+    return Architecture(**value)
 
 
 def _as_json(architecture: Architecture | None) -> dict[str, Any] | None:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hypercompress.calling import call_model, evaluating
 from hypercompress.errors import ModelError, NonFiniteError
-from hypercompress.inspection import call_model, evaluating, inspect, require_finite
+from hypercompress.inspection import inspect, require_finite
 from hypercompress.specs import LayerSpec, ModelSpec, Status
 
 

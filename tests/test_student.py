@@ -175,6 +175,50 @@ def test_a_new_classifier_is_dense_and_survives_a_reload(student: Student, tmp_p
         assert torch.equal(loaded(images()), student.eval()(images()))
 
 
+def test_a_new_pooling_survives_a_reload(student: Student, tmp_path: Path) -> None:
+    student.reset_classifier(3, "max")
+    student.save_pretrained(tmp_path / "s")
+    with torch.no_grad():
+        assert torch.equal(from_pretrained(tmp_path / "s")(images()), student.eval()(images()))
+
+
+def test_a_frozen_teacher_gives_a_frozen_student(teacher: nn.Module) -> None:
+    assert all(parameter.requires_grad for parameter in compressed(teacher).parameters())
+    frozen = copy.deepcopy(teacher).requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in compressed(frozen).parameters())
+
+
+def test_half_precision_comes_back(student: Student, tmp_path: Path) -> None:
+    half = copy.deepcopy(student).to(torch.bfloat16)
+    half.save_pretrained(tmp_path / "s")
+    loaded = from_pretrained(tmp_path / "s")
+    assert {tensor.dtype for tensor in loaded.state_dict().values() if tensor.is_floating_point()} == {torch.bfloat16}
+    with torch.no_grad():
+        assert torch.equal(loaded(images().bfloat16()), half(images().bfloat16()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("ranks", [1, 2]),
+        ("ranks", {"fc": 0}),
+        ("ranks", {"fc": "2"}),
+        ("ranks", {"fc": 2**40}),
+        ("architecture", "resnet18"),
+        ("architecture", {"name": "resnet18"}),
+        ("architecture", {"name": 3, "args": {}, "pretrained_cfg": {}}),
+    ],
+    ids=str,
+)
+def test_a_config_that_somebody_wrote_is_refused(student: Student, tmp_path: Path, key: str, value: Any) -> None:
+    folder = tmp_path / "s"
+    student.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(ArtefactError, match=r"expected the folder as it was saved; copy it again"):
+        from_pretrained(folder)
+
+
 def test_custom_network_needs_its_skeleton(custom: Student, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     custom.save_pretrained(folder)
@@ -186,7 +230,7 @@ def test_custom_network_needs_its_skeleton(custom: Student, tmp_path: Path) -> N
     with torch.no_grad():
         assert torch.equal(loaded(images()), custom(images()))
     assert all(torch.equal(before[name], tensor) for name, tensor in skeleton.state_dict().items())
-    with pytest.raises(ArtefactError, match="received a plan that factors fc; expected a Linear or Conv2d there"):
+    with pytest.raises(ArtefactError, match="received a plan that factors fc; expected a layer of a known kind there"):
         from_pretrained(folder, nn.Sequential())
 
 

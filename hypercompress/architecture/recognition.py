@@ -1,6 +1,5 @@
 """Recognising a timm model that the caller made, by rebuilding it and comparing."""
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from hypercompress.architecture.record import (
     is_json,
     public_cfg,
 )
+from hypercompress.copying import copy_of
 from hypercompress.errors import ModelError
 
 
@@ -55,7 +55,7 @@ def _same_function(module: nn.Module, rebuilt: nn.Module, size: Iterable[int]) -
     some = next(module.parameters())
     example = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(some)
     with torch.inference_mode():
-        ours, theirs = copy.deepcopy(module).eval()(example), rebuilt.to(some)(example)
+        ours, theirs = copy_of(module).eval()(example), rebuilt.to(some)(example)
     return bool(torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6))
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
 from hypercompress.calibration import to_device
+from hypercompress.calling import evaluating
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, loader
 from hypercompress.errors import DataError, HypercompressError, ModelError
-from hypercompress.inspection import evaluating, inspect, require_finite
+from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
 from hypercompress.specs import ModelSpec
 from hypercompress.student import from_pretrained, low_rank_layers

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.artefact import staging_beside, sync
+from hypercompress.calling import call_model, evaluating
 from hypercompress.errors import ArtefactError, ExportError, ModelError
 from hypercompress.export import onnx_file, program
 from hypercompress.export.int8 import NOISE, Int8, quantize
-from hypercompress.inspection import call_model, evaluating
 from hypercompress.report import bytes_of
 from hypercompress.student import Student
 
@@ -116,7 +116,7 @@ def export(
         if int8:
             float_file = staged.rename(staged.with_name(f"float-{staged.name}"))
             eight = quantize(model, float_file, staged, data, _noise(model, NOISE, size, seed))
-            _require_finite(onnx_file.OnnxModel(staged), inputs)
+            require_finite(onnx_file.OnnxModel(staged), inputs)
         count = staged.stat().st_size
     seconds = time.perf_counter() - start
     return Exported(format, str(file), count, student_bytes, difference, BATCH_SIZES, seconds, eight)
@@ -176,14 +176,14 @@ def largest_difference(running: nn.Module, inputs: Sequence[Tensor], expected: S
     """
     differences, scales = [], [torch.ones((), dtype=torch.double)]
     for batch, wanted in zip(inputs, expected, strict=True):
-        got = call_model(running, batch)
+        got = call_model(running, batch).detach()
         if got.shape != wanted.shape:
             raise ExportError(
                 f"received outputs of {list(got.shape)} from the file for inputs of {list(batch.shape)}; expected "
                 f"{list(wanted.shape)} as from the model; report it with the name of the model"
             )
         differences.append((got.double() - wanted.double()).abs().max().cpu())
-        scales.append(wanted.double().abs().max().cpu())
+        scales.append(wanted.detach().double().abs().max().cpu())
     return float(torch.stack(differences).max() / torch.stack(scales).max())
 
 
@@ -206,7 +206,8 @@ def require_small(count: int, student_bytes: int) -> None:
         )
 
 
-def _require_finite(running: nn.Module, inputs: Sequence[Tensor]) -> None:
+def require_finite(running: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Raises ExportError if the int8 file's outputs hold anything but numbers."""
     if not all(bool(call_model(running, batch).isfinite().all()) for batch in inputs):
         raise ExportError(
             "received an int8 file with NaN or infinity in its outputs; expected numbers; calibrate with more images, "

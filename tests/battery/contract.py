@@ -93,11 +93,12 @@ class Subject:
 
 def accepted_size(model: nn.Module, side: int | None = None) -> tuple[int, int, int]:
     """The smallest input [c, h, w] that the model takes; ``side`` pixels if it was made for that many."""
-    channels, *own = model.pretrained_cfg["input_size"]
+    config: Mapping[str, Any] = getattr(model, "pretrained_cfg")  # noqa: B009  (no nn.Module declares it)
+    channels, *own = config["input_size"]
     if side is not None:
         return channels, side, side
     sizes = [own]
-    if not model.pretrained_cfg.get("fixed_input_size"):
+    if not config.get("fixed_input_size"):
         sizes = [*([side, side] for side in SIDES if side < min(own)), own]
     for height, width in sizes[:-1]:
         try:
@@ -113,7 +114,7 @@ def thinned(spec: ModelSpec, model: nn.Module) -> ModelSpec:
 
     A deep network repeats its blocks; this meets each kind of layer once, and leaves out the very large.
     """
-    smallest: dict[tuple[type, type, str, str], LayerSpec] = {}
+    smallest: dict[tuple[object, ...], LayerSpec] = {}
     for layer in spec.candidates:
         parent, _, leaf = layer.name.rpartition(".")
         above = (type(model.get_submodule(path)) for path in (parent.rpartition(".")[0], parent))
@@ -141,7 +142,7 @@ def macs(model: nn.Module, images: Tensor) -> int:
     model = copy.deepcopy(model).requires_grad_(False)  # the counter trips over views of parameters that ask for more
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images)
-    return counter.get_total_flops() // 2 // len(images)
+    return int(counter.get_total_flops()) // 2 // len(images)
 
 
 def silent(model: nn.Module, images: Tensor) -> set[str]:

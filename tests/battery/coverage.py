@@ -46,8 +46,8 @@ bit for bit, and leaves the teacher as it was.
 * *may be factored*: share of the parameters, of the smallest model with {classes} classes.
 * *layers*: modules that own parameters, factored / kept / unsupported / tied.
 * *has a matrix, not factored*: share of the parameters and the reason, largest first; norms and vectors are left out.
-* *contract*: `pass`, or what failed. It runs on a model with the arguments of `tests/battery/shrunk.py` where there are
-  some, with one layer of each role factored; the slow tests run it on whole models.
+* *contract*: `pass`, or what failed. Each commit runs it on the model with the arguments of `tests/battery/shrunk.py`,
+  if there are any; above a million parameters one layer of each role is factored. The slow tests factor whole models.
 
 """
 

@@ -13,8 +13,9 @@ import torch
 import torchvision.models as zoo
 from torch import Tensor, nn
 
+from hypercompress.calling import call_model
 from hypercompress.compress import compress
-from hypercompress.inspection import call_model, inspect
+from hypercompress.inspection import inspect
 from hypercompress.specs import Budget, Status
 from hypercompress.student import Student, from_pretrained
 

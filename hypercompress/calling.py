@@ -1,0 +1,74 @@
+"""How a model is run: a batch of any kind in, one tensor out, in evaluation mode."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypercompress.errors import ModelError
+
+ForwardFn = Callable[[nn.Module, Any], Tensor]
+
+
+def call_model(model: nn.Module, batch: Any) -> Tensor:
+    """Default ``forward_fn``: a tensor is passed as it is, of a tuple the first item, of a dict the keywords.
+
+    Raises:
+        ModelError: the model returned something other than one tensor.
+    """
+    if isinstance(batch, Mapping):
+        output = model(**batch)
+    elif isinstance(batch, (tuple, list)):
+        output = model(batch[0])
+    else:
+        output = model(batch)
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"received a model that returns {type(output).__name__}; expected one tensor; pass "
+            "forward_fn=lambda model, batch: ... that picks it"
+        )
+    return output
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; each module's own training flag comes back afterwards.
+
+    torch's fused transformer layer is off: it calls no module, and packs padded batches into nested tensors.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        model.train()  # drops what LeViT and its kin keep from an evaluation pass, on the graph of that pass
+        for module, training in flags:
+            module.training = training
+
+
+def batch_size(batch: Any) -> int:
+    """Samples in a batch: the length of its first tensor.
+
+    Raises:
+        ModelError: no tensor in it.
+    """
+    for value in flat(batch):
+        if isinstance(value, Tensor) and value.ndim > 0:
+            return int(value.shape[0])
+    raise ModelError(f"received an example of type {type(batch).__name__}; expected a batch that holds a tensor")
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """Everything in nested tuples, lists and mappings."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from flat(item)
+    elif isinstance(value, Mapping):
+        yield from flat(tuple(value.values()))
+    else:
+        yield value
