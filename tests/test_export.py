@@ -384,7 +384,7 @@ def test_the_command_quantizes(run: Run, folder: Path, tmp_path: Path) -> None:
     assert "preprocessing: 3 x 32 x 32, mean 0.286 0.286 0.286" in out
     assert "max difference before int8: " in out
     assert "int8: static, " in out
-    assert "on 16 held-out images" in out
+    assert "on 16 images" in out
 
 
 @pytest.mark.parametrize(

@@ -95,10 +95,10 @@ def _show(exported: Exported, terminal: Terminal) -> None:
     terminal.note("bytes", f"{exported.bytes:,} (weights of the student: {exported.student_bytes:,})")
     sizes = " and ".join(map(str, exported.batch_sizes))
     what = "max difference" if exported.int8 is None else "max difference before int8"
-    terminal.note(what, f"{exported.max_difference:.1e} of the largest output, at batches of {sizes}")
+    terminal.note(what, f"{exported.max_difference:.1e} of max(1, largest output), at batches of {sizes}")
     if exported.int8 is not None:
         int8 = exported.int8
-        inputs_ = "held-out images" if int8.measured_on == "data" else "inputs of noise"
+        what = "inputs of noise" if int8.measured_on == "noise" else "images"
         terminal.note("int8", f"{int8.method}, {exported.bytes / int8.float_bytes:.0%} of {int8.float_bytes:,} bytes")
-        terminal.note("measured", f"agreement {int8.agreement:.4f}, KL {int8.kl:.4g} nats on {int8.images} {inputs_}")
+        terminal.note("measured", f"agreement {int8.agreement:.4f}, KL {int8.kl:.4g} nats on {int8.images} {what}")
     terminal.note("saved", exported.file)

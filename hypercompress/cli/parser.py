@@ -181,7 +181,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
         help="quantize the ONNX file. A model that is mostly convolutions needs --data, to calibrate them",
     )
     _model(parser, "STUDENT, if that is a timm name")
-    data = _data(parser, "train split; only with --int8: three quarters calibrate, on the rest agreement is measured")
+    data = _data(parser, "train split; with --int8 only: some images calibrate, on others agreement is measured")
     data.add_argument("--images", type=int, default=512, metavar="N", help="images for --int8 (default: 512)")
     data.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="images in a batch, at most (default: 32)"

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from hypercompress.artefact import staging_beside, sync
 from hypercompress.calling import call_model, evaluating
@@ -76,8 +78,8 @@ def export(
             (``torch.export.load``; for the device that the model is on).
         input_size: shape of one input; ``None``: what the model's ``pretrained_cfg`` says.
         int8: quantize the ONNX file; see `int8.py` for how.
-        data: batches of images for ``int8``: to calibrate convolutions and to measure agreement. ``None``: noise, which
-            is enough for models without many convolutions.
+        data: batches of images for ``int8``, to calibrate convolutions and to measure agreement. ``None``: agreement on
+            noise, for models with few convolutions.
         overwrite: replace ``file`` if it exists.
         seed: of the noise that the file is compared on.
 
@@ -103,13 +105,7 @@ def export(
         inputs = [_noise(model, count, size, seed + count) for count in BATCH_SIZES]
         expected = [call_model(model, batch) for batch in inputs]
         graph = program.trace(model, _noise(model, 2, size, seed))
-        if format == "onnx":
-            onnx_file.write(graph, staged)
-            running: nn.Module = onnx_file.OnnxModel(staged)
-        else:
-            program.write(graph, staged)
-            running = program.read(staged)
-        difference = largest_difference(running, inputs, expected)
+        difference = largest_difference(_written(graph, format, staged), inputs, expected)
         require_close(difference)
         require_small(staged.stat().st_size, student_bytes)
         eight = None
@@ -120,6 +116,15 @@ def export(
         count = staged.stat().st_size
     seconds = time.perf_counter() - start
     return Exported(format, str(file), count, student_bytes, difference, BATCH_SIZES, seconds, eight)
+
+
+def _written(graph: ExportedProgram, format: str, file: Path) -> nn.Module:  # noqa: A002
+    """Write the file and read it back, ready to run."""
+    if format == "onnx":
+        onnx_file.write(graph, file)
+        return onnx_file.OnnxModel(file)
+    program.write(graph, file)
+    return program.read(file)
 
 
 def check_request(format: str, *, int8: bool, has_data: bool) -> None:  # noqa: A002
@@ -223,7 +228,7 @@ def _input_size(model: nn.Module, given: Sequence[int] | None) -> tuple[int, ...
     return tuple(size)
 
 
-def _noise(model: nn.Module, count: int, size: Sequence[int], seed: int) -> Tensor:
+def _noise(model: nn.Module, count: int, size: Sequence[int], seed: int) -> Float[Tensor, "b ..."]:
     """Normal inputs [count, *size], where the model is and of its type."""
-    first = next(model.parameters())
+    first = next(model.parameters(), torch.empty(0))
     return torch.randn(count, *size, generator=torch.Generator().manual_seed(seed)).to(first.device, first.dtype)

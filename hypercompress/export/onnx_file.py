@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -89,7 +90,7 @@ class OnnxModel(nn.Module):
         with understood("an ONNX file that onnxruntime cannot load", "operations that it has"):
             self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
         with understood("an ONNX file that onnxruntime cannot run", "operations that it has"):
             outputs = self.session.run([OUTPUT], {INPUT: x.detach().cpu().numpy()})
         return torch.from_numpy(outputs[0]).to(x.device)

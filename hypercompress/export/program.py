@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
@@ -15,7 +16,7 @@ from torch.fx import GraphModule
 from hypercompress.errors import ExportError, HypercompressError
 
 
-def trace(model: nn.Module, batch: Tensor) -> ExportedProgram:
+def trace(model: nn.Module, batch: Float[Tensor, "b ..."]) -> ExportedProgram:
     """The graph that the model runs on a batch [b, ...] of this shape, for any ``b``; it shares the model's tensors.
 
     Call it without gradients: where they are recorded, attention lays its output out in another way, and the ONNX
@@ -54,11 +55,12 @@ def read(file: Path) -> nn.Module:
 def understood(received: str, expected: str) -> Iterator[None]:
     """Whatever an exporter raises becomes an `ExportError` that names its reason.
 
-    Exporters run the model and third-party translations, so their errors have no common class.
+    Exporters run the model and third-party translations, so their errors have no common class. A disk or a memory that
+    is full is no fault of the model.
     """
     try:
         yield
-    except (HypercompressError, MemoryError, torch.OutOfMemoryError):
+    except (HypercompressError, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise ExportError(

@@ -13,7 +13,10 @@ from tests.battery.shrunk import SHRUNK
 ENTRIES = registry.read()
 SMALLEST = registry.smallest(ENTRIES)
 MODERATE = tuple(entry for entry in ENTRIES if entry.params < HUGE)
-LEAST_SHARE = 0.99  # of the modules that must pass
+# Modules that do not keep it, each with its cause.
+FAILING = {
+    "gemma4_vit",  # asks a factored layer for weight.dtype in each pass, which multiplies the factors out: MACs above plan
+}
 TABLES = 1e-3  # of the cost: layers that run once a batch, on a table of positions, have no exact cost per sample
 
 
@@ -28,10 +31,9 @@ def test_every_module_of_timm_has_a_row() -> None:
     assert set(SHRUNK) <= {entry.model for entry in SMALLEST}
 
 
-def test_nearly_every_module_passes_and_the_page_is_as_written() -> None:
+def test_every_other_module_passes_and_the_page_is_as_written() -> None:
     rows = coverage.committed()
-    passed = [row for row in rows.values() if row.result == coverage.PASS]
-    assert len(passed) >= LEAST_SHARE * len(rows)
+    assert {row.module for row in rows.values() if row.result != coverage.PASS} == FAILING
     assert coverage.PAGE.read_text() == coverage.page(rows)
 
 
