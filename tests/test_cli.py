@@ -377,7 +377,7 @@ def test_report_prints_every_layer(run: Run, student: Path) -> None:
     assert json.loads(out) == report
 
 
-@pytest.mark.parametrize("command", ["generate", "evaluate", "bench", "report"])
+@pytest.mark.parametrize("command", ["generate", "evaluate", "bench", "export", "report"])
 def test_each_command_explains_the_common_options(run: Run, command: str) -> None:
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")
@@ -388,7 +388,7 @@ def test_each_command_explains_the_common_options(run: Run, command: str) -> Non
 def test_help_and_version(run: Run) -> None:
     code, out, err = run("--help")
     assert (code, err) == (0, "")
-    assert all(command in out for command in ("generate", "evaluate", "bench", "report"))
+    assert all(command in out for command in ("generate", "evaluate", "bench", "export", "report"))
     assert run("--version") == (0, f"{hypercompress.__version__}\n", "")
 
 

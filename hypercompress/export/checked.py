@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from hypercompress.artefact import staging_beside, sync
-from hypercompress.calling import call_model, evaluating
+from hypercompress.calling import evaluating
 from hypercompress.errors import ArtefactError, ExportError, ModelError
 from hypercompress.export import onnx_file, program
 from hypercompress.export.int8 import NOISE, Int8, quantize
@@ -103,7 +103,7 @@ def export(
         )
     with _whole_file(file, overwrite) as staged, torch.no_grad(), evaluating(model):
         inputs = [_noise(model, count, size, seed + count) for count in BATCH_SIZES]
-        expected = [call_model(model, batch) for batch in inputs]
+        expected = [_output(model, batch) for batch in inputs]
         graph = program.trace(model, _noise(model, 2, size, seed))
         difference = largest_difference(_written(graph, format, staged), inputs, expected)
         require_close(difference)
@@ -181,7 +181,7 @@ def largest_difference(running: nn.Module, inputs: Sequence[Tensor], expected: S
     """
     differences, scales = [], [torch.ones((), dtype=torch.double)]
     for batch, wanted in zip(inputs, expected, strict=True):
-        got = call_model(running, batch).detach()
+        got = _output(running, batch).detach()
         if got.shape != wanted.shape:
             raise ExportError(
                 f"received outputs of {list(got.shape)} from the file for inputs of {list(batch.shape)}; expected "
@@ -213,7 +213,7 @@ def require_small(count: int, student_bytes: int) -> None:
 
 def require_finite(running: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Raises ExportError if the int8 file's outputs hold anything but numbers."""
-    if not all(bool(call_model(running, batch).isfinite().all()) for batch in inputs):
+    if not all(bool(_output(running, batch).isfinite().all()) for batch in inputs):
         raise ExportError(
             "received an int8 file with NaN or infinity in its outputs; expected numbers; calibrate with more images, "
             "or export in float"
@@ -226,6 +226,16 @@ def _input_size(model: nn.Module, given: Sequence[int] | None) -> tuple[int, ...
     if not size:
         raise ModelError("received a model without an input size; expected to know it; pass input_size=(c, h, w)")
     return tuple(size)
+
+
+def _output(model: nn.Module, batch: Tensor) -> Tensor:
+    output = model(batch)
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"received a model that returns {type(output).__name__}; expected one tensor; wrap it in a module that "
+            "returns the one you need"
+        )
+    return output
 
 
 def _noise(model: nn.Module, count: int, size: Sequence[int], seed: int) -> Float[Tensor, "b ..."]:

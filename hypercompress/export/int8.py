@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.calibration import split_batches
 from hypercompress.errors import DataError, ExportError
 from hypercompress.export.onnx_file import INPUT, OnnxModel
-from hypercompress.export.program import understood
+from hypercompress.export.program import quiet, understood
 from hypercompress.fidelity import compare
 
 NOISE = 64  # inputs to measure agreement with where there are no images
@@ -127,12 +126,10 @@ def _images(batch: Any) -> Float[Tensor, "b ..."]:
 def _dynamic(source: Path, file: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with understood("a file that onnxruntime's quantizer refuses", "operations that it knows"):
-        prepared = _prepared(source)
+    with understood("a file that onnxruntime's quantizer refuses", "operations that it knows"), quiet():
         quantize_dynamic(
-            prepared, file, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
+            source, file, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
         )
-        prepared.unlink()
 
 
 def _static(source: Path, file: Path, batches: Iterable[Tensor]) -> None:
@@ -148,10 +145,9 @@ def _static(source: Path, file: Path, batches: Iterable[Tensor]) -> None:
             batch = next(self.rest, None)
             return None if batch is None else {INPUT: batch.cpu().numpy()}
 
-    with understood("a file that onnxruntime's quantizer refuses", "operations that it knows"), torch.no_grad():
-        prepared = _prepared(source)
+    with understood("a file that onnxruntime's quantizer refuses", "operations that it knows"), quiet():
         quantize_static(
-            prepared,
+            source,
             file,
             Reader(),
             quant_format=QuantFormat.QDQ,
@@ -159,13 +155,3 @@ def _static(source: Path, file: Path, batches: Iterable[Tensor]) -> None:
             activation_type=QuantType.QUInt8,  # signed ones take up to four times as long on x86
             weight_type=QuantType.QInt8,
         )
-        prepared.unlink()
-
-
-def _prepared(source: Path) -> Path:
-    """The file with the shapes of all its tensors, as the quantizer wants it."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = source.with_name(f"prepared-{source.name}")
-    quant_pre_process(source, prepared, skip_optimization=True, skip_symbolic_shape=True)
-    return prepared

@@ -3,9 +3,6 @@
 Shape letters: ``b`` inputs in a batch, any number when the file runs.
 """
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,10 +12,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from hypercompress.errors import ExportError
-from hypercompress.export.program import understood
+from hypercompress.export.program import quiet, understood
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # the extra `export`
-TALKATIVE = ("onnxscript", "onnx_ir", "torch.onnx")  # loggers that report each constant they leave as it is
 INPUT, OUTPUT = "input", "output"
 LARGEST = 2**31 - 2**20  # bytes of weights: protobuf ends at 2 GiB, and the graph needs room too
 
@@ -45,7 +41,7 @@ def write(program: ExportedProgram, file: Path) -> None:
     import onnx
     from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 
-    with understood("a model that has no translation to ONNX", "operations that ONNX has"), _quiet():
+    with understood("a model that has no translation to ONNX", "operations that ONNX has"), quiet():
         translated = torch.onnx.export(
             program,
             dynamo=True,
@@ -58,20 +54,6 @@ def write(program: ExportedProgram, file: Path) -> None:
         ClearMetadataAndDocStringPass()(translated.model)
         translated.save(file, external_data=False)
         onnx.checker.check_model(file, full_check=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's warnings to itself; what fails is raised."""
-    loggers = [logging.getLogger(name) for name in TALKATIVE]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 class OnnxModel(nn.Module):

@@ -3,8 +3,10 @@
 Shape letters: ``b`` inputs in a batch, any number when the program runs.
 """
 
+import io
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import torch
@@ -28,8 +30,10 @@ def trace(model: nn.Module, batch: Float[Tensor, "b ..."]) -> ExportedProgram:
     Raises:
         ExportError: the model cannot be traced, or only for this very batch size.
     """
-    with understood(
-        "a model that torch.export cannot trace", "a graph that is the same for every input and batch size"
+    with (
+        understood("a model that torch.export cannot trace", "a graph that is the same for every input and batch size"),
+        quiet(),
+        redirect_stderr(io.StringIO()),  # where torch prints as much of a graph as it got
     ):
         program = torch.export.export(model, (batch,), dynamic_shapes=({0: Dim("batch")},))
     program.example_inputs = None  # else the batch would be stored in the file
@@ -49,6 +53,21 @@ def read(file: Path) -> nn.Module:
     """The program in a file that `write` made, ready to run."""
     with file.open("rb") as stream:
         return torch.export.load(stream).module()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters log what they leave as it is and how they fail: nothing that the error raised does not say.
+
+    onnxruntime's quantizer logs through the root logger, which thereby gets a handler that stays.
+    """
+    disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        logging.root.handlers[:] = handlers
 
 
 @contextmanager
