@@ -16,6 +16,7 @@ from hypercompress.export.program import quiet, understood
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # the extra `export`
 INPUT, OUTPUT = "input", "output"
+FOLDED = 1024  # elements that folding a constant may add; runtimes fold the larger tables when they load the file
 LARGEST = 2**31 - 2**20  # bytes of weights: protobuf ends at 2 GiB, and the graph needs room too
 
 
@@ -40,6 +41,7 @@ def write(program: ExportedProgram, file: Path) -> None:
     """
     import onnx
     from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxscript.optimizer import optimize
 
     with understood("a model that has no translation to ONNX", "operations that ONNX has"), quiet():
         translated = torch.onnx.export(
@@ -48,9 +50,11 @@ def write(program: ExportedProgram, file: Path) -> None:
             dynamic_shapes=({0: "batch"},),
             input_names=[INPUT],
             output_names=[OUTPUT],
+            optimize=False,
             verbose=False,
         )
         assert translated is not None  # it is None only for the old exporter
+        optimize(translated.model, output_size_limit=FOLDED)
         ClearMetadataAndDocStringPass()(translated.model)
         translated.save(file, external_data=False)
         onnx.checker.check_model(file, full_check=True)
