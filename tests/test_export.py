@@ -70,7 +70,7 @@ def alive(model: nn.Module) -> nn.Module:
     """Every branch counts: timm starts some at zero, and equal tensors would be stored once."""
     generator = torch.Generator().manual_seed(1)
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and tensor.ndim == 1:
+        if tensor.is_floating_point() and (tensor.ndim == 1 or not tensor.any()):
             tensor.data += 0.1 * torch.rand(tensor.shape, generator=generator)
     return model.eval()
 
