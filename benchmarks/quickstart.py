@@ -180,7 +180,8 @@ def table(rows: Iterable[Row]) -> Table:
 def draw(plan: Plan, rows: Sequence[Row], others: Mapping[str, list[tuple[float, Fidelity]]], path: Path) -> None:
     """The figure: all students, and what was predicted for every budget at once."""
     generator = ANALYTIC["kfac"]
-    points = pareto(plan.spec, generator.energies(generator.frames(plan.spec, plan.sketches)), Unit.PARAMS)
+    known = generator.directions(plan.spec, plan.sketches)
+    points = pareto(plan.spec, generator.energies(known.outputs), Unit.PARAMS, generator.energies(known.inputs))
     measured = {
         row.name: [(row.params / plan.spec.params, row.measured), *others.get(row.name, [])] for row in rows[1:]
     }

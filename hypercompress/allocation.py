@@ -1,13 +1,18 @@
-"""Ranks for a budget: water-filling over all directions of all layers.
+"""Forms and ranks for a budget: water-filling over the menus of all layers.
 
-Because the energy of a direction is in nats whatever its layer (`factorize/linalg.py`), one greedy pass by energy per
-cost over the lower convex hull of each layer's (cost, loss) curve is optimal for the additive model up to the last
-step. The dense layer is the hull's last point, so a layer stays dense where its last ranks cost more than they save.
-What the pass leaves over is then filled with single ranks, so the budget is met from below to within one rank.
+A layer's menu is what may stand in its place: factored on one side at rank r, on both sides at ranks (q, r) (Tucker-2)
+where it `LayerSpec.projects`, or dense. Because the energy of a direction is in nats whatever its layer
+(`factorize/linalg.py`), the loss of a form is half the energy of what it discards on either side, and losses add up.
+One greedy pass by gain per cost over the lower convex hull of each menu's (cost, loss) points is optimal for this
+additive model up to the last step. The dense layer is the hull's last point, so a layer stays dense where its last
+ranks cost more than they save. What the pass leaves over is then filled with single ranks, so the budget is met from
+below to within one rank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +23,9 @@ from hypercompress.errors import BudgetError
 from hypercompress.specs import Budget, LayerSpec, ModelSpec, RankPlan, Unit
 
 Energies = Mapping[str, Float[Tensor, " m"]]
+InputEnergies = Mapping[str, Float[Tensor, " c"]]
+NONE: InputEnergies = {}
+FINE = 48  # ranks up to here are tried one by one on the two-sided menu, above it in steps of a twentieth
 
 
 @dataclass(frozen=True)
@@ -29,72 +37,156 @@ class ParetoPoint:
 
 
 @dataclass(frozen=True)
+class Form:
+    """What stands in a layer's place; no rank: the dense layer."""
+
+    rank: int | None = None
+    input_rank: int | None = None
+
+
+@dataclass(frozen=True)
 class _Segment:
-    """A step along a layer's hull, to ``rank`` (``None``: to the dense layer)."""
+    """A step along a layer's hull, to ``form``."""
 
     slope: float
     layer: int
-    rank: int | None
+    form: Form
     cost: int
     gain: float
 
 
+@lru_cache(maxsize=256)
+def _forms(layer: LayerSpec, unit: Unit) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Ranks, input ranks (0: none) and costs of every factored form that is smaller than dense in both units."""
+    ranks = np.arange(1, layer.max_rank + 1, dtype=np.int64)
+    columns = [(ranks, np.zeros_like(ranks), ranks * layer.rank_cost(unit))]
+    if layer.projects:
+        q, r = (a.ravel() for a in np.meshgrid(_grid(layer.channels), _grid(layer.full_rank), indexing="ij"))
+        costs = {u: _cost(layer, u, r, q) for u in Unit}
+        small = np.logical_and(*(costs[u] < layer.dense_cost(u) for u in Unit))
+        columns.append((r[small], q[small], costs[unit][small]))
+    rank, inner, cost = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return rank, inner, cost
+
+
+def _cost(layer: LayerSpec, unit: Unit, r: NDArray[np.int64], q: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`LayerSpec.cost` for many forms; linear in q, r and q r."""
+    inner, outer = layer.cost(unit, 0, 1), layer.step(unit, 0)
+    cost: NDArray[np.int64] = q * inner + r * outer + q * r * (layer.cost(unit, 1, 1) - inner - outer)
+    return cost
+
+
+def _grid(most: int) -> NDArray[np.int64]:
+    found = list(range(1, min(most, FINE) + 1))
+    while found[-1] < most:
+        found.append(min(most, found[-1] + found[-1] // 20))
+    return np.array(found, dtype=np.int64)
+
+
 @dataclass
 class _Curve:
-    """One layer during allocation: the current rank (``None``: dense) and what is still lost at each rank."""
+    """One layer during allocation: its form now, and what is lost at each rank on either side."""
 
     spec: LayerSpec
     unit: Unit
-    energy: NDArray[np.float64]
     tail: NDArray[np.float64]  # tail[r] = energy lost at rank r
-    rank: int | None = 1
+    inner: NDArray[np.float64] | None
+    form: Form = Form(1)
 
-    @property
-    def step(self) -> int:
-        return self.spec.rank_cost(self.unit)
+    def cost(self, form: Form | None = None) -> int:
+        form = form or self.form
+        if form.rank is None:
+            return self.spec.dense_cost(self.unit)
+        return self.spec.cost(self.unit, form.rank, form.input_rank)
 
-    @property
-    def cost(self) -> int:
-        return self.spec.dense_cost(self.unit) if self.rank is None else self.rank * self.step
+    def loss(self, form: Form | None = None) -> float:
+        form = form or self.form
+        if form.rank is None:
+            return 0.0
+        if form.input_rank is None:
+            return float(self.tail[form.rank])
+        assert self.inner is not None  # its form has an input rank
+        return float(self.tail[form.rank] + self.inner[form.input_rank])
 
-    @property
-    def loss(self) -> float:
-        return 0.0 if self.rank is None else float(self.tail[self.rank])
+    def hull(self) -> list[tuple[Form, int, float]]:
+        """Form, cost and loss at the corners from the cheapest to the dense layer, slopes not increasing."""
+        rank, inner, cost = _forms(self.spec, self.unit)
+        loss = self.tail[rank]
+        if self.inner is None:
+            here = inner == 0
+            rank, inner, cost, loss = rank[here], inner[here], cost[here], loss[here]
+        else:
+            loss = loss + np.where(inner > 0, self.inner[inner], 0.0)
+        order = np.lexsort((loss, cost))
+        best = np.minimum.accumulate(loss[order])
+        front = order[(loss[order] <= best) & np.concatenate([[True], best[1:] < best[:-1]])]
+        corners: list[tuple[Form, int, float]] = []
+        for at in front.tolist():
+            _append(corners, (Form(int(rank[at]), int(inner[at]) or None), int(cost[at]), float(loss[at])))
+        _append(corners, (Form(), self.cost(Form()), 0.0))
+        return corners
 
-    def segments(self, index: int) -> list[_Segment]:
-        """The hull from rank 1 to dense, slopes not increasing."""
-        top = self.spec.max_rank
-        steps = [(float(self.energy[r - 1]), self.step, r) for r in range(2, top + 1)]
-        gain, cost = float(self.tail[top]), self.spec.dense_cost(self.unit) - top * self.step
-        while steps and gain * steps[-1][1] > steps[-1][0] * cost:
-            last = steps.pop()
-            gain, cost = gain + last[0], cost + last[1]
-        hull = [_Segment(g / c, index, r, c, g) for g, c, r in steps]
-        # Rounding must not lift the last slope above the one before: the order of a layer's own steps matters.
-        slope = min(gain / cost, hull[-1].slope) if hull else gain / cost
-        return [*hull, _Segment(slope, index, None, cost, gain)]
+    def moves(self, room: int) -> Iterator[tuple[float, Form]]:
+        """Single steps that fit into ``room``, as (gain per cost, form)."""
+        rank, q = self.form.rank, self.form.input_rank
+        if rank is None:
+            return
+        steps = [Form()]
+        if q is None:
+            steps += [Form(rank + 1)] if rank < self.spec.max_rank else []
+        else:
+            steps += [Form(rank + 1, q)] if rank < self.spec.full_rank else []
+            steps += [Form(rank, q + 1)] if q < self.spec.channels else []
+        now, lost = self.cost(), self.loss()
+        for form in steps:
+            if form.rank is not None and not self._smaller(form):
+                continue
+            cost = self.cost(form) - now
+            if 0 < cost <= room:
+                yield (lost - self.loss(form)) / cost, form
 
-    def moves(self, room: int) -> list[tuple[float, int | None]]:
-        """Single steps that fit into ``room``, as (gain per cost, new rank)."""
-        if self.rank is None:
-            return []
-        found: list[tuple[float, int | None]] = []
-        if self.rank < self.spec.max_rank and self.step <= room:
-            found.append((float(self.energy[self.rank]) / self.step, self.rank + 1))
-        rest = self.spec.dense_cost(self.unit) - self.cost
-        if rest <= room:
-            found.append((self.loss / rest, None))
-        return found
+    def _smaller(self, form: Form) -> bool:
+        assert form.rank is not None
+        rank, inner = form.rank, form.input_rank
+        return all(self.spec.cost(unit, rank, inner) < self.spec.dense_cost(unit) for unit in Unit)
 
 
-def _curves(spec: ModelSpec, energies: Energies, unit: Unit) -> list[_Curve]:
+def _append(corners: list[tuple[Form, int, float]], point: tuple[Form, int, float]) -> None:
+    """Add a point to a lower convex hull."""
+    while len(corners) > 1:
+        (_, c0, l0), (_, c1, l1), (_, c2, l2) = corners[-2], corners[-1], point
+        if (l1 - l2) * (c1 - c0) <= (l0 - l1) * (c2 - c1):
+            break
+        corners.pop()
+    corners.append(point)
+
+
+def _tail(energy: Tensor) -> NDArray[np.float64]:
+    """What is lost at each rank. Energies only order the steps: if they ever rise, their running minimum counts."""
+    values = np.minimum.accumulate(energy.detach().double().cpu().numpy())
+    return np.concatenate([np.cumsum(values[::-1])[::-1], [0.0]])
+
+
+def _curves(spec: ModelSpec, energies: Energies, inputs: InputEnergies, unit: Unit) -> list[_Curve]:
     curves = []
     for layer in spec.candidates:
-        energy = energies[layer.name].detach().double().cpu().numpy()
-        # Energies only order the steps, so a curve that is not convex is replaced by its running minimum.
-        energy = np.minimum.accumulate(energy)
-        curves.append(_Curve(layer, unit, energy, np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])))
+        inner = inputs.get(layer.name) if layer.projects else None
+        curves.append(_Curve(layer, unit, _tail(energies[layer.name]), None if inner is None else _tail(inner)))
     return curves
+
+
+def _segments(curves: list[_Curve]) -> list[_Segment]:
+    """Every step of every hull, best first. Each curve is set to its cheapest form."""
+    found = []
+    for index, curve in enumerate(curves):
+        corners = curve.hull()
+        curve.form = corners[0][0]
+        slope = np.inf
+        for (_, c0, l0), (form, c1, l1) in pairwise(corners):
+            # Rounding must not lift a slope above the one before: the order of a layer's own steps matters.
+            slope = min(slope, (l0 - l1) / (c1 - c0))
+            found.append(_Segment(slope, index, form, c1 - c0, l0 - l1))
+    return sorted(found, key=lambda segment: -segment.slope)  # stable: a layer's own order survives ties
 
 
 def _fixed_cost(spec: ModelSpec, unit: Unit) -> int:
@@ -102,26 +194,25 @@ def _fixed_cost(spec: ModelSpec, unit: Unit) -> int:
     return spec.total(unit) - sum(layer.dense_cost(unit) for layer in spec.candidates)
 
 
-def _ordered(curves: list[_Curve]) -> list[_Segment]:
-    found = [segment for index, curve in enumerate(curves) for segment in curve.segments(index)]
-    return sorted(found, key=lambda segment: -segment.slope)  # stable: a layer's own order survives ties
-
-
-def allocate(spec: ModelSpec, energies: Energies, budget: Budget, *, nats: bool) -> RankPlan:
-    """Ranks that meet ``budget`` from below.
+def allocate(
+    spec: ModelSpec, energies: Energies, budget: Budget, *, nats: bool, inputs: InputEnergies = NONE
+) -> RankPlan:
+    """Forms and ranks that meet ``budget`` from below.
 
     Args:
         spec: the teacher.
         energies: for each candidate its directions' energies, not increasing; any positive scale common to all layers.
         budget: share of the whole teacher.
         nats: whether half an energy is nats of KL, so that the plan can carry a predicted KL.
+        inputs: the same for the input channels of layers that may be factored on both sides; others are absent.
 
     Raises:
-        BudgetError: the share is below what rank 1 everywhere needs; the message gives the reachable range.
+        BudgetError: the share is below what the least ranks need; the message gives the reachable range.
     """
     unit, total = budget.unit, spec.total(budget.unit)
-    curves = _curves(spec, energies, unit)
-    floor = _fixed_cost(spec, unit) + sum(curve.cost for curve in curves)
+    curves = _curves(spec, energies, inputs, unit)
+    segments = _segments(curves)
+    floor = _fixed_cost(spec, unit) + sum(curve.cost() for curve in curves)
     room = int(round(budget.share * total, 3)) - floor  # a share that is a cost divided by the total means that cost
     if room < 0:
         raise BudgetError(
@@ -129,50 +220,54 @@ def allocate(spec: ModelSpec, energies: Energies, budget: Budget, *, nats: bool)
             f"model ({len(curves)} layers can be factored, rank 1 in each is the least); choose a share in that range"
         )
     blocked: set[int] = set()
-    for segment in _ordered(curves):
+    for segment in segments:
         if segment.layer in blocked:
             continue
         if segment.cost > room:
             blocked.add(segment.layer)
             continue
         room -= segment.cost
-        curves[segment.layer].rank = segment.rank
+        curves[segment.layer].form = segment.form
     _fill(curves, room)
-    cost = _fixed_cost(spec, unit) + sum(curve.cost for curve in curves)
-    ranks = {curve.spec.name: curve.rank for curve in curves if curve.rank is not None}
-    predicted = sum(curve.loss for curve in curves) / 2 if nats else None
-    return RankPlan(ranks, unit, cost, cost / total, predicted)
+    cost = _fixed_cost(spec, unit) + sum(curve.cost() for curve in curves)
+    ranks = {curve.spec.name: curve.form.rank for curve in curves if curve.form.rank is not None}
+    inner = {curve.spec.name: curve.form.input_rank for curve in curves if curve.form.input_rank is not None}
+    predicted = sum(curve.loss() for curve in curves) / 2 if nats else None
+    return RankPlan(ranks, unit, cost, cost / total, predicted, inner)
 
 
 def _fill(curves: list[_Curve], room: int) -> None:
     """Spend what is left on single steps, best gain per cost first, until none fits."""
     while True:
-        moves = [(gain, index, rank) for index, curve in enumerate(curves) for gain, rank in curve.moves(room)]
+        moves = [(gain, index, form) for index, curve in enumerate(curves) for gain, form in curve.moves(room)]
         if not moves:
             return
-        _, index, rank = max(moves, key=lambda move: move[0])
-        room += curves[index].cost
-        curves[index].rank = rank
-        room -= curves[index].cost
+        _, index, form = max(moves, key=lambda move: move[0])
+        room += curves[index].cost()
+        curves[index].form = form
+        room -= curves[index].cost()
 
 
-def predicted_kl(spec: ModelSpec, energies: Energies, ranks: Mapping[str, int]) -> float:
-    """Nats of KL that the additive model predicts for given ranks; ``energies`` in nats (twice)."""
-    lost = [float(energies[layer.name][ranks[layer.name] :].sum()) for layer in spec.candidates if layer.name in ranks]
+def predicted_kl(spec: ModelSpec, energies: Energies, plan: RankPlan, inputs: InputEnergies = NONE) -> float:
+    """Nats of KL that the additive model predicts for given ranks; energies in nats (twice)."""
+    factored = [layer.name for layer in spec.candidates if layer.name in plan.ranks]
+    lost = [float(energies[name][plan.ranks[name] :].sum()) for name in factored]
+    lost += [float(inputs[name][rank:].sum()) for name, rank in plan.input_ranks.items()]
     return sum(lost, 0.0) / 2
 
 
-def pareto(spec: ModelSpec, energies: Energies, unit: Unit) -> list[ParetoPoint]:
+def pareto(spec: ModelSpec, energies: Energies, unit: Unit, inputs: InputEnergies = NONE) -> list[ParetoPoint]:
     """Predicted KL against size for the whole reachable range at once, without building a student.
 
     ``energies`` must be in nats (twice). Points come with the share rising, the first is rank 1 everywhere, the last
     the teacher itself.
     """
-    curves, total = _curves(spec, energies, unit), spec.total(unit)
-    cost = _fixed_cost(spec, unit) + sum(curve.cost for curve in curves)
-    loss = sum(curve.loss for curve in curves) / 2
+    curves, total = _curves(spec, energies, inputs, unit), spec.total(unit)
+    segments = _segments(curves)
+    cost = _fixed_cost(spec, unit) + sum(curve.cost() for curve in curves)
+    loss = sum(curve.loss() for curve in curves) / 2
     points = [ParetoPoint(cost / total, loss)]
-    for segment in _ordered(curves):
+    for segment in segments:
         cost, loss = cost + segment.cost, loss - segment.gain / 2
         points.append(ParetoPoint(cost / total, max(loss, 0.0)))
     return points

@@ -176,7 +176,7 @@ def _guarded(
     """Three guarded choices, one after another: refit or not, the hypernetwork's strength, new norm moments or not."""
     teacher, spec, generator = plan.teacher, plan.spec, plan.generator
     if isinstance(generator, HypernetGenerator):
-        options = generator.options(spec, plan.sketches, budget, STRENGTHS)
+        options = generator.options(spec, plan.sketches, budget, STRENGTHS[:1])
     else:
         options = [generator.generate(spec, plan.sketches, budget)]
 
@@ -198,7 +198,8 @@ def _guarded(
     else:
         student = built(options[0])
     chosen = 0
-    if len(options) > 1:
+    if isinstance(generator, HypernetGenerator):
+        options = generator.options(spec, plan.sketches, budget, STRENGTHS, refit=bool(refitted))
         chosen, student = best([lambda g=option: make(g) for option in options])  # type: ignore[misc]
     renewed = 0
     if norms and has_batch_norm(student) and any(batch_size(b) > 1 for b in split.statistics):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from hypercompress.calling import ForwardFn, call_model, evaluating
 from hypercompress.errors import DataError, ModelError, NonFiniteError
+from hypercompress.factorize import input_curvature
 from hypercompress.kinds import kind_of
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 
@@ -38,6 +39,13 @@ class _Sums:
     mean: Tensor
     rows: int = 0
 
+    def add(self, rows: Tensor) -> None:
+        """Rows of what the layer reads or gives."""
+        rows = rows.to(self.signal.dtype)
+        self.signal.addmm_(rows.T, rows)
+        self.mean += rows.sum(0)
+        self.rows += rows.shape[0]
+
 
 class _Recorder:
     """Hooks of one layer: its signal on the way forward, its Fisher on the way back."""
@@ -52,6 +60,9 @@ class _Recorder:
         m = layer.full_rank
         zeros = self.weight.new_zeros(m, m, dtype=torch.promote_types(self.weight.dtype, torch.float32))
         self.sums = _Sums(zeros, zeros.clone(), zeros.new_zeros(m))
+        c = layer.channels if layer.projects else 0
+        self.inputs = _Sums(zeros.new_zeros(c, c), zeros.new_zeros(0), zeros.new_zeros(c))
+        self.columns = zeros.new_zeros(layer.d if c else 0)
 
     def forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         with torch.no_grad():
@@ -60,10 +71,11 @@ class _Recorder:
                 rows = rows if self.bias is None else rows - self.bias
             else:
                 rows = self.kind.input_rows(module, inputs[0])
-            rows = rows.to(self.sums.signal.dtype)
-            self.sums.signal.addmm_(rows.T, rows)
-            self.sums.mean += rows.sum(0)
-            self.sums.rows += rows.shape[0]
+            self.sums.add(rows)
+            channels = self.kind.input_channels(module, inputs[0]) if self.layer.projects else None
+            if channels is not None:
+                self.inputs.add(channels)
+                self.columns += self.kind.input_mean(module, inputs[0]).to(self.columns.dtype) * len(rows)
         # Adding zero changes no value and puts the output on a graph that starts at the anchor, so that the
         # backward pass needs gradients neither of the (perhaps frozen) parameters nor of the (perhaps integer) input.
         output = output + self.anchor
@@ -86,7 +98,14 @@ class _Recorder:
         sums = self.sums
         weight = self.weight.to(sums.signal.dtype)
         gram = weight @ weight.T if self.layer.side is Side.OUTPUT else weight.T @ weight
-        return Curvature(self.layer.side, sums.signal / sums.rows, sums.fisher / samples, gram, sums.mean / sums.rows)
+        fisher, read = sums.fisher / samples, self.inputs
+        inputs = (
+            input_curvature(weight, self.layer.taps, fisher, read.signal / read.rows, read.mean / read.rows)
+            if read.rows
+            else None
+        )
+        columns = self.columns / sums.rows if read.rows else None
+        return Curvature(self.layer.side, sums.signal / sums.rows, fisher, gram, sums.mean / sums.rows, inputs, columns)
 
 
 def fisher_probe(output: Tensor, generator: torch.Generator) -> Float[Tensor, ""]:

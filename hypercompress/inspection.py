@@ -45,6 +45,7 @@ class _Trace:
 
     order: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    inputs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     producers: dict[int, tuple[str, int]] = field(default_factory=dict)  # output's id -> its layer, its version
     readings: dict[str, set[str | None]] = field(default_factory=lambda: defaultdict(set))  # norm -> what it read
@@ -66,7 +67,7 @@ class _Trace:
         if self.last_norm is not None:
             self.feeders.setdefault(name, self.last_norm)
 
-    def leave(self, name: str, module: nn.Module, output: Any, batch: int) -> None:
+    def leave(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any, batch: int) -> None:
         """After ``module`` ran."""
         self.stack.pop()
         if isinstance(module, NORMS):
@@ -79,6 +80,8 @@ class _Trace:
             # A layer may also run on something without a batch axis (a table of positions): never less than one.
             self.calls[name] += 1
             self.positions[name] += max(1, output.numel() // (channels * batch))
+            rows = kind.input_channels(module, inputs[0]) if inputs and isinstance(inputs[0], Tensor) else None
+            self.inputs[name] += 0 if rows is None else max(1, len(rows) // batch)
 
     def follower(self, name: str) -> str | None:
         """The norm that reads the output of layer ``name``, if exactly one does and reads nothing else."""
@@ -113,7 +116,7 @@ def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
         return lambda module, inputs: trace.enter(name, module, inputs)
 
     def after(name: str) -> Callable[..., None]:
-        return lambda module, _inputs, output: trace.leave(name, module, output, batch)
+        return lambda module, inputs, output: trace.leave(name, module, inputs, output, batch)
 
     for name, module in modules.items():
         handles.append(module.register_forward_pre_hook(before(name)))
@@ -183,6 +186,7 @@ def _layer(name: str, module: nn.Module, trace: _Trace, tied: Mapping[int, list[
         reason=reason,
         positions=trace.positions.get(name, 0),
         calls=trace.calls.get(name, 0),
+        input_positions=trace.inputs.get(name, 0),
         params=own,
         depth=trace.order.get(name, -1),
         bias=bias is not None,

@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from hypercompress.calling import ForwardFn, call_model, evaluating
 from hypercompress.errors import ModelError
-from hypercompress.factorize import balanced
+from hypercompress.factorize import balance
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
-from hypercompress.kinds import LowRank, fill
-from hypercompress.specs import LayerFactors, LayerSpec, ModelSpec, NormStatistics
+from hypercompress.kinds import LowRank, factors_of, fill
+from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics
 from hypercompress.student import Student, low_rank_layers
 
 RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T]; between 1e-3 and 1e-1 the result is the same (LOG.md)
@@ -144,20 +144,13 @@ def reconstruct(
         stack.enter_context(relay)
         forward_fn(student, batch)
     for layer in layers:
-        fill(factored[layer.name], _balanced(factored[layer.name]), None)
+        # A fit of one of the factors has undone their equal norms: the same product, easier to train.
+        fill(factored[layer.name], balance(factors_of(factored[layer.name])), None)
         shift, norm = fits[layer.name].shift, sketches[layer.name].follower
         if shift is not None:
             assert norm is not None  # absorbs() holds, and there is no bias
             scale = norm.weight / (norm.variance + norm.eps).sqrt()
             student.model.get_parameter(f"{layer.follower}.bias").add_(scale * shift)
-
-
-def _balanced(module: LowRank) -> LayerFactors:
-    """Its factors at equal norms again, which a fit of one of the two has undone: the same product, easier to train."""
-    expand, reduce = module.expand.weight, module.reduce.weight
-    assert isinstance(expand, Tensor)
-    assert isinstance(reduce, Tensor)
-    return balanced(expand.flatten(1), reduce.flatten(1))
 
 
 def _take_over(

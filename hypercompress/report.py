@@ -64,20 +64,21 @@ def fidelity_json(fidelity: Fidelity | None) -> dict[str, Any]:
 
 def layer_row(layer: LayerSpec, plan: RankPlan) -> dict[str, Any]:
     """One layer before and after. A candidate that the plan leaves dense is ``kept``, with the reason."""
-    rank = plan.ranks.get(layer.name)
+    rank, inner = plan.ranks.get(layer.name), plan.input_ranks.get(layer.name)
     status, reason = layer.status, layer.reason
     if status is Status.FACTORED and rank is None:
         status, reason = Status.KEPT, "dense is worth its cost at this budget"
     params, macs = layer.params, layer.dense_macs
     if rank is not None:
-        params += rank * layer.rank_params - layer.dense_params
-        macs = rank * layer.rank_macs
+        params += layer.cost(Unit.PARAMS, rank, inner) - layer.dense_params
+        macs = layer.cost(Unit.MACS, rank, inner)
     return {
         "name": layer.name,
         "kind": layer.kind,
         "status": str(status),
         "reason": reason,
         "rank": rank,
+        "input_rank": inner,
         "params_before": layer.params,
         "params_after": params,
         "macs_before": layer.dense_macs,
@@ -99,7 +100,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
             row["name"],
             row["kind"],
             row["status"],
-            "" if row["rank"] is None else str(row["rank"]),
+            "" if row["rank"] is None else f"{row.get('input_rank') or ''} {row['rank']}".strip(),
             _change(row["params_before"], row["params_after"]),
             _change(row["macs_before"], row["macs_after"]),
             row["reason"],

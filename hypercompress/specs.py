@@ -2,13 +2,14 @@
 
 Shape letters used throughout the package: ``out`` output features of a layer; ``d`` the columns of its
 weight matrix (``in`` for a Linear, ``in * kh * kw`` for a convolution); ``m = min(out, d)`` the side on
-which curvature is kept; ``r`` a rank.
+which curvature is kept; ``c`` input channels; ``r`` a rank; ``q`` an input rank.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -87,6 +88,7 @@ class LayerSpec:
         reason: why it is not factored; empty when it may be.
         out, d: shape of the weight matrix; 0 for layers that are no matrix.
         positions: output positions per sample, summed over calls (1 for a Linear on a vector).
+        input_positions: positions of the input per sample, summed over calls; 0 for kinds without a kernel.
         calls: times the layer runs in one forward pass.
         params: parameters the module owns, bias included.
         depth: order of the first call in a forward pass, -1 if never called.
@@ -116,6 +118,32 @@ class LayerSpec:
     follower: str | None = None
     feeder: str | None = None
     calls: int = 1
+    input_positions: int = 0
+
+    @property
+    def channels(self) -> int:
+        """Input channels."""
+        return self.d // self.taps
+
+    @property
+    def projects(self) -> bool:
+        """Whether the input channels may be factored too (Tucker-2): a kernel, with curvature on its output side."""
+        return self.taps > 1 and self.input_positions > 0 and self.side is Side.OUTPUT
+
+    def cost(self, unit: Unit, rank: int, input_rank: int | None = None) -> int:
+        """Cost of the factored layer at rank r, or at input rank q and rank r."""
+        if input_rank is None:
+            return rank * self.rank_cost(unit)
+        before, after = (1, 1) if unit is Unit.PARAMS else (self.input_positions, self.positions)
+        return before * input_rank * self.channels + after * rank * (self.taps * input_rank + self.out)
+
+    def step(self, unit: Unit, input_rank: int | None) -> int:
+        """Cost of one more rank."""
+        return self.cost(unit, 1, input_rank) - (0 if input_rank is None else self.cost(unit, 0, input_rank))
+
+    def input_step(self, unit: Unit, rank: int) -> int:
+        """Cost of one more input rank."""
+        return self.cost(unit, rank, 1) - self.cost(unit, rank, 0)
 
     @property
     def rank_params(self) -> int:
@@ -190,7 +218,9 @@ class Curvature:
     (``side="output"``): ``signal = W S W^T`` and ``fisher = G``. With ``d < out`` (``side="input"``):
     ``signal = S`` and ``fisher = W^T G W``. ``gram`` is ``W W^T`` or ``W^T W``. ``mean`` is ``W E[x]`` or
     ``E[x]``: a bias can absorb what a factorization does to it. Nothing of size ``max(out, d)`` squared is
-    ever formed.
+    ever formed. ``inputs`` is the same for the input channels of a layer that `LayerSpec.projects`, always on the input
+    side, every tap of the kernel a row of its own: S of one position, ``fisher`` the sum over taps of ``W_t^T G W_t``.
+    ``columns`` is ``E[x]`` for these layers; it differs from tap to tap where the padding is.
     """
 
     side: Side
@@ -198,6 +228,8 @@ class Curvature:
     fisher: Float[Tensor, "m m"]
     gram: Float[Tensor, "m m"]
     mean: Float[Tensor, " m"]
+    inputs: "Curvature | None" = None
+    columns: Float[Tensor, " d"] | None = None
 
 
 @dataclass(frozen=True)
@@ -240,15 +272,43 @@ class Sketch:
 
 @dataclass(frozen=True)
 class LayerFactors:
-    """``expand @ reduce`` stands in for the layer's weight matrix; ``bias`` replaces its bias if given."""
+    """``expand @ reduce`` stands in for the layer's weight matrix; ``bias`` replaces its bias if given.
+
+    With ``project`` the layer is factored on both sides (Tucker-2): ``reduce`` holds a kernel over its q channels.
+    """
 
     expand: Float[Tensor, "out r"]
     reduce: Float[Tensor, "r d"]
     bias: Float[Tensor, " out"] | None = None
+    project: Float[Tensor, "q c"] | None = None
 
     @property
     def rank(self) -> int:
         return int(self.reduce.shape[0])
+
+    def product(self) -> Float[Tensor, "out d"]:
+        """The matrix that the factors stand for."""
+        if self.project is None:
+            return self.expand @ self.reduce
+        kernel = self.reduce.unflatten(1, (len(self.project), -1))
+        return self.expand @ torch.einsum("rqt,qc->rct", kernel, self.project).flatten(1)
+
+    @property
+    def input_rank(self) -> int | None:
+        return None if self.project is None else int(self.project.shape[0])
+
+
+@dataclass(frozen=True)
+class Afterwards:
+    """What will be done with a student once it is generated.
+
+    Args:
+        steps: distillation steps.
+        refit: whether its output factors are refitted (`reconstruction.py`).
+    """
+
+    steps: int = 0
+    refit: bool = False
 
 
 @dataclass(frozen=True)
@@ -261,6 +321,7 @@ class RankPlan:
         cost: the student's parameters or multiply-accumulates.
         achieved: ``cost`` as a share of the teacher.
         predicted_kl: nats of KL(teacher || student) the additive model predicts; ``None`` without curvature.
+        input_ranks: input rank of each factored layer that is factored on both sides.
     """
 
     ranks: Mapping[str, int]
@@ -268,6 +329,7 @@ class RankPlan:
     cost: int
     achieved: float
     predicted_kl: float | None
+    input_ranks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

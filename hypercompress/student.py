@@ -13,7 +13,7 @@ from hypercompress.copying import copy_of
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, low_rank_like
 from hypercompress.report import print_report
-from hypercompress.specs import Generation, ModelSpec
+from hypercompress.specs import Generation, ModelSpec, Unit
 
 
 class Student(nn.Module):
@@ -55,6 +55,12 @@ class Student(nn.Module):
         """Rank of each factored layer by dotted path."""
         return {name: layer.rank for name, layer in low_rank_layers(self.model).items()}
 
+    @property
+    def input_ranks(self) -> dict[str, int]:
+        """Input rank of each layer that is factored on both sides, by dotted path."""
+        found = {name: layer.input_rank for name, layer in low_rank_layers(self.model).items()}
+        return {name: rank for name, rank in found.items() if rank is not None}
+
     def reset_classifier(self, *args: Any, **kwargs: Any) -> None:
         """timm's ``reset_classifier``; the new head (and pooling, if given) is rebuilt so after a reload."""
         self.model.reset_classifier(*args, **kwargs)  # type: ignore[operator]
@@ -94,7 +100,11 @@ class Student(nn.Module):
         artefact.save(
             Path(folder),
             state=self.model.state_dict(),
-            config={"architecture": _as_json(self.architecture), "ranks": self.ranks},
+            config={
+                "architecture": _as_json(self.architecture),
+                "ranks": self.ranks,
+                "input_ranks": self.input_ranks,
+            },
             report=self.report,
             overwrite=overwrite,
         )
@@ -129,17 +139,18 @@ def build_student(
             parameters[name].add_(delta.reshape(parameters[name].shape).to(parameters[name]))
     for name, factors in generation.factors.layers.items():
         dense = model.get_submodule(name)
-        layer = low_rank_like(dense, factors.rank)
+        layer = low_rank_like(dense, factors.rank, factors.input_rank)
         bias = dense.bias
         fill(layer, factors, bias if isinstance(bias, Tensor) else None)
         layer.train(dense.training)
         # What was frozen stays frozen: a mixture would learn in its factored layers only.
         layer.requires_grad_(next(dense.parameters()).requires_grad)
         replace_module(model, name, layer)
+    plan = generation.plan
     expected = spec.params - sum(
-        layer.dense_params - generation.plan.ranks[layer.name] * layer.rank_params
+        layer.dense_params - layer.cost(Unit.PARAMS, plan.ranks[layer.name], plan.input_ranks.get(layer.name))
         for layer in spec.candidates
-        if layer.name in generation.plan.ranks
+        if layer.name in plan.ranks
     )
     got = sum(p.numel() for p in model.parameters())
     if got != expected:
@@ -158,7 +169,7 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
         ArtefactError: the folder is missing, incomplete, altered, or of a later version; or a skeleton is needed.
     """
     saved = artefact.load(Path(folder))
-    ranks = _ranks(saved.config["ranks"], Path(folder))
+    ranks, inner = (_ranks(saved.config.get(key, {}), Path(folder)) for key in ("ranks", "input_ranks"))
     architecture = _architecture(saved.config["architecture"], Path(folder))
     if skeleton is None:
         if architecture is None:
@@ -174,7 +185,7 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
         model.to(dtypes.pop())
     for name, rank in ranks.items():
         try:
-            replace_module(model, name, low_rank_like(model.get_submodule(name), rank))
+            replace_module(model, name, low_rank_like(model.get_submodule(name), rank, inner.get(name)))
         except (AttributeError, TypeError) as error:
             raise ArtefactError(
                 f"received a plan that factors {name}; expected a layer of a known kind there; check the skeleton, and "

@@ -16,15 +16,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hypercompress.factorize import Frame
-from hypercompress.specs import Budget, Curvature, LayerSpec, ModelSpec, NormStatistics, RankPlan, Sketch, Unit
+from hypercompress.specs import (
+    Afterwards,
+    Budget,
+    Curvature,
+    LayerSpec,
+    ModelSpec,
+    NormStatistics,
+    RankPlan,
+    Sketch,
+    Unit,
+)
 
 KEPT_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of r
 LOST_EDGES = (1.0, 1.25, 1.6, 2.2, math.inf)  # of r
 BANDS = len(KEPT_EDGES) + len(LOST_EDGES) - 2
 TAILS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # of m
-LAYER_FEATURES = 32
+LAYER_FEATURES = 37
 SKETCH_FEATURES = 6
-BUDGET_FEATURES = 6
+BUDGET_FEATURES = 7
 CHANNEL_FEATURES = 5
 TINY = 1e-12
 
@@ -39,6 +49,23 @@ class Tokens:
     order: Float[Tensor, " n"]
 
 
+@dataclass(frozen=True)
+class Known:
+    """What the analytic start knows of each candidate layer.
+
+    Args:
+        curvatures: measured or guessed.
+        frames: directions of the layers' matrices.
+        energies: of these directions.
+        inputs: energies of the directions of the input channels, where these may be factored too.
+    """
+
+    curvatures: Mapping[str, Curvature]
+    frames: Mapping[str, Frame]
+    energies: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
+
+
 def bands(m: int, rank: int) -> Int[Tensor, " m"]:
     """Band of each of ``m`` directions around ``rank``."""
     edges = [e * rank for e in KEPT_EDGES[1:]] + [e * rank for e in LOST_EDGES[1:-1]]
@@ -49,24 +76,22 @@ def bands(m: int, rank: int) -> Int[Tensor, " m"]:
 def tokenize(
     spec: ModelSpec,
     sketches: Mapping[str, Sketch],
-    curvatures: Mapping[str, Curvature],
-    frames: Mapping[str, Frame],
-    energies: Mapping[str, Tensor],
+    known: Known,
     start: RankPlan,
     budget: Budget,
-    steps: int,
+    after: Afterwards,
 ) -> Tokens:
     """Tokens of a teacher at a budget.
 
     Args:
-        curvatures, frames, energies: of the analytic start, measured or guessed.
-        start: the analytic ranks at this budget.
-        steps: distillation steps that will follow.
+        known: what the analytic start is made of.
+        start: its ranks at this budget.
+        after: what will be done with the student.
     """
-    candidates = spec.candidates
+    candidates, energies, curvatures = spec.candidates, known.energies, known.curvatures
     totals = torch.tensor([float(energies[layer.name].sum()) for layer in candidates], dtype=torch.float64)
     mean_total = float(totals.log().mean().exp()) if len(totals) else 1.0
-    lost = [_lost(energies[layer.name], start.ranks.get(layer.name)) for layer in candidates]
+    lost = [_lost(layer.name, known, start) for layer in candidates]
     level = _water_level(candidates, energies, start, budget.unit)
     rows, tables = [], []
     for layer, total, gone in zip(candidates, totals.tolist(), lost, strict=True):
@@ -76,18 +101,20 @@ def tokenize(
             *_shape(layer, spec, budget.unit),
             *_spectrum(energies[name], curvatures[name], total / max(mean_total, TINY)),
             *_start(layer, rank, gone, sum(lost), total),
+            *_inputs(layer, start.input_ranks.get(name), known.inputs.get(name), total),
             *_norms(sketches[name]),
             1.0 if sketches[name].curvature is not None else 0.0,
         ]
         rows.append(features)
-        slope = energies[name].double() / max(layer.rank_cost(budget.unit) * level, TINY)
-        tables.append(_table(layer, rank, frames[name], energies[name], slope, curvatures[name]))
+        slope = energies[name].double() / max(layer.step(budget.unit, start.input_ranks.get(name)) * level, TINY)
+        tables.append(_table(layer, rank, known.frames[name], energies[name], slope, curvatures[name]))
     share = budget.share
     head = [
         share,
         math.log10(share) / 2,
         1.0 if budget.unit is Unit.PARAMS else 0.0,
-        math.log1p(steps) / 7,
+        math.log1p(after.steps) / 7,
+        1.0 if after.refit else 0.0,
         math.log10(sum(lost) / max(float(totals.sum()), TINY) + 1e-6) / 4,
         math.log10(sum(lost) + 1e-6) / 4,
     ]
@@ -99,8 +126,12 @@ def tokenize(
     )
 
 
-def _lost(energy: Tensor, rank: int | None) -> float:
-    return 0.0 if rank is None else float(energy[rank:].sum())
+def _lost(name: str, known: Known, start: RankPlan) -> float:
+    rank, inner = start.ranks.get(name), start.input_ranks.get(name)
+    if rank is None:
+        return 0.0
+    lost = float(known.energies[name][rank:].sum())
+    return lost if inner is None else lost + float(known.inputs[name][inner:].sum())
 
 
 def _water_level(
@@ -108,7 +139,13 @@ def _water_level(
 ) -> float:
     """Geometric mean over layers of the energy per cost of the first discarded direction."""
     found = [
-        math.log(max(float(energies[layer.name][start.ranks[layer.name]]) / layer.rank_cost(unit), TINY * TINY))
+        math.log(
+            max(
+                float(energies[layer.name][start.ranks[layer.name]])
+                / layer.step(unit, start.input_ranks.get(layer.name)),
+                TINY * TINY,
+            )
+        )
         for layer in candidates
         if start.ranks.get(layer.name, layer.full_rank) < layer.full_rank
     ]
@@ -162,6 +199,20 @@ def _start(layer: LayerSpec, rank: int | None, lost: float, all_lost: float, tot
         float(rank is None),
         math.log10(lost / max(total, TINY * TINY) + 1e-6) / 4,
         math.log10(lost / max(all_lost, TINY * TINY) + 1e-4) / 4,
+    ]
+
+
+def _inputs(layer: LayerSpec, rank: int | None, energy: Tensor | None, total: float) -> list[float]:
+    """The other side of a layer that may be factored on both."""
+    if energy is None:
+        return [0.0] * 5
+    lost = 0.0 if rank is None else float(energy[rank:].sum())
+    return [
+        1.0,
+        float(rank is not None),
+        1.0 if rank is None else rank / layer.channels,
+        math.log10(lost / max(total, TINY * TINY) + 1e-6) / 4,
+        effective_rank(energy.cpu()),
     ]
 
 

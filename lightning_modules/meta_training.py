@@ -32,7 +32,7 @@ from hypercompress.meta import (
     sample_budget,
 )
 from hypercompress.models import load_model
-from hypercompress.specs import Budget, Unit
+from hypercompress.specs import Afterwards, Budget, Unit
 from lightning_modules.data import CachedImages, open_part
 from lightning_modules.teacher import Optimization, require_finite
 
@@ -45,6 +45,8 @@ class Episodes:
         images: images in a batch.
         calibration: images behind each teacher's curvature.
         look_ahead: distillation steps to choose from; 0 is the student as generated.
+        refit: share of the episodes with data and without distillation that refit the student, in [0, 1].
+        refit_images: calibration images that such a student is refitted on.
         free: share of the steps without data, in [0, 1].
         validation: images of the held-out part on which students are judged.
         validation_steps: distillation steps of the look-ahead column of the validation.
@@ -53,6 +55,8 @@ class Episodes:
     images: int = 64
     calibration: int = 1024
     look_ahead: tuple[int, ...] = (0, 0, 5)
+    refit: float = 0.5
+    refit_images: int = 512
     free: float = 0.3
     validation: int = 512
     validation_steps: int = 20
@@ -63,6 +67,7 @@ class Member:
     """A teacher of the zoo with its images at hand."""
 
     case: Case
+    calibration: Tensor
     train: Tensor
     held_out: Tensor
 
@@ -165,7 +170,8 @@ class MetaTraining(LightningModule):
         chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
         calibration = train[chosen[: self.episodes.calibration]]
         case = prepare_case(entry.name, teacher.to(self.device), calibration.to(self.device).split(128))
-        return Member(case, train[chosen[self.episodes.calibration :]], held_out[: self.episodes.validation])
+        refit = calibration[: self.episodes.refit_images].to(self.device)
+        return Member(case, refit, train[chosen[self.episodes.calibration :]], held_out[: self.episodes.validation])
 
     def training_step(self, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, step)) % 2**63)
@@ -174,14 +180,18 @@ class MetaTraining(LightningModule):
         measured = float(torch.rand((), generator=generator)) >= self.episodes.free
         budget = sample_budget(member.case, generator, measured=measured)
         steps = self.episodes.look_ahead[_draw(len(self.episodes.look_ahead), generator)]
+        refit = float(torch.rand((), generator=generator)) < self.episodes.refit and measured and steps == 0
         batches = [self._batch(member, generator) for _ in range(steps + 1)]
-        emission, regression = generate(self.network, member.case, budget, steps, measured=measured)
-        loss, kl = meta_loss(member.case, emission, batches, self.objective)
+        after = Afterwards(steps, refit)
+        emission, regression = generate(self.network, member.case, budget, after, measured=measured)
+        loss, kl = meta_loss(
+            member.case, emission, batches, self.objective, refit=member.calibration if refit else None
+        )
         # Every parameter takes part in every step, as DDP without find_unused_parameters asks.
         touched = sum((p.sum() for p in self.network.parameters()), loss.new_zeros(()))
         loss = loss + self.objective.curvature * regression + 0.0 * touched
         require_finite(loss, self.global_step)
-        mode = f"{'data' if measured else 'free'}_{steps}"
+        mode = f"{'data' if measured else 'free'}_{'refit' if refit else steps}"
         self.log_dict({"train/loss": loss, f"train/kl_{mode}": kl}, prog_bar=False, batch_size=1)
         return loss
 
@@ -209,15 +219,17 @@ class MetaTraining(LightningModule):
         generator = torch.Generator().manual_seed(self.seed)
         steps = [self._batch(member, generator) for _ in range(self.episodes.validation_steps)] if thorough else []
         found: dict[str, list[float]] = {}
-        for measured, ahead in ((True, []), (False, []), (True, steps)) if thorough else ((True, []), (False, [])):
+        modes = {"data_0": (True, [], False), "data_refit": (True, [], True), "free_0": (False, [], False)}
+        if thorough:
+            modes[f"data_{len(steps)}"] = (True, steps, False)
+        for key, (measured, ahead, refit) in modes.items():
             budgets = validation_budgets(member.case, measured)
             for budget in budgets if thorough else budgets[1:2]:
-                key = f"{'data' if measured else 'free'}_{len(ahead)}"
                 base = self.bases.get((member.case.name, budget, key))
                 if base is None:  # the analytic start never changes
-                    base = self._kl(member, budget, images, ahead, measured=measured, strength=0.0)
+                    base = self._kl(member, budget, images, ahead, refit, measured=measured, strength=0.0)
                     self.bases[member.case.name, budget, key] = base
-                ours = self._kl(member, budget, images, ahead, measured=measured, strength=1.0)
+                ours = self._kl(member, budget, images, ahead, refit, measured=measured, strength=1.0)
                 found.setdefault(key, []).append(math.log((ours + 1e-3) / (base + 1e-3)))
         return {key: math.fsum(values) / len(values) for key, values in found.items()}
 
@@ -227,6 +239,7 @@ class MetaTraining(LightningModule):
         budget: Budget,
         images: Sequence[Tensor],
         ahead: Sequence[Tensor],
+        refit: bool,
         *,
         measured: bool,
         strength: float,
@@ -238,6 +251,7 @@ class MetaTraining(LightningModule):
                 budget,
                 images,
                 steps_batches=ahead,
+                refit=member.calibration if refit else None,
                 measured=measured,
                 strength=strength,
                 objective=self.objective,

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
@@ -93,7 +94,7 @@ def test_budget_is_met_from_below_within_one_rank(problem: Problem, share: float
     assert all(1 <= plan.ranks[item.name] <= item.max_rank for item in spec.candidates if item.name in plan.ranks)
     factored = [item.rank_cost(unit) for item in spec.candidates if item.name in plan.ranks]
     assert not factored or share * total - plan.cost < min(factored) + 1e-3
-    assert plan.predicted_kl == pytest.approx(predicted_kl(spec, energies, plan.ranks), rel=1e-6, abs=1e-12)
+    assert plan.predicted_kl == pytest.approx(predicted_kl(spec, energies, plan), rel=1e-6, abs=1e-12)
 
 
 @settings(max_examples=80)
@@ -218,8 +219,12 @@ def test_predicted_cost_is_that_of_the_student(unit: Unit, share: float) -> None
 def test_prediction_for_given_ranks_counts_what_is_dropped() -> None:
     spec = model_of([layer("a", 3, 9), layer("b", 4, 9)])
     energies = {"a": torch.tensor([4.0, 2.0, 1.0]), "b": torch.tensor([8.0, 4.0, 2.0, 1.0])}
-    assert predicted_kl(spec, energies, {"a": 1}) == 1.5
-    assert predicted_kl(spec, energies, {"a": 2, "b": 1}) == 0.5 + 3.5
+    plan = RankPlan({"a": 1}, Unit.PARAMS, 0, 0.0, None)
+    assert predicted_kl(spec, energies, plan) == 1.5
+    assert predicted_kl(spec, energies, replace(plan, ranks={"a": 2, "b": 1})) == 0.5 + 3.5
+    inputs = {"b": torch.tensor([2.0, 1.0, 0.5])}
+    both = replace(plan, ranks={"a": 2, "b": 1}, input_ranks={"b": 1})
+    assert predicted_kl(spec, energies, both, inputs) == 0.5 + 3.5 + 0.75
 
 
 def test_plans_are_data() -> None:

@@ -383,9 +383,11 @@ def test_energies_and_plan_agree_on_the_prediction() -> None:
     model, x = network(inplace=True).eval(), images(8, 2, 6, 6)
     spec = inspect(model, x)
     sketches = sketch(model, spec, [x])
-    energies = ANALYTIC["kfac"].energies(ANALYTIC["kfac"].frames(spec, sketches))
-    plan = allocate(spec, energies, Budget(params=0.8), nats=True)
+    known = ANALYTIC["kfac"].directions(spec, sketches)
+    energies, inputs = (ANALYTIC["kfac"].energies(part) for part in (known.outputs, known.inputs))
+    plan = allocate(spec, energies, Budget(params=0.8), nats=True, inputs=inputs)
     lost = sum(float(energies[name][rank:].sum()) for name, rank in plan.ranks.items())
+    lost += sum(float(inputs[name][rank:].sum()) for name, rank in plan.input_ranks.items())
     assert plan.predicted_kl == pytest.approx(lost / 2)
 
 

@@ -1,6 +1,7 @@
 """The meta-gradient against plain autograd and finite differences, and that a few steps help."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,12 +22,13 @@ from hypercompress.meta import (
     curvature_error,
     evaluate_case,
     generate,
-    matrices,
     meta_loss,
     prepare_case,
     sample_budget,
 )
-from hypercompress.specs import Budget, Side
+from hypercompress.meta.loss import _adapt, _others
+from hypercompress.reconstruction import reconstruct
+from hypercompress.specs import Afterwards, Budget, Side
 from hypercompress.student import build_student
 from hypercompress.tokens import BANDS
 
@@ -75,7 +77,7 @@ def small(noise: float = 0.0) -> Hypernetwork:
 
 def zeros(case: Case, **given: Tensor) -> Outputs:
     n = len(case.spec.candidates)
-    blank = Outputs(*(torch.zeros(n) for _ in range(5)), torch.zeros(n, BANDS), torch.zeros(n, 16))
+    blank = Outputs(*(torch.zeros(n) for _ in range(6)), torch.zeros(n, BANDS), torch.zeros(n, 16))
     return replace(blank, **given)
 
 
@@ -85,7 +87,7 @@ def plain_loss(case: Case, outputs: Outputs, batch: Tensor, objective: Objective
     parameters = {}
     for name, layer in emission.layers.items():
         shape = case.teacher.get_parameter(f"{name}.weight").shape
-        parameters[f"{name}.weight"] = (layer.expand @ layer.reduce).reshape(shape)
+        parameters[f"{name}.weight"] = layer.matrix().reshape(shape)
         if layer.bias is not None:
             parameters[f"{name}.bias"] = layer.bias
     for name, delta in emission.deltas.items():
@@ -140,7 +142,7 @@ def test_look_ahead_moves_the_student_and_never_the_teacher(case: Case, measured
     objective = Objective(inner_rate=5e-3)
     values = []
     for steps in (0, 3):
-        emission, regression = generate(network, case, BUDGET, steps, measured=measured)
+        emission, regression = generate(network, case, BUDGET, Afterwards(steps), measured=measured)
         loss, kl = meta_loss(case, emission, [images(1)[0]] * (steps + 1), objective)
         network.zero_grad()
         (loss + regression).backward()
@@ -158,7 +160,7 @@ def test_a_few_meta_steps_reduce_the_loss(case: Case, measured: bool, steps: int
     optimiser = torch.optim.Adam(network.parameters(), 3e-3)
     losses = []
     for _ in range(12):
-        emission, _ = generate(network, case, BUDGET, steps, measured=measured)
+        emission, _ = generate(network, case, BUDGET, Afterwards(steps), measured=measured)
         loss, _ = meta_loss(case, emission, batches, objective)
         optimiser.zero_grad()
         loss.backward()
@@ -168,7 +170,7 @@ def test_a_few_meta_steps_reduce_the_loss(case: Case, measured: bool, steps: int
 
 
 def test_the_value_is_the_loss_however_the_surrogate_is_scaled(case: Case) -> None:
-    emission, regression = generate(small(), case, BUDGET, 0, measured=True)
+    emission, regression = generate(small(), case, BUDGET, Afterwards(), measured=True)
     loss, kl = meta_loss(case, emission, images(1), Objective(features=0.0, floor=0.5))
     assert float(loss.detach()) == pytest.approx(float(torch.tensor(kl + 0.5).log()), abs=1e-5)
     assert float(regression) == 0
@@ -191,12 +193,12 @@ def test_distillation_steps_bring_the_student_closer(case: Case) -> None:
 
 
 def test_matrices_are_those_of_the_built_student(case: Case) -> None:
-    emission, _ = generate(small(0.5), case, BUDGET, 0, measured=True)
+    emission, _ = generate(small(0.5), case, BUDGET, Afterwards(), measured=True)
     plain = emit(case.spec, case.sketches[True], case.starts[True], zeros(case), BUDGET)
-    found = matrices(plain)
+    found = {name: layer.matrix() for name, layer in plain.layers.items()}
     for name, layer in plain.factors().layers.items():
-        torch.testing.assert_close(found[name].detach(), layer.expand @ layer.reduce, rtol=1e-4, atol=1e-5)
-    assert set(matrices(emission)) == set(emission.plan.ranks)
+        torch.testing.assert_close(found[name].detach(), layer.product(), rtol=1e-4, atol=1e-5)
+    assert set(emission.layers) == set(emission.plan.ranks)
 
 
 def narrow() -> nn.Module:
@@ -227,7 +229,7 @@ def test_every_sampled_budget_can_be_reached(build: Callable[[], nn.Module]) -> 
         low, high = found.shares[budget.unit]
         assert low <= budget.share * (1 + 1e-12)
         assert budget.share <= high * (1 + 1e-12)
-        emission, _ = generate(small(), found, budget, 0, measured=True)
+        emission, _ = generate(small(), found, budget, Afterwards(), measured=True)
         assert emission.plan.achieved <= budget.share
     for unit, (low, high) in found.shares.items():
         assert 0 < low <= high <= 1, unit
@@ -256,3 +258,47 @@ def test_curvature_error_is_zero_at_the_truth(case: Case) -> None:
     assert float(curvature_error(case, changes, weight)) == pytest.approx(0, abs=1e-6)
     off = {name: change + torch.linspace(-1, 1, len(change)) for name, change in changes.items()}
     assert float(curvature_error(case, off, weight)) > 0.2
+
+
+def test_the_refitted_loss_is_that_of_the_student_a_user_gets(case: Case) -> None:
+    """The value against the built and reconstructed student; no gradient where the refit undoes what was generated."""
+    gain = torch.zeros(len(case.spec.candidates), BANDS, requires_grad=True)
+    weight, rotation = (torch.zeros(len(case.spec.candidates), requires_grad=True) for _ in range(2))
+    outputs, calibration, batch = zeros(case, gain=gain, weight=weight, rotation=rotation), images()[0], images(5)[4]
+    emission = emit(case.spec, case.sketches[True], case.starts[True], outputs, TIGHT, training=True)
+    loss, kl = meta_loss(case, emission, [batch], Objective(features=0.0), refit=calibration)
+    student = build_student(case.teacher, case.spec, ANALYTIC["kfac"].generate(case.spec, case.sketches[True], TIGHT))
+    reconstruct(case.teacher, student, case.spec, case.sketches[True], calibration)
+    wanted = compare(case.teacher, student, [batch]).kl
+    assert kl == pytest.approx(wanted, rel=1e-3)
+    assert float(loss.detach()) == pytest.approx(math.log(wanted + 0.02), rel=1e-3)
+    found = torch.autograd.grad(loss, (weight, rotation, gain), allow_unused=True)
+    assert found[0].abs().max() > 0
+    assert found[1].abs().max() > 0
+    assert found[2] is None or not found[2].any()
+    got = evaluate_case(small(), case, TIGHT, [batch], refit=calibration)
+    assert got == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_few_meta_steps_reduce_the_loss_after_the_refit(case: Case) -> None:
+    network, calibration, batch = small(), images()[0], images(5)[4]
+    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    losses = []
+    for _ in range(15):
+        emission, _ = generate(network, case, TIGHT, Afterwards(refit=True), measured=True)
+        loss, _ = meta_loss(case, emission, [batch], Objective(), refit=calibration)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert min(losses[-3:]) < losses[0] - 0.01, losses
+
+
+def test_look_ahead_trains_with_norms_as_distillation_does(case: Case) -> None:
+    """Running moments of the student follow its own outputs; those of the teacher stay."""
+    before = copy.deepcopy(case.teacher.state_dict())
+    emission, _ = generate(small(), case, TIGHT, Afterwards(3), measured=True)
+    point = _adapt(case, emission, _others(case, emission), images(3), Objective())
+    moved = {name for name, buffer in point.buffers.items() if not torch.equal(buffer, before[name])}
+    assert moved == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert all(torch.equal(before[name], tensor) for name, tensor in case.teacher.state_dict().items())

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.errors import BudgetError
-from hypercompress.generator.emission import Start, start_of
 from hypercompress.generator.hypernetwork import tokens_of
+from hypercompress.generator.start import Start, start_of
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, ModelSpec, Sketch
+from hypercompress.specs import Afterwards, Budget, ModelSpec, Sketch
 from hypercompress.tokens import (
     BANDS,
     BUDGET_FEATURES,
@@ -39,9 +39,9 @@ def prepared(model: nn.Module, x: Tensor, data: bool) -> Prepared:
     return spec, sketches, start_of(spec, sketches)
 
 
-def tokens(model: nn.Module, x: Tensor, data: bool, budget: Budget, steps: int = 10) -> Tokens:
+def tokens(model: nn.Module, x: Tensor, data: bool, budget: Budget, after: Afterwards | None = None) -> Tokens:
     spec, sketches, start = prepared(model, x, data)
-    return tokens_of(spec, sketches, start, budget, steps)
+    return tokens_of(spec, sketches, start, budget, after or Afterwards(10))
 
 
 def mlp() -> nn.Module:
@@ -172,7 +172,8 @@ def test_tokens_tell_budgets_units_and_steps_apart() -> None:
     others = [
         tokens(model, x, True, Budget(params=0.6)).budget,
         tokens(model, x, True, Budget(macs=0.5)).budget,
-        tokens(model, x, True, Budget(params=0.5), steps=500).budget,
+        tokens(model, x, True, Budget(params=0.5), after=Afterwards(500)).budget,
+        tokens(model, x, True, Budget(params=0.5), after=Afterwards(10, refit=True)).budget,
     ]
     assert all(not torch.allclose(base, other, atol=1e-3) for other in others)
     with pytest.raises(BudgetError):

@@ -129,7 +129,8 @@ def reachable(spec: ModelSpec, budget: Budget | None) -> None:
     """A budget below rank 1 everywhere is refused before anything is measured, with the range that can be had."""
     if budget is not None:
         flat = {layer.name: torch.ones(layer.full_rank) for layer in spec.candidates}
-        allocate(spec, flat, budget, nats=False)
+        inputs = {layer.name: torch.ones(layer.channels) for layer in spec.candidates if layer.projects}
+        allocate(spec, flat, budget, nats=False, inputs=inputs)
 
 
 def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:

@@ -80,8 +80,9 @@ def _free(present: Sequence[str], overwrite: bool) -> None:
 def write(plan: Plan, where: Path, overwrite: bool, terminal: Terminal) -> dict[str, Any]:
     """Print the table, write both files and return all of it for ``--json``."""
     generator = ANALYTIC[GENERATOR]
-    energies = generator.energies(generator.frames(plan.spec, plan.sketches))
-    curves = {unit: thinned(cleaned(pareto(plan.spec, energies, unit))) for unit in Unit}
+    directions = generator.directions(plan.spec, plan.sketches)
+    energies, inputs = generator.energies(directions.outputs), generator.energies(directions.inputs)
+    curves = {unit: thinned(cleaned(pareto(plan.spec, energies, unit, inputs))) for unit in Unit}
     _free([str(where / name) for name in (CSV, PNG) if (where / name).exists()], overwrite)
     replace_files({where / CSV: as_csv(curves).encode(), where / PNG: as_png(curves)})
     terminal.show(as_table(curves))

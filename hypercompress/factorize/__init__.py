@@ -1,13 +1,29 @@
 """Factoring one matrix: directions and their energy."""
 
-from hypercompress.factorize.linalg import Frame, Metric, balanced, frame_of, lost_output, plain_frame, weighted_frame
+from hypercompress.factorize.linalg import (
+    Frame,
+    Metric,
+    balance,
+    balanced,
+    by_channel,
+    frame_of,
+    input_curvature,
+    lost_output,
+    plain_frame,
+    projected,
+    weighted_frame,
+)
 
 __all__ = [
     "Frame",
     "Metric",
+    "balance",
     "balanced",
+    "by_channel",
     "frame_of",
+    "input_curvature",
     "lost_output",
     "plain_frame",
+    "projected",
     "weighted_frame",
 ]

@@ -49,15 +49,28 @@ class Frame:
     right: Float[Tensor, "m m"]
     energy: Float[Tensor, " m"]
 
-    def factors(self, weight: Float[Tensor, "out d"], rank: int) -> LayerFactors:
-        """The two factors of rank ``rank``, scaled so that each direction has the same norm in both."""
+    def factors(
+        self,
+        weight: Float[Tensor, "out d"],
+        rank: int,
+        inner: tuple[Float[Tensor, "c q"], Float[Tensor, "q c"]] | None = None,
+        taps: int = 1,
+    ) -> LayerFactors:
+        """The factors of rank ``rank``, scaled so that each direction has the same norm in both.
+
+        Args:
+            inner: a projection of the input channels, for three factors.
+            taps: positions of the kernel.
+        """
         left, right = self.left[:, :rank], self.right[:rank]
-        dtype = weight.dtype
+        dtype, project = weight.dtype, None
         if self.side is Side.OUTPUT:
             expand, reduce = left.to(dtype), right.to(dtype) @ weight
         else:
             expand, reduce = weight @ left.to(dtype), right.to(dtype)
-        return balanced(expand, reduce)
+        if inner is not None:
+            reduce, project = projected(reduce, inner[0].to(dtype), taps), inner[1].to(dtype)
+        return balance(LayerFactors(expand, reduce, None, project))
 
     def lost_output(
         self, weight: Float[Tensor, "out d"], rank: int, mean: Float[Tensor, " m"]
@@ -90,6 +103,31 @@ def balanced(expand: Float[Tensor, "out r"], reduce: Float[Tensor, "r d"]) -> La
     # Where one factor is zero the other stays as it is, so that the direction can still learn.
     ratio = torch.where((inward > tiny) & (outward > tiny), ratio, torch.ones_like(ratio))
     return LayerFactors(expand * ratio, reduce / ratio[:, None])
+
+
+def balance(factors: LayerFactors) -> LayerFactors:
+    """`balanced`, and the projection of the input channels against the kernel that reads it."""
+    reduce, project = factors.reduce, factors.project
+    if project is not None:
+        pair = balanced(by_channel(reduce, reduce.shape[1] // len(project)), project)
+        project, reduce = pair.reduce, by_row(pair.expand, len(reduce))
+    pair = balanced(factors.expand, reduce)
+    return LayerFactors(pair.expand, pair.reduce, factors.bias, project)
+
+
+def by_channel(weight: Float[Tensor, "out d"], taps: int) -> Float[Tensor, "rows c"]:
+    """A kernel as a matrix of its input channels: one row per output and tap."""
+    return weight.reshape(len(weight), -1, taps).mT.flatten(0, 1)
+
+
+def by_row(weight: Float[Tensor, "rows c"], out: int) -> Float[Tensor, "out d"]:
+    """The inverse of `by_channel`."""
+    return weight.reshape(out, -1, weight.shape[1]).mT.flatten(1)
+
+
+def projected(weight: Float[Tensor, "out d"], inward: Float[Tensor, "c q"], taps: int) -> Float[Tensor, "out d_q"]:
+    """A kernel over other channels: ``inward`` is applied to the input channels of every tap."""
+    return by_row(by_channel(weight, taps) @ inward, len(weight))
 
 
 def damped(matrix: Float[Tensor, "m m"], reference: Float[Tensor, "m m"], damping: float) -> Float[Tensor, "m m"]:
@@ -127,6 +165,18 @@ def plain_frame(weight: Float[Tensor, "out d"], side: Side) -> Frame:
     gram = weight @ weight.T if side is Side.OUTPUT else weight.T @ weight
     identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
     return frame_of(side, identity, gram)
+
+
+def input_curvature(
+    weight: Float[Tensor, "out d"],
+    taps: int,
+    fisher: Float[Tensor, "out out"],
+    signal: Float[Tensor, "c c"],
+    mean: Float[Tensor, " c"],
+) -> Curvature:
+    """`specs.Curvature.inputs` from G and the second moment of the input channels at one position."""
+    rows = by_channel(weight, taps)
+    return Curvature(Side.INPUT, signal, rows.T @ by_channel(fisher @ weight, taps), rows.T @ rows, mean)
 
 
 def weighted_frame(curvature: Curvature, metric: Metric) -> Frame:

@@ -9,11 +9,20 @@ from torch import Tensor
 
 from hypercompress.allocation import allocate
 from hypercompress.errors import GeneratorError
-from hypercompress.factorize import Metric, plain_frame, weighted_frame
+from hypercompress.factorize import Frame, Metric, by_channel, plain_frame, weighted_frame
 from hypercompress.generator.prior import prior_curvature
-from hypercompress.generator.protocol import Frames, Sketches
+from hypercompress.generator.protocol import Directions, Frames, Sketches
 from hypercompress.generator.restoration import absorbs, give_back
-from hypercompress.specs import Budget, Curvature, Factors, Generation, LayerSpec, ModelSpec, Sketch
+from hypercompress.specs import (
+    Budget,
+    Curvature,
+    Factors,
+    Generation,
+    LayerSpec,
+    ModelSpec,
+    Side,
+    Sketch,
+)
 
 
 @dataclass(frozen=True)
@@ -56,14 +65,22 @@ class AnalyticGenerator:
             )
         return {name: curvature for name, curvature in measured.items() if curvature is not None}
 
-    def frames(self, spec: ModelSpec, sketches: Sketches) -> Frames:
+    def directions(self, spec: ModelSpec, sketches: Sketches) -> Directions:
         """All directions of each candidate, best first in this generator's metric."""
-        if self.metric is None:
-            return {layer.name: plain_frame(sketches[layer.name].weight, layer.side) for layer in spec.candidates}
-        return {
-            layer.name: weighted_frame(curvature, self.metric_for(layer, sketches[layer.name]))
-            for layer, curvature in zip(spec.candidates, self.curvatures(spec, sketches).values(), strict=True)
-        }
+        outputs, inputs = {}, {}
+        curvatures = {} if self.metric is None else self.curvatures(spec, sketches)
+        for layer in spec.candidates:
+            name, sketch = layer.name, sketches[layer.name]
+            if self.metric is None:
+                outputs[name] = plain_frame(sketch.weight, layer.side)
+                if layer.projects:
+                    inputs[name] = plain_frame(by_channel(sketch.weight, layer.taps), Side.INPUT)
+                continue
+            metric, curvature = self.metric_for(layer, sketch), curvatures[name]
+            outputs[name] = weighted_frame(curvature, metric)
+            if curvature.inputs is not None:
+                inputs[name] = weighted_frame(curvature.inputs, metric)
+        return Directions(outputs, inputs)
 
     def metric_for(self, layer: LayerSpec, sketch: Sketch) -> Metric:
         """The metric of one layer: S is centred only where something behind the layer absorbs a shift of the mean."""
@@ -77,22 +94,31 @@ class AnalyticGenerator:
         return {name: frame.energy / frame.energy.sum().clamp_min(1e-300) for name, frame in frames.items()}
 
     def generate(self, spec: ModelSpec, sketches: Sketches, budget: Budget) -> Generation:
-        frames = self.frames(spec, sketches)
-        plan = allocate(spec, self.energies(frames), budget, nats=self.nats)
+        known = self.directions(spec, sketches)
+        inputs = self.energies(known.inputs)
+        plan = allocate(spec, self.energies(known.outputs), budget, nats=self.nats, inputs=inputs)
         curvatures = {} if self.metric is None else self.curvatures(spec, sketches)
         layers, deltas = {}, {}
         for layer in spec.candidates:
             if layer.name not in plan.ranks:
                 continue
-            frame, sketch = frames[layer.name], sketches[layer.name]
-            factors = frame.factors(sketch.weight, plan.ranks[layer.name])
+            frame, sketch = known.outputs[layer.name], sketches[layer.name]
+            rank, inner = plan.ranks[layer.name], known.inputs.get(layer.name)
+            kept = None if inner is None else _kept(inner, plan.input_ranks.get(layer.name))
+            factors = frame.factors(sketch.weight, rank, kept, layer.taps)
             if layer.name in curvatures and absorbs(layer, sketch):
-                left, right = frame.left[:, : factors.rank], frame.right[: factors.rank]
-                bias, changes = give_back(layer, sketch, curvatures[layer.name], left, right, spread=self.spread)
+                left, right = frame.left[:, :rank], frame.right[:rank]
+                options = {"spread": self.spread, "inner": kept}
+                bias, changes = give_back(layer, sketch, curvatures[layer.name], left, right, **options)
                 factors = replace(factors, bias=bias)
                 deltas.update(changes)
             layers[layer.name] = factors
         return Generation(Factors(layers, deltas), plan, self.name, 0.0)
+
+
+def _kept(frame: Frame, rank: int | None) -> tuple[Tensor, Tensor] | None:
+    """The projection of the input channels, if the plan has one."""
+    return None if rank is None else (frame.left[:, :rank], frame.right[:rank])
 
 
 ANALYTIC = {

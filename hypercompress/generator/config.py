@@ -13,6 +13,7 @@ class HypernetConfig:
         heads: attention heads.
         weight_bound: largest |log weight| of a layer in the allocation, with data.
         free_weight_bound: the same without data, where layers are not comparable to begin with.
+        inner_bound: largest |log weight| of a layer's input channels beside that of the layer.
         exponent_bound: largest change of the exponent that bends a layer's spectrum in the allocation.
         gain_bound: largest relative change of a direction.
         rotation_bound: largest share of the plain-weight metric mixed into the directions, to first order.
@@ -24,6 +25,7 @@ class HypernetConfig:
     heads: int = 4
     weight_bound: float = 3.0
     free_weight_bound: float = 6.0
+    inner_bound: float = 1.0
     exponent_bound: float = 0.5
     gain_bound: float = 0.5
     rotation_bound: float = 0.1

@@ -9,21 +9,20 @@ have a gradient), otherwise as in `specs`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hypercompress.allocation import allocate, predicted_kl
-from hypercompress.factorize import Frame, balanced, weighted_frame
-from hypercompress.generator.analytic import ANALYTIC, AnalyticGenerator
+from hypercompress.factorize import Frame, balance, projected
 from hypercompress.generator.heads import Outputs
-from hypercompress.generator.protocol import Frames, Sketches
+from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs, give_back
+from hypercompress.generator.start import Start
 from hypercompress.specs import (
     Budget,
-    Curvature,
     Factors,
     LayerFactors,
     LayerSpec,
@@ -38,55 +37,46 @@ TEMPERATURE = 0.5  # of the straight-through sigmoid, in log energy per cost
 
 
 @dataclass(frozen=True)
-class Start:
-    """The analytic start of one teacher, whatever the budget: ``kfac`` with measured curvature, ``prior`` without."""
+class EmittedInput:
+    """``left diag(mask) right`` is the projection of the input channels; ``mask`` is None where all are kept."""
 
-    base: AnalyticGenerator
-    curvatures: Mapping[str, Curvature]
-    frames: Frames
-    energies: Mapping[str, Float[Tensor, " m"]]
+    left: Float[Tensor, "c k"]
+    right: Float[Tensor, "k c"]
+    mask: Float[Tensor, " k"] | None
 
-    @property
-    def measured(self) -> bool:
-        return not self.base.prior
-
-
-def start_of(spec: ModelSpec, sketches: Sketches) -> Start:
-    """The start that the sketches allow."""
-    measured = all(sketches[layer.name].curvature is not None for layer in spec.candidates)
-    base = ANALYTIC["kfac" if measured else "prior"]
-    curvatures, frames = base.curvatures(spec, sketches), base.frames(spec, sketches)
-    return Start(base, curvatures, frames, base.energies(frames))
-
-
-def corrected(spec: ModelSpec, sketches: Sketches, start: Start, changes: Mapping[str, Float[Tensor, " m"]]) -> Start:
-    """A data-free start whose bare metric (diagonal by construction) is multiplied by ``exp(changes)`` per channel."""
-    curvatures, frames = {}, {}
-    assert start.base.metric is not None
-    for layer in spec.candidates:
-        guess, factor = (
-            start.curvatures[layer.name],
-            changes[layer.name].to(start.curvatures[layer.name].signal.device).double().exp(),
-        )
-        if guess.side is Side.OUTPUT:
-            fisher, signal = torch.diag(guess.fisher.diagonal() * factor), guess.signal
-        else:  # written as a change, so that a factor of 1 leaves every bit as it is
-            variance = guess.signal.diagonal() - guess.mean**2
-            signal, fisher = guess.signal + torch.diag(variance * (factor - 1)), guess.fisher
-        curvature = Curvature(guess.side, signal, fisher, guess.gram, guess.mean)
-        curvatures[layer.name] = curvature
-        frames[layer.name] = weighted_frame(curvature, start.base.metric_for(layer, sketches[layer.name]))
-    return Start(start.base, curvatures, frames, start.base.energies(frames))
+    def project(self, reduce: Float[Tensor, "r d"], taps: int) -> Float[Tensor, "r d"]:
+        """A kernel after the projection of its input channels."""
+        left = self.left if self.mask is None else self.left * self.mask
+        return projected(reduce, left @ self.right, taps)
 
 
 @dataclass(frozen=True)
 class EmittedLayer:
-    """``expand diag(mask) reduce`` is the student's matrix; ``mask`` is None where every direction is kept."""
+    """``expand diag(mask) reduce`` is the student's matrix; ``mask`` is None where every direction is kept.
+
+    With ``inner``, ``reduce`` is a kernel of ``taps`` positions whose input channels are projected first.
+    """
 
     expand: Float[Tensor, "out k"]
     reduce: Float[Tensor, "k d"]
     mask: Float[Tensor, " k"] | None
     bias: Float[Tensor, " out"] | None
+    inner: EmittedInput | None = None
+    taps: int = 1
+
+    def matrix(self) -> Float[Tensor, "out d"]:
+        """What stands in for the layer's matrix, differentiable in everything that was generated."""
+        expand = self.expand if self.mask is None else self.expand * self.mask
+        return expand @ (self.reduce if self.inner is None else self.inner.project(self.reduce, self.taps))
+
+    def factors(self, rank: int, input_rank: int | None) -> LayerFactors:
+        """The kept directions as factors, balanced and detached."""
+        reduce, project = self.reduce[:rank].detach(), None
+        if self.inner is not None:
+            reduce = projected(reduce, self.inner.left[:, :input_rank].detach(), self.taps)
+            project = self.inner.right[:input_rank].detach()
+        bias = None if self.bias is None else self.bias.detach()
+        return balance(LayerFactors(self.expand[:, :rank].detach(), reduce, bias, project))
 
 
 @dataclass(frozen=True)
@@ -98,23 +88,30 @@ class Emission:
     plan: RankPlan
 
     def factors(self) -> Factors:
-        """For `student.build_student`; only of an emission without masks."""
-        layers = {}
-        for name, layer in self.layers.items():
-            pair = balanced(layer.expand.detach(), layer.reduce.detach())
-            layers[name] = LayerFactors(pair.expand, pair.reduce, None if layer.bias is None else layer.bias.detach())
+        """For `student.build_student`."""
+        plan = self.plan
+        layers = {n: layer.factors(plan.ranks[n], plan.input_ranks.get(n)) for n, layer in self.layers.items()}
         return Factors(layers, {name: delta.detach() for name, delta in self.deltas.items()})
 
 
-def scores(spec: ModelSpec, start: Start, outputs: Outputs) -> dict[str, Float[Tensor, " m"]]:
+@dataclass(frozen=True)
+class Scores:
     """Energies as the allocation shall see them; differentiable."""
-    found = {}
+
+    outputs: Mapping[str, Float[Tensor, " m"]]
+    inputs: Mapping[str, Float[Tensor, " c"]]
+
+
+def scores(spec: ModelSpec, start: Start, outputs: Outputs) -> Scores:
+    """The start's energies, bent by what the hypernetwork says."""
+    found, inner = {}, {}
     for index, layer in enumerate(spec.candidates):
-        energy = start.energies[layer.name]
+        energy, weight = start.energies[layer.name], outputs.weight[index].double()
         relative = (energy / energy.max().clamp_min(1e-300)).clamp_min(1e-12).log()
-        bend = outputs.weight[index].double() + outputs.exponent[index].double() * relative
-        found[layer.name] = energy * bend.exp()
-    return found
+        found[layer.name] = energy * (weight + outputs.exponent[index].double() * relative).exp()
+        if layer.name in start.inputs:
+            inner[layer.name] = start.inputs[layer.name] * (weight + outputs.inner[index].double()).exp()
+    return Scores(found, inner)
 
 
 def emit(
@@ -129,10 +126,11 @@ def emit(
         BudgetError: the budget is out of reach.
     """
     scored = scores(spec, start, outputs)
-    plan = allocate(spec, {name: score.detach() for name, score in scored.items()}, budget, nats=False)
-    predicted = predicted_kl(spec, start.energies, plan.ranks) if start.base.nats else None
-    plan = RankPlan(plan.ranks, plan.unit, plan.cost, plan.achieved, predicted)
-    masks = straight_through(spec, scored, plan) if training else {}
+    given, inner = ({n: s.detach() for n, s in part.items()} for part in (scored.outputs, scored.inputs))
+    plan = allocate(spec, given, budget, nats=False, inputs=inner)
+    predicted = predicted_kl(spec, start.energies, plan, start.inputs) if start.base.nats else None
+    plan = replace(plan, predicted_kl=predicted)
+    masks = straight_through(spec, scored, plan) if training else Masks({}, {})
     layers: dict[str, EmittedLayer] = {}
     deltas: dict[str, Tensor] = {}
     for index, layer in enumerate(spec.candidates):
@@ -142,18 +140,34 @@ def emit(
     return Emission(layers, deltas, plan)
 
 
-def straight_through(spec: ModelSpec, scored: Mapping[str, Tensor], plan: RankPlan) -> dict[str, Float[Tensor, " k"]]:
-    """A 0/1 mask over the carried directions of each factored layer, with the gradient of the module docstring."""
+@dataclass(frozen=True)
+class Masks:
+    """Over the carried directions of each factored layer, on either side."""
+
+    outputs: Mapping[str, Float[Tensor, " k"]]
+    inputs: Mapping[str, Float[Tensor, " c"]]
+
+
+def straight_through(spec: ModelSpec, scored: Scores, plan: RankPlan) -> Masks:
+    """0/1 masks with the gradient of the module docstring."""
     layers = [layer for layer in spec.candidates if layer.name in plan.ranks]
     if not layers:
-        return {}
+        return Masks({}, {})
     heights, hards, costs = [], [], []
-    for layer in layers:
-        rank, step = plan.ranks[layer.name], layer.rank_cost(plan.unit)
-        height = (scored[layer.name][: carried(layer, rank)].clamp_min(1e-300) / step).log()
+
+    def side(score: Tensor, rank: int, most: int, step: int) -> None:
+        height = (score[: carried(most, rank)].clamp_min(1e-300) / step).log()
         heights.append(height)
         hards.append((torch.arange(len(height), device=height.device) < rank).to(height.dtype))
         costs.append(torch.full_like(height, step))
+
+    inward = [layer for layer in layers if layer.name in plan.input_ranks]
+    for layer in layers:
+        step = layer.step(plan.unit, plan.input_ranks.get(layer.name))
+        side(scored.outputs[layer.name], plan.ranks[layer.name], layer.full_rank, step)
+    for layer in inward:
+        step = layer.input_step(plan.unit, plan.ranks[layer.name])
+        side(scored.inputs[layer.name], plan.input_ranks[layer.name], layer.channels, step)
     height, hard, cost = torch.cat(heights), torch.cat(hards), torch.cat(costs)
     kept, lost = height[hard > 0].detach(), height[hard == 0].detach()
     level = (kept.quantile(0.1) + lost.quantile(0.9)) / 2 if len(lost) else kept.min()
@@ -161,13 +175,15 @@ def straight_through(spec: ModelSpec, scored: Mapping[str, Tensor], plan: RankPl
     weight = cost * sigmoid * (1 - sigmoid)
     rise = (weight * height).sum() / weight.sum().clamp_min(1e-300)
     soft = torch.sigmoid((height - level - (rise - rise.detach())) / TEMPERATURE)
-    mask = hard + soft - soft.detach()
-    return dict(zip((layer.name for layer in layers), mask.split([len(h) for h in heights]), strict=True))
+    masks = (hard + soft - soft.detach()).split([len(h) for h in heights])
+    outputs = {layer.name: mask for layer, mask in zip(layers, masks, strict=False)}
+    inputs = {layer.name: mask for layer, mask in zip(inward, masks[len(layers) :], strict=True)}
+    return Masks(outputs, inputs)
 
 
-def carried(layer: LayerSpec, rank: int) -> int:
-    """Directions carried along in training."""
-    return min(layer.full_rank, 2 * rank + 8)
+def carried(most: int, rank: int) -> int:
+    """Directions of ``most`` that are carried along in training."""
+    return min(most, 2 * rank + 8)
 
 
 def _layer(
@@ -177,9 +193,10 @@ def _layer(
     outputs: Outputs,
     index: int,
     plan: RankPlan,
-    masks: Mapping[str, Tensor],
+    masks: Masks,
 ) -> tuple[EmittedLayer, dict[str, Tensor]]:
-    frame, rank, mask = start.frames[layer.name], plan.ranks[layer.name], masks.get(layer.name)
+    frame, rank, mask = start.directions.outputs[layer.name], plan.ranks[layer.name], masks.outputs.get(layer.name)
+    inner = _inner(layer, start, plan, masks)
     weight = sketch.weight
     dtype = frame.left.dtype
     left, right = rotated(frame, start.curvatures[layer.name].gram, rank, outputs.rotation[index].to(dtype), mask)
@@ -196,10 +213,32 @@ def _layer(
             right[:rank],
             spread=start.base.spread + outputs.spread[index].to(dtype),
             shift=outputs.shift[index].to(dtype),
+            inner=None if inner is None else _kept(inner, plan.input_ranks[layer.name]),
         )
     left, right = left.to(weight.dtype), right.to(weight.dtype)
     expand, reduce = (left, right @ weight) if frame.side is Side.OUTPUT else (weight @ left, right)
-    return EmittedLayer(expand, reduce, None if mask is None else mask.to(weight.dtype), bias), deltas
+    if inner is not None:
+        inner = EmittedInput(
+            inner.left.to(weight.dtype),
+            inner.right.to(weight.dtype),
+            None if inner.mask is None else inner.mask.to(weight.dtype),
+        )
+    mask = None if mask is None else mask.to(weight.dtype)
+    return EmittedLayer(expand, reduce, mask, bias, inner, layer.taps), deltas
+
+
+def _inner(layer: LayerSpec, start: Start, plan: RankPlan, masks: Masks) -> EmittedInput | None:
+    """The projection of the input channels, in the frame's dtype, if the plan has one."""
+    rank = plan.input_ranks.get(layer.name)
+    if rank is None:
+        return None
+    frame, mask = start.directions.inputs[layer.name], masks.inputs.get(layer.name)
+    k = rank if mask is None else len(mask)
+    return EmittedInput(frame.left[:, :k], frame.right[:k], mask)
+
+
+def _kept(inner: EmittedInput, rank: int) -> tuple[Tensor, Tensor]:
+    return inner.left[:, :rank], inner.right[:rank]
 
 
 def rotated(

@@ -1,4 +1,4 @@
-"""What the hypernetwork says: five bounded numbers a layer, a gain a band, and a curvature a channel without data.
+"""What the hypernetwork says: six bounded numbers a layer, a gain a band, and a curvature a channel without data.
 
 Every last layer starts at zero, so before training each output is exactly 0, which is the analytic generator.
 """
@@ -23,6 +23,7 @@ class Outputs:
         shift: relative change of the bias correction.
         spread: how far the variance that truncation took is given back by the norm behind (1: wholly).
         rotation: share of the plain-weight metric mixed into the directions, to first order.
+        inner: log-weight of each layer's input channels in the allocation, beside that of the layer.
         gain: relative change of the kept directions, by band.
         states: layer states, for `Heads.channels`.
     """
@@ -32,6 +33,7 @@ class Outputs:
     shift: Float[Tensor, " n"]
     spread: Float[Tensor, " n"]
     rotation: Float[Tensor, " n"]
+    inner: Float[Tensor, " n"]
     gain: Float[Tensor, "n b"]
     states: Float[Tensor, "n width"]
 
@@ -43,6 +45,7 @@ class Outputs:
             self.shift * strength,
             self.spread * strength,
             self.rotation * strength,
+            self.inner * strength,
             self.gain * strength,
             self.states,
         )
@@ -54,7 +57,7 @@ class Heads(nn.Module):
     def __init__(self, config: HypernetConfig) -> None:
         super().__init__()
         self.config = config
-        self.layer = nn.Linear(config.width, 5)
+        self.layer = nn.Linear(config.width, 6)
         self.band = nn.Linear(config.width, 1)
         self.channel = nn.Sequential(
             nn.Linear(CHANNEL_FEATURES + config.width, config.width), nn.GELU(), nn.Linear(config.width, 1)
@@ -68,7 +71,7 @@ class Heads(nn.Module):
         self, layers: Float[Tensor, "n width"], sketches: Float[Tensor, "n b width"], measured: bool
     ) -> Outputs:
         c = self.config
-        weight, exponent, shift, spread, rotation = self.layer(layers).tanh().unbind(1)
+        weight, exponent, shift, spread, rotation, inner = self.layer(layers).tanh().unbind(1)
         bound = c.weight_bound if measured else c.free_weight_bound
         return Outputs(
             weight=weight * bound,
@@ -76,6 +79,7 @@ class Heads(nn.Module):
             shift=shift,
             spread=spread,
             rotation=rotation * c.rotation_bound,
+            inner=inner * c.inner_bound,
             gain=self.band(sketches).squeeze(-1).tanh() * c.gain_bound,
             states=layers,
         )

@@ -1,7 +1,6 @@
 """The hypernetwork as a module and as a generator."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -9,12 +8,13 @@ from torch import Tensor, nn
 
 from hypercompress.allocation import allocate
 from hypercompress.generator.config import HypernetConfig
-from hypercompress.generator.emission import Start, corrected, emit, start_of
+from hypercompress.generator.emission import emit
 from hypercompress.generator.encoder import Encoder
 from hypercompress.generator.heads import Heads, Outputs
 from hypercompress.generator.protocol import Sketches
-from hypercompress.specs import Budget, Generation, ModelSpec, Side
-from hypercompress.tokens import Tokens, channel_features, tokenize
+from hypercompress.generator.start import Start, corrected, start_of
+from hypercompress.specs import Afterwards, Budget, Generation, ModelSpec, Side
+from hypercompress.tokens import Known, Tokens, channel_features, tokenize
 
 
 class Hypernetwork(nn.Module):
@@ -35,10 +35,11 @@ class Hypernetwork(nn.Module):
         return outputs
 
 
-def tokens_of(spec: ModelSpec, sketches: Sketches, start: Start, budget: Budget, steps: int) -> Tokens:
+def tokens_of(spec: ModelSpec, sketches: Sketches, start: Start, budget: Budget, after: Afterwards) -> Tokens:
     """Tokens at a budget, around the ranks of the analytic start."""
-    plan = allocate(spec, start.energies, budget, nats=False)
-    return tokenize(spec, sketches, start.curvatures, start.frames, start.energies, plan, budget, steps)
+    plan = allocate(spec, start.energies, budget, nats=False, inputs=start.inputs)
+    known = Known(start.curvatures, start.directions.outputs, start.energies, start.inputs)
+    return tokenize(spec, sketches, known, plan, budget, after)
 
 
 def channel_changes(
@@ -72,15 +73,18 @@ class HypernetGenerator:
 
     @torch.no_grad()
     def options(
-        self, spec: ModelSpec, sketches: Sketches, budget: Budget, strengths: Sequence[float]
+        self, spec: ModelSpec, sketches: Sketches, budget: Budget, strengths: Sequence[float], refit: bool = False
     ) -> list[Generation]:
         """One student per strength from a single pass of the network, for the guard to choose from.
+
+        Args:
+            refit: whether they will be refitted. Strength 0 does not depend on it.
 
         Raises:
             BudgetError: the budget is out of reach.
         """
         start = start_of(spec, sketches)
-        outputs = self.network(tokens_of(spec, sketches, start, budget, self.steps), start.measured)
+        outputs = self.network(tokens_of(spec, sketches, start, budget, Afterwards(self.steps, refit)), start.measured)
         found = []
         for strength in strengths:
             bent = start
@@ -90,28 +94,3 @@ class HypernetGenerator:
             emission = emit(spec, sketches, bent, outputs.scaled(strength), budget)
             found.append(Generation(emission.factors(), emission.plan, self.name, strength))
         return found
-
-
-def on_device(start: Start, device: torch.device, dtype: torch.dtype) -> Start:
-    """A start whose frames and energies lie on ``device`` in ``dtype``; curvature follows in the same dtype."""
-    frames = {
-        name: replace(
-            frame,
-            left=frame.left.to(device, dtype),
-            right=frame.right.to(device, dtype),
-            energy=frame.energy.to(device, torch.float64),
-        )
-        for name, frame in start.frames.items()
-    }
-    curvatures = {
-        name: replace(
-            c,
-            signal=c.signal.to(device, dtype),
-            fisher=c.fisher.to(device, dtype),
-            gram=c.gram.to(device, dtype),
-            mean=c.mean.to(device, dtype),
-        )
-        for name, c in start.curvatures.items()
-    }
-    energies = {name: energy.to(device, torch.float64) for name, energy in start.energies.items()}
-    return Start(start.base, curvatures, frames, energies)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hypercompress.factorize import input_curvature
 from hypercompress.specs import Curvature, LayerSpec, Side, Sketch
 
 
@@ -63,6 +64,11 @@ def prior_curvature(layer: LayerSpec, sketch: Sketch) -> Curvature:
     gain = output_gain(layer, sketch, power)
     if layer.side is Side.OUTPUT:
         signal = signal + torch.outer(weight @ mean, weight @ mean)
-        return Curvature(layer.side, signal, torch.diag(gain), weight @ weight.T, weight @ mean)
+        fisher, inputs, columns = torch.diag(gain), None, None
+        if layer.projects:
+            centre = mean[:: layer.taps]
+            channels = torch.diag(variance[:: layer.taps]) + torch.outer(centre, centre)
+            inputs, columns = input_curvature(weight, layer.taps, fisher, channels, centre), mean
+        return Curvature(layer.side, signal, fisher, weight @ weight.T, weight @ mean, inputs, columns)
     signal, fisher = torch.diag(variance) + torch.outer(mean, mean), (weight.T * gain) @ weight
     return Curvature(layer.side, signal, fisher, weight.T @ weight, mean)

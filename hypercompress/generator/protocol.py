@@ -1,6 +1,7 @@
 """What every generator is: spec, sketches and a budget in; factors and ranks out."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from hypercompress.factorize import Frame
@@ -8,6 +9,19 @@ from hypercompress.specs import Budget, Generation, ModelSpec, Sketch
 
 Sketches = Mapping[str, Sketch]
 Frames = dict[str, Frame]
+
+
+@dataclass(frozen=True)
+class Directions:
+    """All directions of every candidate layer, best first.
+
+    Args:
+        outputs: of the layer's matrix, on its smaller side.
+        inputs: of the input channels, for the layers that `LayerSpec.projects`.
+    """
+
+    outputs: Frames
+    inputs: Frames
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hypercompress.factorize import lost_output
+from hypercompress.factorize import lost_output, projected
 from hypercompress.specs import Curvature, LayerSpec, Side, Sketch
 
 
@@ -27,6 +27,7 @@ def give_back(
     *,
     spread: float | Float[Tensor, ""],
     shift: float | Float[Tensor, ""] = 0.0,
+    inner: tuple[Float[Tensor, "c q"], Float[Tensor, "q c"]] | None = None,
 ) -> tuple[Float[Tensor, " out"] | None, dict[str, Float[Tensor, " out"]]]:
     """New bias of a factored layer, or the changes of the BatchNorm behind it; only where `absorbs` holds.
 
@@ -34,11 +35,18 @@ def give_back(
         left, right: the projection on the layer's side; the work is done in their dtype.
         spread: share of the lost log standard deviation that a BatchNorm's scale gives back.
         shift: relative change of the mean that is given back.
+        inner: the projection of the input channels, if there is one. Its mean is given back, its variance is not.
 
     Returns:
         the bias, or ``None`` and additive changes by parameter name of the teacher.
     """
-    lost = lost_output(curvature.side, sketch.weight, left, right, curvature.mean) * (1 + shift)
+    lost = lost_output(curvature.side, sketch.weight, left, right, curvature.mean)
+    if inner is not None:
+        assert curvature.columns is not None  # measured or guessed with what the projection was made from
+        mean = curvature.columns.to(left.dtype)
+        missed = mean - projected(mean[None], (inner[0] @ inner[1]).T, layer.taps)[0]
+        lost = lost + left @ (right @ (sketch.weight.to(left.dtype) @ missed))
+    lost = lost * (1 + shift)
     if sketch.bias is not None:
         return (sketch.bias.to(lost.dtype) + lost).to(sketch.bias.dtype), {}
     norm, name = sketch.follower, layer.follower

@@ -3,7 +3,7 @@
 from hypercompress.kinds import standardised as _standardised  # noqa: F401  (registers timm's convolutions)
 from hypercompress.kinds.conv import ConvKind, LowRankConv
 from hypercompress.kinds.linear import LinearKind, LowRankLinear
-from hypercompress.kinds.low_rank import LowRank, fill
+from hypercompress.kinds.low_rank import LowRank, Projected, factors_of, fill, matrix
 from hypercompress.kinds.protocol import LayerKind
 from hypercompress.kinds.registry import kind_of, low_rank_like, register_kind
 
@@ -14,8 +14,11 @@ __all__ = [
     "LowRank",
     "LowRankConv",
     "LowRankLinear",
+    "Projected",
+    "factors_of",
     "fill",
     "kind_of",
     "low_rank_like",
+    "matrix",
     "register_kind",
 ]

@@ -1,14 +1,17 @@
-"""Convolutions of one, two and three dimensions: a full kernel to r channels, then a pointwise one (channel
-factorization).
+"""Convolutions of one, two and three dimensions, factored on one side or on both.
+
+One side (channel factorization): a full kernel to r channels, then a pointwise convolution. Both sides (Tucker-2, Kim
+et al. 2016, arXiv 1511.06530): a pointwise convolution to q channels, the kernel from q to r, a pointwise one.
 """
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from hypercompress.kinds.low_rank import LowRank
+from hypercompress.kinds.low_rank import LowRank, Projected
 from hypercompress.kinds.protocol import LayerKind
 
 POINTWISE: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -17,32 +20,38 @@ POINTWISE: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2
 class LowRankConv(LowRank):
     """A convolution to r channels, then one with kernel 1 to ``out``.
 
-    Stride, padding, dilation and padding mode belong to the first.
+    Stride, padding, dilation and padding mode belong to the first; with an input rank, to the second of three. Padding
+    and a convolution with kernel 1 and no bias commute, whatever the padding mode.
 
     Args:
         dense: what it stands in for; only its geometry is read.
         rank: number of channels between.
-        like: class of the first convolution; ``Conv2dSame`` pads by the size of each input.
+        like: class of the convolution with the kernel; ``Conv2dSame`` pads by the size of each input.
+        input_rank: channels that the input is projected to first.
 
     Shape: as the convolution that it replaces.
     """
 
-    def __init__(self, dense: Any, rank: int, like: type[nn.Module]) -> None:
+    def __init__(self, dense: Any, rank: int, like: type[nn.Module], input_rank: int | None = None) -> None:
         self.like = like
         self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
         self.kernel_size, self.stride, self.padding = dense.kernel_size, dense.stride, dense.padding
         self.dilation, self.groups, self.padding_mode = dense.dilation, 1, dense.padding_mode
-        pointwise = POINTWISE[len(dense.kernel_size)](rank, dense.out_channels, 1, bias=dense.bias is not None)
-        super().__init__(self._convolution(rank, bias=False), pointwise, rank)
+        pointwise = POINTWISE[len(dense.kernel_size)]
+        reduce = self.kernel(input_rank or self.in_channels, rank, bias=False)
+        if input_rank is not None:
+            reduce = Projected(pointwise(self.in_channels, input_rank, 1, bias=False), reduce)
+        super().__init__(reduce, pointwise(rank, dense.out_channels, 1, bias=dense.bias is not None), rank)
 
-    def _convolution(self, out: int, *, bias: bool) -> nn.Module:
+    def kernel(self, inside: int, out: int, *, bias: bool) -> nn.Module:
+        """A convolution of the same geometry over other channels."""
         geometry: dict[str, Any] = {"stride": self.stride, "dilation": self.dilation, "bias": bias}
         if self.like is not Conv2dSame:
             geometry |= {"padding": self.padding, "padding_mode": self.padding_mode}
-        return self.like(self.in_channels, out, self.kernel_size, **geometry)
+        return self.like(inside, out, self.kernel_size, **geometry)
 
     def to_dense(self) -> nn.Module:
-        return self.filled(self._convolution(self.out_channels, bias=self.bias is not None))
+        return self.filled(self.kernel(self.in_channels, self.out_channels, bias=self.bias is not None))
 
 
 class ConvKind(LayerKind):
@@ -62,7 +71,23 @@ class ConvKind(LayerKind):
         assert isinstance(module.weight, Tensor)
         return module.weight.detach().flatten(1)
 
-    def low_rank(self, module: nn.Module, rank: int) -> LowRank:
+    def low_rank(self, module: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:
         weight = module.weight
         assert isinstance(weight, Tensor)
-        return LowRankConv(module, rank, self.like).to(weight.device, weight.dtype)
+        return LowRankConv(module, rank, self.like, input_rank).to(weight.device, weight.dtype)
+
+    def input_channels(self, module: nn.Module, x: Tensor) -> Float[Tensor, "n c"]:  # noqa: ARG002
+        return self.rows(x)
+
+    def input_mean(self, module: nn.Module, x: Tensor) -> Float[Tensor, " d"]:
+        """Channel by channel, so that no matrix of d columns is ever formed."""
+        taps = self.taps(module)
+        reduce = self.low_rank(module, 1)
+        assert isinstance(reduce, LowRankConv)
+        patches = reduce.kernel(1, taps, bias=False).to(x.device, x.dtype)
+        weight = patches.weight
+        assert isinstance(weight, Tensor)
+        with torch.no_grad():
+            weight.copy_(torch.eye(taps, dtype=x.dtype, device=x.device).reshape(weight.shape))
+            seen: Tensor = patches(x.mean(0)[:, None])
+        return seen.flatten(2).mean(2).flatten()

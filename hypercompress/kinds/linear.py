@@ -30,7 +30,7 @@ class LinearKind(LayerKind):
         assert isinstance(module.weight, Tensor)
         return module.weight.detach()
 
-    def low_rank(self, module: nn.Module, rank: int) -> LowRank:
+    def low_rank(self, module: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:  # noqa: ARG002
         weight = self.matrix(module)
         out, d = weight.shape
         return LowRankLinear(d, out, rank, getattr(module, "bias", None) is not None).to(weight.device, weight.dtype)

@@ -14,7 +14,7 @@ class LowRank(nn.Sequential):
     """``expand(reduce(x))``. ``weight`` and ``bias`` read as the dense layer's would, for code that looks at them.
 
     Args:
-        reduce: to ``rank`` channels, without a bias.
+        reduce: to ``rank`` channels, without a bias; a `Projected` if the layer is factored on both sides.
         expand: to the layer's outputs, with the layer's bias.
 
     Shape: as the layer it replaces.
@@ -31,6 +31,11 @@ class LowRank(nn.Sequential):
         self.rank = rank
         self.add_module("reduce", reduce)
         self.add_module("expand", expand)
+
+    @property
+    def input_rank(self) -> int | None:
+        """Channels that the input is projected to; ``None`` if it is not."""
+        return self.reduce.input_rank if isinstance(self.reduce, Projected) else None
 
     @property
     def bias(self) -> Tensor | None:
@@ -66,16 +71,56 @@ class LowRank(nn.Sequential):
         return dense
 
 
+class Projected(nn.Sequential):
+    """A kernel over few channels: ``core(project(x))``. ``weight`` reads as that of the two in one.
+
+    Args:
+        project: a pointwise convolution of the input channels, without a bias.
+        core: the kernel, with stride, padding and dilation.
+    """
+
+    project: nn.Module
+    core: nn.Module
+
+    def __init__(self, project: nn.Module, core: nn.Module) -> None:
+        super().__init__()
+        self.add_module("project", project)
+        self.add_module("core", core)
+
+    @property
+    def input_rank(self) -> int:
+        return len(matrix(self.project))
+
+    @property
+    def weight(self) -> Tensor:
+        core = self.core.weight
+        assert isinstance(core, Tensor)
+        return torch.einsum("rq...,qc->rc...", core, matrix(self.project))
+
+
 def matrix(module: nn.Module) -> Tensor:
-    """The weight of one of the two modules as a matrix."""
+    """The weight of a module as a matrix."""
     assert isinstance(module.weight, Tensor)
     return module.weight.flatten(1)
+
+
+def factors_of(layer: LowRank) -> LayerFactors:
+    """The factors that a low-rank layer holds now; detached, without the bias."""
+    inner = layer.reduce.core if isinstance(layer.reduce, Projected) else layer.reduce
+    project = matrix(layer.reduce.project).detach() if isinstance(layer.reduce, Projected) else None
+    return LayerFactors(matrix(layer.expand).detach(), matrix(inner).detach(), None, project)
 
 
 @torch.no_grad()
 def fill(layer: LowRank, factors: LayerFactors, bias: Tensor | None) -> None:
     """Copy factors (and the bias they bring, else the dense layer's) into a low-rank layer."""
-    for part, value in ((layer.reduce, factors.reduce), (layer.expand, factors.expand)):
+    parts = [(layer.expand, factors.expand)]
+    if isinstance(layer.reduce, Projected):
+        assert factors.project is not None
+        parts += [(layer.reduce.core, factors.reduce), (layer.reduce.project, factors.project)]
+    else:
+        parts.append((layer.reduce, factors.reduce))
+    for part, value in parts:
         assert isinstance(part.weight, Tensor)
         part.weight.copy_(value.reshape(part.weight.shape))
     new = bias if factors.bias is None else factors.bias

@@ -26,11 +26,16 @@ class LayerKind(ABC):
         """The matrix that the layer multiplies with, detached; a view of its weight where it can be one."""
 
     @abstractmethod
-    def low_rank(self, module: nn.Module, rank: int) -> LowRank:
+    def low_rank(self, module: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:
         """The empty low-rank twin, on the module's device, in its dtype.
 
-        Its ``reduce`` takes what the module takes and gives ``rank`` channels; its ``expand`` holds the bias.
+        Its ``reduce`` takes what the module takes and gives ``rank`` channels; its ``expand`` holds the bias. An
+        ``input_rank`` is asked for only of a kind that gives `input_channels`: its ``reduce`` is then a `Projected`.
         """
+
+    def input_channels(self, module: nn.Module, x: Tensor) -> Float[Tensor, "n c"] | None:  # noqa: ARG002
+        """Inputs as one row of channels per sample and position, if the kind has a kernel with channels to project."""
+        return None
 
     def input_rows(self, module: nn.Module, x: Tensor) -> Float[Tensor, "n d"]:
         """Inputs as one row of the matrix product per sample and position.
@@ -45,6 +50,10 @@ class LayerKind(ABC):
             weight.copy_(torch.eye(d, dtype=x.dtype, device=x.device).reshape(weight.shape))
             rows: Tensor = reduce(x)
         return self.rows(rows)
+
+    def input_mean(self, module: nn.Module, x: Tensor) -> Float[Tensor, " d"]:
+        """Mean of `input_rows` over samples and positions."""
+        return self.input_rows(module, x.mean(0, keepdim=True)).mean(0)
 
     def rows(self, y: Tensor) -> Float[Tensor, "n c"]:
         """Outputs (or their gradients, or the reduced channels) as one row per sample and position."""

@@ -44,7 +44,7 @@ def kind_of(module: nn.Module) -> LayerKind | None:
     return _KINDS.get(type(module))
 
 
-def low_rank_like(dense: nn.Module, rank: int) -> LowRank:
+def low_rank_like(dense: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:
     """The empty low-rank layer that stands in for ``dense``, on its device, in its dtype.
 
     Raises:
@@ -53,4 +53,4 @@ def low_rank_like(dense: nn.Module, rank: int) -> LowRank:
     kind = kind_of(dense)
     if kind is None:
         raise TypeError(f"received {type(dense).__name__}; expected a registered kind of layer; see register_kind")
-    return kind.low_rank(dense, rank)
+    return kind.low_rank(dense, rank) if input_rank is None else kind.low_rank(dense, rank, input_rank)

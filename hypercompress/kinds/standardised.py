@@ -30,11 +30,11 @@ class StandardisedConvKind(ConvKind):
         options = {"weight": gain, "training": True, "momentum": 0.0, "eps": conv.eps}
         return F.batch_norm(weight[None], None, None, **options)[0]
 
-    def low_rank(self, module: nn.Module, rank: int) -> LowRank:
+    def low_rank(self, module: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:
         like = Conv2dSame if getattr(module, "same_pad", False) else nn.Conv2d
         weight = module.weight
         assert isinstance(weight, Tensor)
-        layer = LowRankConv(module, rank, like).to(weight.device, weight.dtype)
+        layer = LowRankConv(module, rank, like, input_rank).to(weight.device, weight.dtype)
         layer.restores_class = False
         return layer
 

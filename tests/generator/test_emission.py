@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from hypercompress.factorize import Metric, weighted_frame
 from hypercompress.generator.emission import (
     TEMPERATURE,
-    Start,
+    Scores,
     carried,
-    corrected,
     emit,
     rotated,
     scores,
-    start_of,
     straight_through,
 )
 from hypercompress.generator.heads import Outputs
+from hypercompress.generator.start import Start, corrected, start_of
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, ModelSpec, Unit
@@ -56,7 +55,7 @@ def outputs(n: int, seed: int | None = None, **fixed: float) -> Outputs:
     def values(*shape: int) -> Tensor:
         return torch.zeros(shape) if seed is None else torch.rand(shape, generator=generator) - 0.5
 
-    made = Outputs(*(values(n) for _ in range(5)), values(n, BANDS), torch.zeros(n, 4))
+    made = Outputs(*(values(n) for _ in range(6)), values(n, BANDS), torch.zeros(n, 4))
     return replace(made, **{key: torch.full_like(getattr(made, key), value) for key, value in fixed.items()})
 
 
@@ -73,8 +72,16 @@ def test_masks_trade_layers_against_each_other_at_constant_cost(budget: Budget) 
             assert mask is not None
             rank = emission.plan.ranks[layer.name]
             assert mask.tolist() == pytest.approx([1.0] * rank + [0.0] * (len(mask) - rank), abs=1e-6)
-            assert len(mask) == carried(layer, rank) == emission.layers[layer.name].reduce.shape[0]
-            cost = cost + mask.double().sum() * layer.rank_cost(budget.unit)
+            assert len(mask) == carried(layer.full_rank, rank) == emission.layers[layer.name].reduce.shape[0]
+            q = emission.plan.input_ranks.get(layer.name)
+            cost = cost + mask.double().sum() * layer.step(budget.unit, q)
+            inner = emission.layers[layer.name].inner
+            if inner is not None:
+                assert inner.mask is not None
+                assert inner.mask.tolist() == pytest.approx([1.0] * q + [0.0] * (len(inner.mask) - q), abs=1e-6)
+                cost = cost + inner.mask.double().sum() * layer.input_step(budget.unit, rank)
+                both = layer.cost(budget.unit, rank, q)  # the product of the two ranks is counted on either side
+                cost = cost + both - rank * layer.step(budget.unit, q) - q * layer.input_step(budget.unit, rank)
     assert float(cost.detach()) + spec.total(budget.unit) - sum(
         layer.dense_cost(budget.unit) for layer in spec.candidates if layer.name in emission.layers
     ) == pytest.approx(emission.plan.cost)
@@ -87,7 +94,8 @@ def test_mask_gradient_is_that_of_the_sigmoid_at_constant_cost() -> None:
     _, spec, _, start = prepared()
     plan = emit(spec, prepared()[2], start, outputs(len(spec.candidates)), Budget(params=0.5)).plan
     scored = {name: energy.clone().requires_grad_() for name, energy in start.energies.items()}
-    masks = straight_through(spec, scored, plan)
+    plan = replace(plan, input_ranks={})
+    masks = straight_through(spec, Scores(scored, {}), plan).outputs
     names = list(masks)
     heights, costs = [], []
     for layer in spec.candidates:
@@ -149,9 +157,9 @@ def test_training_and_inference_describe_one_student() -> None:
 def test_scores_are_energies_bent_by_weight_and_exponent() -> None:
     _, spec, _, start = prepared()
     n = len(spec.candidates)
-    for name, score in scores(spec, start, outputs(n)).items():
+    for name, score in scores(spec, start, outputs(n)).outputs.items():
         assert torch.equal(score, start.energies[name])
-    for name, score in scores(spec, start, outputs(n, weight=0.7, exponent=0.25)).items():
+    for name, score in scores(spec, start, outputs(n, weight=0.7, exponent=0.25)).outputs.items():
         energy = start.energies[name]
         relative = (energy / energy.max()).clamp_min(1e-12)
         torch.testing.assert_close(score, energy * relative**0.25 * torch.tensor(0.7).double().exp(), rtol=1e-6, atol=0)
@@ -194,9 +202,9 @@ def test_corrections_of_zero_leave_every_bit() -> None:
     _, spec, sketches, start = prepared(data=False)
     zero = {layer.name: torch.zeros(layer.full_rank) for layer in spec.candidates}
     same = corrected(spec, sketches, start, zero)
-    for name, frame in start.frames.items():
-        assert torch.equal(frame.left, same.frames[name].left)
-        assert torch.equal(frame.energy, same.frames[name].energy)
+    for name, frame in start.directions.outputs.items():
+        assert torch.equal(frame.left, same.directions.outputs[name].left)
+        assert torch.equal(frame.energy, same.directions.outputs[name].energy)
         assert torch.equal(start.curvatures[name].signal, same.curvatures[name].signal)
 
 

@@ -1,0 +1,89 @@
+"""Where the hypernetwork starts from: the analytic generator that the sketches allow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hypercompress.factorize import input_curvature, weighted_frame
+from hypercompress.generator.analytic import ANALYTIC, AnalyticGenerator
+from hypercompress.generator.protocol import Directions, Frames, Sketches
+from hypercompress.specs import Curvature, ModelSpec, Side
+
+
+@dataclass(frozen=True)
+class Start:
+    """The analytic start of one teacher, whatever the budget: ``kfac`` with measured curvature, ``prior`` without."""
+
+    base: AnalyticGenerator
+    curvatures: Mapping[str, Curvature]
+    directions: Directions
+    energies: Mapping[str, Float[Tensor, " m"]]
+    inputs: Mapping[str, Float[Tensor, " c"]]
+
+    @property
+    def measured(self) -> bool:
+        return not self.base.prior
+
+
+def start_of(spec: ModelSpec, sketches: Sketches) -> Start:
+    """The start that the sketches allow."""
+    measured = all(sketches[layer.name].curvature is not None for layer in spec.candidates)
+    base = ANALYTIC["kfac" if measured else "prior"]
+    curvatures, known = base.curvatures(spec, sketches), base.directions(spec, sketches)
+    return Start(base, curvatures, known, base.energies(known.outputs), base.energies(known.inputs))
+
+
+def corrected(spec: ModelSpec, sketches: Sketches, start: Start, changes: Mapping[str, Float[Tensor, " m"]]) -> Start:
+    """A data-free start whose bare metric (diagonal by construction) is multiplied by ``exp(changes)`` per channel."""
+    curvatures, outputs, inputs = {}, {}, {}
+    assert start.base.metric is not None
+    for layer in spec.candidates:
+        guess, factor = (
+            start.curvatures[layer.name],
+            changes[layer.name].to(start.curvatures[layer.name].signal.device).double().exp(),
+        )
+        if guess.side is Side.OUTPUT:
+            fisher, signal = torch.diag(guess.fisher.diagonal() * factor), guess.signal
+        else:  # written as a change, so that a factor of 1 leaves every bit as it is
+            variance = guess.signal.diagonal() - guess.mean**2
+            signal, fisher = guess.signal + torch.diag(variance * (factor - 1)), guess.fisher
+        channels, metric = guess.inputs, start.base.metric_for(layer, sketches[layer.name])
+        if channels is not None:
+            weight = sketches[layer.name].weight.to(fisher)
+            channels = input_curvature(weight, layer.taps, fisher, channels.signal, channels.mean)
+            inputs[layer.name] = weighted_frame(channels, metric)
+        curvature = Curvature(guess.side, signal, fisher, guess.gram, guess.mean, channels, guess.columns)
+        curvatures[layer.name], outputs[layer.name] = curvature, weighted_frame(curvature, metric)
+    energies = start.base.energies
+    return Start(start.base, curvatures, Directions(outputs, inputs), energies(outputs), energies(inputs))
+
+
+def on_device(start: Start, device: torch.device, dtype: torch.dtype) -> Start:
+    """A start whose frames lie on ``device`` in ``dtype``, curvature likewise, and energies in float64."""
+
+    def frames(given: Frames) -> Frames:
+        return {
+            name: replace(
+                frame,
+                left=frame.left.to(device, dtype),
+                right=frame.right.to(device, dtype),
+                energy=frame.energy.to(device, torch.float64),
+            )
+            for name, frame in given.items()
+        }
+
+    def curvature(c: Curvature) -> Curvature:
+        moved = (t.to(device, dtype) for t in (c.signal, c.fisher, c.gram, c.mean))
+        inputs = None if c.inputs is None else curvature(c.inputs)
+        return Curvature(c.side, *moved, inputs, None if c.columns is None else c.columns.to(device, dtype))
+
+    curvatures = {name: curvature(c) for name, c in start.curvatures.items()}
+    energies, inputs = (
+        {name: energy.to(device, torch.float64) for name, energy in part.items()}
+        for part in (start.energies, start.inputs)
+    )
+    directions = Directions(frames(start.directions.outputs), frames(start.directions.inputs))
+    return Start(start.base, curvatures, directions, energies, inputs)

@@ -1,0 +1,17 @@
+"""One meta-training step as a pure function of a hypernetwork, a teacher and a batch."""
+
+from hypercompress.meta.case import Case, budget_at, prepare_case, sample_budget
+from hypercompress.meta.loss import Objective, evaluate_case, meta_loss
+from hypercompress.meta.proposal import curvature_error, generate
+
+__all__ = [
+    "Case",
+    "Objective",
+    "budget_at",
+    "curvature_error",
+    "evaluate_case",
+    "generate",
+    "meta_loss",
+    "prepare_case",
+    "sample_budget",
+]
