@@ -170,6 +170,11 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
     """
     saved = artefact.load(Path(folder))
     ranks, inner = (_ranks(saved.config.get(key, {}), Path(folder)) for key in ("ranks", "input_ranks"))
+    if not set(inner) <= set(ranks):
+        raise ArtefactError(
+            f"received {folder}/config.json with an input rank for {', '.join(sorted(set(inner) - set(ranks)))}, which "
+            "has no rank; expected the folder as it was saved; copy it again"
+        )
     architecture = _architecture(saved.config["architecture"], Path(folder))
     if skeleton is None:
         if architecture is None:

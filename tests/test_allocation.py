@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hypercompress.allocation import allocate, pareto, predicted_kl
 from hypercompress.errors import BudgetError
-from hypercompress.factorize import plain_frame
+from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, Factors, Generation, LayerSpec, ModelSpec, RankPlan, Status, Unit
+from hypercompress.specs import Budget, LayerSpec, ModelSpec, RankPlan, Status, Unit
 from hypercompress.student import build_student
 
 
@@ -154,6 +154,59 @@ def test_greedy_is_the_best_of_all_up_to_the_last_step(problem: Problem, share: 
         assert best >= hull - 1e-9 * points[0].predicted_kl
 
 
+@pytest.mark.parametrize("unit", list(Unit))
+@pytest.mark.parametrize("stride", [1, 2])
+def test_both_sides_are_chosen_where_they_lose_less(unit: Unit, stride: int) -> None:
+    """Every form of two kernels against the plan, at many budgets."""
+    size = {"positions": 16, "input_positions": 16 * stride**2, "taps": 9}
+    spec = model_of([replace(layer("a", 6, 45), **size), replace(layer("b", 5, 36), **size)], 10)
+    generator = torch.Generator().manual_seed(1)
+
+    def falling(count: int, power: float) -> Tensor:
+        noise = torch.rand(count, generator=generator, dtype=torch.float64)
+        return (noise * torch.arange(1.0, count + 1) ** -power).sort(descending=True).values
+
+    energies, inputs = {"a": falling(6, 1), "b": falling(5, 2)}, {"a": falling(5, 3), "b": falling(4, 1)}
+    forms = []
+    for item in spec.candidates:
+        sides = [(r, q) for r in range(1, item.full_rank + 1) for q in [*range(1, item.channels + 1), None]]
+        known = [(item.dense_cost(unit), 0.0, None)]
+        for r, q in sides:
+            per = {u: hand_cost(item, u, r, q) for u in Unit}
+            assert per[unit] == item.cost(unit, r, q)
+            if q is not None:
+                assert item.cost(unit, r + 1, q) - per[unit] == item.step(unit, q)
+                assert item.cost(unit, r, q + 1) - per[unit] == item.input_step(unit, r)
+            if all(per[u] < item.dense_cost(u) for u in Unit):
+                lost = float(energies[item.name][r:].sum()) + (0 if q is None else float(inputs[item.name][q:].sum()))
+                known.append((per[unit], lost, (r, q)))
+        forms.append(known)
+    fixed = spec.total(unit) - sum(item.dense_cost(unit) for item in spec.candidates)
+    points, seen = pareto(spec, energies, unit, inputs), set()
+    for share in [points[0].share + (1 - points[0].share) * i / 39 for i in range(40)]:
+        room = share * spec.total(unit) + 1e-3
+        best = min(x[1] + y[1] for x, y in itertools.product(*forms) if fixed + x[0] + y[0] <= room) / 2
+        plan = allocate(spec, energies, budget_of(unit, min(share + 1e-9, 1.0)), nats=True, inputs=inputs)
+        assert plan.cost <= room
+        assert plan.predicted_kl == pytest.approx(predicted_kl(spec, energies, plan, inputs), abs=1e-12)
+        assert plan.predicted_kl >= best * (1 - 1e-9) - 1e-12
+        below = [point for point in points if point.share <= share + 1e-9]
+        assert plan.predicted_kl <= below[-1].predicted_kl + 1e-12
+        seen |= {(n in plan.ranks, n in plan.input_ranks) for n in ("a", "b")}
+    assert {(True, True), (False, False)} <= seen
+    alone = allocate(spec, energies, budget_of(unit, 0.5), nats=True)
+    assert not alone.input_ranks
+    both = allocate(spec, energies, budget_of(unit, 0.5), nats=True, inputs=inputs)
+    assert both.predicted_kl < alone.predicted_kl
+
+
+def hand_cost(item: LayerSpec, unit: Unit, r: int, q: int | None) -> int:
+    before, after = (1, 1) if unit is Unit.PARAMS else (item.input_positions, item.positions)
+    if q is None:
+        return after * r * (item.d + item.out)
+    return before * q * (item.d // item.taps) + after * (q * item.taps * r + r * item.out)
+
+
 def test_scale_of_all_energies_changes_no_rank() -> None:
     spec = model_of([layer("a", 12, 20), layer("b", 30, 9)])
     energies = {item.name: torch.rand(item.full_rank).double().sort(descending=True).values for item in spec.candidates}
@@ -191,8 +244,8 @@ def test_model_without_candidates_fits_a_budget_of_one_alone() -> None:
 
 
 @pytest.mark.parametrize("unit", list(Unit))
-@pytest.mark.parametrize("share", [0.3, 0.55, 0.9])
-def test_predicted_cost_is_that_of_the_student(unit: Unit, share: float) -> None:
+@pytest.mark.parametrize("share", [None, 0.3, 0.55, 0.9])
+def test_predicted_cost_is_that_of_the_student(unit: Unit, share: float | None) -> None:
     teacher = nn.Sequential(
         nn.Conv2d(3, 24, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(24),
@@ -205,10 +258,15 @@ def test_predicted_cost_is_that_of_the_student(unit: Unit, share: float) -> None
     x = torch.randn(2, 3, 11, 9)
     spec = inspect(teacher, x)
     sketches = sketch(teacher, spec, None)
-    frames = {item.name: plain_frame(sketches[item.name].weight, item.side) for item in spec.candidates}
-    plan = allocate(spec, {name: frame.energy for name, frame in frames.items()}, budget_of(unit, share), nats=False)
-    factors = {name: frames[name].factors(sketches[name].weight, rank) for name, rank in plan.ranks.items()}
-    student = build_student(teacher, spec, Generation(Factors(factors, {}), plan, "test", 0.0))
+    if share is None:  # the least that can be had, where both sides of the kernels are factored
+        flat = {item.name: torch.ones(item.full_rank) for item in spec.candidates}
+        inputs = {item.name: torch.ones(item.channels) for item in spec.candidates if item.projects}
+        share = pareto(spec, flat, unit, inputs)[0].share
+        assert set(inputs) == {"0", "4"}
+    generation = ANALYTIC["svd"].generate(spec, sketches, budget_of(unit, share))
+    plan = generation.plan
+    assert plan.input_ranks or share >= 0.3
+    student = build_student(teacher, spec, generation)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         student(x)
     params, macs = sum(p.numel() for p in student.parameters()), counter.get_total_flops() // 2 // len(x)

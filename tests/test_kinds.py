@@ -18,9 +18,9 @@ import hypercompress
 from hypercompress import Budget, compress, from_pretrained, register_kind
 from hypercompress.cli.inputs import Source, load_dense
 from hypercompress.errors import ModelError
-from hypercompress.factorize import plain_frame
+from hypercompress.factorize import by_channel, plain_frame
 from hypercompress.inspection import inspect
-from hypercompress.kinds import ConvKind, LowRank, fill, kind_of, low_rank_like
+from hypercompress.kinds import ConvKind, LowRank, factors_of, fill, kind_of, low_rank_like
 from hypercompress.kinds.registry import _KINDS
 from hypercompress.specs import Side, Status
 
@@ -79,6 +79,18 @@ def matrix(dense: nn.Module) -> Tensor:
     return kind.matrix(dense)
 
 
+def full_rank_on_both_sides(dense: nn.Module) -> LowRank:
+    """Tucker-2 with every output and every input channel kept."""
+    weight, kind = matrix(dense), kind_of(dense)
+    assert kind is not None
+    taps = kind.taps(dense)
+    inner = plain_frame(by_channel(weight, taps), Side.INPUT)
+    layer = low_rank_like(dense, len(weight), len(inner.energy))
+    factors = plain_frame(weight, Side.OUTPUT).factors(weight, len(weight), (inner.left, inner.right), taps)
+    fill(layer, factors, dense.bias if isinstance(dense.bias, Tensor) else None)
+    return layer
+
+
 def full_rank(dense: nn.Module) -> LowRank:
     weight = matrix(dense)
     side = Side.OUTPUT if weight.shape[0] <= weight.shape[1] else Side.INPUT
@@ -96,6 +108,28 @@ def test_full_rank_is_the_dense_layer(case: tuple[nn.Module, Tensor]) -> None:
     wanted = dense(x)
     tolerance = 1e-10 * max(1.0, float(wanted.detach().abs().max()))
     torch.testing.assert_close(full_rank(dense)(x), wanted, rtol=0, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
+@settings(max_examples=500)
+@given(st.one_of(convolutions(), timm_convolutions()))
+def test_full_rank_on_both_sides_is_the_dense_layer(case: tuple[nn.Module, Tensor]) -> None:
+    dense, x = case
+    wanted, layer = dense(x), full_rank_on_both_sides(dense)
+    tolerance = 1e-10 * max(1.0, float(wanted.detach().abs().max()))
+    torch.testing.assert_close(layer(x), wanted, rtol=0, atol=tolerance)
+    torch.testing.assert_close(layer.to_dense()(x), wanted, rtol=0, atol=tolerance)
+    torch.testing.assert_close(factors_of(layer).product(), matrix(dense), rtol=0, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
+@settings(max_examples=100)
+@given(st.one_of(convolutions(), timm_convolutions()))
+def test_means_of_the_columns_are_those_of_the_rows(case: tuple[nn.Module, Tensor]) -> None:
+    dense, x = case
+    kind = kind_of(dense)
+    assert kind is not None
+    torch.testing.assert_close(kind.input_mean(dense, x), kind.input_rows(dense, x).mean(0))
 
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")

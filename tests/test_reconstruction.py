@@ -15,6 +15,7 @@ from hypercompress.errors import ModelError
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
+from hypercompress.kinds import factors_of
 from hypercompress.models import load_model
 from hypercompress.reconstruction import least_squares, reconstruct
 from hypercompress.sketch import sketch

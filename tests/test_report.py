@@ -19,7 +19,18 @@ from hypercompress.specs import Budget
 from hypercompress.student import Student, build_student
 
 KEYS = {"teacher", "student", "budget", "predicted_kl", "fidelity", "generator", "seconds", "layers"}
-ROW = {"name", "kind", "status", "reason", "rank", "input_rank", "params_before", "params_after", "macs_before", "macs_after"}
+ROW = {
+    "name",
+    "kind",
+    "status",
+    "reason",
+    "rank",
+    "input_rank",
+    "params_before",
+    "params_after",
+    "macs_before",
+    "macs_after",
+}
 
 
 def made(share: float = 0.5) -> tuple[nn.Module, Student, dict[str, Any]]:

@@ -48,9 +48,14 @@ def low_rank_like(dense: nn.Module, rank: int, input_rank: int | None = None) ->
     """The empty low-rank layer that stands in for ``dense``, on its device, in its dtype.
 
     Raises:
-        TypeError: no kind is known for its class.
+        TypeError: no kind is known for its class, or it has no input channels to project.
     """
     kind = kind_of(dense)
     if kind is None:
         raise TypeError(f"received {type(dense).__name__}; expected a registered kind of layer; see register_kind")
-    return kind.low_rank(dense, rank) if input_rank is None else kind.low_rank(dense, rank, input_rank)
+    if input_rank is None:
+        return kind.low_rank(dense, rank)
+    layer = kind.low_rank(dense, rank, input_rank)
+    if layer.input_rank != input_rank:
+        raise TypeError(f"received an input rank for {type(dense).__name__}; expected a kind of layer with a kernel")
+    return layer

@@ -66,6 +66,7 @@ def prepared(data: bool, zero: bool = False) -> tuple[nn.Module, ModelSpec, dict
 
 def assert_same(a: Generation, b: Generation) -> None:
     assert dict(a.plan.ranks) == dict(b.plan.ranks)
+    assert dict(a.plan.input_ranks) == dict(b.plan.input_ranks)
     assert (a.plan.cost, a.plan.unit, a.plan.achieved) == (b.plan.cost, b.plan.unit, b.plan.achieved)
     if a.plan.predicted_kl is None or b.plan.predicted_kl is None:
         assert a.plan.predicted_kl is b.plan.predicted_kl
@@ -76,6 +77,8 @@ def assert_same(a: Generation, b: Generation) -> None:
         other = b.factors.layers[name]
         assert torch.equal(layer.expand, other.expand)
         assert torch.equal(layer.reduce, other.reduce)
+        assert (layer.project is None) is (other.project is None)
+        assert layer.project is None or other.project is None or torch.equal(layer.project, other.project)
         assert (layer.bias is None) is (other.bias is None)
         assert layer.bias is None or other.bias is None or torch.equal(layer.bias, other.bias)
     assert set(a.factors.deltas) == set(b.factors.deltas)
@@ -88,6 +91,14 @@ def test_untrained_network_is_the_analytic_generator_bit_for_bit(data: bool, bud
     _, spec, sketches = prepared(data)
     analytic = ANALYTIC["kfac" if data else "prior"].generate(spec, sketches, budget)
     assert_same(HypernetGenerator(Hypernetwork()).generate(spec, sketches, budget), analytic)
+
+
+@pytest.mark.parametrize("data", [True, False], ids=["data", "no data"])
+def test_budgets_of_these_tests_factor_some_layers_on_both_sides(data: bool) -> None:
+    _, spec, sketches = prepared(data)
+    plans = [ANALYTIC["kfac" if data else "prior"].generate(spec, sketches, budget).plan for budget in BUDGETS]
+    assert any(plan.input_ranks for plan in plans)
+    assert any(set(plan.ranks) - set(plan.input_ranks) for plan in plans)
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
