@@ -4,10 +4,9 @@ Each rank draws its own teacher, budget and images for each step from a generato
 is the same whatever happened before the step, and a resumed one goes on as if it had never stopped.
 """
 
-import csv
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,68 +33,8 @@ from hypercompress.meta import (
 from hypercompress.models import load_model
 from hypercompress.specs import Afterwards, Budget, Unit
 from lightning_modules.data import CachedImages, open_part
+from lightning_modules.episodes import Entry, Episodes, Member, read_index
 from lightning_modules.teacher import Optimization, require_finite
-
-
-@dataclass(frozen=True)
-class Episodes:
-    """What the steps are drawn from.
-
-    Args:
-        images: images in a batch.
-        calibration: images behind each teacher's curvature.
-        look_ahead: distillation steps to choose from; 0 is the student as generated.
-        refit: share of the episodes with data and without distillation that refit the student, in [0, 1].
-        refit_images: calibration images that such a student is refitted on.
-        free: share of the steps without data, in [0, 1].
-        validation: images of the held-out part on which students are judged.
-        validation_steps: distillation steps of the look-ahead column of the validation.
-    """
-
-    images: int = 64
-    calibration: int = 1024
-    look_ahead: tuple[int, ...] = (0, 0, 5)
-    refit: float = 0.5
-    refit_images: int = 512
-    free: float = 0.3
-    validation: int = 512
-    validation_steps: int = 20
-
-
-@dataclass(frozen=True)
-class Member:
-    """A teacher of the zoo with its images at hand."""
-
-    case: Case
-    calibration: Tensor
-    train: Tensor
-    held_out: Tensor
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of the zoo's index."""
-
-    name: str
-    folder: Path
-    data: str
-    split: str
-
-
-def read_index(zoo: Path) -> list[Entry]:
-    """Rows of ``zoo.csv``: name, data and split (``train`` or ``heldout``); each teacher is a folder beside it.
-
-    Raises:
-        DataError: no index, or no teacher to train on.
-    """
-    path = zoo / "zoo.csv"
-    if not path.is_file():
-        raise DataError(f"received {zoo} without zoo.csv; expected a zoo; run python -m lightning_modules.zoo first")
-    with path.open(newline="") as file:
-        rows = [Entry(r["name"], zoo / r["name"], r["data"], r["split"]) for r in csv.DictReader(file)]
-    if not any(row.split == "train" for row in rows):
-        raise DataError(f"received {path} without a teacher of split 'train'; expected at least one; build the zoo")
-    return rows
 
 
 class Steps(IterableDataset[int]):
@@ -219,7 +158,11 @@ class MetaTraining(LightningModule):
         generator = torch.Generator().manual_seed(self.seed)
         steps = [self._batch(member, generator) for _ in range(self.episodes.validation_steps)] if thorough else []
         found: dict[str, list[float]] = {}
-        modes = {"data_0": (True, [], False), "data_refit": (True, [], True), "free_0": (False, [], False)}
+        modes: dict[str, tuple[bool, list[Tensor], bool]] = {
+            "data_0": (True, [], False),
+            "data_refit": (True, [], True),
+            "free_0": (False, [], False),
+        }
         if thorough:
             modes[f"data_{len(steps)}"] = (True, steps, False)
         for key, (measured, ahead, refit) in modes.items():

@@ -108,8 +108,9 @@ class AnalyticGenerator:
             factors = frame.factors(sketch.weight, rank, kept, layer.taps)
             if layer.name in curvatures and absorbs(layer, sketch):
                 left, right = frame.left[:, :rank], frame.right[:rank]
-                options = {"spread": self.spread, "inner": kept}
-                bias, changes = give_back(layer, sketch, curvatures[layer.name], left, right, **options)
+                bias, changes = give_back(
+                    layer, sketch, curvatures[layer.name], left, right, spread=self.spread, inner=kept
+                )
                 factors = replace(factors, bias=bias)
                 deltas.update(changes)
             layers[layer.name] = factors

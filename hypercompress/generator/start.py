@@ -76,9 +76,10 @@ def on_device(start: Start, device: torch.device, dtype: torch.dtype) -> Start:
         }
 
     def curvature(c: Curvature) -> Curvature:
-        moved = (t.to(device, dtype) for t in (c.signal, c.fisher, c.gram, c.mean))
+        signal, fisher, gram, mean = (t.to(device, dtype) for t in (c.signal, c.fisher, c.gram, c.mean))
         inputs = None if c.inputs is None else curvature(c.inputs)
-        return Curvature(c.side, *moved, inputs, None if c.columns is None else c.columns.to(device, dtype))
+        columns = None if c.columns is None else c.columns.to(device, dtype)
+        return Curvature(c.side, signal, fisher, gram, mean, inputs, columns)
 
     curvatures = {name: curvature(c) for name, c in start.curvatures.items()}
     energies, inputs = (

@@ -12,7 +12,8 @@ import train
 from hypercompress.errors import DataError
 from hypercompress.generator import HypernetGenerator, load_generator
 from hypercompress.specs import Unit
-from lightning_modules.meta_training import MetaTraining, read_index, validation_budgets
+from lightning_modules.episodes import read_index
+from lightning_modules.meta_training import MetaTraining, validation_budgets
 
 Folders = tuple[Path, Path]
 

@@ -1,0 +1,28 @@
+"""Frozen data that the parts exchange: what a model is, what it may cost, what was decided.
+
+Shape letters used throughout the package: ``out`` output features of a layer; ``d`` the columns of its
+weight matrix (``in`` for a Linear, ``in * kh * kw`` for a convolution); ``m = min(out, d)`` the side on
+which curvature is kept; ``c`` input channels; ``r`` a rank; ``q`` an input rank.
+"""
+
+from hypercompress.specs.budget import Afterwards, Budget, Unit
+from hypercompress.specs.layers import LayerSpec, ModelSpec, Side, Status
+from hypercompress.specs.plans import Factors, Generation, LayerFactors, RankPlan
+from hypercompress.specs.sketches import Curvature, NormStatistics, Sketch
+
+__all__ = [
+    "Afterwards",
+    "Budget",
+    "Curvature",
+    "Factors",
+    "Generation",
+    "LayerFactors",
+    "LayerSpec",
+    "ModelSpec",
+    "NormStatistics",
+    "RankPlan",
+    "Side",
+    "Sketch",
+    "Status",
+    "Unit",
+]

@@ -1,0 +1,64 @@
+"""What a student may cost, and what will be done with it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hypercompress.errors import BudgetError
+
+
+class Unit(StrEnum):
+    """What a budget counts."""
+
+    PARAMS = "params"
+    MACS = "macs"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A share of the whole teacher, met from below: exactly one of the two is given.
+
+    Args:
+        params: student parameters / teacher parameters, in (0, 1].
+        macs: student multiply-accumulates / teacher multiply-accumulates at the spec's input size, in (0, 1].
+
+    Raises:
+        BudgetError: none or both given, or a share outside (0, 1].
+    """
+
+    params: float | None = None
+    macs: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [v for v in (self.params, self.macs) if v is not None]
+        if len(given) != 1:
+            raise BudgetError(
+                f"received params={self.params}, macs={self.macs}; expected exactly one budget; give one of the two"
+            )
+        if not 0.0 < given[0] <= 1.0:
+            raise BudgetError(
+                f"received a {self.unit} budget of {given[0]:g}; expected a share of the teacher above 0 and at "
+                "most 1, such as 0.4; choose one in that range"
+            )
+
+    @property
+    def unit(self) -> Unit:
+        return Unit.PARAMS if self.params is not None else Unit.MACS
+
+    @property
+    def share(self) -> float:
+        share = self.params if self.params is not None else self.macs
+        assert share is not None  # __post_init__ holds
+        return share
+
+
+@dataclass(frozen=True)
+class Afterwards:
+    """What will be done with a student once it is generated.
+
+    Args:
+        steps: distillation steps.
+        refit: whether its output factors are refitted (`reconstruction.py`).
+    """
+
+    steps: int = 0
+    refit: bool = False

@@ -1,0 +1,155 @@
+"""The teacher as data: its layers, and what they cost in each form."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hypercompress.specs.budget import Unit
+
+
+class Status(StrEnum):
+    """What became of a layer."""
+
+    FACTORED = "factored"
+    KEPT = "kept"
+    UNSUPPORTED = "unsupported"
+    TIED = "tied"
+
+
+class Side(StrEnum):
+    """The smaller side of a weight matrix, on which its curvature is kept."""
+
+    OUTPUT = "output"
+    INPUT = "input"
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One weight-bearing module of the teacher.
+
+    Args:
+        name: dotted path in the teacher.
+        kind: name of the layer's kind (``linear``, ``conv2d``, ...), or the class name of anything else.
+        status: ``FACTORED`` here means *may be factored*; allocation can still keep it dense.
+        reason: why it is not factored; empty when it may be.
+        out, d: shape of the weight matrix; 0 for layers that are no matrix.
+        positions: output positions per sample, summed over calls (1 for a Linear on a vector).
+        input_positions: positions of the input per sample, summed over calls; 0 for kinds without a kernel.
+        calls: times the layer runs in one forward pass.
+        params: parameters the module owns, bias included.
+        depth: order of the first call in a forward pass, -1 if never called.
+        bias: whether the layer has a bias.
+        axis: of the channels in the layer's output: 1 for convolutions, -1 for linear layers.
+        taps: positions of the input that one output reads: the size of a convolution's kernel.
+        strided: whether a convolution has fewer outputs than inputs.
+        folded: parameters besides matrix and bias that the factors take in, such as a gain.
+        follower: dotted path of the norm that reads this layer's output, if one directly does.
+        feeder: dotted path of the last norm called before this layer, if any.
+    """
+
+    name: str
+    kind: str
+    status: Status
+    reason: str
+    out: int
+    d: int
+    positions: int
+    params: int
+    depth: int
+    bias: bool
+    axis: int = -1
+    taps: int = 1
+    strided: bool = False
+    folded: int = 0
+    follower: str | None = None
+    feeder: str | None = None
+    calls: int = 1
+    input_positions: int = 0
+
+    @property
+    def channels(self) -> int:
+        """Input channels."""
+        return self.d // self.taps
+
+    @property
+    def projects(self) -> bool:
+        """Whether the input channels may be factored too (Tucker-2): a kernel, with curvature on its output side."""
+        return self.taps > 1 and self.input_positions > 0 and self.side is Side.OUTPUT
+
+    def cost(self, unit: Unit, rank: int, input_rank: int | None = None) -> int:
+        """Cost of the factored layer at rank r, or at input rank q and rank r."""
+        if input_rank is None:
+            return rank * self.rank_cost(unit)
+        before, after = (1, 1) if unit is Unit.PARAMS else (self.input_positions, self.positions)
+        return before * input_rank * self.channels + after * rank * (self.taps * input_rank + self.out)
+
+    def step(self, unit: Unit, input_rank: int | None) -> int:
+        """Cost of one more rank."""
+        return self.cost(unit, 1, input_rank) - (0 if input_rank is None else self.cost(unit, 0, input_rank))
+
+    def input_step(self, unit: Unit, rank: int) -> int:
+        """Cost of one more input rank."""
+        return self.cost(unit, rank, 1) - self.cost(unit, rank, 0)
+
+    @property
+    def rank_params(self) -> int:
+        """Parameters of one more rank."""
+        return self.out + self.d
+
+    @property
+    def rank_macs(self) -> int:
+        """Multiply-accumulates per sample of one more rank."""
+        return self.positions * (self.out + self.d)
+
+    @property
+    def dense_params(self) -> int:
+        """Parameters that a factorization replaces: the dense matrix and what is folded into it."""
+        return self.out * self.d + self.folded
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates per sample of the dense layer."""
+        return self.positions * self.out * self.d
+
+    def rank_cost(self, unit: Unit) -> int:
+        return self.rank_params if unit is Unit.PARAMS else self.rank_macs
+
+    def dense_cost(self, unit: Unit) -> int:
+        return self.dense_params if unit is Unit.PARAMS else self.dense_macs
+
+    @property
+    def side(self) -> Side:
+        return Side.OUTPUT if self.out <= self.d else Side.INPUT
+
+    @property
+    def full_rank(self) -> int:
+        return min(self.out, self.d)
+
+    @property
+    def max_rank(self) -> int:
+        """Largest rank whose two factors are smaller than the dense matrix (0: factoring never pays)."""
+        return min(self.full_rank, max(0, -(-self.out * self.d // self.rank_params) - 1))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The teacher as data: every weight-bearing layer and the whole model's cost.
+
+    Args:
+        layers: in order of first call; layers that are never called last.
+        params: parameters of the whole teacher, tied ones counted once.
+        macs: multiply-accumulates of one sample at ``input_size``.
+        input_size: shape of one input without the batch axis; empty when the input is no single tensor.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    params: int
+    macs: int
+    input_size: tuple[int, ...]
+
+    @property
+    def candidates(self) -> tuple[LayerSpec, ...]:
+        """Layers that may be factored."""
+        return tuple(layer for layer in self.layers if layer.status is Status.FACTORED)
+
+    def total(self, unit: Unit) -> int:
+        return self.params if unit is Unit.PARAMS else self.macs

@@ -1,0 +1,80 @@
+"""What a generator answers: ranks and factors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hypercompress.specs.budget import Unit
+
+
+@dataclass(frozen=True)
+class LayerFactors:
+    """``expand @ reduce`` stands in for the layer's weight matrix; ``bias`` replaces its bias if given.
+
+    With ``project`` the layer is factored on both sides (Tucker-2): ``reduce`` holds a kernel over its q channels.
+    """
+
+    expand: Float[Tensor, "out r"]
+    reduce: Float[Tensor, "r d"]
+    bias: Float[Tensor, " out"] | None = None
+    project: Float[Tensor, "q c"] | None = None
+
+    @property
+    def rank(self) -> int:
+        return int(self.reduce.shape[0])
+
+    def product(self) -> Float[Tensor, "out d"]:
+        """The matrix that the factors stand for."""
+        if self.project is None:
+            return self.expand @ self.reduce
+        kernel = self.reduce.unflatten(1, (len(self.project), -1))
+        return self.expand @ torch.einsum("rqt,qc->rct", kernel, self.project).flatten(1)
+
+    @property
+    def input_rank(self) -> int | None:
+        return None if self.project is None else int(self.project.shape[0])
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """Which layer gets which rank.
+
+    Args:
+        ranks: rank of each factored layer; candidates that are absent stay dense.
+        unit: what ``cost`` counts.
+        cost: the student's parameters or multiply-accumulates.
+        achieved: ``cost`` as a share of the teacher.
+        predicted_kl: nats of KL(teacher || student) the additive model predicts; ``None`` without curvature.
+        input_ranks: input rank of each factored layer that is factored on both sides.
+    """
+
+    ranks: Mapping[str, int]
+    unit: Unit
+    cost: int
+    achieved: float
+    predicted_kl: float | None
+    input_ranks: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Everything a generator says about a student: factors by layer, and small changes to other parameters.
+
+    ``deltas`` maps parameter names of the *teacher* (norm weights and biases) to an additive change.
+    """
+
+    layers: Mapping[str, LayerFactors]
+    deltas: Mapping[str, Float[Tensor, " c"]]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generator's answer. ``strength`` in [0, 1] scales what a hypernetwork adds (0: the analytic student)."""
+
+    factors: Factors
+    plan: RankPlan
+    generator: str
+    strength: float
