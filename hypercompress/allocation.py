@@ -20,12 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hypercompress.errors import BudgetError
-from hypercompress.specs import Budget, LayerSpec, ModelSpec, RankPlan, Unit
+from hypercompress.specs import COUNTED, Budget, LayerSpec, ModelSpec, RankPlan, Unit
 
 Energies = Mapping[str, Float[Tensor, " m"]]
 InputEnergies = Mapping[str, Float[Tensor, " c"]]
 NONE: InputEnergies = {}
 FINE = 48  # ranks up to here are tried one by one on the two-sided menu, above it in steps of a twentieth
+
+LEAST = {
+    Unit.PARAMS: "rank 1 in each is the least",
+    Unit.MACS: "rank 1 in each is the least",
+    Unit.LATENCY: "the fastest form that was measured in each is the least",
+}
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,18 @@ class _Segment:
 
 @lru_cache(maxsize=256)
 def _forms(layer: LayerSpec, unit: Unit) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Ranks, input ranks (0: none) and costs of every factored form that is smaller than dense in both units."""
+    """Ranks, input ranks (0: none) and costs of the factored forms that are smaller than dense in both counted units;
+    of latency, those that were measured to be faster.
+    """
+    if unit is Unit.LATENCY:
+        times = np.array(layer.measured.forms if layer.measured else [], dtype=np.int64).reshape(-1, 3)
+        return times[:, 0], times[:, 1], times[:, 2]
     ranks = np.arange(1, layer.max_rank + 1, dtype=np.int64)
     columns = [(ranks, np.zeros_like(ranks), ranks * layer.rank_cost(unit))]
     if layer.projects:
         q, r = (a.ravel() for a in np.meshgrid(_grid(layer.channels), _grid(layer.full_rank), indexing="ij"))
-        costs = {u: _cost(layer, u, r, q) for u in Unit}
-        small = np.logical_and(*(costs[u] < layer.dense_cost(u) for u in Unit))
+        costs = {u: _cost(layer, u, r, q) for u in COUNTED}
+        small = np.logical_and(*(costs[u] < layer.dense_cost(u) for u in COUNTED))
         columns.append((r[small], q[small], costs[unit][small]))
     rank, inner, cost = (np.concatenate(column) for column in zip(*columns, strict=True))
     return rank, inner, cost
@@ -117,10 +128,10 @@ class _Curve:
             rank, inner, cost, loss = rank[here], inner[here], cost[here], loss[here]
         else:
             loss = loss + np.where(inner > 0, self.inner[inner], 0.0)
+        corners: list[tuple[Form, int, float]] = []
         order = np.lexsort((loss, cost))
         best = np.minimum.accumulate(loss[order])
-        front = order[(loss[order] <= best) & np.concatenate([[True], best[1:] < best[:-1]])]
-        corners: list[tuple[Form, int, float]] = []
+        front = order[(loss[order] <= best) & (np.diff(best, prepend=np.inf) < 0)]
         for at in front.tolist():
             _append(corners, (Form(int(rank[at]), int(inner[at]) or None), int(cost[at]), float(loss[at])))
         _append(corners, (Form(), self.cost(Form()), 0.0))
@@ -132,7 +143,10 @@ class _Curve:
         if rank is None:
             return
         steps = [Form()]
-        if q is None:
+        if self.unit is Unit.LATENCY:  # no ranks but the measured ones
+            forms = zip(*(a.tolist() for a in _forms(self.spec, self.unit)[:2]), strict=True)
+            steps += [Form(r, inner or None) for r, inner in forms if self.inner is not None or not inner]
+        elif q is None:
             steps += [Form(rank + 1)] if rank < self.spec.max_rank else []
         else:
             steps += [Form(rank + 1, q)] if rank < self.spec.full_rank else []
@@ -142,13 +156,13 @@ class _Curve:
             if form.rank is not None and not self._smaller(form):
                 continue
             cost = self.cost(form) - now
-            if 0 < cost <= room:
+            if 0 < cost <= room and self.loss(form) <= lost:
                 yield (lost - self.loss(form)) / cost, form
 
     def _smaller(self, form: Form) -> bool:
         assert form.rank is not None
         rank, inner = form.rank, form.input_rank
-        return all(self.spec.cost(unit, rank, inner) < self.spec.dense_cost(unit) for unit in Unit)
+        return all(self.spec.cost(unit, rank, inner) < self.spec.dense_cost(unit) for unit in COUNTED)
 
 
 def _append(corners: list[tuple[Form, int, float]], point: tuple[Form, int, float]) -> None:
@@ -217,7 +231,7 @@ def allocate(
     if room < 0:
         raise BudgetError(
             f"received a {unit} budget of {budget.share:g}; expected between {_ceil(floor / total)} and 1 for this "
-            f"model ({len(curves)} layers can be factored, rank 1 in each is the least); choose a share in that range"
+            f"model ({len(curves)} layers can be factored, {LEAST[unit]}); choose a share in that range"
         )
     blocked: set[int] = set()
     for segment in segments:
@@ -246,6 +260,12 @@ def _fill(curves: list[_Curve], room: int) -> None:
         room += curves[index].cost()
         curves[index].form = form
         room -= curves[index].cost()
+
+
+def least_share(spec: ModelSpec, unit: Unit) -> float:
+    """The smallest budget that can be had, whatever it does to the outputs."""
+    costs = (min([*_forms(layer, unit)[2].tolist(), layer.dense_cost(unit)]) for layer in spec.candidates)
+    return float((_fixed_cost(spec, unit) + sum(costs)) / max(1, spec.total(unit)))
 
 
 def predicted_kl(spec: ModelSpec, energies: Energies, plan: RankPlan, inputs: InputEnergies = NONE) -> float:

@@ -19,11 +19,13 @@ from hypercompress.fidelity import compare, reestimate_norms
 from hypercompress.generator import Generator, HypernetGenerator, load_generator
 from hypercompress.guard import STRENGTHS, choose
 from hypercompress.inspection import inspect
+from hypercompress.latency import measure_latency, resized, times_of
 from hypercompress.reconstruction import reconstruct
 from hypercompress.report import bytes_of, make_report
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, Generation, ModelSpec
+from hypercompress.specs import Budget, Generation, ModelSpec, Unit
 from hypercompress.student import Student, build_student
+from hypercompress.targeting import targeted
 
 LARGEST_OUTPUT = 2**26  # elements of one layer's output during reconstruction: 256 MiB in float32
 
@@ -57,6 +59,7 @@ class Plan:
     sketches: dict[str, Any]
     split: CalibrationSplit | None
     generator: Generator
+    timed: Any = None  # the batch that latency is measured with, if it was
 
 
 def prepare(
@@ -66,10 +69,15 @@ def prepare(
     *,
     example: Any = None,
     forward_fn: ForwardFn | None = None,
+    latency_batch: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
-    """Inspect the teacher, load the generator and measure the sketches: everything but the budget."""
+    """Inspect the teacher, load the generator and measure the sketches: everything but the budget.
+
+    Args:
+        latency_batch: samples of the batch that a latency budget is about; ``None``: no times are measured.
+    """
     chosen = load_generator(generator, has_data=data is not None) if isinstance(generator, (str, Path)) else generator
     if data is None and getattr(chosen, "needs_data", False):
         raise GeneratorError(
@@ -78,10 +86,14 @@ def prepare(
         )
     device = next(teacher.parameters()).device
     split = None if data is None else split_batches(data, device)
-    spec = inspect(teacher, example_of(teacher, split, example), forward_fn)
+    example = example_of(teacher, split, example)
+    spec, timed = inspect(teacher, example, forward_fn), None
+    if latency_batch is not None:
+        timed = resized(example, latency_batch)
+        spec = measure_latency(teacher, spec, timed, forward_fn=forward_fn, progress=progress)
     batches = None if split is None else split.statistics
     sketches = sketch(teacher, spec, batches, forward_fn=forward_fn, seed=seed, progress=progress)
-    return Plan(teacher, spec, sketches, split, chosen)
+    return Plan(teacher, spec, sketches, split, chosen, timed)
 
 
 def compress(  # noqa: PLR0913  (the facade: each argument has a default)
@@ -95,6 +107,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     architecture: Architecture | None = None,
     refit: bool = True,
     norms: bool = True,
+    latency_batch: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Student:
@@ -102,7 +115,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
 
     Args:
         teacher: any module; not modified.
-        budget: share of the teacher's parameters or multiply-accumulates, met from below.
+        budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
         data: calibration batches (tensors, tuples or dicts; labels are not read); ``None``: from weights alone.
         generator: ``auto`` (the released hypernetwork), ``hypernet``, ``svd``, ``whitened``, ``kfac``, ``prior``, a
             folder of a meta-trained hypernetwork, or any `Generator`.
@@ -112,6 +125,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         refit: with data, reconstruct the layers' outputs one after another (`reconstruction.py`) if held-out images
             say that it helps.
         norms: with data, re-estimate BatchNorm moments if held-out images say that it helps.
+        latency_batch: samples of the batch that a latency budget is about.
         seed: of everything that is drawn.
         progress: called with a phase name and a count.
 
@@ -122,7 +136,16 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         >>> student = compress(teacher, Budget(params=0.4), data=loader)  # doctest: +SKIP
     """
     start = time.perf_counter()
-    plan = prepare(teacher, data, generator, example=example, forward_fn=forward_fn, seed=seed, progress=progress)
+    plan = prepare(
+        teacher,
+        data,
+        generator,
+        example=example,
+        forward_fn=forward_fn,
+        latency_batch=latency_batch if budget.unit is Unit.LATENCY else None,
+        seed=seed,
+        progress=progress,
+    )
     return finish(plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start)
 
 
@@ -144,6 +167,9 @@ def finish(
     def built(generation: Generation) -> Student:
         return build_student(teacher, spec, generation, architecture)
 
+    target = budget
+    if budget.unit is Unit.LATENCY:
+        budget = targeted(teacher, spec, plan.sketches, plan.generator, budget, built, plan.timed, forward_fn)
     if split is None:
         generation = plan.generator.generate(spec, plan.sketches, budget)
         student, steps = built(generation), {"refit": False, "norms": "kept"}
@@ -152,7 +178,7 @@ def finish(
     fidelity = None if split is None else compare(teacher, student, split.confirm, forward_fn)
     report = make_report(
         spec,
-        budget,
+        target,
         generation,
         teacher_bytes=bytes_of(teacher),
         student_bytes=bytes_of(student),
@@ -160,7 +186,22 @@ def finish(
         fidelity=fidelity,
     )
     student.report = {**report, **steps}
+    if target.unit is Unit.LATENCY:
+        _time(student, plan, forward_fn)
     return student
+
+
+def _time(student: Student, plan: Plan, forward_fn: ForwardFn | None) -> None:
+    """Put what the student really takes into its report."""
+    dense, ours = times_of(plan.teacher, student, plan.timed, forward_fn)
+    student.report["budget"]["achieved"] = ours / dense
+    student.report["latency"] = {
+        "teacher_ms": dense,
+        "student_ms": ours,
+        "batch_size": batch_size(plan.timed),
+        "threads": torch.get_num_threads(),
+        "device": str(next(plan.teacher.parameters()).device),
+    }
 
 
 def _guarded(

@@ -16,7 +16,7 @@ from hypercompress.errors import BudgetError
 from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, LayerSpec, ModelSpec, RankPlan, Status, Unit
+from hypercompress.specs import COUNTED, Budget, LayerSpec, ModelSpec, RankPlan, Status, Unit
 from hypercompress.student import build_student
 
 
@@ -79,7 +79,7 @@ def cost_of(spec: ModelSpec, ranks: dict[str, int | None], unit: Unit) -> int:
 
 
 @settings(max_examples=150)
-@given(problems(), st.floats(0.01, 1), st.sampled_from(list(Unit)))
+@given(problems(), st.floats(0.01, 1), st.sampled_from(list(COUNTED)))
 def test_budget_is_met_from_below_within_one_rank(problem: Problem, share: float, unit: Unit) -> None:
     spec, energies = made(problem)
     total = spec.total(unit)
@@ -98,7 +98,7 @@ def test_budget_is_met_from_below_within_one_rank(problem: Problem, share: float
 
 
 @settings(max_examples=80)
-@given(problems(), st.sampled_from(list(Unit)))
+@given(problems(), st.sampled_from(list(COUNTED)))
 def test_a_larger_budget_never_predicts_more_loss_than_pareto_allows(problem: Problem, unit: Unit) -> None:
     spec, energies = made(problem)
     points = pareto(spec, energies, unit)
@@ -120,14 +120,14 @@ def test_a_larger_budget_never_predicts_more_loss_than_pareto_allows(problem: Pr
 def test_corners_are_met_exactly_however_large_the_model() -> None:
     spec = model_of([layer(f"l{i}", 4096 + i, 11_008 + 7 * i, 1013 + i) for i in range(8)], 999_983)
     energies = {item.name: torch.rand(item.full_rank).double().sort(descending=True).values for item in spec.candidates}
-    for unit in Unit:
+    for unit in COUNTED:
         for point in pareto(spec, energies, unit)[::6_000]:
             plan = allocate(spec, energies, budget_of(unit, point.share), nats=True)
             assert plan.achieved == point.share
 
 
 @settings(max_examples=60)
-@given(problems(largest=7, count=3), st.floats(0.05, 1), st.sampled_from(list(Unit)))
+@given(problems(largest=7, count=3), st.floats(0.05, 1), st.sampled_from(list(COUNTED)))
 def test_greedy_is_the_best_of_all_up_to_the_last_step(problem: Problem, share: float, unit: Unit) -> None:
     spec, energies = made(problem)
     choices = [[*range(1, item.max_rank + 1), None] for item in spec.candidates]
@@ -154,7 +154,7 @@ def test_greedy_is_the_best_of_all_up_to_the_last_step(problem: Problem, share: 
         assert best >= hull - 1e-9 * points[0].predicted_kl
 
 
-@pytest.mark.parametrize("unit", list(Unit))
+@pytest.mark.parametrize("unit", list(COUNTED))
 @pytest.mark.parametrize("stride", [1, 2])
 def test_both_sides_are_chosen_where_they_lose_less(unit: Unit, stride: int) -> None:
     """Every form of two kernels against the plan, at many budgets."""
@@ -172,12 +172,12 @@ def test_both_sides_are_chosen_where_they_lose_less(unit: Unit, stride: int) -> 
         sides = [(r, q) for r in range(1, item.full_rank + 1) for q in [*range(1, item.channels + 1), None]]
         known = [(item.dense_cost(unit), 0.0, None)]
         for r, q in sides:
-            per = {u: hand_cost(item, u, r, q) for u in Unit}
+            per = {u: hand_cost(item, u, r, q) for u in COUNTED}
             assert per[unit] == item.cost(unit, r, q)
             if q is not None:
                 assert item.cost(unit, r + 1, q) - per[unit] == item.step(unit, q)
                 assert item.cost(unit, r, q + 1) - per[unit] == item.input_step(unit, r)
-            if all(per[u] < item.dense_cost(u) for u in Unit):
+            if all(per[u] < item.dense_cost(u) for u in COUNTED):
                 lost = float(energies[item.name][r:].sum()) + (0 if q is None else float(inputs[item.name][q:].sum()))
                 known.append((per[unit], lost, (r, q)))
         forms.append(known)
@@ -243,7 +243,7 @@ def test_model_without_candidates_fits_a_budget_of_one_alone() -> None:
         allocate(spec, {}, Budget(params=0.99), nats=True)
 
 
-@pytest.mark.parametrize("unit", list(Unit))
+@pytest.mark.parametrize("unit", list(COUNTED))
 @pytest.mark.parametrize("share", [None, 0.3, 0.55, 0.9])
 def test_predicted_cost_is_that_of_the_student(unit: Unit, share: float | None) -> None:
     teacher = nn.Sequential(

@@ -415,7 +415,9 @@ def test_a_mistake_in_the_words_is_one_line(run: Run, words: tuple[str, ...], pa
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (("--latency", "0.6"), "the latency budget is not available yet"),
+        (("--latency", "0.6", "--latency-batch-size", "0"), "--latency-batch-size 0"),
+        (("--latency", "1.6"), "a latency budget of 1.6"),
+        (("--latency", "0.5", "--macs", "0.5"), "received --macs 0.5 and --latency 0.5"),
         ((), "received no budget"),
         (("--params", "0.5", "--macs", "0.5"), "expected one; drop the other"),
         (("--params", "0.5", "--device", "tpu"), "--device tpu"),

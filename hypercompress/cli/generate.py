@@ -17,7 +17,7 @@ from hypercompress.compress import finish, prepare
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, HypercompressError
 from hypercompress.generator import load_generator
-from hypercompress.specs import Budget, ModelSpec
+from hypercompress.specs import Budget, ModelSpec, Unit
 
 
 def generate(arguments: Namespace) -> None:
@@ -28,7 +28,6 @@ def generate(arguments: Namespace) -> None:
     """
     checks.require(
         lambda: checks.model(arguments.model),
-        lambda: _latency(arguments.latency),
         lambda: _budget(arguments),
         lambda: _output(arguments),
         lambda: _generator(arguments),
@@ -70,7 +69,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     start = time.perf_counter()
     terminal.phase("measure curvature" if batches else "read weights", count or None)
     name = arguments.generator if budget is not None else pareto.GENERATOR
-    plan = prepare(teacher, batches, name, seed=arguments.seed, progress=terminal.progress)
+    timed = arguments.latency_batch_size if budget is not None and budget.unit is Unit.LATENCY else None
+    plan = prepare(teacher, batches, name, latency_batch=timed, seed=arguments.seed, progress=terminal.progress)
     result: dict[str, Any] = {}
     if budget is not None:
         terminal.note("generator", f"{plan.generator.name}{' (chosen by auto)' if name == 'auto' else ''}")
@@ -88,31 +88,30 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     return result
 
 
-def _latency(share: float | None) -> None:
-    if share is not None:
-        raise BudgetError(
-            f"received --latency {share:g}; expected --params or --macs, because the latency budget is not available "
-            "yet; use --macs"
-        )
-
-
 def _budget(arguments: Namespace) -> Budget | None:
     """The budget given; ``None`` if only the trade-off is asked for."""
-    if arguments.params is None and arguments.macs is None:
-        if arguments.pareto is not None or arguments.latency is not None:  # the latter has a fault of its own
+    shares = {unit: getattr(arguments, unit) for unit in Unit if getattr(arguments, unit) is not None}
+    if not shares:
+        if arguments.pareto is not None:
             return None
-        raise BudgetError("received no budget; expected --params or --macs; pass a share such as --params 0.4")
-    if arguments.params is not None and arguments.macs is not None:
         raise BudgetError(
-            f"received --params {arguments.params:g} and --macs {arguments.macs:g}; expected one; drop the other"
+            "received no budget; expected --params, --macs or --latency; pass a share such as --params 0.4"
         )
-    return Budget(params=arguments.params, macs=arguments.macs)
+    if len(shares) > 1:
+        given = " and ".join(f"--{unit} {share:g}" for unit, share in shares.items())
+        raise BudgetError(f"received {given}; expected one; drop the other")
+    if arguments.latency_batch_size < 1:
+        raise BudgetError(
+            f"received --latency-batch-size {arguments.latency_batch_size}; expected at least 1; pass the number of "
+            "images that are run together"
+        )
+    return Budget(**{str(unit): share for unit, share in shares.items()})
 
 
 def _output(arguments: Namespace) -> None:
     """OUT is there if it is needed, and free."""
     out: Path | None = arguments.out
-    student = arguments.params is not None or arguments.macs is not None or arguments.pareto is None
+    student = arguments.pareto is None or any(getattr(arguments, unit) is not None for unit in Unit)
     if out is None and student:
         raise HypercompressError("received no OUT; expected a folder for the student; add a path after MODEL")
     if out is not None and student:
@@ -127,7 +126,7 @@ def _generator(arguments: Namespace) -> None:
 
 def reachable(spec: ModelSpec, budget: Budget | None) -> None:
     """A budget below rank 1 everywhere is refused before anything is measured, with the range that can be had."""
-    if budget is not None:
+    if budget is not None and budget.unit is not Unit.LATENCY:
         flat = {layer.name: torch.ones(layer.full_rank) for layer in spec.candidates}
         inputs = {layer.name: torch.ones(layer.channels) for layer in spec.candidates if layer.projects}
         allocate(spec, flat, budget, nats=False, inputs=inputs)
@@ -144,6 +143,12 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
         table.add_row("top1", f"{fidelity['top1_teacher']:.4f}", f"{fidelity['top1_student']:.4f}", "")
     terminal.show(table)
     terminal.note("budget", f"{budget['target']:g} of the {budget['unit']}, achieved {budget['achieved']:.4f}")
+    if "latency" in report:
+        times = report["latency"]
+        terminal.note(
+            "measured time",
+            f"{times['teacher_ms']:.3g} ms -> {times['student_ms']:.3g} ms at batch size {times['batch_size']}",
+        )
     if report["predicted_kl"] is not None:
         terminal.note("predicted KL", f"{report['predicted_kl']:.4g} nats")
     if fidelity["images"]:

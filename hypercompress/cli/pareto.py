@@ -19,7 +19,7 @@ from hypercompress.cli.terminal import Terminal
 from hypercompress.compress import Plan
 from hypercompress.errors import ArtefactError, GeneratorError, HypercompressError
 from hypercompress.generator import ANALYTIC
-from hypercompress.specs import Unit
+from hypercompress.specs import COUNTED, Unit
 
 GENERATOR = "kfac"  # the only one whose energies are nats; a hypernetwork starts from it
 CSV, PNG = "pareto.csv", "pareto.png"
@@ -82,7 +82,7 @@ def write(plan: Plan, where: Path, overwrite: bool, terminal: Terminal) -> dict[
     generator = ANALYTIC[GENERATOR]
     directions = generator.directions(plan.spec, plan.sketches)
     energies, inputs = generator.energies(directions.outputs), generator.energies(directions.inputs)
-    curves = {unit: thinned(cleaned(pareto(plan.spec, energies, unit, inputs))) for unit in Unit}
+    curves = {unit: thinned(cleaned(pareto(plan.spec, energies, unit, inputs))) for unit in COUNTED}
     _free([str(where / name) for name in (CSV, PNG) if (where / name).exists()], overwrite)
     replace_files({where / CSV: as_csv(curves).encode(), where / PNG: as_png(curves)})
     terminal.show(as_table(curves))

@@ -87,7 +87,16 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     budget = parser.add_argument_group("budget", "One share of the whole teacher in (0, 1], met from below.")
     budget.add_argument("--params", type=float, metavar="SHARE", help="share of the parameters, such as 0.4")
     budget.add_argument("--macs", type=float, metavar="SHARE", help="share of the multiply-accumulates")
-    budget.add_argument("--latency", type=float, metavar="SHARE", help="share of the running time (not available yet)")
+    budget.add_argument(
+        "--latency", type=float, metavar="SHARE", help="share of the running time, as measured on this machine"
+    )
+    budget.add_argument(
+        "--latency-batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="images that are run together where --latency is measured (default: 1)",
+    )
     method = parser.add_argument_group("method")
     method.add_argument(
         "--generator",

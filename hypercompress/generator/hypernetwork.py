@@ -1,6 +1,7 @@
 """The hypernetwork as a module and as a generator."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from hypercompress.generator.encoder import Encoder
 from hypercompress.generator.heads import Heads, Outputs
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.start import Start, corrected, start_of
-from hypercompress.specs import Afterwards, Budget, Generation, ModelSpec, Side
+from hypercompress.specs import Afterwards, Budget, Generation, ModelSpec, Side, Unit
 from hypercompress.tokens import Known, Tokens, channel_features, tokenize
 
 
@@ -39,6 +40,13 @@ def tokens_of(spec: ModelSpec, sketches: Sketches, start: Start, budget: Budget,
     """Tokens at a budget, around the ranks of the analytic start."""
     plan = allocate(spec, start.energies, budget, nats=False, inputs=start.inputs)
     known = Known(start.curvatures, start.directions.outputs, start.energies, start.inputs)
+    if budget.unit is Unit.LATENCY:  # it has learnt of multiply-accumulates only: those that the plan leaves
+        saved = sum(
+            layer.dense_macs - layer.cost(Unit.MACS, plan.ranks[layer.name], plan.input_ranks.get(layer.name))
+            for layer in spec.candidates
+            if layer.name in plan.ranks
+        )
+        plan, budget = replace(plan, unit=Unit.MACS), Budget(macs=1 - saved / max(1, spec.macs))
     return tokenize(spec, sketches, known, plan, budget, after)
 
 

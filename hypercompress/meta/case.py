@@ -11,7 +11,7 @@ from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.start import Start, on_device, start_of
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, ModelSpec, Unit
+from hypercompress.specs import COUNTED, Budget, ModelSpec, Unit
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def prepare_case(
     exact = {measured: start_of(spec, sketches[measured]) for measured in (True, False)}
     starts = {measured: on_device(start, device, torch.float32) for measured, start in exact.items()}
     shares = {}
-    for unit in Unit:
+    for unit in COUNTED:
         points = pareto(spec, exact[True].energies, unit, exact[True].inputs)
         easiest = next((p.share for p in points if p.predicted_kl < easiest_kl), 1.0)
         least = points[0].share

@@ -5,12 +5,13 @@ weight matrix (``in`` for a Linear, ``in * kh * kw`` for a convolution); ``m = m
 which curvature is kept; ``c`` input channels; ``r`` a rank; ``q`` an input rank.
 """
 
-from hypercompress.specs.budget import Afterwards, Budget, Unit
-from hypercompress.specs.layers import LayerSpec, ModelSpec, Side, Status
+from hypercompress.specs.budget import COUNTED, Afterwards, Budget, Unit
+from hypercompress.specs.layers import LayerSpec, Measured, ModelSpec, Side, Status
 from hypercompress.specs.plans import Factors, Generation, LayerFactors, RankPlan
 from hypercompress.specs.sketches import Curvature, NormStatistics, Sketch
 
 __all__ = [
+    "COUNTED",
     "Afterwards",
     "Budget",
     "Curvature",
@@ -18,6 +19,7 @@ __all__ = [
     "Generation",
     "LayerFactors",
     "LayerSpec",
+    "Measured",
     "ModelSpec",
     "NormStatistics",
     "RankPlan",

@@ -11,6 +11,10 @@ class Unit(StrEnum):
 
     PARAMS = "params"
     MACS = "macs"
+    LATENCY = "latency"
+
+
+COUNTED = (Unit.PARAMS, Unit.MACS)  # these need no measurement
 
 
 @dataclass(frozen=True)
@@ -20,19 +24,22 @@ class Budget:
     Args:
         params: student parameters / teacher parameters, in (0, 1].
         macs: student multiply-accumulates / teacher multiply-accumulates at the spec's input size, in (0, 1].
+        latency: time of a forward pass of the student / of the teacher, measured on this machine, in (0, 1].
 
     Raises:
-        BudgetError: none or both given, or a share outside (0, 1].
+        BudgetError: none or several given, or a share outside (0, 1].
     """
 
     params: float | None = None
     macs: float | None = None
+    latency: float | None = None
 
     def __post_init__(self) -> None:
-        given = [v for v in (self.params, self.macs) if v is not None]
+        given = [v for v in (self.params, self.macs, self.latency) if v is not None]
         if len(given) != 1:
             raise BudgetError(
-                f"received params={self.params}, macs={self.macs}; expected exactly one budget; give one of the two"
+                f"received params={self.params}, macs={self.macs}, latency={self.latency}; expected exactly one "
+                "budget; give one of the three"
             )
         if not 0.0 < given[0] <= 1.0:
             raise BudgetError(
@@ -42,12 +49,11 @@ class Budget:
 
     @property
     def unit(self) -> Unit:
-        return Unit.PARAMS if self.params is not None else Unit.MACS
+        return next(unit for unit in Unit if getattr(self, unit) is not None)
 
     @property
     def share(self) -> float:
-        share = self.params if self.params is not None else self.macs
-        assert share is not None  # __post_init__ holds
+        share: float = getattr(self, self.unit)
         return share
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hypercompress.errors import BudgetError
 from hypercompress.specs.budget import Unit
 
 
@@ -23,6 +24,19 @@ class Side(StrEnum):
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Time of a layer in a forward pass of the teacher, and of its forms, in nanoseconds (`latency.py`).
+
+    Args:
+        dense: as it is.
+        forms: rank, input rank (0: none) and time of each form that was found faster.
+    """
+
+    dense: int
+    forms: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One weight-bearing module of the teacher.
 
@@ -35,6 +49,7 @@ class LayerSpec:
         positions: output positions per sample, summed over calls (1 for a Linear on a vector).
         input_positions: positions of the input per sample, summed over calls; 0 for kinds without a kernel.
         calls: times the layer runs in one forward pass.
+        measured: times, if they were taken.
         params: parameters the module owns, bias included.
         depth: order of the first call in a forward pass, -1 if never called.
         bias: whether the layer has a bias.
@@ -64,6 +79,7 @@ class LayerSpec:
     feeder: str | None = None
     calls: int = 1
     input_positions: int = 0
+    measured: Measured | None = None
 
     @property
     def channels(self) -> int:
@@ -76,18 +92,24 @@ class LayerSpec:
         return self.taps > 1 and self.input_positions > 0 and self.side is Side.OUTPUT
 
     def cost(self, unit: Unit, rank: int, input_rank: int | None = None) -> int:
-        """Cost of the factored layer at rank r, or at input rank q and rank r."""
+        """Cost of the layer at rank r, or at input rank q and rank r; of latency, a form that was measured."""
+        if unit is Unit.LATENCY:
+            return next(time for r, q, time in self._times().forms if (r, q or None) == (rank, input_rank))
         if input_rank is None:
             return rank * self.rank_cost(unit)
         before, after = (1, 1) if unit is Unit.PARAMS else (self.input_positions, self.positions)
         return before * input_rank * self.channels + after * rank * (self.taps * input_rank + self.out)
 
     def step(self, unit: Unit, input_rank: int | None) -> int:
-        """Cost of one more rank."""
+        """Cost of one more rank; of latency, in proportion to the multiply-accumulates."""
+        if unit is Unit.LATENCY:
+            return self._in_time(self.step(Unit.MACS, input_rank))
         return self.cost(unit, 1, input_rank) - (0 if input_rank is None else self.cost(unit, 0, input_rank))
 
     def input_step(self, unit: Unit, rank: int) -> int:
-        """Cost of one more input rank."""
+        """Cost of one more input rank; of latency, in proportion to the multiply-accumulates."""
+        if unit is Unit.LATENCY:
+            return self._in_time(self.input_step(Unit.MACS, rank))
         return self.cost(unit, rank, 1) - self.cost(unit, rank, 0)
 
     @property
@@ -111,10 +133,24 @@ class LayerSpec:
         return self.positions * self.out * self.d
 
     def rank_cost(self, unit: Unit) -> int:
+        if unit is Unit.LATENCY:
+            return self._in_time(self.rank_macs)
         return self.rank_params if unit is Unit.PARAMS else self.rank_macs
 
     def dense_cost(self, unit: Unit) -> int:
+        if unit is Unit.LATENCY:
+            return self._times().dense
         return self.dense_params if unit is Unit.PARAMS else self.dense_macs
+
+    def _times(self) -> Measured:
+        if self.measured is None:
+            raise BudgetError(
+                f"received a latency budget for {self.name}, which was not measured; expected times; measure them first"
+            )
+        return self.measured
+
+    def _in_time(self, macs: int) -> int:
+        return max(1, self._times().dense * macs // max(1, self.dense_macs))
 
     @property
     def side(self) -> Side:
@@ -139,12 +175,14 @@ class ModelSpec:
         params: parameters of the whole teacher, tied ones counted once.
         macs: multiply-accumulates of one sample at ``input_size``.
         input_size: shape of one input without the batch axis; empty when the input is no single tensor.
+        latency: nanoseconds of a forward pass, if measured.
     """
 
     layers: tuple[LayerSpec, ...]
     params: int
     macs: int
     input_size: tuple[int, ...]
+    latency: int = 0
 
     @property
     def candidates(self) -> tuple[LayerSpec, ...]:
@@ -152,4 +190,4 @@ class ModelSpec:
         return tuple(layer for layer in self.layers if layer.status is Status.FACTORED)
 
     def total(self, unit: Unit) -> int:
-        return self.params if unit is Unit.PARAMS else self.macs
+        return {Unit.PARAMS: self.params, Unit.MACS: self.macs, Unit.LATENCY: self.latency}[unit]

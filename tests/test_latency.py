@@ -1,0 +1,215 @@
+"""Times as data: which forms they allow, that they are kept, and that a student meets its target as measured."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hypercompress import Budget, compress, latency, targeting
+from hypercompress.allocation import allocate, least_share
+from hypercompress.errors import BudgetError
+from hypercompress.generator import ANALYTIC, HypernetGenerator, Hypernetwork
+from hypercompress.inspection import inspect
+from hypercompress.latency import measure_latency, resized
+from hypercompress.sketch import sketch
+from hypercompress.specs import COUNTED, LayerSpec, Measured, ModelSpec, Unit
+from hypercompress.student import build_student
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(64, 4, 1),
+        nn.Flatten(),
+        nn.Linear(4 * 16, 40),
+        nn.Linear(40, 10),
+    ).eval()
+
+
+def images(count: int = 4) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def ratio(layer: LayerSpec, rank: int, inner: int) -> float:
+    """A machine on which time follows multiply-accumulates, and each part of a layer adds a tenth of the dense one."""
+    share = layer.cost(Unit.MACS, rank, inner or None) / layer.dense_macs
+    return share + (0.2 if inner else 0.1)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No clock: a nanosecond for each multiply-accumulate of a dense layer. Gives the cache's file."""
+
+    def inside(model: nn.Module, spec: ModelSpec, *_: Any) -> tuple[float, dict[str, float], dict[str, Tensor]]:
+        times = {layer.name: float(layer.dense_macs) for layer in spec.candidates}
+        return 1.25 * sum(times.values()), times, {name: torch.zeros(1, 3) for name in times}
+
+    def ratios(layer: LayerSpec, *_: Any) -> list[tuple[int, int, float]]:
+        forms = [*latency._forms(layer), *((r, 0) for r in range(1, layer.max_rank + 1))]
+        return [(r, q, ratio(layer, r, q)) for r, q in dict.fromkeys(forms)]
+
+    monkeypatch.setattr(latency, "_inside", inside)
+    monkeypatch.setattr(latency, "_ratios", ratios)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "hypercompress" / "latency.json"
+
+
+def timed(machine: Path) -> tuple[nn.Module, ModelSpec, dict[str, Any]]:
+    model = network()
+    spec = measure_latency(model, inspect(model, images()), images(1))
+    return model, spec, sketch(model, spec, [images(16)])
+
+
+def test_only_forms_that_were_found_faster_are_offered(machine: Path) -> None:
+    _, spec, _ = timed(machine)
+    for layer in spec.candidates:
+        assert layer.measured is not None
+        assert layer.measured.dense == layer.dense_macs
+        for rank, inner, time in layer.measured.forms:
+            assert time < latency.MARGIN * layer.dense_macs
+            assert time == pytest.approx(ratio(layer, rank, inner) * layer.dense_macs, abs=1)
+            assert layer.cost(Unit.LATENCY, rank, inner or None) == time
+            assert all(layer.cost(unit, rank, inner or None) < layer.dense_cost(unit) for unit in COUNTED)
+    assert any(inner for layer in spec.candidates for _, inner, _ in layer.measured.forms)
+    assert spec.latency == round(1.25 * sum(layer.dense_macs for layer in spec.candidates))
+
+
+@pytest.mark.parametrize("share", [0.35, 0.6, 0.85, 1.0])
+def test_plan_is_made_of_measured_forms_and_costs_what_they_take(machine: Path, share: float) -> None:
+    model, spec, sketches = timed(machine)
+    for generator in (ANALYTIC["kfac"], ANALYTIC["svd"], HypernetGenerator(Hypernetwork())):
+        generation = generator.generate(spec, sketches, Budget(latency=share))
+        plan, total = generation.plan, spec.latency
+        for layer in spec.candidates:
+            total -= layer.dense_macs
+            form = (plan.ranks.get(layer.name), plan.input_ranks.get(layer.name))
+            total += layer.dense_macs if form[0] is None else layer.cost(Unit.LATENCY, form[0], form[1])
+        assert plan.cost == total <= share * spec.latency
+        assert plan.achieved == total / spec.latency
+        build_student(model, spec, generation)
+
+
+def test_a_layer_without_a_faster_form_stays_dense_and_the_least_share_is_named(machine: Path) -> None:
+    _, spec, sketches = timed(machine)
+    slow = spec.candidates[1]
+    stuck = replace(slow, measured=Measured(slow.dense_macs, ()))
+    spec = replace(spec, layers=tuple(stuck if layer is slow else layer for layer in spec.layers))
+    least = least_share(spec, Unit.LATENCY)
+    assert slow.dense_macs / spec.latency < least < 1
+    plan = ANALYTIC["kfac"].generate(spec, sketches, Budget(latency=least + 1e-6)).plan
+    assert slow.name not in plan.ranks
+    assert set(plan.ranks) == {layer.name for layer in spec.candidates if layer.measured and layer.measured.forms}
+    with pytest.raises(BudgetError, match="fastest form that was measured in each is the least"):
+        ANALYTIC["kfac"].generate(spec, sketches, Budget(latency=least - 0.01))
+
+
+def test_a_latency_budget_needs_times() -> None:
+    model = network()
+    spec = inspect(model, images())
+    energies = {layer.name: torch.ones(layer.full_rank) for layer in spec.candidates}
+    with pytest.raises(BudgetError, match="which was not measured"):
+        allocate(spec, energies, Budget(latency=0.5), nats=False)
+
+
+def test_ratios_are_kept_for_the_next_time(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, spec, _ = timed(machine)
+    kept = json.loads(machine.read_text())
+    assert kept
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("measured again")
+
+    measure = latency._ratios
+    monkeypatch.setattr(latency, "_ratios", refuse)
+    assert timed(machine)[1] == spec
+    for broken in ("{", '{"a": [[1, 2]]}', "[]"):
+        machine.write_text(broken)
+        with pytest.raises(AssertionError, match="measured again"):
+            timed(machine)
+    monkeypatch.setattr(latency, "_ratios", measure)
+    assert timed(machine)[1] == spec
+    assert json.loads(machine.read_text()) == kept
+    assert [path.name for path in machine.parent.iterdir()] == ["latency.json"]
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(machine: Path) -> None:
+    machine.parent.write_text("a file where the folder should be")
+    assert timed(machine)[1].latency > 0
+
+
+def test_real_times_are_positive_and_inside_the_whole() -> None:
+    """No claim about speed: only that what is measured can be used."""
+    model = network()
+    spec = inspect(model, images())
+    total, times, inputs = latency._inside(model, spec, lambda: model(images(2)), lambda: None)
+    assert set(times) == set(inputs) == {layer.name for layer in spec.candidates}
+    assert total > 0
+    assert all(time > 0 for time in times.values())
+    assert all(len(x) == 2 for x in inputs.values())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    layer = spec.candidates[1]
+    found = latency._ratios(layer, model.get_submodule(layer.name), inputs[layer.name], lambda: None)
+    assert [(r, q) for r, q, _ in found] == list(latency._forms(layer))
+    assert all(share > 0 for _, _, share in found)
+
+
+@pytest.mark.parametrize(
+    ("true", "share"),
+    [
+        (lambda p: p, 0.6),
+        (lambda p: 0.3 + 0.7 * p, 0.7),  # less is saved than was predicted
+        (lambda p: p**1.5, 0.6),  # more
+        (lambda p: min(1.3, 1.2 * p + 0.1), 0.6),  # slower than the teacher at first
+    ],
+)
+def test_the_target_is_met_as_measured(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, true: Callable[[float], float], share: float
+) -> None:
+    model, spec, sketches = timed(machine)
+    monkeypatch.setattr(targeting, "times_of", lambda _teacher, student, *_: (1.0, true(student.plan.achieved)))
+    generator, seen = ANALYTIC["kfac"], []
+    budget = targeting.targeted(
+        model, spec, sketches, generator, Budget(latency=share), lambda g: seen.append(g.plan) or g, images(1)
+    )
+    achieved = true(generator.generate(spec, sketches, budget).plan.achieved)
+    assert 0.85 * share <= achieved <= share
+    assert len(seen) <= targeting.ROUNDS
+
+
+def test_a_target_that_no_student_meets_is_refused(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, spec, sketches = timed(machine)
+    monkeypatch.setattr(targeting, "times_of", lambda _teacher, student, *_: (1.0, 0.8 + 0.2 * student.plan.achieved))
+    with pytest.raises(BudgetError, match=r"a latency budget of 0\.5; expected at least about 0\.8"):
+        targeting.targeted(model, spec, sketches, ANALYTIC["kfac"], Budget(latency=0.5), lambda g: g, images(1))
+
+
+def test_report_says_what_was_measured(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (targeting, sys.modules["hypercompress.compress"]):
+        monkeypatch.setattr(module, "times_of", lambda *_: (2.0, 1.1))
+    student = compress(network(), Budget(latency=0.6), [images(16)] * 3, "kfac", latency_batch=2)
+    report = student.report
+    assert report["budget"] == {"unit": "latency", "target": 0.6, "achieved": 0.55}
+    assert report["latency"] == {
+        "teacher_ms": 2.0,
+        "student_ms": 1.1,
+        "batch_size": 2,
+        "threads": torch.get_num_threads(),
+        "device": "cpu",
+    }
+    assert student.ranks
+
+
+def test_batches_of_any_form_are_brought_to_a_size() -> None:
+    x = torch.arange(3)
+    assert resized(x, 5).tolist() == [0, 1, 2, 0, 1]
+    assert resized((x, "name"), 2)[0].tolist() == [0, 1]
+    assert resized({"a": [x, None]}, 1)["a"][0].tolist() == [0]
