@@ -36,12 +36,14 @@ class AnalyticGenerator:
         spread: how far the variance that truncation takes from an output is given back by the BatchNorm behind it, in
             [0, 1] (1: wholly). The layer-wise optimum is 0, but shrunken outputs shrink further in every layer that
             follows: half restored, the measured KL fell by 18 % over 13 networks (LOG.md, 2026-11-24).
+        both: whether kernels may be factored on both sides; else on one alone, for comparison.
     """
 
     name: str
     metric: Metric | None
     prior: bool = False
     spread: float = 0.0
+    both: bool = True
 
     @property
     def needs_data(self) -> bool:
@@ -73,12 +75,12 @@ class AnalyticGenerator:
             name, sketch = layer.name, sketches[layer.name]
             if self.metric is None:
                 outputs[name] = plain_frame(sketch.weight, layer.side)
-                if layer.projects:
+                if layer.projects and self.both:
                     inputs[name] = plain_frame(by_channel(sketch.weight, layer.taps), Side.INPUT)
                 continue
             metric, curvature = self.metric_for(layer, sketch), curvatures[name]
             outputs[name] = weighted_frame(curvature, metric)
-            if curvature.inputs is not None:
+            if curvature.inputs is not None and self.both:
                 inputs[name] = weighted_frame(curvature.inputs, metric)
         return Directions(outputs, inputs)
 

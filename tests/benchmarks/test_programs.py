@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import pilot, resnet18, speed
+from benchmarks import menu, pilot, resnet18, speed
 from benchmarks.common import Results, Set, budget_of, fidelity, markdown, read_set, size_of, spread
 from benchmarks.distillation import PILOT, PILOT_KEY, RECIPES, Recipe, best_recipe, distil, from_random
 from benchmarks.pruning import prune
 from benchmarks.sweep import KEY, Generators
 from hypercompress.architecture import Architecture, load_timm
 from hypercompress.benchmark import Settings
-from hypercompress.compress import compress, finish
+from hypercompress.compress import compress, finish, prepare
 from hypercompress.fidelity import compare
 from hypercompress.generator import Hypernetwork, save_hypernetwork
 from hypercompress.inspection import inspect
@@ -60,6 +60,30 @@ def test_a_set_holds_the_teachers_own_logits(network: tuple[nn.Module, Architect
     with torch.no_grad():
         torch.testing.assert_close(images.logits, network[0](images.images))
     assert fidelity(network[0], network[0], images).kl == 0.0
+
+
+def test_the_menu_is_compared_at_equal_cost(
+    network: tuple[nn.Module, Architecture], images: Set, tmp_path: Path
+) -> None:
+    plans = [prepare(network[0], images.images.split(32), "kfac", seed=seed) for seed in range(2)]
+    results = Results(tmp_path / "menu.csv", menu.KEY)
+    menu.run("small", plans, images, "w", results)
+    rows = results.rows
+    assert {row["forms"] for row in rows} == set(menu.FORMS)
+    assert all(row["both_sides"] == "0" for row in rows if row["forms"] == "one side")
+    assert any(int(row["both_sides"]) > 0 for row in rows)
+    for one in (row for row in rows if row["forms"] == "one side"):
+        other = next(
+            r for r in rows if r["forms"] != "one side" and all(r[k] == one[k] for k in ("unit", "share", "seed"))
+        )
+        assert float(other["predicted_kl"]) <= float(one["predicted_kl"]) * (1 + 1e-6)
+        assert max(int(r[one["unit"]]) for r in (one, other)) <= float(one["share"]) * int(
+            getattr(plans[0].spec, one["unit"])
+        )
+    before = (tmp_path / "menu.csv").read_text()
+    menu.run("small", plans, images, "w", results)
+    assert (tmp_path / "menu.csv").read_text() == before
+    assert "one or both" in menu.table(results)
 
 
 def test_fidelity_is_that_of_the_package(network: tuple[nn.Module, Architecture], images: Set) -> None:
