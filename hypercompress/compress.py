@@ -26,6 +26,7 @@ from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Generation, ModelSpec, Unit
 from hypercompress.student import Student, build_student
 from hypercompress.targeting import targeted
+from hypercompress.unpacking import unpack
 
 LARGEST_OUTPUT = 2**26  # elements of one layer's output during reconstruction: 256 MiB in float32
 
@@ -52,8 +53,17 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known before a student is built; `plan` makes it, `compress` goes on from it."""
+    """All that is known before a student is built; `prepare` makes it, `finish` goes on from it.
 
+    Args:
+        original: the model as it was given.
+        teacher: what is factored: a copy with its attention layers unpacked, or the model itself if it has none.
+        spec, sketches: the teacher's.
+        split: calibration batches, by use.
+        generator: what makes the factors.
+    """
+
+    original: nn.Module
     teacher: nn.Module
     spec: ModelSpec
     sketches: dict[str, Any]
@@ -73,7 +83,7 @@ def prepare(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
-    """Inspect the teacher, load the generator and measure the sketches: everything but the budget.
+    """Load the generator, unpack and inspect the teacher and measure the sketches: everything but the budget.
 
     Args:
         latency_batch: samples of the batch that a latency budget is about; ``None``: no times are measured.
@@ -84,6 +94,7 @@ def prepare(
             f"received no calibration data; expected some for generator '{chosen.name}', which weighs directions by "
             "measured curvature; pass data, or choose svd, prior or hypernet"
         )
+    original, teacher = teacher, unpack(teacher)
     device = next(teacher.parameters()).device
     split = None if data is None else split_batches(data, device)
     example = example_of(teacher, split, example)
@@ -93,7 +104,7 @@ def prepare(
         spec = measure_latency(teacher, spec, timed, forward_fn=forward_fn, progress=progress)
     batches = None if split is None else split.statistics
     sketches = sketch(teacher, spec, batches, forward_fn=forward_fn, seed=seed, progress=progress)
-    return Plan(teacher, spec, sketches, split, chosen, timed)
+    return Plan(original, teacher, spec, sketches, split, chosen, timed)
 
 
 def compress(  # noqa: PLR0913  (the facade: each argument has a default)
@@ -162,7 +173,7 @@ def finish(
     """The second half of `compress`: generate, guard, build, measure. One plan serves many budgets."""
     start = time.perf_counter() if start is None else start
     teacher, spec, split = plan.teacher, plan.spec, plan.split
-    architecture = architecture or architecture_of(teacher)
+    architecture = architecture or architecture_of(plan.original)
 
     def built(generation: Generation) -> Student:
         return build_student(teacher, spec, generation, architecture)

@@ -7,7 +7,7 @@ factored layer would be bypassed there).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +21,7 @@ from hypercompress.calling import ForwardFn, batch_size, call_model, evaluating,
 from hypercompress.errors import NonFiniteError
 from hypercompress.kinds import kind_of
 from hypercompress.specs import LayerSpec, ModelSpec, Status
+from hypercompress.unpacking import holders, why_packed
 
 # BatchNormAct2d and LayerNorm2d of timm are subclasses. Read only, so isinstance is enough.
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -132,27 +133,18 @@ def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
     return trace
 
 
-def _tied(model: nn.Module) -> dict[int, list[str]]:
-    """Storage pointer of each matrix -> the dotted paths of the modules that hold it."""
-    holders: dict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules(remove_duplicate=False):
-        for parameter in module.parameters(recurse=False):
-            if parameter.ndim > 1 and name not in holders[parameter.untyped_storage().data_ptr()]:
-                holders[parameter.untyped_storage().data_ptr()].append(name)
-    return holders
-
-
-def _judge(name: str, module: nn.Module, trace: _Trace, tied: Mapping[int, list[str]]) -> tuple[Status, str]:
+def _judge(name: str, module: nn.Module, trace: _Trace, held: Mapping[int, Sequence[str]]) -> tuple[Status, str]:
     """Whether a module may be factored, and the reason if not."""
     own = list(module.parameters(recurse=False))
-    shared = [other for p in own if p.ndim > 1 for other in tied[p.untyped_storage().data_ptr()] if other != name]
+    shared = [other for p in own if p.ndim > 1 for other in held[p.untyped_storage().data_ptr()] if other != name]
     if shared:
         return Status.TIED, f"shares its weight with {', '.join(shared)}"
     if kind_of(module) is None:
         if isinstance(module, NORMS):
             return Status.KEPT, "a normalisation has no matrix"
         if isinstance(module, nn.MultiheadAttention):
-            return Status.UNSUPPORTED, "nn.MultiheadAttention packs its projections into one parameter"
+            why = why_packed(name, module, held) or "compress() unpacks it"
+            return Status.UNSUPPORTED, f"nn.MultiheadAttention packs its projections into one parameter; {why}"
         if all(p.squeeze().ndim < 2 for p in own):
             return Status.KEPT, "vectors only, no matrix"
         return Status.UNSUPPORTED, f"no kind of layer is registered for {type(module).__name__}"
@@ -169,8 +161,8 @@ def _judge(name: str, module: nn.Module, trace: _Trace, tied: Mapping[int, list[
     return Status.FACTORED, ""
 
 
-def _layer(name: str, module: nn.Module, trace: _Trace, tied: Mapping[int, list[str]]) -> LayerSpec:
-    status, reason = _judge(name, module, trace, tied)
+def _layer(name: str, module: nn.Module, trace: _Trace, held: Mapping[int, Sequence[str]]) -> LayerSpec:
+    status, reason = _judge(name, module, trace, held)
     kind, own = kind_of(module), sum(p.numel() for p in module.parameters(recurse=False))
     bias = getattr(module, "bias", None)
     shape: dict[str, Any] = {"out": 0, "d": 0}
@@ -237,9 +229,9 @@ def inspect(model: nn.Module, example: Any, forward_fn: ForwardFn | None = None)
     """
     require_finite(model)
     trace = _trace(model, example, forward_fn or call_model)
-    tied = _tied(model)
+    held = holders(model)
     layers = [
-        _layer(name, module, trace, tied)
+        _layer(name, module, trace, held)
         for name, module in model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]

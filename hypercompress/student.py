@@ -14,6 +14,7 @@ from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, low_rank_like
 from hypercompress.report import print_report
 from hypercompress.specs import Generation, ModelSpec, Unit
+from hypercompress.unpacking import pack_layers, unpack_layers, unpacked_layers
 
 
 class Student(nn.Module):
@@ -61,6 +62,11 @@ class Student(nn.Module):
         found = {name: layer.input_rank for name, layer in low_rank_layers(self.model).items()}
         return {name: rank for name, rank in found.items() if rank is not None}
 
+    @property
+    def unpacked(self) -> list[str]:
+        """Dotted paths of the attention layers whose projections are layers of their own."""
+        return list(unpacked_layers(self.model))
+
     def reset_classifier(self, *args: Any, **kwargs: Any) -> None:
         """timm's ``reset_classifier``; the new head (and pooling, if given) is rebuilt so after a reload."""
         self.model.reset_classifier(*args, **kwargs)  # type: ignore[operator]
@@ -73,8 +79,8 @@ class Student(nn.Module):
             self.architecture = Architecture(self.architecture.name, args_, self.architecture.pretrained_cfg)
 
     def to_dense(self) -> nn.Module:
-        """A copy with each pair of factors multiplied out, of the teacher's own structure (a convolution that
-        standardises its weight becomes a plain one).
+        """A copy with each pair of factors multiplied out and attention packed again, of the teacher's own structure (a
+        convolution that standardises its weight becomes a plain one).
 
         The product is computed in float64, so outputs differ from the student's by float32 rounding of one layer each.
         """
@@ -82,6 +88,7 @@ class Student(nn.Module):
         # Deepest first: of a student of a student the factors may be factored in turn.
         for name, layer in reversed(low_rank_layers(model).items()):
             replace_module(model, name, layer.to_dense())
+        pack_layers(model)
         return model
 
     def print_compression(self) -> None:
@@ -104,6 +111,7 @@ class Student(nn.Module):
                 "architecture": _as_json(self.architecture),
                 "ranks": self.ranks,
                 "input_ranks": self.input_ranks,
+                "unpacked": self.unpacked,
             },
             report=self.report,
             overwrite=overwrite,
@@ -175,6 +183,7 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
             f"received {folder}/config.json with an input rank for {', '.join(sorted(set(inner) - set(ranks)))}, which "
             "has no rank; expected the folder as it was saved; copy it again"
         )
+    unpacked = _names(saved.config.get("unpacked", []), Path(folder))
     architecture = _architecture(saved.config["architecture"], Path(folder))
     if skeleton is None:
         if architecture is None:
@@ -188,6 +197,12 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
     dtypes = {tensor.dtype for tensor in saved.state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:  # a student in half precision comes back in it; of a mixture the network decides
         model.to(dtypes.pop())
+    try:
+        unpack_layers(model, unpacked)
+    except (AttributeError, TypeError) as error:
+        raise ArtefactError(
+            f"received a plan that unpacks attention layers ({error}); expected plain ones there; check the skeleton"
+        ) from error
     for name, rank in ranks.items():
         try:
             replace_module(model, name, low_rank_like(model.get_submodule(name), rank, inner.get(name)))
@@ -206,6 +221,16 @@ def _ranks(value: Any, folder: Path) -> dict[str, int]:
         raise ArtefactError(
             f"received {folder}/config.json with ranks that are no table of layer names and whole numbers above 0; "
             "expected the folder as it was saved; copy it again"
+        )
+    return value
+
+
+def _names(value: Any, folder: Path) -> list[str]:
+    """The unpacked layers in a config.json, which anybody may have written."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ArtefactError(
+            f"received {folder}/config.json with unpacked layers that are no list of names; expected the folder as it "
+            "was saved; copy it again"
         )
     return value
 

@@ -206,7 +206,7 @@ def test_multihead_attention_is_unsupported_and_its_neighbours_are_not() -> None
     spec = inspect(model, torch.randn(2, 5, 16))
     attention = row(spec, "self_attn")
     assert attention.status is Status.UNSUPPORTED
-    assert attention.reason == "nn.MultiheadAttention packs its projections into one parameter"
+    assert attention.reason == "nn.MultiheadAttention packs its projections into one parameter; compress() unpacks it"
     assert row(spec, "self_attn.out_proj").status is Status.UNSUPPORTED
     assert [layer.name for layer in spec.candidates] in ([], ["linear1", "linear2"])
 

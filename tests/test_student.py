@@ -221,6 +221,8 @@ def test_half_precision_comes_back(student: Student, tmp_path: Path) -> None:
         ("ranks", {"fc": 2**40}),
         ("input_ranks", {"layer1.0.conv1": 0}),
         ("input_ranks", {"fc": 3}),
+        ("unpacked", "fc"),
+        ("unpacked", {"fc": 1}),
         ("input_ranks", {"layer1": 3}),
         ("architecture", "resnet18"),
         ("architecture", {"name": "resnet18"}),

@@ -18,6 +18,7 @@ from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, HypercompressError
 from hypercompress.generator import load_generator
 from hypercompress.specs import Budget, ModelSpec, Unit
+from hypercompress.unpacking import unpack
 
 
 def generate(arguments: Namespace) -> None:
@@ -55,7 +56,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         inputs.show_preprocessing(terminal, preprocess, overrides, "the model")
     teacher.to(device)
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
-    reachable(inputs.inspected(teacher, inputs.input_size(teacher)), budget)
+    reachable(inputs.inspected(unpack(teacher), inputs.input_size(teacher)), budget)
 
     batches, count = None, 0
     if preprocess is not None and arguments.data is not None:

@@ -59,7 +59,9 @@ class LowRank(nn.Sequential):
 
     @torch.no_grad()
     def filled(self, dense: Dense) -> Dense:
-        """``dense`` with the product (computed in float64) and the bias, on this layer's device, in its dtype."""
+        """``dense`` with the product (computed in float64) and the bias; device and dtype are this layer's, and it is
+        frozen if this layer is.
+        """
         expand, reduce = matrix(self.expand), matrix(self.reduce)
         dense = dense.to(expand.device, expand.dtype).train(self.training)
         weight = dense.weight
@@ -68,7 +70,7 @@ class LowRank(nn.Sequential):
         if self.bias is not None:
             state["bias"] = self.bias
         dense.load_state_dict(state)
-        return dense
+        return dense.requires_grad_(expand.requires_grad)
 
 
 class Projected(nn.Sequential):

@@ -18,6 +18,7 @@ from hypercompress.compress import compress
 from hypercompress.inspection import inspect
 from hypercompress.specs import Budget, Status
 from hypercompress.student import Student, from_pretrained
+from hypercompress.unpacking import unpack
 
 Maker = Callable[[], nn.Module]
 
@@ -160,15 +161,17 @@ def texts(seed: int = 0) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(k for k in v if v[k]) or "plain")
 def test_text_encoder_lists_what_it_cannot_factor(variant: dict[str, bool]) -> None:
-    spec = inspect(TextClassifier(**variant).eval(), texts())
+    teacher = TextClassifier(**variant).eval()
+    spec = inspect(unpack(teacher), texts())
     factored = {layer.name: layer.calls for layer in spec.candidates}
-    linears = [f"encoder.layers.{index}.linear{n}" for index in (0, 1) for n in (1, 2)]
-    assert factored == dict.fromkeys([*linears, "head"], 1)
-    packed = {layer.name: layer.reason for layer in spec.layers if layer.kind == "MultiheadAttention"}
-    assert set(packed) == {f"encoder.layers.{index}.self_attn" for index in (0, 1)}
-    assert set(packed.values()) == {"nn.MultiheadAttention packs its projections into one parameter"}
-    unsupported = {layer.kind for layer in spec.layers if layer.status is Status.UNSUPPORTED}
-    assert unsupported == {"Embedding", "MultiheadAttention", "NonDynamicallyQuantizableLinear", "TextClassifier"}
+    names = ["linear1", "linear2", *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out"))]
+    layers = [f"encoder.layers.{index}.{name}" for index in (0, 1) for name in names]
+    assert factored == dict.fromkeys([*layers, "head"], 1)
+    packed = inspect(teacher, texts())
+    assert (packed.params, packed.macs) == (spec.params, spec.macs)
+    unsupported = [{row.kind for row in s.layers if row.status is Status.UNSUPPORTED} for s in (spec, packed)]
+    assert unsupported[0] == {"Embedding", "TextClassifier"}
+    assert unsupported[1] == {*unsupported[0], "MultiheadAttention", "NonDynamicallyQuantizableLinear"}
 
 
 @pytest.mark.parametrize("generator", ["svd", "kfac", "hypernet"])

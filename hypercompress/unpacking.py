@@ -1,0 +1,105 @@
+"""Attention layers of a model, found, unpacked and packed again (`attention.py` says what that means)."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from hypercompress.attention import SEPARATE, UnpackedAttention
+from hypercompress.copying import copy_of
+from hypercompress.kinds import kind_of
+
+LINEARS = (nn.Linear, NonDynamicallyQuantizableLinear)  # torch's out_proj is of the second class, and may be replaced
+VECTORS = {"in_proj_bias", "bias_k", "bias_v"}
+
+
+def unpack(model: nn.Module) -> nn.Module:
+    """A copy of the model with every attention layer unpacked that can be; the model itself if there is none.
+
+    It computes the same, except what an encoder's fused kernels leave at padded positions (`unpack_layers`).
+    """
+    held = holders(model)
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
+    names = [name for name, module in packed.items() if not why_packed(name, module, held)]
+    if not names:
+        return model
+    copied = copy_of(model)
+    unpack_layers(copied, names)
+    return copied
+
+
+def unpack_layers(model: nn.Module, names: Iterable[str]) -> None:
+    """Unpack the attention layers at these dotted paths, in place. What is unpacked already stays.
+
+    Raises:
+        AttributeError: there is no such path. TypeError: nothing is there that can be unpacked.
+    """
+    held = holders(model)
+    for name in names:
+        module = model.get_submodule(name)
+        if isinstance(module, UnpackedAttention):
+            continue
+        if not isinstance(module, nn.MultiheadAttention):
+            raise TypeError(f"received {type(module).__name__} at {name}; expected nn.MultiheadAttention")
+        if reason := why_packed(name, module, held):
+            raise TypeError(
+                f"received nn.MultiheadAttention at {name}; expected one that can be unpacked, but {reason}"
+            )
+        model.set_submodule(name, UnpackedAttention(module))
+    # In evaluation an encoder makes a padded batch a nested tensor, for the fused kernel, which leaves zeros at the
+    # padding. Its layers no longer run fused: they get the batch as it is, as they do in training.
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and unpacked_layers(module):
+            module.use_nested_tensor = False
+
+
+def pack_layers(model: nn.Module) -> None:
+    """Pack every unpacked attention layer whose four projections are plain linear layers, in place."""
+    for name, module in unpacked_layers(model).items():
+        if all(type(layer) is nn.Linear for layer in module.children()):
+            model.set_submodule(name, module.pack())
+
+
+def unpacked_layers(model: nn.Module) -> dict[str, UnpackedAttention]:
+    """The unpacked attention layers of a model by dotted path."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, UnpackedAttention)}
+
+
+def holders(model: nn.Module) -> dict[int, list[str]]:
+    """Storage pointer of each matrix -> the dotted paths of the modules that hold it."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            if parameter.ndim > 1 and name not in found[parameter.untyped_storage().data_ptr()]:
+                found[parameter.untyped_storage().data_ptr()].append(name)
+    return found
+
+
+def why_packed(name: str, module: nn.MultiheadAttention, held: Mapping[int, Sequence[str]]) -> str:
+    """Why an attention layer has to stay as it is; empty if it can be unpacked.
+
+    Args:
+        name: dotted path in its model.
+        held: the `holders` of that model.
+    """
+    if not name:
+        return "it is the whole model"
+    if kind_of(module) is not None:
+        return "a kind is registered for it"
+    out = module.out_proj
+    if type(module) is not nn.MultiheadAttention or type(out) not in LINEARS:
+        other = module if type(out) in LINEARS else out
+        return f"a {type(other).__name__} may compute anything"
+    states = {**vars(module), **{f"out_proj.{key}": value for key, value in vars(out).items()}}
+    if any(key.endswith("forward") or (key.endswith("_hooks") and value) for key, value in states.items()):
+        return "it has hooks or a forward of its own"
+    weights = {key for key, parameter in module._parameters.items() if parameter is not None} - VECTORS
+    inside = {*module._modules, *module._buffers, *out._modules, *out._buffers}
+    usual = weights in ({"in_proj_weight"}, {*SEPARATE}) and {*out._parameters} == {"weight", "bias"}
+    if inside != {"out_proj"} or not usual:
+        return "it holds other parameters or modules than torch gives it"
+    matrices = [parameter for parameter in module.parameters() if parameter.ndim > 1]
+    owners = {owner for parameter in matrices for owner in held[parameter.untyped_storage().data_ptr()]}
+    shared = sorted(owners - {name, f"{name}.out_proj"})
+    return f"it shares a weight with {', '.join(shared)}" if shared else ""
