@@ -12,6 +12,7 @@ from hypercompress.architecture import Architecture, build
 from hypercompress.copying import copy_of
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, low_rank_like
+from hypercompress.projection import SplitProjection
 from hypercompress.report import print_report
 from hypercompress.specs import Generation, ModelSpec, Unit
 from hypercompress.unpacking import pack_layers, unpack_layers, unpacked_layers
@@ -64,7 +65,7 @@ class Student(nn.Module):
 
     @property
     def unpacked(self) -> list[str]:
-        """Dotted paths of the attention layers whose projections are layers of their own."""
+        """Dotted paths of the layers that are unpacked: attention layers and fused projections."""
         return list(unpacked_layers(self.model))
 
     def reset_classifier(self, *args: Any, **kwargs: Any) -> None:
@@ -161,6 +162,7 @@ def build_student(
         if layer.name in plan.ranks
     )
     got = sum(p.numel() for p in model.parameters())
+    pack_layers(model, SplitProjection)  # where nothing was factored one product is faster than three
     if got != expected:
         raise ModelError(f"received a student of {got} parameters; expected {expected} by the plan; please report this")
     return Student(model, architecture)
@@ -201,7 +203,7 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
         unpack_layers(model, unpacked)
     except (AttributeError, TypeError) as error:
         raise ArtefactError(
-            f"received a plan that unpacks attention layers ({error}); expected plain ones there; check the skeleton"
+            f"received a plan that unpacks layers ({error}); expected plain ones there; check the skeleton"
         ) from error
     for name, rank in ranks.items():
         try:

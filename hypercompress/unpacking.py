@@ -1,4 +1,6 @@
-"""Attention layers of a model, found, unpacked and packed again (`attention.py` says what that means)."""
+"""Layers of a model that hold several in one, found, unpacked and packed again: attention layers (`attention.py`) and
+fused projections (`projection.py`).
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,19 +11,24 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from hypercompress.attention import SEPARATE, UnpackedAttention
 from hypercompress.copying import copy_of
 from hypercompress.kinds import kind_of
+from hypercompress.projection import NAME, SplitProjection
+
+Unpacked = UnpackedAttention | SplitProjection
 
 LINEARS = (nn.Linear, NonDynamicallyQuantizableLinear)  # torch's out_proj is of the second class, and may be replaced
 VECTORS = {"in_proj_bias", "bias_k", "bias_v"}
 
 
 def unpack(model: nn.Module) -> nn.Module:
-    """A copy of the model with every attention layer unpacked that can be; the model itself if there is none.
+    """A copy of the model with every layer unpacked that can be; the model itself if there is none.
 
     It computes the same, except what an encoder's fused kernels leave at padded positions (`unpack_layers`).
     """
     held = holders(model)
-    packed = {name: module for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
+    modules = dict(model.named_modules())
+    packed = {name: module for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
     names = [name for name, module in packed.items() if not why_packed(name, module, held)]
+    names += [name for name, module in modules.items() if divisible(name, module, held)]
     if not names:
         return model
     copied = copy_of(model)
@@ -30,7 +37,7 @@ def unpack(model: nn.Module) -> nn.Module:
 
 
 def unpack_layers(model: nn.Module, names: Iterable[str]) -> None:
-    """Unpack the attention layers at these dotted paths, in place. What is unpacked already stays.
+    """Unpack the layers at these dotted paths, in place. What is unpacked already stays.
 
     Raises:
         AttributeError: there is no such path. TypeError: nothing is there that can be unpacked.
@@ -38,10 +45,16 @@ def unpack_layers(model: nn.Module, names: Iterable[str]) -> None:
     held = holders(model)
     for name in names:
         module = model.get_submodule(name)
-        if isinstance(module, UnpackedAttention):
+        if isinstance(module, Unpacked):
+            continue
+        if divisible(name, module, held):
+            assert isinstance(module, nn.Linear)
+            model.set_submodule(name, SplitProjection(module))
             continue
         if not isinstance(module, nn.MultiheadAttention):
-            raise TypeError(f"received {type(module).__name__} at {name}; expected nn.MultiheadAttention")
+            raise TypeError(
+                f"received {type(module).__name__} at {name}; expected nn.MultiheadAttention or a fused projection"
+            )
         if reason := why_packed(name, module, held):
             raise TypeError(
                 f"received nn.MultiheadAttention at {name}; expected one that can be unpacked, but {reason}"
@@ -50,20 +63,30 @@ def unpack_layers(model: nn.Module, names: Iterable[str]) -> None:
     # In evaluation an encoder makes a padded batch a nested tensor, for the fused kernel, which leaves zeros at the
     # padding. Its layers no longer run fused: they get the batch as it is, as they do in training.
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and unpacked_layers(module):
+        if isinstance(module, nn.TransformerEncoder) and unpacked_layers(module, UnpackedAttention):
             module.use_nested_tensor = False
 
 
-def pack_layers(model: nn.Module) -> None:
-    """Pack every unpacked attention layer whose four projections are plain linear layers, in place."""
-    for name, module in unpacked_layers(model).items():
+def divisible(name: str, module: nn.Module, held: Mapping[int, Sequence[str]]) -> bool:
+    """Whether this is a fused projection that may be taken apart: a plain linear layer with timm's name for it."""
+    if name.rpartition(".")[2] != NAME or not name or type(module) is not nn.Linear or module.out_features % 3:
+        return False
+    hooked = any(key.endswith("forward") or (key.endswith("_hooks") and value) for key, value in vars(module).items())
+    weight = module._parameters.get("weight")
+    return not hooked and weight is not None and held[weight.untyped_storage().data_ptr()] == [name]
+
+
+def pack_layers(model: nn.Module, kind: type[nn.Module] | None = None) -> None:
+    """Pack every unpacked layer (of one ``kind``) again whose parts are plain linear layers, in place."""
+    for name, module in unpacked_layers(model, kind).items():
         if all(type(layer) is nn.Linear for layer in module.children()):
             model.set_submodule(name, module.pack())
 
 
-def unpacked_layers(model: nn.Module) -> dict[str, UnpackedAttention]:
-    """The unpacked attention layers of a model by dotted path."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, UnpackedAttention)}
+def unpacked_layers(model: nn.Module, kind: type[nn.Module] | None = None) -> dict[str, Unpacked]:
+    """The unpacked layers of a model (of one ``kind``) by dotted path."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Unpacked)}
+    return {name: module for name, module in found.items() if kind is None or isinstance(module, kind)}
 
 
 def holders(model: nn.Module) -> dict[int, list[str]]:
