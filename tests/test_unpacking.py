@@ -445,9 +445,7 @@ def test_a_list_of_names_that_somebody_wrote_is_refused(folder: Path, value: Any
     ],
 )
 def test_names_that_are_no_attention_are_refused(folder: Path, name: str, reason: str) -> None:
-    with pytest.raises(
-        ArtefactError, match=rf"received a plan that unpacks layers \(.*{reason}.*\); expected"
-    ):
+    with pytest.raises(ArtefactError, match=rf"received a plan that unpacks layers \(.*{reason}.*\); expected"):
         from_pretrained(rewritten(folder, unpacked=["attention", name]), Pooled())
 
 

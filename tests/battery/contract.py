@@ -23,6 +23,7 @@ from hypercompress.report import make_report
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Generation, LayerSpec, ModelSpec, Sketch, Status, Unit
 from hypercompress.student import Student, build_student, from_pretrained
+from hypercompress.unpacking import unpack
 
 CLASSES = 10
 SIDES = (64, 96, 128, 224)  # pixels, tried in turn where the size of the input is free
@@ -78,6 +79,8 @@ class Subject:
         for tensor in self.teacher.state_dict().values():  # what no file would keep stays as it is
             if tensor.is_floating_point() and tensor.ndim == 1:  # zero-initialised norms would hide their branches
                 tensor.add_(0.1 * torch.rand(tensor.shape, generator=generator))
+        self.architecture: Architecture | None = architecture_of(self.teacher)
+        self.teacher = unpack(self.teacher)
         self.before = copy.deepcopy(self.teacher.state_dict())
         self.images = torch.randn(
             images, *accepted_size(self.teacher, (args or {}).get("img_size")), generator=generator
@@ -88,7 +91,6 @@ class Subject:
             thinned(self.full_spec, self.teacher) if thin and self.full_spec.params > THINNED else self.full_spec
         )
         self.sketches: dict[str, Sketch] = sketch(self.teacher, self.spec, self.images.split(images // 2))
-        self.architecture: Architecture | None = architecture_of(self.teacher)
 
 
 def accepted_size(model: nn.Module, side: int | None = None) -> tuple[int, int, int]:
