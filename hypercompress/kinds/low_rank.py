@@ -5,6 +5,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from hypercompress.kinds.product import product_of
 from hypercompress.specs import LayerFactors
 
 Dense = TypeVar("Dense", bound=nn.Module)
@@ -44,10 +45,9 @@ class LowRank(nn.Sequential):
 
     @property
     def weight(self) -> Tensor:
-        """The product, in the dense layer's shape: [out, in] or [out, in, *kernel]."""
-        reduce = self.reduce.weight
-        assert isinstance(reduce, Tensor)
-        return (matrix(self.expand) @ reduce.flatten(1)).reshape(-1, *reduce.shape[1:])
+        """The product, in the dense layer's shape: [out, in] or [out, in, *kernel]; made when it is used."""
+        expand, reduce = weight_of(self.expand), weight_of(self.reduce)
+        return product_of(joined, (expand, reduce), torch.Size((expand.shape[0], *reduce.shape[1:])))
 
     def to_dense(self) -> nn.Module:
         """The layer with the product as its weight.
@@ -91,19 +91,33 @@ class Projected(nn.Sequential):
 
     @property
     def input_rank(self) -> int:
-        return len(matrix(self.project))
+        return weight_of(self.project).shape[0]
 
     @property
     def weight(self) -> Tensor:
-        core = self.core.weight
-        assert isinstance(core, Tensor)
-        return torch.einsum("rq...,qc->rc...", core, matrix(self.project))
+        core, project = weight_of(self.core), weight_of(self.project)
+        return product_of(projected, (core, project), torch.Size((core.shape[0], project.shape[1], *core.shape[2:])))
+
+
+def joined(expand: Tensor, reduce: Tensor) -> Tensor:
+    """One weight for two layers in a row, of which the second is pointwise."""
+    return (expand.flatten(1) @ reduce.flatten(1)).reshape(-1, *reduce.shape[1:])
+
+
+def projected(core: Tensor, project: Tensor) -> Tensor:
+    """One weight for two layers in a row, of which the first is pointwise."""
+    return torch.einsum("rq...,qc->rc...", core, project.flatten(1))
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a module."""
+    assert isinstance(module.weight, Tensor)
+    return module.weight
 
 
 def matrix(module: nn.Module) -> Tensor:
     """The weight of a module as a matrix."""
-    assert isinstance(module.weight, Tensor)
-    return module.weight.flatten(1)
+    return weight_of(module).flatten(1)
 
 
 def factors_of(layer: LowRank) -> LayerFactors:

@@ -13,9 +13,7 @@ from tests.battery.shrunk import SHRUNK
 ENTRIES = registry.read()
 SMALLEST = registry.smallest(ENTRIES)
 MODERATE = tuple(entry for entry in ENTRIES if entry.params < HUGE)
-# Modules that do not keep it. gemma4_vit asks a factored layer for weight.dtype in each pass, which multiplies the
-# factors out: more multiply-accumulates than planned.
-FAILING = {"gemma4_vit"}
+FAILING: set[str] = set()  # modules that do not keep it
 TABLES = 1e-3  # of the cost: layers that run once a batch, on a table of positions, have no exact cost per sample
 
 
