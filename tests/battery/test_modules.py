@@ -14,7 +14,6 @@ ENTRIES = registry.read()
 SMALLEST = registry.smallest(ENTRIES)
 MODERATE = tuple(entry for entry in ENTRIES if entry.params < HUGE)
 FAILING: set[str] = set()  # modules that do not keep it
-TABLES = 1e-3  # of the cost: layers that run once a batch, on a table of positions, have no exact cost per sample
 
 
 def same_timm() -> bool:
@@ -52,7 +51,7 @@ def test_entry_point_keeps_the_contract(entry: Entry, tmp_path: Path) -> None:
     subject = Subject(entry.model, images=4)
     for index, run in enumerate(RUNS):
         (tmp_path / str(index)).mkdir()
-        check(subject, run, tmp_path / str(index), tolerance=TABLES)
+        check(subject, run, tmp_path / str(index), tolerance=coverage.TABLES)
 
 
 @pytest.mark.slow
