@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import efficientnet_lite0, generate_cost, pilot, resnet18
+from benchmarks import efficientnet_lite0, generate_cost, generate_large, menu, pilot, resnet18
 from benchmarks.common import say
 from benchmarks.teacher import train_teacher
 
@@ -25,6 +25,9 @@ def main(words: Sequence[str] | None = None) -> None:
     common = ["--data", data, "--teacher", str(options.teacher or train_teacher(data))]
     say("== time and memory of generate")
     generate_cost.main(common)
+    generate_large.main([])
+    say("== the two forms of a convolution")
+    menu.main(common)
     say("== the recipe of the distillation")
     pilot.main(common)
     say("== ResNet-18")

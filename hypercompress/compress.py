@@ -61,6 +61,7 @@ class Plan:
         spec, sketches: the teacher's.
         split: calibration batches, by use.
         generator: what makes the factors.
+        timed: the batch that latency is measured with, if it was.
     """
 
     original: nn.Module
@@ -69,7 +70,7 @@ class Plan:
     sketches: dict[str, Any]
     split: CalibrationSplit | None
     generator: Generator
-    timed: Any = None  # the batch that latency is measured with, if it was
+    timed: Any = None
 
 
 def prepare(
