@@ -123,7 +123,7 @@ class Bench:
                 for row in self.missing(results, model, budget, batch_sizes):
                     plan = plan or planned(model, self.device)
                     try:
-                        pair = pair or Pair(plan.teacher, finish(plan, budget))
+                        pair = pair or Pair(plan.original, finish(plan, budget))
                         settings = Settings(self.seconds, self.threads, row["runtime"] == "channels_last")
                         found = pair.speed(row["batch_size"], row["runtime"], settings)
                     except (BudgetError, ExportError) as error:

@@ -181,7 +181,7 @@ def finish(
 
     target = budget
     if budget.unit is Unit.LATENCY:
-        budget = targeted(teacher, spec, plan.sketches, plan.generator, budget, built, plan.timed, forward_fn)
+        budget = targeted(plan.original, spec, plan.sketches, plan.generator, budget, built, plan.timed, forward_fn)
     if split is None:
         generation = plan.generator.generate(spec, plan.sketches, budget)
         student, steps = built(generation), {"refit": False, "norms": "kept"}
@@ -205,7 +205,7 @@ def finish(
 
 def _time(student: Student, plan: Plan, forward_fn: ForwardFn | None) -> None:
     """Put what the student really takes into its report."""
-    dense, ours = times_of(plan.teacher, student, plan.timed, forward_fn)
+    dense, ours = times_of(plan.original, student, plan.timed, forward_fn)
     student.report["budget"]["achieved"] = ours / dense
     student.report["latency"] = {
         "teacher_ms": dense,

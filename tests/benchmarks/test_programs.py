@@ -222,13 +222,14 @@ def test_speed_in_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_spectra_of_the_speed_benchmark_decay() -> None:
     plan = speed.planned("test_vit", torch.device("cpu"))
     exponents = set()
-    for layer in plan.spec.candidates:
+    whole = [layer for layer in plan.spec.candidates if ".qkv." not in layer.name]  # that one is taken apart afterwards
+    for layer in whole:
         values = torch.linalg.svdvals(plan.sketches[layer.name].weight)
         exponent = float((values[0] / values[1]).log2())
         torch.testing.assert_close(values, values[0] * torch.arange(1.0, len(values) + 1) ** -exponent)
         assert speed.DECAY[0] <= exponent <= speed.DECAY[1]
         exponents.add(exponent)
-    assert len(exponents) == len(plan.spec.candidates)
+    assert len(exponents) == len(whole) > 3
 
 
 def test_kept_out_images_are_others() -> None:
