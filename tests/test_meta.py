@@ -157,9 +157,9 @@ def test_look_ahead_moves_the_student_and_never_the_teacher(case: Case, measured
 @pytest.mark.parametrize(("measured", "steps"), [(True, 0), (True, 2), (False, 0)])
 def test_a_few_meta_steps_reduce_the_loss(case: Case, measured: bool, steps: int) -> None:
     network, batches, objective = small(), images(steps + 1), Objective(curvature=0.0)
-    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(24):
         emission, _ = generate(network, case, BUDGET, Afterwards(steps), measured=measured)
         loss, _ = meta_loss(case, emission, batches, objective)
         optimiser.zero_grad()
