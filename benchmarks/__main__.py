@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import efficientnet_lite0, generate_cost, generate_large, menu, pilot, resnet18
+from benchmarks import efficientnet_lite0, generate_cost, generate_large, latency, menu, pilot, resnet18
 from benchmarks.common import say
 from benchmarks.teacher import train_teacher
 
@@ -32,6 +32,8 @@ def main(words: Sequence[str] | None = None) -> None:
     pilot.main(common)
     say("== ResNet-18")
     resnet18.main(common)
+    say("== the latency budget")
+    latency.main([])
     say("== EfficientNet-Lite0")
     efficientnet_lite0.main(["--assets", str(options.assets)])
 

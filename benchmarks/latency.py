@@ -9,6 +9,7 @@ beside its teacher once more after it was made. Writes ``latency.csv``. Two CPU 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -33,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> None:
     results = Results(options.out / "latency.csv", ("model", "share", "batch_size"), ())
     for name in options.models:
         torch.manual_seed(0)
-        teacher = timm.create_model(name, pretrained=False).eval()
+        teacher: Any = timm.create_model(name, pretrained=False).eval()
         example = torch.randn(options.batch_size, *teacher.pretrained_cfg["input_size"])
         for share in options.shares:
             row = {"model": name, "share": share, "batch_size": options.batch_size}
