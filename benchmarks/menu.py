@@ -85,13 +85,15 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     results = Results(options.out / "menu.csv", KEY)
     for folder in options.teacher:
-        teacher, _ = load_model(str(folder))
+        teacher, architecture = load_model(str(folder))
         train, test = (read_set(teacher, options.data, train=part) for part in (True, False))
         plans = []
         for seed in range(options.seeds):
             chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:IMAGES]
             plans.append(prepare(teacher, train.images[chosen].split(64), "kfac", seed=seed))
-        run(folder.name, plans, test, digest(folder), results)
+        count = sum(parameter.numel() for parameter in teacher.parameters())
+        name = architecture.name if architecture is not None else folder.name
+        run(f"{name}, {count / 1e6:.1f} M", plans, test, digest(folder), results)
     say(table(results))
 
 

@@ -131,7 +131,7 @@ class _Curve:
         corners: list[tuple[Form, int, float]] = []
         order = np.lexsort((loss, cost))
         best = np.minimum.accumulate(loss[order])
-        front = order[(loss[order] <= best) & (np.diff(best, prepend=np.inf) < 0)]
+        front = order[np.diff(best, prepend=np.inf) < 0]
         for at in front.tolist():
             _append(corners, (Form(int(rank[at]), int(inner[at]) or None), int(cost[at]), float(loss[at])))
         _append(corners, (Form(), self.cost(Form()), 0.0))

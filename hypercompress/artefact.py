@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from hypercompress.errors import ArtefactError
 
-FORMAT = 1
+FORMAT = 2  # 1: every layer factored on one side, nothing unpacked
 WEIGHTS, CONFIG, REPORT, CARD = "model.safetensors", "config.json", "report.json", "README.md"
 
 

@@ -8,13 +8,14 @@ Shape letters: ``n`` samples, ``l`` queries, ``s`` keys, ``h`` heads, ``c`` chan
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from hypercompress.projection import joined, linear_of, own
 
 SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")  # torch's own, where keys or values have other widths
 
@@ -41,10 +42,10 @@ class UnpackedAttention(nn.Module):
         weights = [getattr(packed, name) for name in SEPARATE] if whole is None else whole.chunk(3)
         biases = (None, None, None) if bias is None else bias.chunk(3)
         self.q_proj, self.k_proj, self.v_proj = (
-            _linear(_own(weight, whole), _own(part, bias)) for weight, part in zip(weights, biases, strict=True)
+            linear_of(own(weight, whole), own(part, bias)) for weight, part in zip(weights, biases, strict=True)
         )
-        self.out_proj = _linear(_own(packed.out_proj.weight), _own(packed.out_proj.bias))
-        self.bias_k, self.bias_v = _own(packed.bias_k), _own(packed.bias_v)
+        self.out_proj = linear_of(own(packed.out_proj.weight), own(packed.out_proj.bias))
+        self.bias_k, self.bias_v = own(packed.bias_k), own(packed.bias_v)
         self.train(packed.training)
 
     @property
@@ -152,43 +153,19 @@ class UnpackedAttention(nn.Module):
         )
         layers: list[Any] = [self.q_proj, self.k_proj, self.v_proj]
         weights = [layer.weight for layer in layers]
-        own: dict[str, nn.Parameter | None] = {"bias_k": _own(self.bias_k), "bias_v": _own(self.bias_v)}
-        own["in_proj_bias"] = None if layers[0].bias is None else _joined([layer.bias for layer in layers])
+        parts: dict[str, nn.Parameter | None] = {"bias_k": own(self.bias_k), "bias_v": own(self.bias_v)}
+        parts["in_proj_bias"] = None if layers[0].bias is None else joined([layer.bias for layer in layers])
         if self.kdim == self.vdim == self.embed_dim:
-            own["in_proj_weight"] = _joined(weights)
+            parts["in_proj_weight"] = joined(weights)
         else:
-            own |= {name: _own(weight) for name, weight in zip(SEPARATE, weights, strict=True)}
-        for name, parameter in own.items():
+            parts |= {name: own(weight) for name, weight in zip(SEPARATE, weights, strict=True)}
+        for name, parameter in parts.items():
             setattr(packed, name, parameter)
         out: Any = packed.out_proj
-        out.weight, out.bias = _own(self.out_proj.weight), _own(self.out_proj.bias)
+        out.weight, out.bias = own(self.out_proj.weight), own(self.out_proj.bias)
         return packed.train(self.training)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask to add to scores; of a boolean one, true hides a key."""
     return mask if mask.is_floating_point() else torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf)
-
-
-@overload
-def _own(tensor: Tensor, like: Tensor | None = None) -> nn.Parameter: ...
-@overload
-def _own(tensor: Tensor | None, like: Tensor | None = None) -> nn.Parameter | None: ...
-def _own(tensor: Tensor | None, like: Tensor | None = None) -> nn.Parameter | None:
-    """A copy as a parameter, frozen if ``like`` (else the tensor itself) is."""
-    if tensor is None:
-        return None
-    return nn.Parameter(tensor.detach().clone(), (tensor if like is None else like).requires_grad)
-
-
-def _joined(tensors: Sequence[Tensor]) -> nn.Parameter:
-    """One below the other as a parameter, frozen if all of them are."""
-    return nn.Parameter(torch.cat([t.detach() for t in tensors]), any(t.requires_grad for t in tensors))
-
-
-def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    """The layer of these very parameters."""
-    layer: Any = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    layer.weight, layer.bias = weight, bias
-    linear: nn.Linear = layer
-    return linear

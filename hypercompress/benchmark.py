@@ -22,7 +22,7 @@ from hypercompress.calling import evaluating
 from hypercompress.errors import BenchmarkError
 from hypercompress.inspection import inspect
 from hypercompress.student import Student, low_rank_layers
-from hypercompress.timing import Clock, Timing, interleaved, threads
+from hypercompress.timing import Clock, Timing, interleaved, threads, waiting
 
 LAYER_SHARE = 0.2  # of `Settings.seconds` for each single layer: there are dozens
 
@@ -216,13 +216,9 @@ def compare_layers(
 
 
 def _timed(models: Sequence[nn.Module], batch: Tensor, seconds: float, ratio: float, clock: Clock) -> Speed:
-    def wait() -> None:
-        if batch.device.type == "cuda":
-            torch.cuda.synchronize(batch.device)
-
     with torch.inference_mode():
         calls = [lambda model=model: model(batch) for model in models]
-        dense, student = interleaved(calls, seconds, wait=wait, clock=clock)
+        dense, student = interleaved(calls, seconds, wait=waiting(batch.device), clock=clock)
     return Speed(dense, student, ratio)
 
 

@@ -78,6 +78,15 @@ def join(batches: Sequence[Any], most: int) -> Any:
     return _mapped(lambda tensors: torch.cat(list(tensors)) if tensors[0].ndim else tensors[0], taken)
 
 
+def resized(batch: Any, size: int) -> Any:
+    """A batch of ``size`` samples: the first ones, again and again if there are fewer."""
+
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor[torch.arange(size, device=tensor.device) % len(tensor)] if tensor.ndim else tensor
+
+    return _mapped(lambda tensors: rows(tensors[0]), [batch])
+
+
 def _first(tensor: Tensor, samples: int) -> Tensor:
     return tensor[:samples] if tensor.ndim else tensor
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hypercompress.architecture import Architecture, architecture_of
-from hypercompress.calibration import CalibrationSplit, join, split_batches
+from hypercompress.calibration import CalibrationSplit, join, resized, split_batches
 from hypercompress.calling import ForwardFn, batch_size
 from hypercompress.curvature import Progress
 from hypercompress.errors import GeneratorError, ModelError
@@ -19,7 +19,7 @@ from hypercompress.fidelity import compare, reestimate_norms
 from hypercompress.generator import Generator, HypernetGenerator, load_generator
 from hypercompress.guard import STRENGTHS, choose
 from hypercompress.inspection import inspect
-from hypercompress.latency import measure_latency, resized, times_of
+from hypercompress.latency import measure_latency, times_of
 from hypercompress.reconstruction import reconstruct
 from hypercompress.report import bytes_of, make_report
 from hypercompress.sketch import sketch

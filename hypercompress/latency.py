@@ -26,7 +26,7 @@ from hypercompress.calling import ForwardFn, call_model, evaluating
 from hypercompress.errors import ModelError
 from hypercompress.kinds import low_rank_like
 from hypercompress.specs import COUNTED, LayerSpec, Measured, ModelSpec
-from hypercompress.timing import interleaved
+from hypercompress.timing import interleaved, waiting
 
 STEP = 16
 SIDES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # tried on both sides of a kernel
@@ -36,22 +36,6 @@ SECONDS = 0.02  # for each form and as much for its dense layer
 MOST = 0.9  # multiply-accumulates of a form as a share of the dense layer's: above it nothing is gained
 
 Progress = Callable[[str, int], None]
-
-
-def resized(batch: Any, size: int) -> Any:
-    """A batch of ``size`` samples: the first ones, again and again if there are fewer."""
-    if isinstance(batch, Tensor):
-        return batch[torch.arange(size, device=batch.device) % len(batch)]
-    if isinstance(batch, dict):
-        return {key: resized(value, size) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(resized(value, size) for value in batch)
-    return batch
-
-
-def synchronise(device: torch.device) -> Callable[[], None]:
-    """Returns when the device has done what it was told."""
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
 def measure_latency(
@@ -75,7 +59,7 @@ def measure_latency(
         ModelError: the model takes no measurable time.
     """
     forward_fn, cache = forward_fn or call_model, cache or default_cache()
-    wait = synchronise(next(model.parameters()).device)
+    wait = waiting(next(model.parameters()).device)
     with evaluating(model), torch.no_grad():
         total, times, inputs = _inside(model, spec, lambda: forward_fn(model, example), wait)
     if total <= 0:
@@ -104,7 +88,7 @@ def times_of(
     teacher: nn.Module, student: nn.Module, example: Any, forward_fn: ForwardFn | None = None, seconds: float = 0.5
 ) -> tuple[float, float]:
     """Milliseconds of a forward pass of each, timed in turns; the least of all blocks."""
-    run, wait = forward_fn or call_model, synchronise(next(teacher.parameters()).device)
+    run, wait = forward_fn or call_model, waiting(next(teacher.parameters()).device)
     with evaluating(teacher), evaluating(student), torch.no_grad():
         found = interleaved([lambda: run(teacher, example), lambda: run(student, example)], seconds, wait=wait)
     dense, ours = (min(timing.blocks) for timing in found)

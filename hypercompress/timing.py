@@ -68,6 +68,16 @@ def interleaved(
     return [Timing(tuple(1e3 * took / count for took in found)) for found, count in zip(times, counts, strict=True)]
 
 
+def waiting(device: torch.device) -> Callable[[], None]:
+    """A call that returns when the device has done what it was told."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return wait
+
+
 @contextmanager
 def threads(count: int | None) -> Iterator[int]:
     """torch computes with ``count`` threads inside the block (``None``: no change); gives how many they are."""

@@ -71,9 +71,13 @@ def divisible(name: str, module: nn.Module, held: Mapping[int, Sequence[str]]) -
     """Whether this is a fused projection that may be taken apart: a plain linear layer with timm's name for it."""
     if name.rpartition(".")[2] != NAME or not name or type(module) is not nn.Linear or module.out_features % 3:
         return False
-    hooked = any(key.endswith("forward") or (key.endswith("_hooks") and value) for key, value in vars(module).items())
     weight = module._parameters.get("weight")
-    return not hooked and weight is not None and held[weight.untyped_storage().data_ptr()] == [name]
+    return not changed(module) and weight is not None and held[weight.untyped_storage().data_ptr()] == [name]
+
+
+def changed(module: nn.Module) -> bool:
+    """Whether it has hooks or a forward of its own, which a module in its place would not have."""
+    return any(key.endswith("forward") or (key.endswith("_hooks") and value) for key, value in vars(module).items())
 
 
 def pack_layers(model: nn.Module, kind: type[nn.Module] | None = None) -> None:
@@ -114,8 +118,7 @@ def why_packed(name: str, module: nn.MultiheadAttention, held: Mapping[int, Sequ
     if type(module) is not nn.MultiheadAttention or type(out) not in LINEARS:
         other = module if type(out) in LINEARS else out
         return f"a {type(other).__name__} may compute anything"
-    states = {**vars(module), **{f"out_proj.{key}": value for key, value in vars(out).items()}}
-    if any(key.endswith("forward") or (key.endswith("_hooks") and value) for key, value in states.items()):
+    if changed(module) or changed(out):
         return "it has hooks or a forward of its own"
     weights = {key for key, parameter in module._parameters.items() if parameter is not None} - VECTORS
     inside = {*module._modules, *module._buffers, *out._modules, *out._buffers}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hypercompress.calibration import cut, join, split_batches, to_device
+from hypercompress.calibration import cut, join, resized, split_batches, to_device
 from hypercompress.errors import DataError
 
 CPU = torch.device("cpu")
@@ -64,3 +64,15 @@ def test_join_takes_the_first_samples_in_order(most: int) -> None:
 
 def test_join_leaves_out_batches_of_another_shape() -> None:
     assert join([torch.zeros(2, 3), torch.ones(2, 4), torch.zeros(1, 3)], 10).shape == (3, 3)
+
+
+def test_batches_of_any_form_are_brought_to_a_size() -> None:
+    class Pair(NamedTuple):
+        x: torch.Tensor
+        name: str
+
+    x = torch.arange(3)
+    assert resized(x, 5).tolist() == [0, 1, 2, 0, 1]
+    assert resized(Pair(x, "name"), 2).x.tolist() == [0, 1]
+    assert resized({"a": [x, None, torch.tensor(7)]}, 1)["a"][0].tolist() == [0]
+    assert resized([x, torch.tensor(7)], 2)[1].item() == 7

@@ -16,7 +16,7 @@ from hypercompress.allocation import allocate, least_share
 from hypercompress.errors import BudgetError
 from hypercompress.generator import ANALYTIC, HypernetGenerator, Hypernetwork
 from hypercompress.inspection import inspect
-from hypercompress.latency import measure_latency, resized
+from hypercompress.latency import measure_latency
 from hypercompress.sketch import sketch
 from hypercompress.specs import COUNTED, LayerSpec, Measured, ModelSpec, Unit
 from hypercompress.student import build_student
@@ -206,10 +206,3 @@ def test_report_says_what_was_measured(machine: Path, monkeypatch: pytest.Monkey
         "device": "cpu",
     }
     assert student.ranks
-
-
-def test_batches_of_any_form_are_brought_to_a_size() -> None:
-    x = torch.arange(3)
-    assert resized(x, 5).tolist() == [0, 1, 2, 0, 1]
-    assert resized((x, "name"), 2)[0].tolist() == [0, 1]
-    assert resized({"a": [x, None]}, 1)["a"][0].tolist() == [0]

@@ -154,18 +154,34 @@ def test_look_ahead_moves_the_student_and_never_the_teacher(case: Case, measured
     assert not any(m._forward_hooks for m in case.teacher.modules())
 
 
-@pytest.mark.parametrize(("measured", "steps"), [(True, 0), (True, 2), (False, 0)])
-def test_a_few_meta_steps_reduce_the_loss(case: Case, measured: bool, steps: int) -> None:
-    network, batches, objective = small(), images(steps + 1), Objective(curvature=0.0)
-    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
+def learnt(case: Case, budget: Budget, after: Afterwards, *, measured: bool, lr: float) -> list[float]:
+    """Losses of a small network over two dozen steps on the same batches."""
+    network, calibration = small(), images()[0] if after.refit else None
+    batches = images(5)[4:] if after.refit else images(after.steps + 1)
+    optimiser = torch.optim.Adam(network.parameters(), lr)
     losses = []
     for _ in range(24):
-        emission, _ = generate(network, case, BUDGET, Afterwards(steps), measured=measured)
-        loss, _ = meta_loss(case, emission, batches, objective)
+        emission, _ = generate(network, case, budget, after, measured=measured)
+        loss, _ = meta_loss(case, emission, batches, Objective(curvature=0.0), refit=calibration)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("after", "measured", "budget"),
+    [
+        (Afterwards(), True, BUDGET),
+        (Afterwards(2), True, BUDGET),
+        (Afterwards(), False, BUDGET),
+        (Afterwards(refit=True), True, TIGHT),
+    ],
+    ids=["generated", "look-ahead", "no data", "refit"],
+)
+def test_a_few_meta_steps_reduce_the_loss(case: Case, after: Afterwards, measured: bool, budget: Budget) -> None:
+    losses = learnt(case, budget, after, measured=measured, lr=1e-3)
     assert min(losses[-3:]) < losses[0] - 0.01, losses
 
 
@@ -278,20 +294,6 @@ def test_the_refitted_loss_is_that_of_the_student_a_user_gets(case: Case) -> Non
     assert found[2] is None or not found[2].any()
     got = evaluate_case(small(), case, TIGHT, [batch], refit=calibration)
     assert got == pytest.approx(wanted, rel=1e-3)
-
-
-def test_a_few_meta_steps_reduce_the_loss_after_the_refit(case: Case) -> None:
-    network, calibration, batch = small(), images()[0], images(5)[4]
-    optimiser = torch.optim.Adam(network.parameters(), 3e-3)
-    losses = []
-    for _ in range(15):
-        emission, _ = generate(network, case, TIGHT, Afterwards(refit=True), measured=True)
-        loss, _ = meta_loss(case, emission, [batch], Objective(), refit=calibration)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(float(loss.detach()))
-    assert min(losses[-3:]) < losses[0] - 0.01, losses
 
 
 def test_look_ahead_trains_with_norms_as_distillation_does(case: Case) -> None:

@@ -212,30 +212,35 @@ def test_half_precision_comes_back(student: Student, tmp_path: Path) -> None:
         assert torch.equal(loaded(images().bfloat16()), half(images().bfloat16()))
 
 
+AS_SAVED = "expected the folder as it was saved; copy it again"
+
+
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "expected"),
     [
-        ("ranks", [1, 2]),
-        ("ranks", {"fc": 0}),
-        ("ranks", {"fc": "2"}),
-        ("ranks", {"fc": 2**40}),
-        ("input_ranks", {"layer1.0.conv1": 0}),
-        ("input_ranks", {"fc": 3}),
-        ("unpacked", "fc"),
-        ("unpacked", {"fc": 1}),
-        ("input_ranks", {"layer1": 3}),
-        ("architecture", "resnet18"),
-        ("architecture", {"name": "resnet18"}),
-        ("architecture", {"name": 3, "args": {}, "pretrained_cfg": {}}),
+        ("ranks", [1, 2], AS_SAVED),
+        ("ranks", {"fc": 0}, AS_SAVED),
+        ("ranks", {"fc": "2"}, AS_SAVED),
+        ("ranks", {"fc": 2**40}, AS_SAVED),
+        ("input_ranks", {"layer1.0.conv1": 0}, AS_SAVED),
+        ("input_ranks", {"fc": 3}, "expected a layer of a known kind there"),
+        ("unpacked", "fc", AS_SAVED),
+        ("unpacked", {"fc": 1}, AS_SAVED),
+        ("input_ranks", {"layer1": 3}, AS_SAVED),
+        ("architecture", "resnet18", AS_SAVED),
+        ("architecture", {"name": "resnet18"}, AS_SAVED),
+        ("architecture", {"name": 3, "args": {}, "pretrained_cfg": {}}, AS_SAVED),
     ],
     ids=str,
 )
-def test_a_config_that_somebody_wrote_is_refused(student: Student, tmp_path: Path, key: str, value: Any) -> None:
+def test_a_config_that_somebody_wrote_is_refused(
+    student: Student, tmp_path: Path, key: str, value: Any, expected: str
+) -> None:
     folder = tmp_path / "s"
     student.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, key: value}))
-    with pytest.raises(ArtefactError, match=r"expected (the folder as it was saved; copy|a layer of a known kind)"):
+    with pytest.raises(ArtefactError, match=expected):
         from_pretrained(folder)
 
 

@@ -56,7 +56,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         inputs.show_preprocessing(terminal, preprocess, overrides, "the model")
     teacher.to(device)
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
-    reachable(inputs.inspected(unpack(teacher), inputs.input_size(teacher)), budget)
+    spec = inputs.inspected(unpack(teacher), inputs.input_size(teacher))
+    reachable(spec, budget)
 
     batches, count = None, 0
     if preprocess is not None and arguments.data is not None:
@@ -68,9 +69,13 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         terminal.note("calibration", f"{count} of {len(images)} images of {arguments.data}, in batches of {size}")
 
     start = time.perf_counter()
-    terminal.phase("measure curvature" if batches else "read weights", count or None)
     name = arguments.generator if budget is not None else pareto.GENERATOR
     timed = arguments.latency_batch_size if budget is not None and budget.unit is Unit.LATENCY else None
+    if timed is not None:
+        terminal.phase("time layers", len(spec.layers))
+        terminal.then("curvature", "measure curvature", count)
+    else:
+        terminal.phase("measure curvature" if batches else "read weights", count or None)
     plan = prepare(teacher, batches, name, latency_batch=timed, seed=arguments.seed, progress=terminal.progress)
     result: dict[str, Any] = {}
     if budget is not None:

@@ -35,6 +35,7 @@ class Terminal:
             disable=quiet or not sys.stderr.isatty(),
         )
         self.task: TaskID | None = None
+        self.later: dict[str, tuple[str, int | None]] = {}
 
     def __enter__(self) -> "Terminal":
         self.bar.start()
@@ -50,8 +51,14 @@ class Terminal:
         self._end()
         self.task = self.bar.add_task(name, total=total)
 
-    def progress(self, _: str, done: int) -> None:
-        """So many images of this phase are done; the signature is that of `curvature.Progress`."""
+    def then(self, signal: str, name: str, total: int | None = None) -> None:
+        """A phase that begins when `progress` is first called with ``signal``."""
+        self.later[signal] = (name, total)
+
+    def progress(self, signal: str, done: int) -> None:
+        """So much of this phase is done; the signature is that of `curvature.Progress`."""
+        if signal in self.later:
+            self.phase(*self.later.pop(signal))
         if self.task is not None:
             self.bar.update(self.task, completed=done)
 

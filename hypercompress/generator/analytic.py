@@ -3,6 +3,7 @@
 They ship, they are the fallback, and they are what the hypernetwork must beat.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -67,10 +68,13 @@ class AnalyticGenerator:
             )
         return {name: curvature for name, curvature in measured.items() if curvature is not None}
 
-    def directions(self, spec: ModelSpec, sketches: Sketches) -> Directions:
-        """All directions of each candidate, best first in this generator's metric."""
+    def directions(
+        self, spec: ModelSpec, sketches: Sketches, curvatures: Mapping[str, Curvature] | None = None
+    ) -> Directions:
+        """All directions of each candidate, best first in this generator's metric; pass ``curvatures`` if known."""
         outputs, inputs = {}, {}
-        curvatures = {} if self.metric is None else self.curvatures(spec, sketches)
+        if curvatures is None:
+            curvatures = {} if self.metric is None else self.curvatures(spec, sketches)
         for layer in spec.candidates:
             name, sketch = layer.name, sketches[layer.name]
             if self.metric is None:
@@ -96,10 +100,10 @@ class AnalyticGenerator:
         return {name: frame.energy / frame.energy.sum().clamp_min(1e-300) for name, frame in frames.items()}
 
     def generate(self, spec: ModelSpec, sketches: Sketches, budget: Budget) -> Generation:
-        known = self.directions(spec, sketches)
+        curvatures = {} if self.metric is None else self.curvatures(spec, sketches)
+        known = self.directions(spec, sketches, curvatures)
         inputs = self.energies(known.inputs)
         plan = allocate(spec, self.energies(known.outputs), budget, nats=self.nats, inputs=inputs)
-        curvatures = {} if self.metric is None else self.curvatures(spec, sketches)
         layers, deltas = {}, {}
         for layer in spec.candidates:
             if layer.name not in plan.ranks:

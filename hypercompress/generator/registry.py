@@ -18,7 +18,7 @@ from hypercompress.generator.protocol import Generator
 
 RELEASED = Path(__file__).parents[1] / "pretrained" / "hypernet"
 NAMES = ("auto", "hypernet", *ANALYTIC)
-FORMAT = 1
+FORMAT = 2  # 1: without two-sided layers and the refit
 
 
 def load_generator(name: str | Path, has_data: bool = True, steps: int = 0) -> Generator:

@@ -32,7 +32,8 @@ def start_of(spec: ModelSpec, sketches: Sketches) -> Start:
     """The start that the sketches allow."""
     measured = all(sketches[layer.name].curvature is not None for layer in spec.candidates)
     base = ANALYTIC["kfac" if measured else "prior"]
-    curvatures, known = base.curvatures(spec, sketches), base.directions(spec, sketches)
+    curvatures = base.curvatures(spec, sketches)
+    known = base.directions(spec, sketches, curvatures)
     return Start(base, curvatures, known, base.energies(known.outputs), base.energies(known.inputs))
 
 

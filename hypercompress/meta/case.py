@@ -12,6 +12,7 @@ from hypercompress.generator.start import Start, on_device, start_of
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
 from hypercompress.specs import COUNTED, Budget, ModelSpec, Unit
+from hypercompress.unpacking import unpack
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def prepare_case(
         easiest_kl: predicted nats of KL at which a budget is too easy to learn from.
         watched: number of feature maps to compare, spread over the depth.
     """
-    teacher = teacher.eval().requires_grad_(False)
+    teacher = unpack(teacher.eval().requires_grad_(False))
     spec = inspect(teacher, batches[0][:2])
     device = batches[0].device
     sketches: dict[bool, Sketches] = {

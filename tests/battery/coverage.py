@@ -50,7 +50,6 @@ bit for bit, and leaves the teacher as it was.
   if there are any; above a million parameters one layer of each role is factored. The slow tests factor whole models.
 
 """
-TABLES = 1e-3  # of the cost: layers that run once a batch, on a table of positions, have no exact cost per sample
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def verify(entry: Entry, folder: Path) -> None:
     subject = Subject(entry.model, images=4, thin=True, args=SHRUNK.get(entry.model))
     for index, run in enumerate(RUNS):
         (folder / str(index)).mkdir()
-        check(subject, run, folder / str(index), tolerance=TABLES)
+        check(subject, run, folder / str(index))
 
 
 def result(entry: Entry) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import menu, pilot, resnet18, speed
+from benchmarks import generate_large, latency, menu, pilot, resnet18, speed
 from benchmarks.common import Results, Set, budget_of, fidelity, markdown, read_set, size_of, spread
 from benchmarks.distillation import PILOT, PILOT_KEY, RECIPES, Recipe, best_recipe, distil, from_random
 from benchmarks.pruning import prune
@@ -84,6 +84,25 @@ def test_the_menu_is_compared_at_equal_cost(
     menu.run("small", plans, images, "w", results)
     assert (tmp_path / "menu.csv").read_text() == before
     assert "one or both" in menu.table(results)
+
+
+def test_the_latency_program_says_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No claim about speed: the cache is its own, and a row is what the two times say, or empty for a refusal."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    latency.main(["--models", "test_resnet", "--shares", "0.95", "0.01", "--out", str(tmp_path)])
+    rows = Results(tmp_path / "latency.csv", ("model", "share", "batch_size"), ()).rows
+    assert [row["share"] for row in rows] == ["0.95", "0.01"]
+    assert rows[1]["achieved"] == ""
+    for row in (row for row in rows if row["achieved"]):
+        assert float(row["achieved"]) == pytest.approx(float(row["student_ms"]) / float(row["teacher_ms"]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_program_for_large_networks_measures_a_process(tmp_path: Path) -> None:
+    generate_large.main(["--models", "test_vit", "--generator", "svd", "--out", str(tmp_path)])
+    (row,) = Results(tmp_path / "generate_large.csv", ("model", "generator", "params"), ()).rows
+    assert float(row["seconds"]) > 0
+    assert float(row["megabytes_model"]) == pytest.approx(1.5, rel=0.2)
 
 
 def test_fidelity_is_that_of_the_package(network: tuple[nn.Module, Architecture], images: Set) -> None:
