@@ -162,6 +162,11 @@ def test_device_and_dtype_are_those_of_the_dense_layer() -> None:
     assert low_rank_like(nn.Linear(4, 4, dtype=torch.bfloat16), 1).expand.weight.dtype is torch.bfloat16
 
 
+def test_input_channels_are_projected_only_before_a_kernel() -> None:
+    with pytest.raises(TypeError, match="expected a kind of layer with a kernel"):
+        low_rank_like(nn.Linear(4, 4), 1, 2)
+
+
 def test_another_class_is_refused_and_so_is_a_subclass() -> None:
     class Special(nn.Linear):
         """May compute anything."""
