@@ -108,7 +108,7 @@ def test_a_later_format_asks_for_an_upgrade(tmp_path: Path) -> None:
     write(tmp_path / "s")
     edit(tmp_path / "s", format=artefact.FORMAT + 1)
     with pytest.raises(
-        ArtefactError, match="received a student of format 2; expected at most 2; upgrade hypercompress"
+        ArtefactError, match="received a student of format 3; expected at most 2; upgrade hypercompress"
     ):
         load(tmp_path / "s")
 
