@@ -120,8 +120,8 @@ def generate(
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("measuring curvature", total=settings.images)
 
-        def advance(phase: str, count: int) -> None:
-            bar.update(task, description=phase, advance=count)
+        def advance(phase: str, done: int, _at: str = "", /) -> None:
+            bar.update(task, description=phase, completed=done)
 
         plan = prepare(teacher, images, "kfac", progress=advance)
     students = {}

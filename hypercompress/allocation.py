@@ -27,12 +27,6 @@ InputEnergies = Mapping[str, Float[Tensor, " c"]]
 NONE: InputEnergies = {}
 FINE = 48  # ranks up to here are tried one by one on the two-sided menu, above it in steps of a twentieth
 
-LEAST = {
-    Unit.PARAMS: "rank 1 in each is the least",
-    Unit.MACS: "rank 1 in each is the least",
-    Unit.LATENCY: "the fastest form that was measured in each is the least",
-}
-
 
 @dataclass(frozen=True)
 class ParetoPoint:
@@ -64,11 +58,12 @@ class _Segment:
 @lru_cache(maxsize=256)
 def _forms(layer: LayerSpec, unit: Unit) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Ranks, input ranks (0: none) and costs of the factored forms that are smaller than dense in both counted units;
-    of latency, those that were measured to be faster.
+    if the layer was timed, of those that were faster than dense.
     """
-    if unit is Unit.LATENCY:
-        times = np.array(layer.measured.forms if layer.measured else [], dtype=np.int64).reshape(-1, 3)
-        return times[:, 0], times[:, 1], times[:, 2]
+    if layer.measured is not None or unit is Unit.LATENCY:
+        forms = layer.measured.forms if layer.measured else ()
+        table = np.array([(r, q, layer.cost(unit, r, q or None)) for r, q, _ in forms], dtype=np.int64).reshape(-1, 3)
+        return table[:, 0], table[:, 1], table[:, 2]
     ranks = np.arange(1, layer.max_rank + 1, dtype=np.int64)
     columns = [(ranks, np.zeros_like(ranks), ranks * layer.rank_cost(unit))]
     if layer.projects:
@@ -143,7 +138,7 @@ class _Curve:
         if rank is None:
             return
         steps = [Form()]
-        if self.unit is Unit.LATENCY:  # no ranks but the measured ones
+        if self.spec.measured is not None:  # no ranks but the measured ones
             forms = zip(*(a.tolist() for a in _forms(self.spec, self.unit)[:2]), strict=True)
             steps += [Form(r, inner or None) for r, inner in forms if self.inner is not None or not inner]
         elif q is None:
@@ -229,9 +224,12 @@ def allocate(
     floor = _fixed_cost(spec, unit) + sum(curve.cost() for curve in curves)
     room = int(round(budget.share * total, 3)) - floor  # a share that is a cost divided by the total means that cost
     if room < 0:
+        timed = any(curve.spec.measured is not None for curve in curves)
+        what = "the fastest form" if unit is Unit.LATENCY else "the smallest form"
+        least = f"{what} that was measured in each is the least" if timed else "rank 1 in each is the least"
         raise BudgetError(
             f"received a {unit} budget of {budget.share:g}; expected between {_ceil(floor / total)} and 1 for this "
-            f"model ({len(curves)} layers can be factored, {LEAST[unit]}); choose a share in that range"
+            f"model ({len(curves)} layers can be factored, {least}); choose a share in that range"
         )
     blocked: set[int] = set()
     for segment in segments:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from hypercompress.errors import ModelError
 
 ForwardFn = Callable[[nn.Module, Any], Tensor]
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Told how far long work is: the phase, how many samples or layers are done and, of layers, which is at hand."""
+
+    def __call__(self, phase: str, done: int, at: str = ..., /) -> None: ...
 
 
 def call_model(model: nn.Module, batch: Any) -> Tensor:

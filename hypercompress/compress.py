@@ -12,8 +12,7 @@ from torch import nn
 
 from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.calibration import CalibrationSplit, join, resized, split_batches
-from hypercompress.calling import ForwardFn, batch_size
-from hypercompress.curvature import Progress
+from hypercompress.calling import ForwardFn, Progress, batch_size
 from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.fidelity import compare, reestimate_norms
 from hypercompress.generator import Generator, HypernetGenerator, load_generator
@@ -87,9 +86,12 @@ def prepare(
     """Load the generator, unpack and inspect the teacher and measure the sketches: everything but the budget.
 
     Args:
-        latency_batch: samples of the batch that a latency budget is about; ``None``: no times are measured.
+        latency_batch: samples of the batch that is timed; ``None``: no times are measured. If they are, only forms that
+            are faster than the dense layer are used.
     """
-    chosen = load_generator(generator, has_data=data is not None) if isinstance(generator, (str, Path)) else generator
+    chosen = generator
+    if isinstance(chosen, (str, Path)):
+        chosen = load_generator(chosen, has_data=data is not None, progress=progress)
     if data is None and getattr(chosen, "needs_data", False):
         raise GeneratorError(
             f"received no calibration data; expected some for generator '{chosen.name}', which weighs directions by "
@@ -119,6 +121,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     architecture: Architecture | None = None,
     refit: bool = True,
     norms: bool = True,
+    fast: bool = False,
     latency_batch: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
@@ -137,9 +140,11 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         refit: with data, reconstruct the layers' outputs one after another (`reconstruction.py`) if held-out images
             say that it helps.
         norms: with data, re-estimate BatchNorm moments if held-out images say that it helps.
-        latency_batch: samples of the batch that a latency budget is about.
+        fast: time the forms of every layer on this machine, and use only those that are faster than the dense layer; a
+            latency budget always does.
+        latency_batch: samples of the batch that is timed.
         seed: of everything that is drawn.
-        progress: called with a phase name and a count.
+        progress: called with a phase's name, a count of samples or layers and, of layers, a name.
 
     Raises:
         BudgetError, DataError, GeneratorError, ModelError, NonFiniteError: see their docstrings.
@@ -154,7 +159,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         generator,
         example=example,
         forward_fn=forward_fn,
-        latency_batch=latency_batch if budget.unit is Unit.LATENCY else None,
+        latency_batch=latency_batch if fast or budget.unit is Unit.LATENCY else None,
         seed=seed,
         progress=progress,
     )
@@ -198,7 +203,7 @@ def finish(
         fidelity=fidelity,
     )
     student.report = {**report, **steps}
-    if target.unit is Unit.LATENCY:
+    if plan.timed is not None:
         _time(student, plan, forward_fn)
     return student
 
@@ -206,7 +211,8 @@ def finish(
 def _time(student: Student, plan: Plan, forward_fn: ForwardFn | None) -> None:
     """Put what the student really takes into its report."""
     dense, ours = times_of(plan.original, student, plan.timed, forward_fn)
-    student.report["budget"]["achieved"] = ours / dense
+    if student.report["budget"]["unit"] == Unit.LATENCY:
+        student.report["budget"]["achieved"] = ours / dense
     student.report["latency"] = {
         "teacher_ms": dense,
         "student_ms": ours,

@@ -12,7 +12,7 @@ moment of the layer's own output without its bias, ``W^T G W`` that of ``g W``. 
 channels costs a 2,048-square matrix, never one of 18,432.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.calling import ForwardFn, call_model, evaluating
+from hypercompress.calling import ForwardFn, Progress, call_model, evaluating
 from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.factorize import input_curvature
 from hypercompress.kinds import kind_of
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
-
-Progress = Callable[[str, int], None]
 
 
 @dataclass

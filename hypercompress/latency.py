@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypercompress.calling import ForwardFn, call_model, evaluating
+from hypercompress.calling import ForwardFn, Progress, call_model, evaluating
 from hypercompress.errors import ModelError
 from hypercompress.kinds import low_rank_like
 from hypercompress.specs import COUNTED, LayerSpec, Measured, ModelSpec
@@ -34,8 +34,6 @@ MARGIN = 0.97  # a form that saves less than this is no faster, within what can 
 PASSES = 15  # of the whole model, for the time of each layer inside it
 SECONDS = 0.02  # for each form and as much for its dense layer
 MOST = 0.9  # multiply-accumulates of a form as a share of the dense layer's: above it nothing is gained
-
-Progress = Callable[[str, int], None]
 
 
 def measure_latency(
@@ -53,7 +51,7 @@ def measure_latency(
         model: the teacher, on the device that counts, with the threads that count.
         example: one batch of the size that counts.
         cache: file of measured ratios; default `default_cache`.
-        progress: called with a phase name and the number of layers done.
+        progress: called with a phase name the number of layers done and the last one's name.
 
     Raises:
         ModelError: the model takes no measurable time.
@@ -79,7 +77,7 @@ def measure_latency(
             measured = Measured(dense, tuple(form for form in forms if form[2] < dense))
         layers.append(replace(layer, measured=measured))
         if progress is not None:
-            progress("latency", place + 1)
+            progress("latency", place + 1, layer.name)
     inside = sum(layer.measured.dense for layer in layers if layer.measured is not None)
     return replace(spec, layers=tuple(layers), latency=max(round(total), inside))
 

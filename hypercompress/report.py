@@ -68,6 +68,8 @@ def layer_row(layer: LayerSpec, plan: RankPlan) -> dict[str, Any]:
     status, reason = layer.status, layer.reason
     if status is Status.FACTORED and rank is None:
         status, reason = Status.KEPT, "dense is worth its cost at this budget"
+        if layer.measured is not None and not layer.measured.forms:
+            reason = "no form of it was faster than the dense layer"
     params, macs = layer.params, layer.dense_macs
     if rank is not None:
         params += layer.cost(Unit.PARAMS, rank, inner) - layer.dense_params

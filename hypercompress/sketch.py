@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypercompress.calling import ForwardFn
-from hypercompress.curvature import Progress, measure
+from hypercompress.calling import ForwardFn, Progress
+from hypercompress.curvature import measure
 from hypercompress.kinds import kind_of
 from hypercompress.specs import ModelSpec, NormStatistics, Sketch
 

@@ -159,6 +159,29 @@ def test_damping_adds_its_share_of_the_trace() -> None:
     assert torch.equal(damped(matrix, torch.zeros_like(matrix), 0.25), matrix)
 
 
+@pytest.mark.parametrize("values", [(4.0, 0.25, 1.0), (1.0, 0.0, 1e-30)])
+def test_roots_of_a_diagonal_are_those_of_the_eigenvalues(values: tuple[float, ...]) -> None:
+    matrix = torch.diag(torch.tensor(values, dtype=torch.float64))
+    turn, _ = torch.linalg.qr(random(3, 3))
+    (root_, inverse), (turned, turned_inverse) = roots(matrix), roots(turn @ matrix @ turn.T)
+    torch.testing.assert_close(turn @ root_ @ turn.T, turned, rtol=0, atol=1e-7)
+    if min(values) > 0.1:  # else the inverse is all floor
+        torch.testing.assert_close(turn @ inverse @ turn.T, turned_inverse)
+        torch.testing.assert_close(root_ @ inverse, torch.eye(3, dtype=torch.float64))
+
+
+def test_stored_directions_give_the_same_factors() -> None:
+    weight, exact = random(5, 9), plain_frame(random(5, 9), Side.OUTPUT)
+    single = exact.stored(torch.float32)
+    assert (single.left.dtype, single.right.dtype, single.energy.dtype) == (torch.float32, torch.float32, torch.float64)
+    assert exact.stored(torch.float64).left is exact.left
+    assert exact.stored(torch.bfloat16).left.dtype is torch.float32
+    for rank in (1, 3, 5):
+        ours, theirs = (frame.factors(weight.float(), rank) for frame in (single, exact))
+        assert torch.equal(ours.expand, theirs.expand)
+        assert torch.equal(ours.reduce, theirs.reduce)
+
+
 @settings(max_examples=30)
 @given(st.integers(1, 6), st.integers(0, 1000), st.floats(1e-6, 1e6))
 def test_scale_of_the_metric_changes_energies_alone(size: int, seed: int, scale: float) -> None:

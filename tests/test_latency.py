@@ -112,6 +112,40 @@ def test_a_layer_without_a_faster_form_stays_dense_and_the_least_share_is_named(
         ANALYTIC["kfac"].generate(spec, sketches, Budget(latency=least - 0.01))
 
 
+@pytest.mark.parametrize("budget", [Budget(params=0.6), Budget(macs=0.5)])
+def test_of_a_timed_model_a_counted_budget_takes_forms_that_were_faster(machine: Path, budget: Budget) -> None:
+    model, spec, sketches = timed(machine)
+    slow = spec.candidates[0]
+    stuck = replace(slow, measured=Measured(slow.dense_macs, ()))
+    spec = replace(spec, layers=tuple(stuck if layer is slow else layer for layer in spec.layers))
+    for generator in (ANALYTIC["kfac"], HypernetGenerator(Hypernetwork())):
+        generation = generator.generate(spec, sketches, budget)
+        plan = generation.plan
+        assert plan.achieved <= budget.share
+        assert plan.ranks
+        assert slow.name not in plan.ranks
+        for layer in spec.candidates:
+            if layer.name in plan.ranks:
+                assert layer.measured is not None
+                form = (plan.ranks[layer.name], plan.input_ranks.get(layer.name, 0))
+                assert form in {(r, q) for r, q, _ in layer.measured.forms}
+        build_student(model, spec, generation)
+    with pytest.raises(BudgetError, match="smallest form that was measured in each is the least"):
+        ANALYTIC["kfac"].generate(spec, sketches, replace(budget, **{str(budget.unit): 0.01}))
+
+
+def test_fast_reports_its_time_and_what_stays_dense(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["hypercompress.compress"], "times_of", lambda *_: (2.0, 1.1))
+    student = compress(network(), Budget(macs=0.5), [images(16)] * 3, "kfac", fast=True, latency_batch=2)
+    assert student.report["budget"]["achieved"] <= 0.5
+    assert student.report["latency"]["student_ms"] == 1.1
+    assert student.report["latency"]["batch_size"] == 2
+    dense = [row for row in student.report["layers"] if row["status"] == "kept" and row["reason"].startswith("no form")]
+    kept = {layer.name for layer in timed(machine)[1].candidates if layer.measured and not layer.measured.forms}
+    assert {row["name"] for row in dense} == kept
+    assert "latency" not in compress(network(), Budget(macs=0.5), [images(16)] * 3, "kfac").report
+
+
 def test_a_latency_budget_needs_times() -> None:
     model = network()
     spec = inspect(model, images())

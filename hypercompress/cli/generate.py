@@ -70,7 +70,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
 
     start = time.perf_counter()
     name = arguments.generator if budget is not None else pareto.GENERATOR
-    timed = arguments.latency_batch_size if budget is not None and budget.unit is Unit.LATENCY else None
+    fast = arguments.fast or (budget is not None and budget.unit is Unit.LATENCY)
+    timed = arguments.latency_batch_size if fast else None
     if timed is not None:
         terminal.phase("time layers", len(spec.layers))
         terminal.then("curvature", "measure curvature", count)
@@ -80,7 +81,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if budget is not None:
         terminal.note("generator", f"{plan.generator.name}{' (chosen by auto)' if name == 'auto' else ''}")
-        terminal.phase("generate and compare")
+        terminal.phase("generate and compare", len(plan.spec.candidates))
         refit, norms = not arguments.no_refit, not arguments.no_norms
         student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
         terminal.phase("save")

@@ -95,7 +95,12 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="images that are run together where --latency is measured (default: 1)",
+        help="images that are run together where --latency or --fast measures (default: 1)",
+    )
+    budget.add_argument(
+        "--fast",
+        action="store_true",
+        help="with --params or --macs: factor a layer only where that is faster, as measured on this machine",
     )
     method = parser.add_argument_group("method")
     method.add_argument(

@@ -29,6 +29,7 @@ class Terminal:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[at]}"),
             console=Console(stderr=True),
             transient=True,
             redirect_stdout=False,
@@ -49,18 +50,18 @@ class Terminal:
     def phase(self, name: str, total: int | None = None) -> None:
         """Begin a phase of ``total`` images (``None``: unknown) and end the one before."""
         self._end()
-        self.task = self.bar.add_task(name, total=total)
+        self.task = self.bar.add_task(name, total=total, at="")
 
     def then(self, signal: str, name: str, total: int | None = None) -> None:
         """A phase that begins when `progress` is first called with ``signal``."""
         self.later[signal] = (name, total)
 
-    def progress(self, signal: str, done: int) -> None:
-        """So much of this phase is done; the signature is that of `curvature.Progress`."""
+    def progress(self, signal: str, done: int, at: str = "") -> None:
+        """So much of this phase is done; the signature is that of `calling.Progress`."""
         if signal in self.later:
             self.phase(*self.later.pop(signal))
         if self.task is not None:
-            self.bar.update(self.task, completed=done)
+            self.bar.update(self.task, completed=done, at=at)
 
     def counted(self, name: str, batches: Iterable[Any], total: int) -> Iterator[Any]:
         """``batches`` of ``(images, labels)``, as a phase that counts images."""

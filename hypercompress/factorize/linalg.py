@@ -10,7 +10,7 @@ generalised Fisher-weighted SVD, arXiv 2505.17974). Only one root is ever formed
 Letters: ``m = min(out, d)``, ``r`` the rank.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -48,6 +48,14 @@ class Frame:
     left: Float[Tensor, "m m"]
     right: Float[Tensor, "m m"]
     energy: Float[Tensor, " m"]
+
+    def stored(self, dtype: torch.dtype) -> "Frame":
+        """The directions in another dtype, float32 at least; energies as they are.
+
+        Kept in the dtype of the weights that they will be applied to, those of a large network take half the memory.
+        """
+        dtype = torch.promote_types(dtype, torch.float32)
+        return replace(self, left=self.left.to(dtype), right=self.right.to(dtype))
 
     def factors(
         self,
@@ -139,6 +147,10 @@ def damped(matrix: Float[Tensor, "m m"], reference: Float[Tensor, "m m"], dampin
 
 def roots(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, "m m"], Float[Tensor, "m m"]]:
     """``A^(1/2)`` and ``A^(-1/2)`` of a symmetric positive matrix; eigenvalues are at least 1e-12 of the largest."""
+    diagonal = matrix.diagonal()
+    if torch.equal(matrix, torch.diag(diagonal)):  # a guessed metric: nothing to decompose
+        values = diagonal.clamp_min(float(diagonal.max()) * 1e-12).sqrt()
+        return torch.diag(values), torch.diag(1 / values)
     values, vectors = torch.linalg.eigh(matrix)
     values = values.clamp_min(float(values[-1]) * 1e-12).sqrt()
     return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T

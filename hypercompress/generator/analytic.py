@@ -4,13 +4,16 @@ They ship, they are the fallback, and they are what the hypernetwork must beat.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from hypercompress.allocation import allocate
+from hypercompress.calling import Progress
 from hypercompress.errors import GeneratorError
 from hypercompress.factorize import Frame, Metric, by_channel, plain_frame, weighted_frame
+from hypercompress.generator.lazy import OneByOne
 from hypercompress.generator.prior import prior_curvature
 from hypercompress.generator.protocol import Directions, Frames, Sketches
 from hypercompress.generator.restoration import absorbs, give_back
@@ -38,6 +41,7 @@ class AnalyticGenerator:
             [0, 1] (1: wholly). The layer-wise optimum is 0, but shrunken outputs shrink further in every layer that
             follows: half restored, the measured KL fell by 18 % over 13 networks (LOG.md, 2026-11-24).
         both: whether kernels may be factored on both sides; else on one alone, for comparison.
+        progress: called with ``"factorize"``, the number of layers done and the name of the next.
     """
 
     name: str
@@ -45,6 +49,7 @@ class AnalyticGenerator:
     prior: bool = False
     spread: float = 0.0
     both: bool = True
+    progress: Progress | None = field(default=None, compare=False)
 
     @property
     def needs_data(self) -> bool:
@@ -55,10 +60,11 @@ class AnalyticGenerator:
         """Whether half an energy is nats of KL: only with both halves of measured curvature."""
         return self.needs_data and self.metric is not None and self.metric.signal and self.metric.fisher
 
-    def curvatures(self, spec: ModelSpec, sketches: Sketches) -> dict[str, Curvature]:
+    def curvatures(self, spec: ModelSpec, sketches: Sketches) -> Mapping[str, Curvature]:
         """The curvature of each candidate that this generator reads: measured, or guessed."""
         if self.prior:
-            return {layer.name: prior_curvature(layer, sketches[layer.name]) for layer in spec.candidates}
+            layers = {layer.name: layer for layer in spec.candidates}
+            return OneByOne(layers, lambda name: prior_curvature(layers[name], sketches[name]))
         measured = {layer.name: sketches[layer.name].curvature for layer in spec.candidates}
         missing = [name for name, curvature in measured.items() if curvature is None]
         if missing:
@@ -75,17 +81,20 @@ class AnalyticGenerator:
         outputs, inputs = {}, {}
         if curvatures is None:
             curvatures = {} if self.metric is None else self.curvatures(spec, sketches)
-        for layer in spec.candidates:
+        for place, layer in enumerate(spec.candidates):
             name, sketch = layer.name, sketches[layer.name]
+            if self.progress is not None:
+                self.progress("factorize", place, name)
+            dtype = sketch.weight.dtype
             if self.metric is None:
-                outputs[name] = plain_frame(sketch.weight, layer.side)
+                outputs[name] = plain_frame(sketch.weight, layer.side).stored(dtype)
                 if layer.projects and self.both:
-                    inputs[name] = plain_frame(by_channel(sketch.weight, layer.taps), Side.INPUT)
+                    inputs[name] = plain_frame(by_channel(sketch.weight, layer.taps), Side.INPUT).stored(dtype)
                 continue
             metric, curvature = self.metric_for(layer, sketch), curvatures[name]
-            outputs[name] = weighted_frame(curvature, metric)
+            outputs[name] = weighted_frame(curvature, metric).stored(dtype)
             if curvature.inputs is not None and self.both:
-                inputs[name] = weighted_frame(curvature.inputs, metric)
+                inputs[name] = weighted_frame(curvature.inputs, metric).stored(dtype)
         return Directions(outputs, inputs)
 
     def metric_for(self, layer: LayerSpec, sketch: Sketch) -> Metric:
@@ -108,9 +117,9 @@ class AnalyticGenerator:
         for layer in spec.candidates:
             if layer.name not in plan.ranks:
                 continue
-            frame, sketch = known.outputs[layer.name], sketches[layer.name]
+            frame, sketch = known.outputs[layer.name].stored(torch.float64), sketches[layer.name]
             rank, inner = plan.ranks[layer.name], known.inputs.get(layer.name)
-            kept = None if inner is None else _kept(inner, plan.input_ranks.get(layer.name))
+            kept = None if inner is None else _kept(inner.stored(torch.float64), plan.input_ranks.get(layer.name))
             factors = frame.factors(sketch.weight, rank, kept, layer.taps)
             if layer.name in curvatures and absorbs(layer, sketch):
                 left, right = frame.left[:, :rank], frame.right[:rank]

@@ -131,11 +131,13 @@ def emit(
     predicted = predicted_kl(spec, start.energies, plan, start.inputs) if start.base.nats else None
     plan = replace(plan, predicted_kl=predicted)
     masks = straight_through(spec, scored, plan) if training else Masks({}, {})
+    # Training works in the dtype of the start; what is saved is worked out exactly, one layer at a time.
+    exact = None if training else torch.float64
     layers: dict[str, EmittedLayer] = {}
     deltas: dict[str, Tensor] = {}
     for index, layer in enumerate(spec.candidates):
         if layer.name in plan.ranks:
-            layers[layer.name], changed = _layer(layer, sketches[layer.name], start, outputs, index, plan, masks)
+            layers[layer.name], changed = _layer(layer, sketches[layer.name], start, outputs, index, plan, masks, exact)
             deltas.update(changed)
     return Emission(layers, deltas, plan)
 
@@ -194,9 +196,11 @@ def _layer(
     index: int,
     plan: RankPlan,
     masks: Masks,
+    exact: torch.dtype | None,
 ) -> tuple[EmittedLayer, dict[str, Tensor]]:
     frame, rank, mask = start.directions.outputs[layer.name], plan.ranks[layer.name], masks.outputs.get(layer.name)
-    inner = _inner(layer, start, plan, masks)
+    inner = _inner(layer, start, plan, masks, exact)
+    frame = frame if exact is None else frame.stored(exact)
     weight = sketch.weight
     dtype = frame.left.dtype
     left, right = rotated(frame, start.curvatures[layer.name].gram, rank, outputs.rotation[index].to(dtype), mask)
@@ -227,12 +231,15 @@ def _layer(
     return EmittedLayer(expand, reduce, mask, bias, inner, layer.taps), deltas
 
 
-def _inner(layer: LayerSpec, start: Start, plan: RankPlan, masks: Masks) -> EmittedInput | None:
-    """The projection of the input channels, in the frame's dtype, if the plan has one."""
+def _inner(
+    layer: LayerSpec, start: Start, plan: RankPlan, masks: Masks, exact: torch.dtype | None
+) -> EmittedInput | None:
+    """The projection of the input channels, in the frame's dtype or ``exact``, if the plan has one."""
     rank = plan.input_ranks.get(layer.name)
     if rank is None:
         return None
     frame, mask = start.directions.inputs[layer.name], masks.inputs.get(layer.name)
+    frame = frame if exact is None else frame.stored(exact)
     k = rank if mask is None else len(mask)
     return EmittedInput(frame.left[:, :k], frame.right[:k], mask)
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.allocation import allocate
+from hypercompress.calling import Progress
 from hypercompress.generator.config import HypernetConfig
 from hypercompress.generator.emission import emit
 from hypercompress.generator.encoder import Encoder
@@ -71,10 +72,19 @@ class HypernetGenerator:
         steps: distillation steps that the user will take.
         strength: in [0, 1]; 0 gives the analytic start.
         name: as in the report.
+        progress: as in `AnalyticGenerator`.
     """
 
-    def __init__(self, network: Hypernetwork, steps: int = 0, strength: float = 1.0, name: str = "hypernet") -> None:
+    def __init__(
+        self,
+        network: Hypernetwork,
+        steps: int = 0,
+        strength: float = 1.0,
+        name: str = "hypernet",
+        progress: Progress | None = None,
+    ) -> None:
         self.network, self.steps, self.strength, self.name = network.eval(), steps, strength, name
+        self.progress = progress
 
     def generate(self, spec: ModelSpec, sketches: Sketches, budget: Budget) -> Generation:
         return self.options(spec, sketches, budget, (self.strength,))[0]
@@ -91,7 +101,7 @@ class HypernetGenerator:
         Raises:
             BudgetError: the budget is out of reach.
         """
-        start = start_of(spec, sketches)
+        start = start_of(spec, sketches, self.progress)
         outputs = self.network(tokens_of(spec, sketches, start, budget, Afterwards(self.steps, refit)), start.measured)
         found = []
         for strength in strengths:

@@ -3,13 +3,14 @@
 import difflib
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from hypercompress.calling import Progress
 from hypercompress.errors import ArtefactError, GeneratorError
 from hypercompress.generator.analytic import ANALYTIC
 from hypercompress.generator.config import HypernetConfig
@@ -21,13 +22,16 @@ NAMES = ("auto", "hypernet", *ANALYTIC)
 FORMAT = 2  # 1: without two-sided layers and the refit
 
 
-def load_generator(name: str | Path, has_data: bool = True, steps: int = 0) -> Generator:
+def load_generator(
+    name: str | Path, has_data: bool = True, steps: int = 0, progress: Progress | None = None
+) -> Generator:
     """A generator by name, or a meta-trained hypernetwork by folder.
 
     Args:
         name: ``auto`` and ``hypernet`` are the released hypernetwork; analytic names; or a folder.
         has_data: whether calibration data will be given; analytic generators that need some refuse early.
         steps: distillation steps that will follow.
+        progress: called with ``"factorize"``, the number of layers done and the name of the next.
 
     Raises:
         GeneratorError: unknown, or needs data. ArtefactError: a folder that cannot be read.
@@ -40,11 +44,11 @@ def load_generator(name: str | Path, has_data: bool = True, steps: int = 0) -> G
                 f"received no calibration data; expected some for generator '{text}', which weighs directions by "
                 "measured curvature; pass --data, or choose svd, prior or hypernet"
             )
-        return generator
+        return generator if progress is None else replace(generator, progress=progress)
     if text in ("auto", "hypernet"):
-        return HypernetGenerator(load_hypernetwork(RELEASED), steps)
+        return HypernetGenerator(load_hypernetwork(RELEASED), steps, progress=progress)
     if Path(text).is_dir():
-        return HypernetGenerator(load_hypernetwork(Path(text)), steps, name=Path(text).name)
+        return HypernetGenerator(load_hypernetwork(Path(text)), steps, name=Path(text).name, progress=progress)
     near = difflib.get_close_matches(text, NAMES, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise GeneratorError(

@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hypercompress.factorize import input_curvature, weighted_frame
+from hypercompress.calling import Progress
+from hypercompress.factorize import input_curvature
 from hypercompress.generator.analytic import ANALYTIC, AnalyticGenerator
+from hypercompress.generator.lazy import OneByOne
 from hypercompress.generator.protocol import Directions, Frames, Sketches
-from hypercompress.specs import Curvature, ModelSpec, Side
+from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side, Sketch
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,10 @@ class Start:
         return not self.base.prior
 
 
-def start_of(spec: ModelSpec, sketches: Sketches) -> Start:
-    """The start that the sketches allow."""
+def start_of(spec: ModelSpec, sketches: Sketches, progress: Progress | None = None) -> Start:
+    """The start that the sketches allow; ``progress`` as in `AnalyticGenerator`."""
     measured = all(sketches[layer.name].curvature is not None for layer in spec.candidates)
-    base = ANALYTIC["kfac" if measured else "prior"]
+    base = replace(ANALYTIC["kfac" if measured else "prior"], progress=progress)
     curvatures = base.curvatures(spec, sketches)
     known = base.directions(spec, sketches, curvatures)
     return Start(base, curvatures, known, base.energies(known.outputs), base.energies(known.inputs))
@@ -39,27 +41,28 @@ def start_of(spec: ModelSpec, sketches: Sketches) -> Start:
 
 def corrected(spec: ModelSpec, sketches: Sketches, start: Start, changes: Mapping[str, Float[Tensor, " m"]]) -> Start:
     """A data-free start whose bare metric (diagonal by construction) is multiplied by ``exp(changes)`` per channel."""
-    curvatures, outputs, inputs = {}, {}, {}
-    assert start.base.metric is not None
-    for layer in spec.candidates:
-        guess, factor = (
-            start.curvatures[layer.name],
-            changes[layer.name].to(start.curvatures[layer.name].signal.device).double().exp(),
-        )
-        if guess.side is Side.OUTPUT:
-            fisher, signal = torch.diag(guess.fisher.diagonal() * factor), guess.signal
-        else:  # written as a change, so that a factor of 1 leaves every bit as it is
-            variance = guess.signal.diagonal() - guess.mean**2
-            signal, fisher = guess.signal + torch.diag(variance * (factor - 1)), guess.fisher
-        channels, metric = guess.inputs, start.base.metric_for(layer, sketches[layer.name])
-        if channels is not None:
-            weight = sketches[layer.name].weight.to(fisher)
-            channels = input_curvature(weight, layer.taps, fisher, channels.signal, channels.mean)
-            inputs[layer.name] = weighted_frame(channels, metric)
-        curvature = Curvature(guess.side, signal, fisher, guess.gram, guess.mean, channels, guess.columns)
-        curvatures[layer.name], outputs[layer.name] = curvature, weighted_frame(curvature, metric)
-    energies = start.base.energies
-    return Start(start.base, curvatures, Directions(outputs, inputs), energies(outputs), energies(inputs))
+    layers = {layer.name: layer for layer in spec.candidates}
+
+    def bent(name: str) -> Curvature:
+        return _bent(layers[name], sketches[name], start.curvatures[name], changes[name])
+
+    curvatures = OneByOne(layers, bent)
+    known = start.base.directions(spec, sketches, curvatures)
+    return Start(start.base, curvatures, known, start.base.energies(known.outputs), start.base.energies(known.inputs))
+
+
+def _bent(layer: LayerSpec, sketch: Sketch, guess: Curvature, change: Float[Tensor, " m"]) -> Curvature:
+    factor = change.to(guess.signal.device).double().exp()
+    if guess.side is Side.OUTPUT:
+        fisher, signal = torch.diag(guess.fisher.diagonal() * factor), guess.signal
+    else:  # written as a change, so that a factor of 1 leaves every bit as it is
+        variance = guess.signal.diagonal() - guess.mean**2
+        signal, fisher = guess.signal + torch.diag(variance * (factor - 1)), guess.fisher
+    channels = guess.inputs
+    if channels is not None:
+        weight = sketch.weight.to(fisher)
+        channels = input_curvature(weight, layer.taps, fisher, channels.signal, channels.mean)
+    return Curvature(guess.side, signal, fisher, guess.gram, guess.mean, channels, guess.columns)
 
 
 def on_device(start: Start, device: torch.device, dtype: torch.dtype) -> Start:

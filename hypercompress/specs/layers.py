@@ -27,6 +27,8 @@ class Side(StrEnum):
 class Measured:
     """Time of a layer in a forward pass of the teacher, and of its forms, in nanoseconds (`latency.py`).
 
+    A layer that was timed is only given forms that were found faster, whatever the budget counts.
+
     Args:
         dense: as it is.
         forms: rank, input rank (0: none) and time of each form that was found faster.
