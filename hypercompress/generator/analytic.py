@@ -13,8 +13,8 @@ from hypercompress.allocation import allocate
 from hypercompress.calling import Progress
 from hypercompress.errors import GeneratorError
 from hypercompress.factorize import Frame, Metric, by_channel, plain_frame, weighted_frame
-from hypercompress.generator.lazy import OneByOne
-from hypercompress.generator.prior import prior_curvature
+from hypercompress.generator.lazy import OnDemand
+from hypercompress.generator.prior import ROOM, curvature_bytes, prior_curvature
 from hypercompress.generator.protocol import Directions, Frames, Sketches
 from hypercompress.generator.restoration import absorbs, give_back
 from hypercompress.specs import (
@@ -64,7 +64,7 @@ class AnalyticGenerator:
         """The curvature of each candidate that this generator reads: measured, or guessed."""
         if self.prior:
             layers = {layer.name: layer for layer in spec.candidates}
-            return OneByOne(layers, lambda name: prior_curvature(layers[name], sketches[name]))
+            return OnDemand(layers, lambda name: prior_curvature(layers[name], sketches[name]), curvature_bytes, ROOM)
         measured = {layer.name: sketches[layer.name].curvature for layer in spec.candidates}
         missing = [name for name, curvature in measured.items() if curvature is None]
         if missing:

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hypercompress.factorize import input_curvature
+from hypercompress.factorize import by_channel
 from hypercompress.specs import Curvature, LayerSpec, Side, Sketch
+
+ROOM = 2**28  # bytes of guessed curvature that are kept rather than guessed again
 
 
 def input_moments(layer: LayerSpec, sketch: Sketch) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
@@ -51,24 +53,46 @@ def output_gain(layer: LayerSpec, sketch: Sketch, power: Float[Tensor, " out"]) 
 
 
 def prior_curvature(layer: LayerSpec, sketch: Sketch) -> Curvature:
-    """The guessed stand-in for a measured `Curvature`: same fields, same side, energies relative."""
-    weight = sketch.weight.double()
+    """The guessed stand-in for a measured `Curvature`: same fields, same side, energies relative.
+
+    The large products have the precision of the weights; what is decomposed is float64.
+    """
+    weight = sketch.weight.to(torch.promote_types(sketch.weight.dtype, torch.float32))
     mean, variance = input_moments(layer, sketch)
-    signal = (weight * variance) @ weight.T
-    power = signal.diagonal().clamp_min(1e-12)
-    norm = sketch.follower
+    power = ((weight.square() @ variance.to(weight)).double()).clamp_min(1e-12)
+    scale, norm = torch.ones_like(power), sketch.follower
     if norm is not None and norm.weight.numel() == layer.out and norm.moments:
         known = norm.variance.double().clamp_min(1e-12)
-        scale = (known / power).sqrt()
-        signal, power = signal * scale[:, None] * scale, known
+        scale, power = (known / power).sqrt(), known
     gain = output_gain(layer, sketch, power)
-    if layer.side is Side.OUTPUT:
-        signal = signal + torch.outer(weight @ mean, weight @ mean)
-        fisher, inputs, columns = torch.diag(gain), None, None
-        if layer.projects:
-            centre = mean[:: layer.taps]
-            channels = torch.diag(variance[:: layer.taps]) + torch.outer(centre, centre)
-            inputs, columns = input_curvature(weight, layer.taps, fisher, channels, centre), mean
-        return Curvature(layer.side, signal, fisher, weight @ weight.T, weight @ mean, inputs, columns)
-    signal, fisher = torch.diag(variance) + torch.outer(mean, mean), (weight.T * gain) @ weight
-    return Curvature(layer.side, signal, fisher, weight.T @ weight, mean)
+    if layer.side is Side.INPUT:
+        signal, fisher = torch.diag(variance) + torch.outer(mean, mean), (weight.T * gain.to(weight)) @ weight
+        return Curvature(layer.side, signal, fisher.double(), (weight.T @ weight).double(), mean)
+    centre = (weight @ mean.to(weight)).double()
+    signal = ((weight * variance.to(weight)) @ weight.T).double() * scale[:, None] * scale
+    signal, fisher = signal + torch.outer(centre, centre), torch.diag(gain)
+    inputs, columns = None, None
+    if layer.projects:
+        middle = mean[:: layer.taps]
+        channels = torch.diag(variance[:: layer.taps]) + torch.outer(middle, middle)
+        inputs, columns = guessed_inputs(weight, layer, gain, channels, middle), mean
+    return Curvature(layer.side, signal, fisher, (weight @ weight.T).double(), centre, inputs, columns)
+
+
+def guessed_inputs(
+    weight: Float[Tensor, "out d"],
+    layer: LayerSpec,
+    gain: Float[Tensor, " out"],
+    channels: Float[Tensor, "c c"],
+    mean: Float[Tensor, " c"],
+) -> Curvature:
+    """Guessed curvature of the input channels from the diagonal of G."""
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    rows, weighed = (by_channel(w, layer.taps) for w in (weight, weight * gain.to(weight)[:, None]))
+    return Curvature(Side.INPUT, channels, (rows.T @ weighed).double(), (rows.T @ rows).double(), mean)
+
+
+def curvature_bytes(curvature: Curvature) -> int:
+    """Bytes of its matrices."""
+    own = sum(t.numel() * t.element_size() for t in (curvature.signal, curvature.fisher, curvature.gram))
+    return own + (0 if curvature.inputs is None else curvature_bytes(curvature.inputs))

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hypercompress.calling import Progress
-from hypercompress.factorize import input_curvature
 from hypercompress.generator.analytic import ANALYTIC, AnalyticGenerator
-from hypercompress.generator.lazy import OneByOne
+from hypercompress.generator.lazy import OnDemand
+from hypercompress.generator.prior import ROOM, curvature_bytes, guessed_inputs
 from hypercompress.generator.protocol import Directions, Frames, Sketches
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side, Sketch
 
@@ -46,23 +46,20 @@ def corrected(spec: ModelSpec, sketches: Sketches, start: Start, changes: Mappin
     def bent(name: str) -> Curvature:
         return _bent(layers[name], sketches[name], start.curvatures[name], changes[name])
 
-    curvatures = OneByOne(layers, bent)
+    curvatures = OnDemand(layers, bent, curvature_bytes, ROOM)
     known = start.base.directions(spec, sketches, curvatures)
     return Start(start.base, curvatures, known, start.base.energies(known.outputs), start.base.energies(known.inputs))
 
 
 def _bent(layer: LayerSpec, sketch: Sketch, guess: Curvature, change: Float[Tensor, " m"]) -> Curvature:
     factor = change.to(guess.signal.device).double().exp()
-    if guess.side is Side.OUTPUT:
-        fisher, signal = torch.diag(guess.fisher.diagonal() * factor), guess.signal
-    else:  # written as a change, so that a factor of 1 leaves every bit as it is
+    if guess.side is Side.INPUT:  # written as a change, so that a factor of 1 leaves every bit as it is
         variance = guess.signal.diagonal() - guess.mean**2
-        signal, fisher = guess.signal + torch.diag(variance * (factor - 1)), guess.fisher
-    channels = guess.inputs
+        return replace(guess, signal=guess.signal + torch.diag(variance * (factor - 1)))
+    gain, channels = guess.fisher.diagonal() * factor, guess.inputs
     if channels is not None:
-        weight = sketch.weight.to(fisher)
-        channels = input_curvature(weight, layer.taps, fisher, channels.signal, channels.mean)
-    return Curvature(guess.side, signal, fisher, guess.gram, guess.mean, channels, guess.columns)
+        channels = guessed_inputs(sketch.weight, layer, gain, channels.signal, channels.mean)
+    return replace(guess, fisher=torch.diag(gain), inputs=channels)
 
 
 def on_device(start: Start, device: torch.device, dtype: torch.dtype) -> Start:

@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from hypercompress.generator.lazy import OneByOne
+from hypercompress.generator.lazy import OnDemand
 
 
 def test_each_value_is_made_when_asked_for_and_only_the_last_is_kept() -> None:
@@ -16,7 +16,7 @@ def test_each_value_is_made_when_asked_for_and_only_the_last_is_kept() -> None:
         made.append(name)
         return torch.full((2,), float(len(name)))
 
-    table = OneByOne(["a", "bb"], make)
+    table = OnDemand(["a", "bb"], make)
     assert made == []
     assert list(table) == ["a", "bb"]
     assert len(table) == 2
