@@ -2,14 +2,16 @@
 
     python -m benchmarks.speed [--models resnet18 ...] [--device cpu|cuda] [--out benchmarks/results]
 
-Students by ``svd`` with half the parameters and with half the multiply-accumulates, at 224 x 224 pixels, one and 16
-images at a time: eager torch in both memory layouts, and onnxruntime on the CPU where it is installed. Time depends on
+Students by ``svd`` with half the parameters and with half the multiply-accumulates, of any forms and (``--fast``) of
+forms that were faster than the dense layer only, at 224 x 224 pixels, one and 16 images at a time: eager torch in both
+memory layouts, and onnxruntime on the CPU where it is installed. Of the fast ones each factored layer is also timed
+alone beside the dense one, in eager torch. Time depends on
 ranks and not on weights, so none are fetched; but the spectra of random weights are flat, and ranks for them would be
 those of no real network. Each layer that may be factored therefore gets random directions with singular values
 ``k^-a``; ``a`` is drawn for each layer between 0.19 and 0.33, where 80 % of the layers of EfficientNet-Lite0 with its
 ImageNet weights lie (median 0.28).
 
-Writes ``speed.csv``; rows of the same machine and settings are not made again. Two CPU cores, about half an hour.
+Writes ``speed.csv``; rows of the same machine and settings are not made again. Two CPU cores, about 40 minutes.
 """
 
 import argparse
@@ -27,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, Results, markdown, processor, say
-from hypercompress.benchmark import ModelSpeed, Settings, Speed, compare_models
+from hypercompress.benchmark import ModelSpeed, Settings, Speed, compare_layers, compare_models
 from hypercompress.compress import Plan, finish, prepare
 from hypercompress.errors import BudgetError, ExportError
 from hypercompress.export import export
@@ -50,7 +52,9 @@ BATCH_SIZES = (1, 16)
 RUNTIMES = ("eager", "channels_last", "onnxruntime")
 DECAY = (0.19, 0.33)  # least and largest exponent of a layer's singular values
 SEED = 0
-KEY = ("model", "unit", "share", "batch_size", "runtime", "machine", "threads")
+FORMS = ("any", "faster")
+NOT_ALONE = {"layers": None, "slower_layers": None}
+KEY = ("model", "unit", "share", "forms", "batch_size", "runtime", "machine", "threads")
 
 
 @dataclass
@@ -89,6 +93,11 @@ class Pair:
         speed = Speed(before, after, report["teacher"]["macs"] / report["student"]["macs"])
         return ModelSpeed(batch_size, count, "cpu", channels_last=False, speed=speed)
 
+    def alone(self, batch_size: int, settings: Settings) -> dict[str, int]:
+        """How many layers are factored, and how many of them are slower than the dense layer when timed alone."""
+        rows = compare_layers(self.student, noise(self.teacher, batch_size), settings)
+        return {"layers": len(rows), "slower_layers": sum(row.slower for row in rows)}
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -116,40 +125,46 @@ class Bench:
 
     def run(self, results: Results, models: Sequence[str], batch_sizes: Sequence[int]) -> None:
         """All rows that are missing."""
-        for model in models:
-            plan: Plan | None = None
-            for budget in BUDGETS:
-                pair: Pair | None = None
-                for row in self.missing(results, model, budget, batch_sizes):
-                    plan = plan or planned(model, self.device)
+        for model, forms in product(models, FORMS):
+            plans: dict[int | None, Plan] = {}
+            for budget, batch_size in product(BUDGETS, batch_sizes):
+                timed, pair = (batch_size if forms == "faster" else None), None
+                for row in self.missing(results, model, budget, forms, batch_size):
+                    if timed not in plans:
+                        plans[timed] = planned(model, self.device, timed)
                     try:
-                        pair = pair or Pair(plan.original, finish(plan, budget))
+                        pair = pair or Pair(plans[timed].original, finish(plans[timed], budget))
                         settings = Settings(self.seconds, self.threads, row["runtime"] == "channels_last")
                         found = pair.speed(row["batch_size"], row["runtime"], settings)
                     except (BudgetError, ExportError) as error:
-                        say(f"{model}, {budget.unit} {budget.share:g}, {row['runtime']}: {error}")
+                        say(f"{model}, {budget.unit} {budget.share:g}, {forms} forms, {row['runtime']}: {error}")
                         continue
-                    results.add({**row, **numbers(found)})
-                    say(f"{model}, {budget.unit} {budget.share:g}, {row['runtime']}: {sentence(found)}")
+                    alone = pair.alone(batch_size, settings) if timed and row["runtime"] == "eager" else {}
+                    results.add({**row, **numbers(found), **NOT_ALONE, **alone})
+                    say(f"{model}, {budget.unit} {budget.share:g}, {forms} forms, {row['runtime']}: {sentence(found)}")
 
     def missing(
-        self, results: Results, model: str, budget: Budget, batch_sizes: Sequence[int]
+        self, results: Results, model: str, budget: Budget, forms: str, batch_size: int
     ) -> Iterator[dict[str, Any]]:
         """The rows to make, without their numbers."""
-        about = {"model": model, "unit": str(budget.unit), "share": budget.share}
+        about = {"model": model, "unit": str(budget.unit), "share": budget.share, "forms": forms}
         made = {"machine": self.machine, "threads": self.threads, "seconds": self.seconds}
-        for batch_size, runtime in product(batch_sizes, self.runtimes):
+        for runtime in self.runtimes:
             row = {**about, "batch_size": batch_size, "runtime": runtime, **made}
             if not results.has(row):
                 yield row
 
 
-def planned(name: str, device: torch.device) -> Plan:
-    """The network with spectra as in the docstring of this program, and what ``svd`` reads of it."""
+def planned(name: str, device: torch.device, timed: int | None = None) -> Plan:
+    """The network with spectra as in the docstring of this program, and what ``svd`` reads of it.
+
+    Args:
+        timed: samples of the batch that its layers are timed with; ``None``: they are not.
+    """
     torch.manual_seed(SEED)
     teacher = timm.create_model(name, pretrained=False).eval()
     decaying(teacher, inspect(teacher, noise(teacher, 2)))
-    return prepare(teacher.to(device), None, "svd")
+    return prepare(teacher.to(device), None, "svd", latency_batch=timed)
 
 
 @torch.no_grad()
@@ -191,20 +206,33 @@ def sentence(found: ModelSpeed) -> str:
 
 def table(results: Results, machine: str, count: int) -> str:
     """The rows of one machine and number of threads, for a README, whenever they were made."""
-    header = ("model", "half the", "batch", "runtime", "dense ms", "student ms", "speedup", "MACs ratio", "efficiency")
+    header = ("model", "half the", "forms", "batch", "runtime", "dense ms", "student ms", "speedup", "MACs ratio")
     names = ("teacher_ms", "student_ms", "speedup", "macs_ratio", "efficiency")
     rows = [row for row in results.rows if (row["machine"], row["threads"]) == (machine, str(count))]
-    about = ("model", "unit", "batch_size", "runtime")
+    about = ("model", "unit", "forms", "batch_size", "runtime")
     order = list(dict.fromkeys(row["model"] for row in rows))
     rows.sort(
         key=lambda row: (
             order.index(row["model"]),
             row["unit"],
+            row["forms"],
             int(row["batch_size"]),
             RUNTIMES.index(row["runtime"]),
         )
     )
-    return markdown(header, ([*(row[k] for k in about), *(f"{float(row[k]):.2f}" for k in names)] for row in rows))
+    lines = ([*(row[k] for k in about), *(f"{float(row[k]):.2f}" for k in names)] for row in rows)
+    return f"{markdown((*header, 'efficiency'), lines)}\n\n{verdict(rows)}"
+
+
+def verdict(rows: Sequence[dict[str, str]]) -> str:
+    """What the fast students are held to: whole ones no slower than their teachers, and hardly a layer."""
+    fast = [row for row in rows if row["forms"] == "faster"]
+    slow = [row for row in fast if float(row["speedup"]) < 1]
+    layers, slower = (sum(int(row[name]) for row in fast if row["layers"]) for name in ("layers", "slower_layers"))
+    return (
+        f"of forms found faster: {len(slow)} of {len(fast)} whole students slower than the teacher, {slower} of "
+        f"{layers} factored layers slower than dense"
+    )
 
 
 def main(words: Sequence[str] | None = None) -> None:

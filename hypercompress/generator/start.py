@@ -29,6 +29,10 @@ class Start:
     def measured(self) -> bool:
         return not self.base.prior
 
+    def without_directions(self) -> "Start":
+        """What `corrected` reads; the directions, most of the memory, can go."""
+        return replace(self, directions=Directions({}, {}), energies={}, inputs={})
+
 
 def start_of(spec: ModelSpec, sketches: Sketches, progress: Progress | None = None) -> Start:
     """The start that the sketches allow; ``progress`` as in `AnalyticGenerator`."""
@@ -41,10 +45,10 @@ def start_of(spec: ModelSpec, sketches: Sketches, progress: Progress | None = No
 
 def corrected(spec: ModelSpec, sketches: Sketches, start: Start, changes: Mapping[str, Float[Tensor, " m"]]) -> Start:
     """A data-free start whose bare metric (diagonal by construction) is multiplied by ``exp(changes)`` per channel."""
-    layers = {layer.name: layer for layer in spec.candidates}
+    layers, guesses = {layer.name: layer for layer in spec.candidates}, start.curvatures
 
     def bent(name: str) -> Curvature:
-        return _bent(layers[name], sketches[name], start.curvatures[name], changes[name])
+        return _bent(layers[name], sketches[name], guesses[name], changes[name])
 
     curvatures = OnDemand(layers, bent, curvature_bytes, ROOM)
     known = start.base.directions(spec, sketches, curvatures)

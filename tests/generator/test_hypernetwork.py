@@ -10,7 +10,7 @@ from hypercompress.errors import BudgetError
 from hypercompress.generator import ANALYTIC, Generator, HypernetConfig, HypernetGenerator, Hypernetwork
 from hypercompress.generator.heads import Heads
 from hypercompress.generator.hypernetwork import channel_changes, tokens_of
-from hypercompress.generator.start import on_device, start_of
+from hypercompress.generator.start import Start, on_device, start_of
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
 from hypercompress.specs import Afterwards, Budget, Generation, ModelSpec
@@ -217,3 +217,33 @@ def test_start_moves_as_a_whole() -> None:
     for name, frame in start.directions.outputs.items():
         assert frame.left.dtype is frame.right.dtype is start.curvatures[name].gram.dtype is torch.float32
         assert frame.energy.dtype is start.energies[name].dtype is torch.float64
+
+
+def test_directions_of_a_teacher_with_data_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard asks for its strengths twice."""
+    found: list[bool] = []
+
+    def counted(*args: Any) -> Start:
+        found.append(True)
+        return start_of(*args)
+
+    monkeypatch.setattr("hypercompress.generator.hypernetwork.start_of", counted)
+    generator = HypernetGenerator(randomised(0.1))
+    torch.manual_seed(0)
+    _, spec, sketches = prepared(data=True)
+    first = generator.options(spec, sketches, BUDGETS[0], (1.0,))[0]
+    assert_same(generator.options(spec, sketches, BUDGETS[0], (0.0, 1.0))[1], first)
+    assert len(found) == 1
+    torch.manual_seed(0)
+    _, other, others = prepared(data=True)
+    assert_same(generator.options(other, others, BUDGETS[0], (1.0,))[0], first)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("strengths", [(0.5, 1.0), (0.0, 1.0)])
+def test_without_data_directions_that_nobody_reads_are_let_go(strengths: tuple[float, ...]) -> None:
+    _, spec, sketches = prepared(data=False)
+    generator = HypernetGenerator(randomised(0.1))
+    together = generator.options(spec, sketches, BUDGETS[0], strengths)
+    for strength, ours in zip(strengths, together, strict=True):
+        assert_same(ours, generator.options(spec, sketches, BUDGETS[0], (strength,))[0])
