@@ -207,9 +207,8 @@ def compare_layers(
             layer = low_rank_layers(model)[name]
             dense = _laid_out(layer.to_dense(), settings)
             noise = torch.empty_like(seen, device=example.device).normal_(generator=generator)
-            # Each factor runs at the dense layer's output positions, so multiply-accumulates go as weights.
-            weights = sum(parameter.numel() for parameter in layer.parameters() if parameter.ndim > 1)
-            ratio = layer.weight.numel() / weights
+            # Not every factor runs at the positions of the output.
+            ratio = inspect(dense, noise).macs / inspect(nn.Sequential(*layer), noise).macs
             speed = _timed((dense, layer), noise, LAYER_SHARE * settings.seconds, ratio, clock)
             rows.append(LayerSpeed(name, layer.rank, len(example), tuple(seen.shape), speed))
     return rows

@@ -46,15 +46,13 @@ class _Sums:
 
 
 class _Recorder:
-    """Hooks of one layer: its signal on the way forward, its Fisher on the way back."""
+    """Hooks of one layer, at all of its paths: its signal on the way forward, its Fisher on the way back."""
 
     def __init__(self, layer: LayerSpec, module: nn.Module, anchor: Tensor) -> None:
         kind = kind_of(module)
         assert kind is not None  # a candidate has one
         self.layer, self.anchor, self.kind = layer, anchor, kind
         self.weight = kind.matrix(module)
-        bias = getattr(module, "bias", None)
-        self.bias = bias.detach() if isinstance(bias, Tensor) else None
         m = layer.full_rank
         zeros = self.weight.new_zeros(m, m, dtype=torch.promote_types(self.weight.dtype, torch.float32))
         self.sums = _Sums(zeros, zeros.clone(), zeros.new_zeros(m))
@@ -65,8 +63,8 @@ class _Recorder:
     def forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         with torch.no_grad():
             if self.layer.side is Side.OUTPUT:
-                rows = self.kind.rows(output)
-                rows = rows if self.bias is None else rows - self.bias
+                rows, bias = self.kind.rows(output), getattr(module, "bias", None)
+                rows = rows - bias if isinstance(bias, Tensor) else rows
             else:
                 rows = self.kind.input_rows(module, inputs[0])
             self.sums.add(rows)
@@ -148,7 +146,11 @@ def measure(
     generator = torch.Generator().manual_seed(seed)
     anchor = torch.zeros((), device=device, requires_grad=True)
     recorders = {layer.name: _Recorder(layer, modules[layer.name], anchor) for layer in spec.candidates}
-    handles = [modules[name].register_forward_hook(recorder.forward) for name, recorder in recorders.items()]
+    handles = [
+        modules[path].register_forward_hook(recorders[layer.name].forward)
+        for layer in spec.candidates
+        for path in layer.paths
+    ]
     count = 0
     try:
         with evaluating(model), torch.enable_grad():

@@ -21,6 +21,7 @@ from hypercompress.calling import ForwardFn, batch_size, call_model, evaluating,
 from hypercompress.errors import NonFiniteError
 from hypercompress.kinds import kind_of
 from hypercompress.specs import LayerSpec, ModelSpec, Status
+from hypercompress.ties import Sharing
 from hypercompress.unpacking import holders, why_packed
 
 # BatchNormAct2d and LayerNorm2d of timm are subclasses. Read only, so isinstance is enough.
@@ -47,20 +48,29 @@ class _Trace:
     order: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     inputs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    sources: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     producers: dict[int, tuple[str, int]] = field(default_factory=dict)  # output's id -> its layer, its version
     readings: dict[str, set[str | None]] = field(default_factory=lambda: defaultdict(set))  # norm -> what it read
     feeders: dict[str, str] = field(default_factory=dict)
     readers: dict[str, str] = field(default_factory=dict)
+    instructed: set[str] = field(default_factory=set)  # modules that got more than one argument
     keep: list[Any] = field(default_factory=list)  # tensors kept alive, so that an id means one tensor
     stack: list[str] = field(default_factory=list)
     last_norm: str | None = None
     macs: int = 0
 
-    def enter(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def enter(
+        self, name: str, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], batch: int
+    ) -> None:
         """Before ``module`` runs."""
         self.stack.append(name)
         self.order.setdefault(name, len(self.order))
+        kind, given = kind_of(module), (*inputs, *named.values())
+        if len(given) > 1:
+            self.instructed.add(name)
+        if kind is not None and kind.spreads:
+            self.sources[name] += max(1, given[0].numel() // (given[0].shape[kind.channel_axis] * batch))
         if isinstance(module, NORMS):
             # An output that was changed in place since (an in-place activation) is no longer the layer's own.
             source, version = self.producers.get(id(inputs[0]), (None, 0)) if inputs else (None, 0)
@@ -93,7 +103,7 @@ class _Trace:
 class _WeightReads(TorchFunctionMode):
     """Notes every torch function that receives a layer's weight outside that layer's own ``forward``."""
 
-    def __init__(self, trace: _Trace, owners: Mapping[int, str]) -> None:
+    def __init__(self, trace: _Trace, owners: Mapping[int, Sequence[str]]) -> None:
         super().__init__()
         self.trace, self.owners = trace, owners
 
@@ -102,8 +112,8 @@ class _WeightReads(TorchFunctionMode):
         if getattr(func, "__name__", "") != "__get__":
             current = self.trace.stack[-1] if self.trace.stack else ""
             for value in flat((args, kwargs or {})):
-                owner = self.owners.get(id(value))
-                if owner is not None and owner != current:
+                owners = self.owners.get(id(value), ())
+                for owner in owners if current not in owners else ():
                     self.trace.readers.setdefault(owner, current or "the model itself")
         return func(*args, **(kwargs or {}))
 
@@ -111,16 +121,19 @@ class _WeightReads(TorchFunctionMode):
 def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
     trace, handles, batch = _Trace(), [], batch_size(example)
     modules = {name: module for name, module in model.named_modules() if name}
-    owners = {id(module.weight): name for name, module in modules.items() if kind_of(module) is not None}
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, module in modules.items():
+        if kind_of(module) is not None:
+            owners[id(module.weight)].append(name)
 
     def before(name: str) -> Callable[..., None]:
-        return lambda module, inputs: trace.enter(name, module, inputs)
+        return lambda module, inputs, named: trace.enter(name, module, inputs, named, batch)
 
     def after(name: str) -> Callable[..., None]:
         return lambda module, inputs, output: trace.leave(name, module, inputs, output, batch)
 
     for name, module in modules.items():
-        handles.append(module.register_forward_pre_hook(before(name)))
+        handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name)))
     counter = FlopCounterMode(display=False)
     try:
@@ -134,11 +147,8 @@ def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
 
 
 def _judge(name: str, module: nn.Module, trace: _Trace, held: Mapping[int, Sequence[str]]) -> tuple[Status, str]:
-    """Whether a module may be factored, and the reason if not."""
+    """Whether a module may be factored, and the reason if not; what it shares aside."""
     own = list(module.parameters(recurse=False))
-    shared = [other for p in own if p.ndim > 1 for other in held[p.untyped_storage().data_ptr()] if other != name]
-    if shared:
-        return Status.TIED, f"shares its weight with {', '.join(shared)}"
     if kind_of(module) is None:
         if isinstance(module, NORMS):
             return Status.KEPT, "a normalisation has no matrix"
@@ -154,6 +164,8 @@ def _judge(name: str, module: nn.Module, trace: _Trace, held: Mapping[int, Seque
         return Status.UNSUPPORTED, f"its weight is read directly by {trace.readers[name]}"
     if name not in trace.order:
         return Status.UNSUPPORTED, "its forward was never called in a pass of the example"
+    if name in trace.instructed:
+        return Status.UNSUPPORTED, "it is called with more than one argument (an output size?); its twin takes one"
     groups = getattr(module, "groups", 1)
     if groups > 1:
         kind = "depthwise" if groups == module.in_channels else "grouped"
@@ -161,9 +173,11 @@ def _judge(name: str, module: nn.Module, trace: _Trace, held: Mapping[int, Seque
     return Status.FACTORED, ""
 
 
-def _layer(name: str, module: nn.Module, trace: _Trace, held: Mapping[int, Sequence[str]]) -> LayerSpec:
-    status, reason = _judge(name, module, trace, held)
-    kind, own = kind_of(module), sum(p.numel() for p in module.parameters(recurse=False))
+def _layer(name: str, module: nn.Module, trace: _Trace, sharing: Sharing) -> LayerSpec:
+    status, reason, paths = sharing.judge(name)
+    counted = paths if paths[0] == name else ()  # of several that are one, all is counted with the first
+    before = sharing.parameters(paths[: paths.index(name)])
+    kind, own = kind_of(module), sum(p.numel() for p in module.parameters(recurse=False) if id(p) not in before)
     bias = getattr(module, "bias", None)
     shape: dict[str, Any] = {"out": 0, "d": 0}
     if kind is not None:
@@ -176,9 +190,11 @@ def _layer(name: str, module: nn.Module, trace: _Trace, held: Mapping[int, Seque
         kind=type(module).__name__ if kind is None else kind.name,
         status=status,
         reason=reason,
-        positions=trace.positions.get(name, 0),
-        calls=trace.calls.get(name, 0),
-        input_positions=trace.inputs.get(name, 0),
+        positions=sum(trace.positions[path] for path in counted),
+        calls=sum(trace.calls[path] for path in counted),
+        input_positions=sum(trace.inputs[path] for path in counted),
+        source_positions=sum(trace.sources[path] for path in counted),
+        shared=counted[1:],
         params=own,
         depth=trace.order.get(name, -1),
         bias=bias is not None,
@@ -229,9 +245,10 @@ def inspect(model: nn.Module, example: Any, forward_fn: ForwardFn | None = None)
     """
     require_finite(model)
     trace = _trace(model, example, forward_fn or call_model)
-    held = holders(model)
+    held, modules = holders(model), dict(model.named_modules(remove_duplicate=False))
+    sharing = Sharing(modules, held, trace.order, lambda name: _judge(name, modules[name], trace, held))
     layers = [
-        _layer(name, module, trace, held)
+        _layer(name, module, trace, sharing)
         for name, module in model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]

@@ -118,9 +118,10 @@ def _inside(
 
     whole = 1e6 * min(interleaved([run], PASSES * 0.01, wait=wait)[0].blocks)
     handles = []
-    for name in taken:
-        module = model.get_submodule(name)
-        handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
+    for layer in spec.candidates:
+        for module in map(model.get_submodule, layer.paths):
+            hooks = before(layer.name), after(layer.name)
+            handles += [module.register_forward_pre_hook(hooks[0]), module.register_forward_hook(hooks[1])]
     try:
         for _ in range(PASSES):
             run()

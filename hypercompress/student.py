@@ -15,6 +15,7 @@ from hypercompress.kinds import LowRank, fill, low_rank_like
 from hypercompress.projection import SplitProjection
 from hypercompress.report import print_report
 from hypercompress.specs import Generation, ModelSpec, Unit
+from hypercompress.ties import Ties
 from hypercompress.unpacking import pack_layers, unpack_layers, unpacked_layers
 
 
@@ -54,7 +55,7 @@ class Student(nn.Module):
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Rank of each factored layer by dotted path."""
+        """Rank of each factored layer by dotted path; layers that share their factors all have theirs."""
         return {name: layer.rank for name, layer in low_rank_layers(self.model).items()}
 
     @property
@@ -85,10 +86,10 @@ class Student(nn.Module):
 
         The product is computed in float64, so outputs differ from the student's by float32 rounding of one layer each.
         """
-        model = copy_of(self.model)
+        model, ties = copy_of(self.model), Ties()
         # Deepest first: of a student of a student the factors may be factored in turn.
         for name, layer in reversed(low_rank_layers(model).items()):
-            replace_module(model, name, layer.to_dense())
+            replace_module(model, name, ties.carry(layer, layer.to_dense()))
         pack_layers(model)
         return model
 
@@ -146,15 +147,17 @@ def build_student(
     with torch.no_grad():
         for name, delta in generation.factors.deltas.items():
             parameters[name].add_(delta.reshape(parameters[name].shape).to(parameters[name]))
+    ties, places = Ties(), {layer.name: layer.paths for layer in spec.layers}
     for name, factors in generation.factors.layers.items():
-        dense = model.get_submodule(name)
-        layer = low_rank_like(dense, factors.rank, factors.input_rank)
-        bias = dense.bias
-        fill(layer, factors, bias if isinstance(bias, Tensor) else None)
-        layer.train(dense.training)
-        # What was frozen stays frozen: a mixture would learn in its factored layers only.
-        layer.requires_grad_(next(dense.parameters()).requires_grad)
-        replace_module(model, name, layer)
+        for path in places[name]:
+            dense = model.get_submodule(path)
+            layer = low_rank_like(dense, factors.rank, factors.input_rank)
+            bias = dense.bias
+            fill(layer, factors, bias if isinstance(bias, Tensor) else None)
+            layer.train(dense.training)
+            # What was frozen stays frozen: a mixture would learn in its factored layers only.
+            layer.requires_grad_(next(dense.parameters()).requires_grad)
+            replace_module(model, path, ties.carry(dense, layer))
     plan = generation.plan
     expected = spec.params - sum(
         layer.dense_params - layer.cost(Unit.PARAMS, plan.ranks[layer.name], plan.input_ranks.get(layer.name))
@@ -205,9 +208,11 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
         raise ArtefactError(
             f"received a plan that unpacks layers ({error}); expected plain ones there; check the skeleton"
         ) from error
+    ties = Ties()
     for name, rank in ranks.items():
         try:
-            replace_module(model, name, low_rank_like(model.get_submodule(name), rank, inner.get(name)))
+            dense = model.get_submodule(name)
+            replace_module(model, name, ties.carry(dense, low_rank_like(dense, rank, inner.get(name))))
         except (AttributeError, TypeError) as error:
             raise ArtefactError(
                 f"received a plan that factors {name}; expected a layer of a known kind there; check the skeleton, and "

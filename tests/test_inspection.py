@@ -129,7 +129,10 @@ def test_tied_weights_are_counted_once_and_named() -> None:
             return self.head(self.free(self.embed(x)).mean(1))
 
     spec = inspect(Tied(), torch.zeros(2, 4, dtype=torch.int64))
-    assert (row(spec, "head").status, row(spec, "head").reason) == (Status.TIED, "shares its weight with embed")
+    assert (row(spec, "head").status, row(spec, "head").reason) == (
+        Status.TIED,
+        "embed is of another class (Embedding); shares its weight with embed",
+    )
     assert row(spec, "embed").status is Status.TIED
     assert row(spec, "free").positions == 4
     assert spec.params == 54 + 42

@@ -70,7 +70,22 @@ def linears(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return dense, random(*lead, inside)
 
 
-layers = st.one_of(convolutions(), timm_convolutions(), linears())
+@st.composite
+def transposed(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    """A transposed convolution of one to three dimensions, of any geometry torch allows, with an input that fits."""
+    dims = draw(st.integers(1, 3))
+    each = st.tuples(*[st.integers(1, 3)] * dims)
+    kernel, stride, dilation = draw(each), draw(each), draw(st.tuples(*[st.integers(1, 2)] * dims))
+    padding = draw(st.tuples(*[st.integers(0, 2)] * dims))
+    added = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+    channels, bias = (draw(st.integers(1, 4)), draw(st.integers(1, 5))), draw(st.booleans())
+    conv = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[dims](
+        *channels, kernel, stride, padding, added, bias=bias, dilation=dilation, dtype=torch.float64
+    )
+    return conv, random(2, channels[0], *(draw(st.integers(5, 6)) for _ in range(dims)))
+
+
+layers = st.one_of(convolutions(), timm_convolutions(), linears(), transposed())
 
 
 def matrix(dense: nn.Module) -> Tensor:
@@ -124,7 +139,7 @@ def test_full_rank_on_both_sides_is_the_dense_layer(case: tuple[nn.Module, Tenso
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
 @settings(max_examples=100)
-@given(st.one_of(convolutions(), timm_convolutions()))
+@given(st.one_of(convolutions(), timm_convolutions(), transposed()))
 def test_means_of_the_columns_are_those_of_the_rows(case: tuple[nn.Module, Tensor]) -> None:
     dense, x = case
     kind = kind_of(dense)

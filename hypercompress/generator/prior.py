@@ -20,7 +20,10 @@ ROOM = 2**28  # bytes of guessed curvature that are kept rather than guessed aga
 
 
 def input_moments(layer: LayerSpec, sketch: Sketch) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
-    """Guessed mean and variance of each column of the layer's input."""
+    """Guessed mean and variance of each column of the layer's input.
+
+    Of a transposed convolution with a stride a column is zero wherever its tap falls between the inputs.
+    """
     norm, weight = sketch.feeder, sketch.weight
     taps = layer.taps
     if norm is None or norm.weight.numel() * taps != layer.d:
@@ -30,6 +33,8 @@ def input_moments(layer: LayerSpec, sketch: Sketch) -> tuple[Float[Tensor, " d"]
         variance = spread**2
     else:
         mean, variance = rectified_moments(mean, spread)
+    share = min(1.0, max(1, layer.matrix_positions) / max(1, layer.positions))
+    mean, variance = share * mean, share * (variance + (1 - share) * mean**2)
     return mean.repeat_interleave(taps), variance.clamp_min(1e-8).repeat_interleave(taps)
 
 

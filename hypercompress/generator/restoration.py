@@ -13,7 +13,12 @@ from hypercompress.specs import Curvature, LayerSpec, Side, Sketch
 
 
 def absorbs(layer: LayerSpec, sketch: Sketch) -> bool:
-    """Whether something behind the layer can take a constant shift of its output: its bias, or a BatchNorm's."""
+    """Whether something behind the layer can take a constant shift of its output: its bias, or a BatchNorm's.
+
+    Layers that share a weight each read another mean, of which only the sum is known: nothing is given back there.
+    """
+    if layer.shared:
+        return False
     norm = sketch.follower
     return sketch.bias is not None or (norm is not None and norm.moments and norm.weight.numel() == layer.out)
 

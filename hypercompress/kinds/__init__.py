@@ -3,9 +3,10 @@
 from hypercompress.kinds import standardised as _standardised  # noqa: F401  (registers timm's convolutions)
 from hypercompress.kinds.conv import ConvKind, LowRankConv
 from hypercompress.kinds.linear import LinearKind, LowRankLinear
-from hypercompress.kinds.low_rank import LowRank, Projected, factors_of, fill, matrix
+from hypercompress.kinds.low_rank import LowRank, Projected, as_weight, factors_of, fill, matrix
 from hypercompress.kinds.protocol import LayerKind
 from hypercompress.kinds.registry import kind_of, low_rank_like, register_kind
+from hypercompress.kinds.transposed import LowRankTransposed, TransposedKind
 
 __all__ = [
     "ConvKind",
@@ -14,7 +15,10 @@ __all__ = [
     "LowRank",
     "LowRankConv",
     "LowRankLinear",
+    "LowRankTransposed",
     "Projected",
+    "TransposedKind",
+    "as_weight",
     "factors_of",
     "fill",
     "kind_of",

@@ -64,9 +64,7 @@ class LowRank(nn.Sequential):
         """
         expand, reduce = matrix(self.expand), matrix(self.reduce)
         dense = dense.to(expand.device, expand.dtype).train(self.training)
-        weight = dense.weight
-        assert isinstance(weight, Tensor)
-        state = {"weight": (expand.double() @ reduce.double()).reshape(weight.shape)}
+        state = {"weight": as_weight(dense, expand.double() @ reduce.double())}
         if self.bias is not None:
             state["bias"] = self.bias
         dense.load_state_dict(state)
@@ -115,9 +113,19 @@ def weight_of(module: nn.Module) -> Tensor:
     return module.weight
 
 
+def outputs_first(module: nn.Module, weight: Tensor) -> Tensor:
+    """The weight of a module as [out, in, ...], or the way back: torch has the inputs first where it is transposed."""
+    return weight.transpose(0, 1) if getattr(module, "transposed", False) else weight
+
+
 def matrix(module: nn.Module) -> Tensor:
-    """The weight of a module as a matrix."""
-    return weight_of(module).flatten(1)
+    """The weight of a module as a matrix [out, d]."""
+    return outputs_first(module, weight_of(module)).flatten(1)
+
+
+def as_weight(module: nn.Module, values: Tensor) -> Tensor:
+    """A matrix [out, d] in the shape of the module's weight: the inverse of `matrix`."""
+    return outputs_first(module, values.reshape(outputs_first(module, weight_of(module)).shape))
 
 
 def factors_of(layer: LowRank) -> LayerFactors:
@@ -138,7 +146,7 @@ def fill(layer: LowRank, factors: LayerFactors, bias: Tensor | None) -> None:
         parts.append((layer.reduce, factors.reduce))
     for part, value in parts:
         assert isinstance(part.weight, Tensor)
-        part.weight.copy_(value.reshape(part.weight.shape))
+        part.weight.copy_(as_weight(part, value))
     new = bias if factors.bias is None else factors.bias
     if layer.bias is not None and new is not None:
         layer.bias.copy_(new)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.kinds.low_rank import LowRank
+from hypercompress.kinds.low_rank import LowRank, as_weight
 
 
 class LayerKind(ABC):
@@ -20,6 +20,7 @@ class LayerKind(ABC):
 
     name: str
     channel_axis: int = -1  # of the layer's output
+    spreads: bool = False  # whether the matrix runs at each position of the input, and adds to several of the output
 
     @abstractmethod
     def matrix(self, module: nn.Module) -> Float[Tensor, "out d"]:
@@ -47,7 +48,7 @@ class LayerKind(ABC):
         weight = reduce.weight
         assert isinstance(weight, Tensor)
         with torch.no_grad():
-            weight.copy_(torch.eye(d, dtype=x.dtype, device=x.device).reshape(weight.shape))
+            weight.copy_(as_weight(reduce, torch.eye(d, dtype=x.dtype, device=x.device)))
             rows: Tensor = reduce(x)
         return self.rows(rows)
 

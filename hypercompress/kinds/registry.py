@@ -7,6 +7,7 @@ from hypercompress.kinds.conv import ConvKind
 from hypercompress.kinds.linear import LinearKind
 from hypercompress.kinds.low_rank import LowRank
 from hypercompress.kinds.protocol import LayerKind
+from hypercompress.kinds.transposed import TransposedKind
 
 _KINDS: dict[type[nn.Module], LayerKind] = {
     nn.Linear: LinearKind(),
@@ -14,6 +15,9 @@ _KINDS: dict[type[nn.Module], LayerKind] = {
     nn.Conv2d: ConvKind("conv2d", nn.Conv2d),
     nn.Conv3d: ConvKind("conv3d", nn.Conv3d),
     Conv2dSame: ConvKind("conv2d", Conv2dSame),
+    nn.ConvTranspose1d: TransposedKind("conv_transpose1d", nn.ConvTranspose1d),
+    nn.ConvTranspose2d: TransposedKind("conv_transpose2d", nn.ConvTranspose2d),
+    nn.ConvTranspose3d: TransposedKind("conv_transpose3d", nn.ConvTranspose3d),
 }
 
 

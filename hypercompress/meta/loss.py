@@ -21,7 +21,7 @@ from torch.func import functional_call
 from hypercompress.fidelity import compare
 from hypercompress.generator.emission import Emission
 from hypercompress.generator.hypernetwork import Hypernetwork
-from hypercompress.kinds import matrix
+from hypercompress.kinds import as_weight, matrix
 from hypercompress.losses import distillation_kl, feature_loss, watching
 from hypercompress.meta.case import Case
 from hypercompress.meta.proposal import generate
@@ -95,8 +95,8 @@ class _Point:
 
 def _weights(case: Case, products: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Matrices as the weights of their layers."""
-    weights = {name: f"{name}.weight" for name in products}
-    return {w: products[name].reshape(case.teacher.get_parameter(w).shape) for name, w in weights.items()}
+    layers = {name: case.teacher.get_submodule(name) for name in products}
+    return {f"{name}.weight": as_weight(layer, products[name]) for name, layer in layers.items()}
 
 
 def _others(case: Case, emission: Emission) -> dict[str, Tensor]:
@@ -163,9 +163,9 @@ def _adapt(
     if not batches or not point.trainable():
         return point
     # Every other parameter learns too, as it does when the user distils.
+    factored = {id(case.teacher.get_parameter(f"{name}.weight")) for name in leaves}  # they may have other names too
     for name, parameter in case.teacher.named_parameters():
-        owner = name.rpartition(".")[0]
-        if name not in point.other and not (owner in leaves and name.endswith(".weight")):
+        if name not in point.other and id(parameter) not in factored:
             point.other[name] = parameter.detach().clone().requires_grad_()
     point.buffers.update({name: buffer.clone() for name, buffer in case.teacher.named_buffers()})
     optimiser = torch.optim.Adam(point.trainable(), lr=objective.inner_rate)

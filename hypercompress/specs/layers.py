@@ -50,9 +50,12 @@ class LayerSpec:
         out, d: shape of the weight matrix; 0 for layers that are no matrix.
         positions: output positions per sample, summed over calls (1 for a Linear on a vector).
         input_positions: positions of the input per sample, summed over calls; 0 for kinds without a kernel.
+        source_positions: the same for kinds whose matrix runs there (transposed convolutions); 0 for all others.
         calls: times the layer runs in one forward pass.
+        shared: dotted paths of further layers that hold this very weight, in order of their first calls. They are one
+            layer with it: positions and calls are sums over all of them, and theirs are 0.
         measured: times, if they were taken.
-        params: parameters the module owns, bias included.
+        params: parameters the module owns, bias included; of several layers that are one, the weight once.
         depth: order of the first call in a forward pass, -1 if never called.
         bias: whether the layer has a bias.
         axis: of the channels in the layer's output: 1 for convolutions, -1 for linear layers.
@@ -82,6 +85,18 @@ class LayerSpec:
     calls: int = 1
     input_positions: int = 0
     measured: Measured | None = None
+    source_positions: int = 0
+    shared: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Dotted paths of all that is factored with this layer, itself first."""
+        return (self.name, *self.shared)
+
+    @property
+    def matrix_positions(self) -> int:
+        """Positions per sample at which the matrix itself runs, and with it the factor that holds the kernel."""
+        return self.source_positions or self.positions
 
     @property
     def channels(self) -> int:
@@ -122,7 +137,7 @@ class LayerSpec:
     @property
     def rank_macs(self) -> int:
         """Multiply-accumulates per sample of one more rank."""
-        return self.positions * (self.out + self.d)
+        return self.positions * self.out + self.matrix_positions * self.d
 
     @property
     def dense_params(self) -> int:
@@ -132,7 +147,7 @@ class LayerSpec:
     @property
     def dense_macs(self) -> int:
         """Multiply-accumulates per sample of the dense layer."""
-        return self.positions * self.out * self.d
+        return self.matrix_positions * self.out * self.d
 
     def rank_cost(self, unit: Unit) -> int:
         if unit is Unit.LATENCY:
@@ -164,8 +179,12 @@ class LayerSpec:
 
     @property
     def max_rank(self) -> int:
-        """Largest rank whose two factors are smaller than the dense matrix (0: factoring never pays)."""
-        return min(self.full_rank, max(0, -(-self.out * self.d // self.rank_params) - 1))
+        """Largest rank whose two factors are smaller than the dense matrix in both counted units (0: factoring never
+        pays).
+        """
+        costs = [(self.out * self.d, self.rank_params), (self.dense_macs, self.rank_macs)]
+        # A layer that was never called has no multiply-accumulates to compare.
+        return min(self.full_rank, *(max(0, -(-dense // step) - 1) for dense, step in costs if step))
 
 
 @dataclass(frozen=True)
