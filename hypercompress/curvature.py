@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from hypercompress.calling import ForwardFn, Progress, call_model, evaluating
 from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.factorize import input_curvature
-from hypercompress.kinds import kind_of
+from hypercompress.kinds import by_group, kind_of
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 
 
@@ -40,9 +40,17 @@ class _Sums:
     def add(self, rows: Tensor) -> None:
         """Rows of what the layer reads or gives."""
         rows = rows.to(self.signal.dtype)
-        self.signal.addmm_(rows.T, rows)
-        self.mean += rows.sum(0)
-        self.rows += rows.shape[0]
+        accumulate(self.signal, rows)
+        self.mean += rows.sum(-2)
+        self.rows += rows.shape[-2]
+
+
+def accumulate(total: Float[Tensor, "*g m m"], rows: Float[Tensor, "*g n m"]) -> None:
+    """Add the second moment of the rows, group by group."""
+    if rows.ndim == 2:
+        total.addmm_(rows.T, rows)
+    else:
+        total.baddbmm_(rows.mT, rows)
 
 
 class _Recorder:
@@ -53,9 +61,10 @@ class _Recorder:
         assert kind is not None  # a candidate has one
         self.layer, self.anchor, self.kind = layer, anchor, kind
         self.weight = kind.matrix(module)
-        m = layer.full_rank
-        zeros = self.weight.new_zeros(m, m, dtype=torch.promote_types(self.weight.dtype, torch.float32))
-        self.sums = _Sums(zeros, zeros.clone(), zeros.new_zeros(m))
+        of_groups, m = self.weight.shape[:-2], layer.full_rank
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        zeros = self.weight.new_zeros(*of_groups, m, m, dtype=dtype)
+        self.sums = _Sums(zeros, zeros.clone(), zeros.new_zeros(*of_groups, m))
         c = layer.channels if layer.projects else 0
         self.inputs = _Sums(zeros.new_zeros(c, c), zeros.new_zeros(0), zeros.new_zeros(c))
         self.columns = zeros.new_zeros(layer.d if c else 0)
@@ -64,7 +73,7 @@ class _Recorder:
         with torch.no_grad():
             if self.layer.side is Side.OUTPUT:
                 rows, bias = self.kind.rows(output), getattr(module, "bias", None)
-                rows = rows - bias if isinstance(bias, Tensor) else rows
+                rows = by_group(rows - bias if isinstance(bias, Tensor) else rows, self.layer.groups)
             else:
                 rows = self.kind.input_rows(module, inputs[0])
             self.sums.add(rows)
@@ -84,16 +93,15 @@ class _Recorder:
         return output
 
     def backward(self, gradient: Tensor) -> None:
-        rows = self.kind.rows(gradient.detach())
+        rows = by_group(self.kind.rows(gradient.detach()), self.layer.groups)
         if self.layer.side is Side.INPUT:
             rows = rows @ self.weight
-        rows = rows.to(self.sums.fisher.dtype)
-        self.sums.fisher.addmm_(rows.T, rows)
+        accumulate(self.sums.fisher, rows.to(self.sums.fisher.dtype))
 
     def finish(self, samples: int) -> Curvature:
         sums = self.sums
         weight = self.weight.to(sums.signal.dtype)
-        gram = weight @ weight.T if self.layer.side is Side.OUTPUT else weight.T @ weight
+        gram = weight @ weight.mT if self.layer.side is Side.OUTPUT else weight.mT @ weight
         fisher, read = sums.fisher / samples, self.inputs
         inputs = (
             input_curvature(weight, self.layer.taps, fisher, read.signal / read.rows, read.mean / read.rows)

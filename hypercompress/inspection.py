@@ -166,11 +166,18 @@ def _judge(name: str, module: nn.Module, trace: _Trace, held: Mapping[int, Seque
         return Status.UNSUPPORTED, "its forward was never called in a pass of the example"
     if name in trace.instructed:
         return Status.UNSUPPORTED, "it is called with more than one argument (an output size?); its twin takes one"
-    groups = getattr(module, "groups", 1)
-    if groups > 1:
-        kind = "depthwise" if groups == module.in_channels else "grouped"
-        return Status.KEPT, f"{kind} convolution (groups={groups})"
+    if getattr(module, "transposed", False) and getattr(module, "groups", 1) > 1:
+        return Status.KEPT, f"transposed grouped convolution (groups={module.groups})"
     return Status.FACTORED, ""
+
+
+def _too_small(layer: LayerSpec) -> str:
+    """Why a layer whose least factors are no smaller than itself stays dense."""
+    if layer.groups == 1:
+        return f"{layer.out} x {layer.d}: even rank 1 is no smaller than dense"
+    if layer.channels == layer.groups:
+        return f"depthwise convolution (groups={layer.groups})"
+    return f"{layer.rows} x {layer.d} in each of {layer.groups} groups: even rank 1 is no smaller than dense"
 
 
 def _layer(name: str, module: nn.Module, trace: _Trace, sharing: Sharing) -> LayerSpec:
@@ -181,10 +188,11 @@ def _layer(name: str, module: nn.Module, trace: _Trace, sharing: Sharing) -> Lay
     bias = getattr(module, "bias", None)
     shape: dict[str, Any] = {"out": 0, "d": 0}
     if kind is not None:
-        out, d = kind.matrix(module).shape
+        groups, (rows, d) = kind.groups(module), kind.matrix(module).shape[-2:]
+        out = groups * rows
         folded = own - out * d - (bias.numel() if isinstance(bias, Tensor) else 0)
         shape = {"out": out, "d": d, "axis": kind.channel_axis, "folded": max(0, folded)}
-        shape |= {"taps": kind.taps(module), "strided": kind.strided(module)}
+        shape |= {"taps": kind.taps(module), "strided": kind.strided(module), "groups": groups}
     layer = LayerSpec(
         name=name,
         kind=type(module).__name__ if kind is None else kind.name,
@@ -203,9 +211,7 @@ def _layer(name: str, module: nn.Module, trace: _Trace, sharing: Sharing) -> Lay
         **shape,
     )
     if status is Status.FACTORED and layer.max_rank == 0:
-        return replace(
-            layer, status=Status.KEPT, reason=f"{layer.out} x {layer.d}: even rank 1 is no smaller than dense"
-        )
+        return replace(layer, status=Status.KEPT, reason=_too_small(layer))
     return layer
 
 

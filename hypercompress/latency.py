@@ -139,8 +139,9 @@ def batched(values: Sequence[float], size: int) -> list[Sequence[float]]:
 
 def _forms(layer: LayerSpec) -> Iterator[tuple[int, int]]:
     """Ranks and input ranks (0: none) to try."""
-    ranks = sorted({*range(STEP, layer.max_rank + 1, STEP), *((layer.max_rank,) if layer.max_rank < STEP else ())})
-    yield from ((rank, 0) for rank in ranks if rank <= 8 * STEP or rank % (4 * STEP) == 0)
+    step = max(1, STEP // layer.groups)  # kernels see the channels of all groups
+    ranks = sorted({*range(step, layer.max_rank + 1, step), *((layer.max_rank,) if layer.max_rank < step else ())})
+    yield from ((rank, 0) for rank in ranks if rank <= 8 * step or rank % (4 * step) == 0)
     if layer.projects:
         for q in (q for q in SIDES if q < layer.channels):
             for r in (r for r in SIDES if r < layer.out):

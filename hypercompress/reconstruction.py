@@ -204,8 +204,12 @@ class _Fit:
     def _fit(self, module: LowRank, h: Float[Tensor, "n r"], y: Float[Tensor, "n out"]) -> None:
         weight = module.expand.weight
         assert isinstance(weight, Tensor)
-        start = module.bias if self.shift is None else self.shift
-        expand, shift = least_squares(h, y, weight.flatten(1), start if self.free else None, *self.weights)
+        start, groups = module.bias if self.shift is None else self.shift, module.groups
+        starts = [None] * groups if start is None or not self.free else start.chunk(groups)
+        # Each group is a regression of its own outputs on its own reduced channels.
+        parts = zip(h.chunk(groups, 1), y.chunk(groups, 1), weight.flatten(1).chunk(groups), starts, strict=True)
+        fits = [least_squares(*part, *self.weights) for part in parts]
+        expand, shift = (torch.cat(part) for part in zip(*fits, strict=True))
         weight.copy_(expand.reshape(weight.shape))
         if self.shift is not None:
             self.shift = shift.to(weight.dtype)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hypercompress.factorize import Frame
+from hypercompress.factorize import Frame, applied
 from hypercompress.specs import (
     Afterwards,
     Budget,
@@ -24,6 +24,7 @@ from hypercompress.specs import (
     ModelSpec,
     NormStatistics,
     RankPlan,
+    Side,
     Sketch,
     Unit,
 )
@@ -160,7 +161,7 @@ def _shape(layer: LayerSpec, spec: ModelSpec, unit: Unit) -> list[float]:
         float(layer.taps > 1),
         math.log2(layer.out) / 10,
         math.log2(layer.d) / 12,
-        math.log2(layer.out / layer.d) / 4,
+        math.log2(layer.rows / layer.d) / 4,
         math.log2(max(layer.positions, 1)) / 12,
         float(layer.strided),
         layer.depth / max(1, *(other.depth for other in spec.layers)),
@@ -187,9 +188,10 @@ def _spectrum(energy: Tensor, curvature: Curvature, relative: float) -> list[flo
         max(-3.0, min(3.0, math.log10(max(relative, TINY)) / 2)),
         *(math.log10(float(tail[i]) + 1e-6) / 4 for i in at),
         effective_rank(energy),
-        effective_rank(curvature.signal.diagonal().cpu()),
-        effective_rank(curvature.fisher.diagonal().cpu()),
-        effective_rank(curvature.gram.diagonal().cpu()),
+        *(
+            effective_rank(half.diagonal(dim1=-2, dim2=-1).flatten().cpu())
+            for half in (curvature.signal, curvature.fisher, curvature.gram)
+        ),
     ]
 
 
@@ -233,9 +235,11 @@ def _table(
     m = layer.full_rank
     band = bands(m, m if rank is None else rank).to(energy.device)
     share = energy.double() / energy.double().sum().clamp_min(TINY * TINY)
-    mean = (frame.right.double() @ curvature.mean.double()) ** 2
+    mean = applied(frame.right.double(), curvature.mean.double()) ** 2
     mean = mean / mean.sum().clamp_min(TINY * TINY)
-    spread = frame.left.double().norm(dim=0) * frame.right.double().norm(dim=1)
+    spread = frame.left.double().norm(dim=-2) * frame.right.double().norm(dim=-1)
+    if layer.groups > 1:  # a direction of the layer is one of each group
+        mean, spread = mean.sum(0), spread.mean(0)
     columns = (
         share.clamp_min(TINY).log10() / 8,
         slope.double().clamp(1e-8, 1e8).log10() / 4,
@@ -253,8 +257,8 @@ def _table(
 def channel_features(layer: LayerSpec, sketch: Sketch, guess: Float[Tensor, " m"]) -> Float[Tensor, "m f_channel"]:
     """Per channel of the layer's smaller side: guessed curvature, norm of its weights, what its norm layer says."""
     weight = sketch.weight.double()
-    outside = layer.out <= layer.d
-    norms = weight.norm(dim=1) if outside else weight.norm(dim=0)
+    outside = layer.side is Side.OUTPUT
+    norms = (weight.norm(dim=-1) if outside else weight.norm(dim=-2)).flatten()
     norm = sketch.follower if outside else sketch.feeder
     taps = 1 if outside else layer.taps
     zeros = torch.zeros_like(norms)

@@ -69,7 +69,7 @@ def test_every_module_with_parameters_is_listed_once_in_order(small: ModelSpec) 
         ("stem", Status.FACTORED, ""),
         ("stem_norm", Status.KEPT, "a normalisation has no matrix"),
         ("depthwise", Status.KEPT, "depthwise convolution (groups=16)"),
-        ("grouped", Status.KEPT, "grouped convolution (groups=4)"),
+        ("grouped", Status.FACTORED, ""),
         ("mix", Status.FACTORED, ""),
         ("tiny", Status.KEPT, "1 x 24: even rank 1 is no smaller than dense"),
         ("unused", Status.UNSUPPORTED, "its forward was never called in a pass of the example"),

@@ -3,6 +3,7 @@
 from hypercompress.factorize.linalg import (
     Frame,
     Metric,
+    applied,
     balance,
     balanced,
     by_channel,
@@ -11,12 +12,14 @@ from hypercompress.factorize.linalg import (
     lost_output,
     plain_frame,
     projected,
+    squared,
     weighted_frame,
 )
 
 __all__ = [
     "Frame",
     "Metric",
+    "applied",
     "balance",
     "balanced",
     "by_channel",
@@ -25,5 +28,6 @@ __all__ = [
     "lost_output",
     "plain_frame",
     "projected",
+    "squared",
     "weighted_frame",
 ]

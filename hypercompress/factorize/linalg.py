@@ -7,7 +7,8 @@ generalised Fisher-weighted SVD, arXiv 2505.17974). Only one root is ever formed
 
     output side:  W_r = [A^(-1/2) U_r] [U_r^T A^(1/2) W]          input side:  W_r = [W A^(1/2) U_r] [U_r^T A^(-1/2)]
 
-Letters: ``m = min(out, d)``, ``r`` the rank.
+Letters: ``m = min(o, d)``, ``r`` the rank. A leading axis ``g`` is there for a layer of several groups only: each group
+is a matrix with directions of its own, and the i-th directions of all groups stay or go together.
 """
 
 from dataclasses import dataclass, replace
@@ -45,9 +46,14 @@ class Frame:
     """
 
     side: Side
-    left: Float[Tensor, "m m"]
-    right: Float[Tensor, "m m"]
-    energy: Float[Tensor, " m"]
+    left: Float[Tensor, "*g m m"]
+    right: Float[Tensor, "*g m m"]
+    energy: Float[Tensor, "*g m"]
+
+    @property
+    def total(self) -> Float[Tensor, " m"]:
+        """Energy of the i-th direction, of all groups together; not increasing, as that of no group is."""
+        return self.energy if self.energy.ndim == 1 else self.energy.sum(0)
 
     def stored(self, dtype: torch.dtype) -> "Frame":
         """The directions in another dtype, float32 at least; energies as they are.
@@ -59,7 +65,7 @@ class Frame:
 
     def factors(
         self,
-        weight: Float[Tensor, "out d"],
+        weight: Float[Tensor, "*g o d"],
         rank: int,
         inner: tuple[Float[Tensor, "c q"], Float[Tensor, "q c"]] | None = None,
         taps: int = 1,
@@ -70,7 +76,7 @@ class Frame:
             inner: a projection of the input channels, for three factors.
             taps: positions of the kernel.
         """
-        left, right = self.left[:, :rank], self.right[:rank]
+        left, right = self.kept(rank)
         dtype, project = weight.dtype, None
         if self.side is Side.OUTPUT:
             expand, reduce = left.to(dtype), right.to(dtype) @ weight
@@ -80,37 +86,51 @@ class Frame:
             reduce, project = projected(reduce, inner[0].to(dtype), taps), inner[1].to(dtype)
         return balance(LayerFactors(expand, reduce, None, project))
 
+    def kept(self, rank: int) -> tuple[Float[Tensor, "*g m r"], Float[Tensor, "*g r m"]]:
+        """Both parts of the projection onto the best directions."""
+        return self.left[..., :rank], self.right[..., :rank, :]
+
     def lost_output(
-        self, weight: Float[Tensor, "out d"], rank: int, mean: Float[Tensor, " m"]
+        self, weight: Float[Tensor, "*g o d"], rank: int, mean: Float[Tensor, "*g m"]
     ) -> Float[Tensor, " out"]:
         """Mean of the layer's output that truncation at ``rank`` takes away, in float64.
 
         ``mean`` is that of `specs.Curvature`.
         """
-        return lost_output(self.side, weight, self.left[:, :rank], self.right[:rank], mean)
+        return lost_output(self.side, weight, *self.kept(rank), mean)
 
 
 def lost_output(
     side: Side,
-    weight: Float[Tensor, "out d"],
-    left: Float[Tensor, "m r"],
-    right: Float[Tensor, "r m"],
-    mean: Float[Tensor, " m"],
+    weight: Float[Tensor, "*g o d"],
+    left: Float[Tensor, "*g m r"],
+    right: Float[Tensor, "*g r m"],
+    mean: Float[Tensor, "*g m"],
 ) -> Float[Tensor, " out"]:
     """Mean of the layer's output outside the projection ``left @ right``, in the projection's dtype."""
     mean = mean.to(left.dtype)
-    lost = mean - left @ (right @ mean)
-    return lost if side is Side.OUTPUT else weight.to(left.dtype) @ lost
+    lost = mean - applied(left, applied(right, mean))
+    return (lost if side is Side.OUTPUT else applied(weight.to(left.dtype), lost)).flatten()
 
 
-def balanced(expand: Float[Tensor, "out r"], reduce: Float[Tensor, "r d"]) -> LayerFactors:
+def applied(matrix: Float[Tensor, "*g a b"], vector: Float[Tensor, "*g b"]) -> Float[Tensor, "*g a"]:
+    """The matrix times the vector, group by group."""
+    return matrix @ vector if vector.ndim == 1 else (matrix @ vector[..., None]).squeeze(-1)
+
+
+def squared(vector: Float[Tensor, "*g m"]) -> Float[Tensor, "*g m m"]:
+    """The outer product of the vector with itself, group by group."""
+    return vector[..., :, None] * vector[..., None, :]
+
+
+def balanced(expand: Float[Tensor, "*g o r"], reduce: Float[Tensor, "*g r d"]) -> LayerFactors:
     """Scale each direction to equal norms in both factors: same product, better conditioned gradient descent."""
-    inward, outward = reduce.norm(dim=1), expand.norm(dim=0)
+    inward, outward = reduce.norm(dim=-1), expand.norm(dim=-2)
     tiny = torch.finfo(expand.dtype).tiny
     ratio = inward.sqrt() / outward.clamp_min(tiny).sqrt()
     # Where one factor is zero the other stays as it is, so that the direction can still learn.
     ratio = torch.where((inward > tiny) & (outward > tiny), ratio, torch.ones_like(ratio))
-    return LayerFactors(expand * ratio, reduce / ratio[:, None])
+    return LayerFactors(expand * ratio[..., None, :], reduce / ratio[..., None])
 
 
 def balance(factors: LayerFactors) -> LayerFactors:
@@ -138,45 +158,56 @@ def projected(weight: Float[Tensor, "out d"], inward: Float[Tensor, "c q"], taps
     return by_row(by_channel(weight, taps) @ inward, len(weight))
 
 
-def damped(matrix: Float[Tensor, "m m"], reference: Float[Tensor, "m m"], damping: float) -> Float[Tensor, "m m"]:
+def traces(matrix: Float[Tensor, "*g m m"]) -> Float[Tensor, "*g"]:
+    """The trace, group by group."""
+    return matrix.trace() if matrix.ndim == 2 else matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def damped(
+    matrix: Float[Tensor, "*g m m"], reference: Float[Tensor, "*g m m"], damping: float
+) -> Float[Tensor, "*g m m"]:
     """``matrix + c reference`` with c such that the addition has ``damping`` times the trace of ``matrix``."""
-    trace, base = matrix.trace(), reference.trace()
-    scale = damping * trace / base if base > 0 else trace.new_zeros(())
-    return matrix + scale * reference
+    trace, base = traces(matrix), traces(reference)
+    scale = torch.where(base > 0, damping * trace / base, torch.zeros_like(trace))
+    return matrix + scale[..., None, None] * reference
 
 
-def roots(matrix: Float[Tensor, "m m"]) -> tuple[Float[Tensor, "m m"], Float[Tensor, "m m"]]:
+def roots(matrix: Float[Tensor, "*g m m"]) -> tuple[Float[Tensor, "*g m m"], Float[Tensor, "*g m m"]]:
     """``A^(1/2)`` and ``A^(-1/2)`` of a symmetric positive matrix; eigenvalues are at least 1e-12 of the largest."""
     diagonal = matrix.diagonal()
     if torch.equal(matrix, torch.diag(diagonal)):  # a guessed metric: nothing to decompose
         values = diagonal.clamp_min(float(diagonal.max()) * 1e-12).sqrt()
         return torch.diag(values), torch.diag(1 / values)
     values, vectors = torch.linalg.eigh(matrix)
-    values = values.clamp_min(float(values[-1]) * 1e-12).sqrt()
-    return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
+    values = torch.maximum(values, values[..., -1:] * 1e-12).sqrt()[..., None, :]
+    return (vectors * values) @ vectors.mT, (vectors / values) @ vectors.mT
 
 
-def frame_of(side: Side, metric: Float[Tensor, "m m"], moment: Float[Tensor, "m m"]) -> Frame:
+def frame_of(side: Side, metric: Float[Tensor, "*g m m"], moment: Float[Tensor, "*g m m"]) -> Frame:
     """Directions of a layer from the two matrices on its smaller side (module docstring).
 
     A metric of zero (the layer's output has no influence) orders directions by the moment alone, with no energy.
     """
-    scale = metric.trace() / len(metric)
-    metric = metric / scale if scale > 1e-30 else torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
-    root, inverse = roots(metric)
+    scale = traces(metric) / metric.shape[-1]
+    heard = (scale > 1e-30)[..., None, None]
+    root, inverse = roots(torch.where(heard, metric / scale[..., None, None], identity_like(metric)))
     energy, vectors = torch.linalg.eigh(root @ moment @ root)
-    energy, vectors = energy.flip(0).clamp_min(0) * scale.clamp_min(0), vectors.flip(1)
+    energy, vectors = energy.flip(-1).clamp_min(0) * scale.clamp_min(0)[..., None], vectors.flip(-1)
     if side is Side.OUTPUT:
-        return Frame(side, inverse @ vectors, vectors.T @ root, energy)
-    return Frame(side, root @ vectors, vectors.T @ inverse, energy)
+        return Frame(side, inverse @ vectors, vectors.mT @ root, energy)
+    return Frame(side, root @ vectors, vectors.mT @ inverse, energy)
 
 
-def plain_frame(weight: Float[Tensor, "out d"], side: Side) -> Frame:
+def identity_like(matrix: Float[Tensor, "*g m m"]) -> Float[Tensor, "*g m m"]:
+    """The identity, for each group; it cannot be written to."""
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device).expand_as(matrix)
+
+
+def plain_frame(weight: Float[Tensor, "*g o d"], side: Side) -> Frame:
     """Frame of the plain SVD, in float64."""
     weight = weight.double()
-    gram = weight @ weight.T if side is Side.OUTPUT else weight.T @ weight
-    identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-    return frame_of(side, identity, gram)
+    gram = weight @ weight.mT if side is Side.OUTPUT else weight.mT @ weight
+    return frame_of(side, identity_like(gram), gram)
 
 
 def input_curvature(
@@ -197,10 +228,10 @@ def weighted_frame(curvature: Curvature, metric: Metric) -> Frame:
     With S alone it is the whitened SVD (activation-aware, as in ASVD and SVD-LLM).
     """
     signal, fisher, gram = (t.double() for t in (curvature.signal, curvature.fisher, curvature.gram))
-    identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    identity = identity_like(gram)
     outside = curvature.side is Side.OUTPUT
     if metric.centred:
-        signal = signal - torch.outer(curvature.mean.double(), curvature.mean.double())
+        signal = signal - squared(curvature.mean.double())
     # On the output side S is seen through W (its identity is the Gram matrix) and G is bare; else the reverse.
     near_signal, near_fisher = (gram, identity) if outside else (identity, gram)
     s = damped(signal, near_signal, metric.damping) if metric.signal else near_signal

@@ -105,8 +105,8 @@ class AnalyticGenerator:
     def energies(self, frames: Frames) -> dict[str, Tensor]:
         """Nats where they are known; else relative to the layer's whole, the only comparable unit left."""
         if self.nats:
-            return {name: frame.energy for name, frame in frames.items()}
-        return {name: frame.energy / frame.energy.sum().clamp_min(1e-300) for name, frame in frames.items()}
+            return {name: frame.total for name, frame in frames.items()}
+        return {name: frame.total / frame.total.sum().clamp_min(1e-300) for name, frame in frames.items()}
 
     def generate(self, spec: ModelSpec, sketches: Sketches, budget: Budget) -> Generation:
         curvatures = {} if self.metric is None else self.curvatures(spec, sketches)
@@ -122,9 +122,8 @@ class AnalyticGenerator:
             kept = None if inner is None else _kept(inner.stored(torch.float64), plan.input_ranks.get(layer.name))
             factors = frame.factors(sketch.weight, rank, kept, layer.taps)
             if layer.name in curvatures and absorbs(layer, sketch):
-                left, right = frame.left[:, :rank], frame.right[:rank]
                 bias, changes = give_back(
-                    layer, sketch, curvatures[layer.name], left, right, spread=self.spread, inner=kept
+                    layer, sketch, curvatures[layer.name], *frame.kept(rank), spread=self.spread, inner=kept
                 )
                 factors = replace(factors, bias=bias)
                 deltas.update(changes)
@@ -134,7 +133,7 @@ class AnalyticGenerator:
 
 def _kept(frame: Frame, rank: int | None) -> tuple[Tensor, Tensor] | None:
     """The projection of the input channels, if the plan has one."""
-    return None if rank is None else (frame.left[:, :rank], frame.right[:rank])
+    return None if rank is None else frame.kept(rank)
 
 
 ANALYTIC = {

@@ -57,26 +57,26 @@ class EmittedLayer:
     With ``inner``, ``reduce`` is a kernel of ``taps`` positions whose input channels are projected first.
     """
 
-    expand: Float[Tensor, "out k"]
-    reduce: Float[Tensor, "k d"]
+    expand: Float[Tensor, "*g o k"]
+    reduce: Float[Tensor, "*g k d"]
     mask: Float[Tensor, " k"] | None
     bias: Float[Tensor, " out"] | None
     inner: EmittedInput | None = None
     taps: int = 1
 
-    def matrix(self) -> Float[Tensor, "out d"]:
+    def matrix(self) -> Float[Tensor, "*g o d"]:
         """What stands in for the layer's matrix, differentiable in everything that was generated."""
         expand = self.expand if self.mask is None else self.expand * self.mask
         return expand @ (self.reduce if self.inner is None else self.inner.project(self.reduce, self.taps))
 
     def factors(self, rank: int, input_rank: int | None) -> LayerFactors:
         """The kept directions as factors, balanced and detached."""
-        reduce, project = self.reduce[:rank].detach(), None
+        reduce, project = self.reduce[..., :rank, :].detach(), None
         if self.inner is not None:
             reduce = projected(reduce, self.inner.left[:, :input_rank].detach(), self.taps)
             project = self.inner.right[:input_rank].detach()
         bias = None if self.bias is None else self.bias.detach()
-        return balance(LayerFactors(self.expand[:, :rank].detach(), reduce, bias, project))
+        return balance(LayerFactors(self.expand[..., :rank].detach(), reduce, bias, project))
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _layer(
     weight = sketch.weight
     dtype = frame.left.dtype
     left, right = rotated(frame, start.curvatures[layer.name].gram, rank, outputs.rotation[index].to(dtype), mask)
-    gain = outputs.gain[index].to(left)[bands(layer.full_rank, rank)[: left.shape[1]].to(left.device)]
+    gain = outputs.gain[index].to(left)[bands(layer.full_rank, rank)[: left.shape[-1]].to(left.device)]
     left = left * (1 + gain)
     bias: Tensor | None = None
     deltas: dict[str, Tensor] = {}
@@ -213,8 +213,8 @@ def _layer(
             layer,
             sketch,
             start.curvatures[layer.name],
-            left[:, :rank],
-            right[:rank],
+            left[..., :rank],
+            right[..., :rank, :],
             spread=start.base.spread + outputs.spread[index].to(dtype),
             shift=outputs.shift[index].to(dtype),
             inner=None if inner is None else _kept(inner, plan.input_ranks[layer.name]),
@@ -250,7 +250,7 @@ def _kept(inner: EmittedInput, rank: int) -> tuple[Tensor, Tensor]:
 
 def rotated(
     frame: Frame, gram: Tensor, rank: int, amount: Tensor, mask: Tensor | None
-) -> tuple[Float[Tensor, "m k"], Float[Tensor, "k m"]]:
+) -> tuple[Float[Tensor, "*g m k"], Float[Tensor, "*g k m"]]:
     """Directions after a share ``amount`` of the plain-weight metric is mixed into the curvature, to first order.
 
     Perturbation theory turns kept direction i towards discarded j by ``Gamma_ji / (s_i^2 - s_j^2)``, with ``Gamma`` the
@@ -258,17 +258,17 @@ def rotated(
     independent of the arbitrary signs of the directions.
     """
     k = rank if mask is None else len(mask)
-    left, right = frame.left[:, :k], frame.right[:k]
-    energy = (frame.energy / frame.energy[0].clamp_min(1e-300)).to(left.dtype)
-    gap = energy[:rank, None] - energy[None, rank:]
+    left, right = frame.kept(k)
+    energy = (frame.energy / frame.energy[..., :1].clamp_min(1e-300)).to(left.dtype)
+    gap = energy[..., :rank, None] - energy[..., None, rank:]
     if not gap.numel():
         return left, right
-    side = frame.right if frame.side is Side.OUTPUT else frame.left.T
+    side = frame.right if frame.side is Side.OUTPUT else frame.left.mT
     gram = gram.to(side.dtype)
-    trace = (side @ gram * side).sum().clamp_min(1e-30)
-    gamma = side[:rank] @ gram @ side[rank:].T * (energy.sum() / trace)
-    floor = 0.05 * energy[:rank, None] + 1e-6
-    turn = amount * (gamma * gap / (gap**2 + floor**2)).clamp(-1, 1)  # [rank, m - rank]
-    kept_left = left[:, :rank] + frame.left[:, rank:] @ turn.T
-    kept_right = right[:rank] + turn @ frame.right[rank:]
-    return torch.cat([kept_left, left[:, rank:]], 1), torch.cat([kept_right, right[rank:]], 0)
+    trace = (side @ gram * side).sum((-2, -1)).clamp_min(1e-30)
+    gamma = side[..., :rank, :] @ gram @ side[..., rank:, :].mT * (energy.sum(-1) / trace)[..., None, None]
+    floor = 0.05 * energy[..., :rank, None] + 1e-6
+    turn = amount * (gamma * gap / (gap**2 + floor**2)).clamp(-1, 1)  # [*g, rank, m - rank]
+    kept_left = left[..., :rank] + frame.left[..., rank:] @ turn.mT
+    kept_right = right[..., :rank, :] + turn @ frame.right[..., rank:, :]
+    return torch.cat([kept_left, left[..., rank:]], -1), torch.cat([kept_right, right[..., rank:, :]], -2)

@@ -15,7 +15,7 @@ from hypercompress.generator.encoder import Encoder
 from hypercompress.generator.heads import Heads, Outputs
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.start import Start, corrected, start_of
-from hypercompress.specs import Afterwards, Budget, Generation, ModelSpec, Side, Unit
+from hypercompress.specs import Afterwards, Budget, Generation, ModelSpec, Unit
 from hypercompress.tokens import Known, Tokens, channel_features, tokenize
 
 
@@ -57,9 +57,8 @@ def channel_changes(
     """Log changes of the guessed curvature of every layer's channels; without data only."""
     changes = {}
     for index, layer in enumerate(spec.candidates):
-        guess = start.curvatures[layer.name]
-        diagonal = guess.fisher.diagonal() if guess.side is Side.OUTPUT else guess.signal.diagonal() - guess.mean**2
-        features = channel_features(layer, sketches[layer.name], diagonal).to(outputs.states.device)
+        guess = start.curvatures[layer.name].bare.flatten()
+        features = channel_features(layer, sketches[layer.name], guess).to(outputs.states.device)
         changes[layer.name] = network.heads.channels(features, outputs.states[index])
     return changes
 

@@ -13,21 +13,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hypercompress.factorize import by_channel
+from hypercompress.factorize import applied, by_channel, squared
 from hypercompress.specs import Curvature, LayerSpec, Side, Sketch
 
 ROOM = 2**28  # bytes of guessed curvature that are kept rather than guessed again
 
 
-def input_moments(layer: LayerSpec, sketch: Sketch) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+def input_moments(layer: LayerSpec, sketch: Sketch) -> tuple[Float[Tensor, "*g d"], Float[Tensor, "*g d"]]:
     """Guessed mean and variance of each column of the layer's input.
 
     Of a transposed convolution with a stride a column is zero wherever its tap falls between the inputs.
     """
     norm, weight = sketch.feeder, sketch.weight
-    taps = layer.taps
-    if norm is None or norm.weight.numel() * taps != layer.d:
-        return weight.new_zeros(layer.d).double(), weight.new_ones(layer.d).double()
+    taps, shape = layer.taps, (*weight.shape[:-2], layer.d)
+    if norm is None or norm.weight.numel() * taps != layer.groups * layer.d:
+        return weight.new_zeros(shape).double(), weight.new_ones(shape).double()
     mean, spread = norm.bias.double(), norm.weight.double().abs().clamp_min(1e-6)
     if layer.axis != 1:
         variance = spread**2
@@ -35,7 +35,8 @@ def input_moments(layer: LayerSpec, sketch: Sketch) -> tuple[Float[Tensor, " d"]
         mean, variance = rectified_moments(mean, spread)
     share = min(1.0, max(1, layer.matrix_positions) / max(1, layer.positions))
     mean, variance = share * mean, share * (variance + (1 - share) * mean**2)
-    return mean.repeat_interleave(taps), variance.clamp_min(1e-8).repeat_interleave(taps)
+    mean, variance = mean.repeat_interleave(taps), variance.clamp_min(1e-8).repeat_interleave(taps)
+    return mean.reshape(shape), variance.reshape(shape)
 
 
 def rectified_moments(mean: Float[Tensor, " c"], std: Float[Tensor, " c"]) -> tuple[Tensor, Tensor]:
@@ -48,12 +49,12 @@ def rectified_moments(mean: Float[Tensor, " c"], std: Float[Tensor, " c"]) -> tu
     return first, (second - first**2).clamp_min(0)
 
 
-def output_gain(layer: LayerSpec, sketch: Sketch, power: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
+def output_gain(layer: LayerSpec, sketch: Sketch, power: Float[Tensor, "*g o"]) -> Float[Tensor, "*g o"]:
     """Guessed diagonal of G; ``power`` is the variance of each output channel."""
     norm = sketch.follower
     if norm is None or norm.weight.numel() != layer.out or not norm.moments:
         return torch.ones_like(power) / power.sum().clamp_min(1e-12)
-    gain = norm.weight.double() ** 2 / (norm.variance.double() + norm.eps)
+    gain = (norm.weight.double() ** 2 / (norm.variance.double() + norm.eps)).reshape(power.shape)
     return gain / (gain * power).sum().clamp_min(1e-12)
 
 
@@ -64,24 +65,26 @@ def prior_curvature(layer: LayerSpec, sketch: Sketch) -> Curvature:
     """
     weight = sketch.weight.to(torch.promote_types(sketch.weight.dtype, torch.float32))
     mean, variance = input_moments(layer, sketch)
-    power = ((weight.square() @ variance.to(weight)).double()).clamp_min(1e-12)
+    power = applied(weight.square(), variance.to(weight)).double().clamp_min(1e-12)
     scale, norm = torch.ones_like(power), sketch.follower
     if norm is not None and norm.weight.numel() == layer.out and norm.moments:
-        known = norm.variance.double().clamp_min(1e-12)
+        known = norm.variance.double().clamp_min(1e-12).reshape(power.shape)
         scale, power = (known / power).sqrt(), known
     gain = output_gain(layer, sketch, power)
     if layer.side is Side.INPUT:
-        signal, fisher = torch.diag(variance) + torch.outer(mean, mean), (weight.T * gain.to(weight)) @ weight
-        return Curvature(layer.side, signal, fisher.double(), (weight.T @ weight).double(), mean)
-    centre = (weight @ mean.to(weight)).double()
-    signal = ((weight * variance.to(weight)) @ weight.T).double() * scale[:, None] * scale
-    signal, fisher = signal + torch.outer(centre, centre), torch.diag(gain)
+        signal = torch.diag_embed(variance) + squared(mean)
+        fisher = (weight.mT * gain.to(weight)[..., None, :]) @ weight
+        return Curvature(layer.side, signal, fisher.double(), (weight.mT @ weight).double(), mean)
+    centre = applied(weight, mean.to(weight)).double()
+    signal = ((weight * variance.to(weight)[..., None, :]) @ weight.mT).double()
+    signal = signal * scale[..., :, None] * scale[..., None, :] + squared(centre)
     inputs, columns = None, None
     if layer.projects:
         middle = mean[:: layer.taps]
-        channels = torch.diag(variance[:: layer.taps]) + torch.outer(middle, middle)
+        channels = torch.diag(variance[:: layer.taps]) + squared(middle)
         inputs, columns = guessed_inputs(weight, layer, gain, channels, middle), mean
-    return Curvature(layer.side, signal, fisher, (weight @ weight.T).double(), centre, inputs, columns)
+    gram = (weight @ weight.mT).double()
+    return Curvature(layer.side, signal, torch.diag_embed(gain), gram, centre, inputs, columns)
 
 
 def guessed_inputs(

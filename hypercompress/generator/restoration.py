@@ -4,11 +4,10 @@ A bias, or the BatchNorm behind the layer, absorbs both at no cost in size. That
 the mean costs nothing.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hypercompress.factorize import lost_output, projected
+from hypercompress.factorize import lost_output, projected, squared
 from hypercompress.specs import Curvature, LayerSpec, Side, Sketch
 
 
@@ -27,8 +26,8 @@ def give_back(
     layer: LayerSpec,
     sketch: Sketch,
     curvature: Curvature,
-    left: Float[Tensor, "m r"],
-    right: Float[Tensor, "r m"],
+    left: Float[Tensor, "*g m r"],
+    right: Float[Tensor, "*g r m"],
     *,
     spread: float | Float[Tensor, ""],
     shift: float | Float[Tensor, ""] = 0.0,
@@ -66,13 +65,16 @@ def give_back(
 
 
 def variance_ratio(
-    curvature: Curvature, weight: Float[Tensor, "out d"], left: Float[Tensor, "m r"], right: Float[Tensor, "r m"]
+    curvature: Curvature,
+    weight: Float[Tensor, "*g o d"],
+    left: Float[Tensor, "*g m r"],
+    right: Float[Tensor, "*g r m"],
 ) -> Float[Tensor, " out"]:
     """Variance of each output channel before truncation over after, held within [1/4, 4]."""
-    signal = curvature.signal.to(left.dtype) - torch.outer(curvature.mean, curvature.mean).to(left.dtype)
+    signal = curvature.signal.to(left.dtype) - squared(curvature.mean).to(left.dtype)
     if curvature.side is Side.OUTPUT:
-        before, expand = signal.diagonal(), left
+        before, expand = signal.diagonal(dim1=-2, dim2=-1), left
     else:
-        before, expand = ((weight @ signal) * weight).sum(1), weight @ left
-    after = ((expand @ (right @ signal @ right.T)) * expand).sum(1)
-    return (before.clamp_min(1e-12) / after.clamp_min(1e-12)).clamp(0.25, 4.0)
+        before, expand = ((weight @ signal) * weight).sum(-1), weight @ left
+    after = ((expand @ (right @ signal @ right.mT)) * expand).sum(-1)
+    return (before.clamp_min(1e-12) / after.clamp_min(1e-12)).clamp(0.25, 4.0).flatten()

@@ -56,14 +56,13 @@ def corrected(spec: ModelSpec, sketches: Sketches, start: Start, changes: Mappin
 
 
 def _bent(layer: LayerSpec, sketch: Sketch, guess: Curvature, change: Float[Tensor, " m"]) -> Curvature:
-    factor = change.to(guess.signal.device).double().exp()
+    factor = change.to(guess.signal.device).double().exp().reshape(guess.bare.shape)
     if guess.side is Side.INPUT:  # written as a change, so that a factor of 1 leaves every bit as it is
-        variance = guess.signal.diagonal() - guess.mean**2
-        return replace(guess, signal=guess.signal + torch.diag(variance * (factor - 1)))
-    gain, channels = guess.fisher.diagonal() * factor, guess.inputs
+        return replace(guess, signal=guess.signal + torch.diag_embed(guess.bare * (factor - 1)))
+    gain, channels = guess.bare * factor, guess.inputs
     if channels is not None:
         channels = guessed_inputs(sketch.weight, layer, gain, channels.signal, channels.mean)
-    return replace(guess, fisher=torch.diag(gain), inputs=channels)
+    return replace(guess, fisher=torch.diag_embed(gain), inputs=channels)
 
 
 def on_device(start: Start, device: torch.device, dtype: torch.dtype) -> Start:

@@ -2,6 +2,7 @@
 
 from hypercompress.kinds import standardised as _standardised  # noqa: F401  (registers timm's convolutions)
 from hypercompress.kinds.conv import ConvKind, LowRankConv
+from hypercompress.kinds.groups import by_group
 from hypercompress.kinds.linear import LinearKind, LowRankLinear
 from hypercompress.kinds.low_rank import LowRank, Projected, as_weight, factors_of, fill, matrix
 from hypercompress.kinds.protocol import LayerKind
@@ -19,6 +20,7 @@ __all__ = [
     "Projected",
     "TransposedKind",
     "as_weight",
+    "by_group",
     "factors_of",
     "fill",
     "kind_of",

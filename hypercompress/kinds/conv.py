@@ -2,6 +2,7 @@
 
 One side (channel factorization): a full kernel to r channels, then a pointwise convolution. Both sides (Tucker-2, Kim
 et al. 2016, arXiv 1511.06530): a pointwise convolution to q channels, the kernel from q to r, a pointwise one.
+A convolution of g groups is factored on one side, group by group: both convolutions have g groups of r channels.
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
+from hypercompress.kinds.groups import stacked
 from hypercompress.kinds.low_rank import LowRank, Projected
 from hypercompress.kinds.protocol import LayerKind
 
@@ -18,16 +20,16 @@ POINTWISE: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2
 
 
 class LowRankConv(LowRank):
-    """A convolution to r channels, then one with kernel 1 to ``out``.
+    """A convolution to r channels a group, then one with kernel 1 to ``out``.
 
     Stride, padding, dilation and padding mode belong to the first; with an input rank, to the second of three. Padding
     and a convolution with kernel 1 and no bias commute, whatever the padding mode.
 
     Args:
         dense: what it stands in for; only its geometry is read.
-        rank: number of channels between.
+        rank: number of channels between, in each group.
         like: class of the convolution with the kernel; ``Conv2dSame`` pads by the size of each input.
-        input_rank: channels that the input is projected to first.
+        input_rank: channels that the input is projected to first; of a single group only.
 
     Shape: as the convolution that it replaces.
     """
@@ -36,16 +38,18 @@ class LowRankConv(LowRank):
         self.like = like
         self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
         self.kernel_size, self.stride, self.padding = dense.kernel_size, dense.stride, dense.padding
-        self.dilation, self.groups, self.padding_mode = dense.dilation, 1, dense.padding_mode
-        pointwise = POINTWISE[len(dense.kernel_size)]
-        reduce = self.kernel(input_rank or self.in_channels, rank, bias=False)
+        self.dilation, self.groups, self.padding_mode = dense.dilation, dense.groups, dense.padding_mode
+        pointwise, between = POINTWISE[len(dense.kernel_size)], rank * self.groups
+        reduce = self.kernel(input_rank or self.in_channels, between, bias=False)
         if input_rank is not None:
             reduce = Projected(pointwise(self.in_channels, input_rank, 1, bias=False), reduce)
-        super().__init__(reduce, pointwise(rank, dense.out_channels, 1, bias=dense.bias is not None), rank)
+        expand = pointwise(between, dense.out_channels, 1, groups=self.groups, bias=dense.bias is not None)
+        super().__init__(reduce, expand, rank)
 
-    def kernel(self, inside: int, out: int, *, bias: bool) -> nn.Module:
-        """A convolution of the same geometry over other channels."""
+    def kernel(self, inside: int, out: int, *, bias: bool, groups: int | None = None) -> nn.Module:
+        """A convolution of the same geometry over other channels, in as many groups if no other number is given."""
         geometry: dict[str, Any] = {"stride": self.stride, "dilation": self.dilation, "bias": bias}
+        geometry["groups"] = self.groups if groups is None else groups
         if self.like is not Conv2dSame:
             geometry |= {"padding": self.padding, "padding_mode": self.padding_mode}
         return self.like(inside, out, self.kernel_size, **geometry)
@@ -67,9 +71,13 @@ class ConvKind(LayerKind):
     def __init__(self, name: str, like: type[nn.Module]) -> None:
         self.name, self.like = name, like
 
-    def matrix(self, module: nn.Module) -> Float[Tensor, "out d"]:
+    def matrix(self, module: nn.Module) -> Float[Tensor, "*g o d"]:
         assert isinstance(module.weight, Tensor)
-        return module.weight.detach().flatten(1)
+        return stacked(module.weight.detach().flatten(1), self.groups(module))
+
+    def groups(self, module: nn.Module) -> int:
+        groups: Any = module.groups
+        return int(groups)
 
     def low_rank(self, module: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:
         weight = module.weight
@@ -79,15 +87,15 @@ class ConvKind(LayerKind):
     def input_channels(self, module: nn.Module, x: Tensor) -> Float[Tensor, "n c"]:  # noqa: ARG002
         return self.rows(x)
 
-    def input_mean(self, module: nn.Module, x: Tensor) -> Float[Tensor, " d"]:
+    def input_mean(self, module: nn.Module, x: Tensor) -> Float[Tensor, "*g d"]:
         """Channel by channel, so that no matrix of d columns is ever formed."""
         taps = self.taps(module)
         reduce = self.low_rank(module, 1)
         assert isinstance(reduce, LowRankConv)
-        patches = reduce.kernel(1, taps, bias=False).to(x.device, x.dtype)
+        patches = reduce.kernel(1, taps, bias=False, groups=1).to(x.device, x.dtype)
         weight = patches.weight
         assert isinstance(weight, Tensor)
         with torch.no_grad():
             weight.copy_(torch.eye(taps, dtype=x.dtype, device=x.device).reshape(weight.shape))
             seen: Tensor = patches(x.mean(0)[:, None])
-        return seen.flatten(2).mean(2).flatten()
+        return stacked(seen.flatten(2).mean(2), self.groups(module)).flatten(-2)

@@ -5,6 +5,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from hypercompress.kinds.groups import stacked
 from hypercompress.kinds.product import product_of
 from hypercompress.specs import LayerFactors
 
@@ -15,7 +16,7 @@ class LowRank(nn.Sequential):
     """``expand(reduce(x))``. ``weight`` and ``bias`` read as the dense layer's would, for code that looks at them.
 
     Args:
-        reduce: to ``rank`` channels, without a bias; a `Projected` if the layer is factored on both sides.
+        reduce: to ``rank`` channels a group, without a bias; a `Projected` if the layer is factored on both sides.
         expand: to the layer's outputs, with the layer's bias.
 
     Shape: as the layer it replaces.
@@ -24,6 +25,7 @@ class LowRank(nn.Sequential):
     reduce: nn.Module
     expand: nn.Module
     rank: int
+    groups: int = 1
     # Whether the dense layer with the product as its weight is of the replaced layer's own class.
     restores_class = True
 
@@ -62,7 +64,7 @@ class LowRank(nn.Sequential):
         """``dense`` with the product (computed in float64) and the bias; device and dtype are this layer's, and it is
         frozen if this layer is.
         """
-        expand, reduce = matrix(self.expand), matrix(self.reduce)
+        expand, reduce = matrix(self.expand, self.groups), matrix(self.reduce, self.groups)
         dense = dense.to(expand.device, expand.dtype).train(self.training)
         state = {"weight": as_weight(dense, expand.double() @ reduce.double())}
         if self.bias is not None:
@@ -98,8 +100,9 @@ class Projected(nn.Sequential):
 
 
 def joined(expand: Tensor, reduce: Tensor) -> Tensor:
-    """One weight for two layers in a row, of which the second is pointwise."""
-    return (expand.flatten(1) @ reduce.flatten(1)).reshape(-1, *reduce.shape[1:])
+    """One weight for two layers in a row, of which the second is pointwise; both have the same groups."""
+    groups = reduce.shape[0] // expand.shape[1]
+    return (stacked(expand.flatten(1), groups) @ stacked(reduce.flatten(1), groups)).reshape(-1, *reduce.shape[1:])
 
 
 def projected(core: Tensor, project: Tensor) -> Tensor:
@@ -118,13 +121,13 @@ def outputs_first(module: nn.Module, weight: Tensor) -> Tensor:
     return weight.transpose(0, 1) if getattr(module, "transposed", False) else weight
 
 
-def matrix(module: nn.Module) -> Tensor:
-    """The weight of a module as a matrix [out, d]."""
-    return outputs_first(module, weight_of(module)).flatten(1)
+def matrix(module: nn.Module, groups: int = 1) -> Tensor:
+    """The weight of a module as a matrix [out, d], or as one for each group."""
+    return stacked(outputs_first(module, weight_of(module)).flatten(1), groups)
 
 
 def as_weight(module: nn.Module, values: Tensor) -> Tensor:
-    """A matrix [out, d] in the shape of the module's weight: the inverse of `matrix`."""
+    """A matrix [out, d], or one for each group, in the shape of the module's weight: the inverse of `matrix`."""
     return outputs_first(module, values.reshape(outputs_first(module, weight_of(module)).shape))
 
 
@@ -132,7 +135,8 @@ def factors_of(layer: LowRank) -> LayerFactors:
     """The factors that a low-rank layer holds now; detached, without the bias."""
     inner = layer.reduce.core if isinstance(layer.reduce, Projected) else layer.reduce
     project = matrix(layer.reduce.project).detach() if isinstance(layer.reduce, Projected) else None
-    return LayerFactors(matrix(layer.expand).detach(), matrix(inner).detach(), None, project)
+    expand, reduce = (matrix(part, layer.groups).detach() for part in (layer.expand, inner))
+    return LayerFactors(expand, reduce, None, project)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hypercompress.kinds.groups import by_group
 from hypercompress.kinds.low_rank import LowRank, as_weight
 
 
@@ -23,38 +24,45 @@ class LayerKind(ABC):
     spreads: bool = False  # whether the matrix runs at each position of the input, and adds to several of the output
 
     @abstractmethod
-    def matrix(self, module: nn.Module) -> Float[Tensor, "out d"]:
-        """The matrix that the layer multiplies with, detached; a view of its weight where it can be one."""
+    def matrix(self, module: nn.Module) -> Float[Tensor, "*g o d"]:
+        """The matrix that the layer multiplies with, or one for each of its `groups`, detached; a view of its weight
+        where it can be one.
+        """
 
     @abstractmethod
     def low_rank(self, module: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:
         """The empty low-rank twin, on the module's device, in its dtype.
 
-        Its ``reduce`` takes what the module takes and gives ``rank`` channels; its ``expand`` holds the bias. An
-        ``input_rank`` is asked for only of a kind that gives `input_channels`: its ``reduce`` is then a `Projected`.
+        Its ``reduce`` takes what the module takes and gives ``rank`` channels for each group; its ``expand`` holds the
+        bias. An ``input_rank`` is asked for only of a kind that gives `input_channels`, and of a single group: its
+        ``reduce`` is then a `Projected`.
         """
+
+    def groups(self, module: nn.Module) -> int:  # noqa: ARG002
+        """Independent matrices that the layer consists of, each on its own share of the channels, in their order."""
+        return 1
 
     def input_channels(self, module: nn.Module, x: Tensor) -> Float[Tensor, "n c"] | None:  # noqa: ARG002
         """Inputs as one row of channels per sample and position, if the kind has a kernel with channels to project."""
         return None
 
-    def input_rows(self, module: nn.Module, x: Tensor) -> Float[Tensor, "n d"]:
+    def input_rows(self, module: nn.Module, x: Tensor) -> Float[Tensor, "*g n d"]:
         """Inputs as one row of the matrix product per sample and position.
 
         They are what ``reduce`` gives with the identity as its matrix, whatever stride, padding and dilation do.
         """
-        d = self.matrix(module).shape[1]
+        d, groups = self.matrix(module).shape[-1], self.groups(module)
         reduce = self.low_rank(module, d).reduce.to(x.device, x.dtype)
         weight = reduce.weight
         assert isinstance(weight, Tensor)
         with torch.no_grad():
-            weight.copy_(as_weight(reduce, torch.eye(d, dtype=x.dtype, device=x.device)))
+            weight.copy_(as_weight(reduce, torch.eye(d, dtype=x.dtype, device=x.device).repeat(groups, 1)))
             rows: Tensor = reduce(x)
-        return self.rows(rows)
+        return by_group(self.rows(rows), groups)
 
-    def input_mean(self, module: nn.Module, x: Tensor) -> Float[Tensor, " d"]:
+    def input_mean(self, module: nn.Module, x: Tensor) -> Float[Tensor, "*g d"]:
         """Mean of `input_rows` over samples and positions."""
-        return self.input_rows(module, x.mean(0, keepdim=True)).mean(0)
+        return self.input_rows(module, x.mean(0, keepdim=True)).mean(-2)
 
     def rows(self, y: Tensor) -> Float[Tensor, "n c"]:
         """Outputs (or their gradients, or the reduced channels) as one row per sample and position."""

@@ -13,6 +13,7 @@ from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d
 from torch import Tensor, nn
 
 from hypercompress.kinds.conv import ConvKind, LowRankConv
+from hypercompress.kinds.groups import stacked
 from hypercompress.kinds.low_rank import LowRank
 from hypercompress.kinds.registry import register_kind
 
@@ -23,12 +24,12 @@ class StandardisedConvKind(ConvKind):
     def __init__(self) -> None:
         super().__init__("std_conv2d", nn.Conv2d)
 
-    def matrix(self, module: nn.Module) -> Float[Tensor, "out d"]:
+    def matrix(self, module: nn.Module) -> Float[Tensor, "*g o d"]:
         conv: Any = module
         weight = conv.weight.detach().flatten(1)
         gain = (conv.gain.detach() * conv.scale).flatten() if hasattr(conv, "gain") else None
         options = {"weight": gain, "training": True, "momentum": 0.0, "eps": conv.eps}
-        return F.batch_norm(weight[None], None, None, **options)[0]
+        return stacked(F.batch_norm(weight[None], None, None, **options)[0], self.groups(module))
 
     def low_rank(self, module: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:
         like = Conv2dSame if getattr(module, "same_pad", False) else nn.Conv2d

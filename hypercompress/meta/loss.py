@@ -186,11 +186,11 @@ def _refitted_loss(
     fitted, products = low_rank_layers(student), {}
     for name, layer in emission.layers.items():
         rank = emission.plan.ranks[name]
-        reduce, expand = (matrix(part).detach() for part in (fitted[name].reduce, fitted[name].expand))
+        reduce, expand = (matrix(p, fitted[name].groups).detach() for p in (fitted[name].reduce, fitted[name].expand))
         # The refit has scaled its directions anew; `reduce` comes after the projection of the input channels.
         ours = layer.reduce if layer.inner is None else layer.inner.project(layer.reduce, layer.taps)
-        scale = reduce.norm(dim=1) / ours[:rank].detach().norm(dim=1).clamp_min(1e-30)
-        expand = torch.cat([expand * scale, layer.expand[:, rank:].detach()], 1)
+        scale = reduce.norm(dim=-1) / ours[..., :rank, :].detach().norm(dim=-1).clamp_min(1e-30)
+        expand = torch.cat([expand * scale[..., None, :], layer.expand[..., rank:].detach()], -1)
         products[name] = (expand if layer.mask is None else expand * layer.mask) @ ours
     others = {name: value.detach() for name, value in student.named_parameters()}
     others |= {f"{name}.bias": layer.bias.detach() for name, layer in fitted.items() if layer.bias is not None}

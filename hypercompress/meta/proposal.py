@@ -10,7 +10,7 @@ from hypercompress.generator.emission import Emission, emit
 from hypercompress.generator.hypernetwork import Hypernetwork, channel_changes, tokens_of
 from hypercompress.generator.start import corrected, on_device
 from hypercompress.meta.case import Case
-from hypercompress.specs import Afterwards, Budget, Side
+from hypercompress.specs import Afterwards, Budget
 
 
 def generate(
@@ -40,10 +40,7 @@ def curvature_error(case: Case, changes: Mapping[str, Tensor], weight: Float[Ten
     errors, totals = [], []
     for layer in case.spec.candidates:
         guess, true = case.starts[False].curvatures[layer.name], case.starts[True].curvatures[layer.name]
-        if guess.side is Side.OUTPUT:
-            ours, theirs = guess.fisher.diagonal(), true.fisher.diagonal()
-        else:
-            ours, theirs = guess.signal.diagonal() - guess.mean**2, true.signal.diagonal() - true.mean**2
+        ours, theirs = guess.bare.flatten(), true.bare.flatten()
         floor = theirs.max() * 1e-4 + 1e-30
         target = (theirs.clamp_min(floor)).log() - ours.clamp_min(1e-30).log()
         miss = changes[layer.name] - target

@@ -47,7 +47,8 @@ class LayerSpec:
         kind: name of the layer's kind (``linear``, ``conv2d``, ...), or the class name of anything else.
         status: ``FACTORED`` here means *may be factored*; allocation can still keep it dense.
         reason: why it is not factored; empty when it may be.
-        out, d: shape of the weight matrix; 0 for layers that are no matrix.
+        out: output channels of all groups; 0 for layers that are no matrix.
+        d: columns of the weight matrix, or of that of one group; 0 for layers that are no matrix.
         positions: output positions per sample, summed over calls (1 for a Linear on a vector).
         input_positions: positions of the input per sample, summed over calls; 0 for kinds without a kernel.
         source_positions: the same for kinds whose matrix runs there (transposed convolutions); 0 for all others.
@@ -61,6 +62,7 @@ class LayerSpec:
         axis: of the channels in the layer's output: 1 for convolutions, -1 for linear layers.
         taps: positions of the input that one output reads: the size of a convolution's kernel.
         strided: whether a convolution has fewer outputs than inputs.
+        groups: independent matrices side by side, each of ``out / groups`` rows; all get the same rank.
         folded: parameters besides matrix and bias that the factors take in, such as a gain.
         follower: dotted path of the norm that reads this layer's output, if one directly does.
         feeder: dotted path of the last norm called before this layer, if any.
@@ -79,6 +81,7 @@ class LayerSpec:
     axis: int = -1
     taps: int = 1
     strided: bool = False
+    groups: int = 1
     folded: int = 0
     follower: str | None = None
     feeder: str | None = None
@@ -101,12 +104,17 @@ class LayerSpec:
     @property
     def channels(self) -> int:
         """Input channels."""
-        return self.d // self.taps
+        return self.groups * self.d // self.taps
+
+    @property
+    def rows(self) -> int:
+        """Rows of the weight matrix, or of that of one group."""
+        return self.out // self.groups
 
     @property
     def projects(self) -> bool:
-        """Whether the input channels may be factored too (Tucker-2): a kernel, with curvature on its output side."""
-        return self.taps > 1 and self.input_positions > 0 and self.side is Side.OUTPUT
+        """Whether the input channels may be factored too (Tucker-2): one kernel, with curvature on its output side."""
+        return self.taps > 1 and self.groups == 1 and self.input_positions > 0 and self.side is Side.OUTPUT
 
     def cost(self, unit: Unit, rank: int, input_rank: int | None = None) -> int:
         """Cost of the layer at rank r, or at input rank q and rank r; of latency, a form that was measured."""
@@ -131,13 +139,13 @@ class LayerSpec:
 
     @property
     def rank_params(self) -> int:
-        """Parameters of one more rank."""
-        return self.out + self.d
+        """Parameters of one more rank, in every group."""
+        return self.out + self.groups * self.d
 
     @property
     def rank_macs(self) -> int:
-        """Multiply-accumulates per sample of one more rank."""
-        return self.positions * self.out + self.matrix_positions * self.d
+        """Multiply-accumulates per sample of one more rank, in every group."""
+        return self.positions * self.out + self.matrix_positions * self.groups * self.d
 
     @property
     def dense_params(self) -> int:
@@ -171,11 +179,11 @@ class LayerSpec:
 
     @property
     def side(self) -> Side:
-        return Side.OUTPUT if self.out <= self.d else Side.INPUT
+        return Side.OUTPUT if self.rows <= self.d else Side.INPUT
 
     @property
     def full_rank(self) -> int:
-        return min(self.out, self.d)
+        return min(self.rows, self.d)
 
     @property
     def max_rank(self) -> int:

@@ -12,22 +12,23 @@ from hypercompress.specs.budget import Unit
 
 @dataclass(frozen=True)
 class LayerFactors:
-    """``expand @ reduce`` stands in for the layer's weight matrix; ``bias`` replaces its bias if given.
+    """``expand @ reduce`` stands in for the layer's weight matrix, or group by group for its matrices; ``bias``
+    replaces its bias if given.
 
     With ``project`` the layer is factored on both sides (Tucker-2): ``reduce`` holds a kernel over its q channels.
     """
 
-    expand: Float[Tensor, "out r"]
-    reduce: Float[Tensor, "r d"]
+    expand: Float[Tensor, "*g o r"]
+    reduce: Float[Tensor, "*g r d"]
     bias: Float[Tensor, " out"] | None = None
     project: Float[Tensor, "q c"] | None = None
 
     @property
     def rank(self) -> int:
-        return int(self.reduce.shape[0])
+        return int(self.reduce.shape[-2])
 
-    def product(self) -> Float[Tensor, "out d"]:
-        """The matrix that the factors stand for."""
+    def product(self) -> Float[Tensor, "*g o d"]:
+        """The matrix, or matrices, that the factors stand for."""
         if self.project is None:
             return self.expand @ self.reduce
         kernel = self.reduce.unflatten(1, (len(self.project), -1))
@@ -43,7 +44,7 @@ class RankPlan:
     """Which layer gets which rank.
 
     Args:
-        ranks: rank of each factored layer; candidates that are absent stay dense.
+        ranks: rank of each factored layer, of every group the same; candidates that are absent stay dense.
         unit: what ``cost`` counts.
         cost: the student's parameters or multiply-accumulates.
         achieved: ``cost`` as a share of the teacher.

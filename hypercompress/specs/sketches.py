@@ -19,15 +19,23 @@ class Curvature:
     ever formed. ``inputs`` is the same for the input channels of a layer that `LayerSpec.projects`, always on the input
     side, every tap of the kernel a row of its own: S of one position, ``fisher`` the sum over taps of ``W_t^T G W_t``.
     ``columns`` is ``E[x]`` for these layers; it differs from tap to tap where the padding is.
+    Of a grouped layer every group has its own of each, from its own inputs and outputs.
     """
 
     side: Side
-    signal: Float[Tensor, "m m"]
-    fisher: Float[Tensor, "m m"]
-    gram: Float[Tensor, "m m"]
-    mean: Float[Tensor, " m"]
+    signal: Float[Tensor, "*g m m"]
+    fisher: Float[Tensor, "*g m m"]
+    gram: Float[Tensor, "*g m m"]
+    mean: Float[Tensor, "*g m"]
     inputs: "Curvature | None" = None
     columns: Float[Tensor, " d"] | None = None
+
+    @property
+    def bare(self) -> Float[Tensor, "*g m"]:
+        """Diagonal of the half that is not seen through the weights: G, or S about its mean."""
+        if self.side is Side.OUTPUT:
+            return self.fisher.diagonal(dim1=-2, dim2=-1)
+        return self.signal.diagonal(dim1=-2, dim2=-1) - self.mean**2
 
 
 @dataclass(frozen=True)
@@ -54,14 +62,14 @@ class Sketch:
     """What a generator may read of one layer.
 
     Args:
-        weight: the weight as a matrix; a view of the teacher's own memory, never written to.
+        weight: the weight as a matrix, or as one for each group; a view of the teacher's own memory, never written to.
         bias: the layer's bias.
         curvature: measured statistics; ``None`` without data.
         follower: statistics of the norm after the layer.
         feeder: statistics of the norm before it.
     """
 
-    weight: Float[Tensor, "out d"]
+    weight: Float[Tensor, "*g o d"]
     bias: Float[Tensor, " out"] | None
     curvature: Curvature | None
     follower: NormStatistics | None

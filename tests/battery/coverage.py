@@ -112,7 +112,7 @@ def _plain(layer: LayerSpec) -> str:
     """The reason without the sizes and the paths of one layer."""
     if layer.status is Status.TIED:
         return "shares its weight"
-    reason = sub(r"^\d+ x \d+: | \(groups=\d+\)", "", layer.reason)
+    reason = sub(r"^\d+ x \d+( in each of \d+ groups)?: | \(groups=\d+\)", "", layer.reason)
     return sub(r"directly by \S+$", "directly", reason)
 
 
