@@ -551,6 +551,15 @@ def test_it_comes_back_from_disk_bit_for_bit(tmp_path: Path) -> None:
     torch.testing.assert_close(dense(x), student(x), rtol=1e-4, atol=1e-5)
 
 
+def test_a_compiler_gets_the_weight_of_every_group() -> None:
+    layer, x = factored(nn.Conv2d(8, 12, 3, groups=4, dtype=torch.float64), 2), random(2, 8, 5, 5)
+
+    def reads(x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, layer.weight, layer.bias, groups=4)
+
+    torch.testing.assert_close(torch.compile(reads, backend="eager", fullgraph=True)(x), layer(x))
+
+
 @pytest.mark.parametrize(("form", "suffix"), [("onnx", ".onnx"), ("torch-export", ".pt2")])
 def test_it_is_exported(form: str, suffix: str, tmp_path: Path) -> None:
     exported = hypercompress.export(student_of(), tmp_path / f"student{suffix}", form, input_size=(3, 6, 6))

@@ -4,8 +4,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def stacked(matrix: Float[Tensor, "out d"], groups: int) -> Float[Tensor, "*g o d"]:
-    """Rows of all groups, one group after another, as a matrix for each group."""
+def stacked(matrix: Tensor, groups: int) -> Tensor:
+    """Rows [out, d] of all groups, one group after another, as a matrix for each group: [g, o, d]; of one, [out, d]."""
+    # torch.compile comes here when a model reads a weight, and cannot follow a check of shapes.
     return matrix if groups == 1 else matrix.unflatten(0, (groups, -1))
 
 
