@@ -149,7 +149,8 @@ def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
 def _judge(name: str, module: nn.Module, trace: _Trace, held: Mapping[int, Sequence[str]]) -> tuple[Status, str]:
     """Whether a module may be factored, and the reason if not; what it shares aside."""
     own = list(module.parameters(recurse=False))
-    if kind_of(module) is None:
+    kind = kind_of(module)
+    if kind is None:
         if isinstance(module, NORMS):
             return Status.KEPT, "a normalisation has no matrix"
         if isinstance(module, nn.MultiheadAttention):
@@ -166,8 +167,9 @@ def _judge(name: str, module: nn.Module, trace: _Trace, held: Mapping[int, Seque
         return Status.UNSUPPORTED, "its forward was never called in a pass of the example"
     if name in trace.instructed:
         return Status.UNSUPPORTED, "it is called with more than one argument (an output size?); its twin takes one"
-    if getattr(module, "transposed", False) and getattr(module, "groups", 1) > 1:
-        return Status.KEPT, f"transposed grouped convolution (groups={module.groups})"
+    if kind.spreads and (groups := getattr(module, "groups", 1)) > 1:
+        name = "depthwise" if groups == module.in_channels else "grouped"
+        return Status.KEPT, f"{name} convolution (groups={groups}), and transposed"
     return Status.FACTORED, ""
 
 

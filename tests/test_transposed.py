@@ -202,8 +202,8 @@ def test_layers_that_cannot_be_a_twin_stay_and_say_why() -> None:
     spec = inspect(model, x)
     found = {layer.name: (layer.status, layer.reason) for layer in spec.layers}
     assert found == {
-        "grouped": (Status.KEPT, "grouped convolution (groups=2)"),
-        "depthwise": (Status.KEPT, "depthwise convolution (groups=8)"),
+        "grouped": (Status.KEPT, "grouped convolution (groups=2), and transposed"),
+        "depthwise": (Status.KEPT, "depthwise convolution (groups=8), and transposed"),
         "sized": (
             Status.UNSUPPORTED,
             "it is called with more than one argument (an output size?); its twin takes one",

@@ -174,10 +174,10 @@ def damped(
 
 def roots(matrix: Float[Tensor, "*g m m"]) -> tuple[Float[Tensor, "*g m m"], Float[Tensor, "*g m m"]]:
     """``A^(1/2)`` and ``A^(-1/2)`` of a symmetric positive matrix; eigenvalues are at least 1e-12 of the largest."""
-    diagonal = matrix.diagonal()
-    if torch.equal(matrix, torch.diag(diagonal)):  # a guessed metric: nothing to decompose
-        values = diagonal.clamp_min(float(diagonal.max()) * 1e-12).sqrt()
-        return torch.diag(values), torch.diag(1 / values)
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    if torch.equal(matrix, torch.diag_embed(diagonal)):  # a guessed metric: nothing to decompose
+        values = torch.maximum(diagonal, diagonal.amax(-1, keepdim=True) * 1e-12).sqrt()
+        return torch.diag_embed(values), torch.diag_embed(1 / values)
     values, vectors = torch.linalg.eigh(matrix)
     values = torch.maximum(values, values[..., -1:] * 1e-12).sqrt()[..., None, :]
     return (vectors * values) @ vectors.mT, (vectors / values) @ vectors.mT
