@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -69,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> None:
     results = Results(options.out / "data_cost.csv", ("model", "images", "generator"), ())
     for name in options.models:
         torch.manual_seed(0)
-        model = timm.create_model(name, pretrained=False).eval()
+        model: Any = timm.create_model(name, pretrained=False).eval()
         size = model.pretrained_cfg["input_size"]
         batches = torch.randn(options.images, *size).split(32)
         found = costs(model, batches, options.generator)
