@@ -14,7 +14,7 @@ from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.calibration import CalibrationSplit, join, resized, split_batches
 from hypercompress.calling import ForwardFn, Progress, batch_size
 from hypercompress.errors import GeneratorError, ModelError
-from hypercompress.fidelity import compare, reestimate_norms
+from hypercompress.fidelity import compare, reestimate_norms, remembering
 from hypercompress.generator import Generator, HypernetGenerator, load_generator
 from hypercompress.guard import STRENGTHS, choose
 from hypercompress.inspection import inspect
@@ -184,6 +184,7 @@ def finish(
     def built(generation: Generation) -> Student:
         return build_student(teacher, spec, generation, architecture)
 
+    answer = remembering(teacher, forward_fn)  # for comparing students, never for what hooks must see
     target = budget
     if budget.unit is Unit.LATENCY:
         budget = targeted(plan.original, spec, plan.sketches, plan.generator, budget, built, plan.timed, forward_fn)
@@ -191,8 +192,8 @@ def finish(
         generation = plan.generator.generate(spec, plan.sketches, budget)
         student, steps = built(generation), {"refit": False, "norms": "kept"}
     else:
-        generation, student, steps = _guarded(plan, split, budget, built, forward_fn, refit=refit, norms=norms)
-    fidelity = None if split is None else compare(teacher, student, split.confirm, forward_fn)
+        generation, student, steps = _guarded(plan, split, budget, built, forward_fn, answer, refit=refit, norms=norms)
+    fidelity = None if split is None else compare(teacher, student, split.confirm, answer)
     report = make_report(
         spec,
         target,
@@ -228,6 +229,7 @@ def _guarded(
     budget: Budget,
     built: Callable[[Generation], Student],
     forward_fn: ForwardFn | None,
+    answer: ForwardFn,
     *,
     refit: bool,
     norms: bool,
@@ -240,7 +242,7 @@ def _guarded(
         options = [generator.generate(spec, plan.sketches, budget)]
 
     def best(candidates: list[Callable[[], Student]]) -> tuple[int, Student]:
-        return choose(teacher, candidates, split.select, split.confirm, forward_fn)
+        return choose(teacher, candidates, split.select, split.confirm, answer)
 
     make, refitted = built, 0
     if refit:

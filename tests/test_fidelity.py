@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypercompress.errors import DataError
-from hypercompress.fidelity import accuracy, compare, labels_of, reestimate_norms
+from hypercompress.fidelity import accuracy, compare, labels_of, reestimate_norms, remembering
 
 
 class Fixed(nn.Module):
@@ -110,3 +110,20 @@ def test_reestimation_needs_two_samples_at_once() -> None:
         with pytest.raises(DataError, match="received no batch of two or more samples"):
             reestimate_norms(model, batches)
     assert torch.equal(model[1].running_var, before)
+
+
+def test_a_teacher_that_is_remembered_answers_each_batch_once() -> None:
+    torch.manual_seed(0)
+    teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
+    asked: list[nn.Module] = []
+
+    def run(model: nn.Module, batch: Tensor) -> Tensor:
+        asked.append(model)
+        output: Tensor = model(batch)
+        return output
+
+    batches = list(torch.randn(6, 4).split(2))
+    answer = remembering(teacher, run)
+    found = [compare(teacher, student, batches, answer) for _ in range(3)]
+    assert found == [compare(teacher, student, batches)] * 3
+    assert (asked.count(teacher), asked.count(student)) == (3, 9)
