@@ -20,12 +20,12 @@ def label(path: Path) -> str:
 
 
 def is_zoo(path: Path) -> bool:
-    return path.name == "zoo.yaml"
+    return path.stem in ("zoo", "zoo_large")
 
 
 def test_how_many_there_are() -> None:
     names = {label(path) for path in CONFIGS}
-    assert names == FOLDERS | {f"debug/{name}" for name in FOLDERS} | {"quickstart", "quickstart_teacher"}
+    assert names == FOLDERS | {f"debug/{name}" for name in FOLDERS} | {"quickstart", "zoo_large", "quickstart_teacher"}
     assert len(CONFIGS) == 12
 
 
