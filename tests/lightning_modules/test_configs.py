@@ -26,7 +26,7 @@ def is_zoo(path: Path) -> bool:
 def test_how_many_there_are() -> None:
     names = {label(path) for path in CONFIGS}
     assert names == FOLDERS | {f"debug/{name}" for name in FOLDERS} | {"quickstart", "zoo_large", "quickstart_teacher"}
-    assert len(CONFIGS) == 12
+    assert len(CONFIGS) == 13
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=label)
