@@ -104,7 +104,7 @@ class _Recorder:
         gram = weight @ weight.mT if self.layer.side is Side.OUTPUT else weight.mT @ weight
         fisher, read = sums.fisher / samples, self.inputs
         inputs = (
-            input_curvature(weight, self.layer.taps, fisher, read.signal / read.rows, read.mean / read.rows)
+            input_curvature(weight, fisher @ weight, self.layer.taps, read.signal / read.rows, read.mean / read.rows)
             if read.rows
             else None
         )

@@ -51,7 +51,7 @@ def measure_latency(
         model: the teacher, on the device that counts, with the threads that count.
         example: one batch of the size that counts.
         cache: file of measured ratios; default `default_cache`.
-        progress: called with a phase name the number of layers done and the last one's name.
+        progress: called with a phase's name, the number of layers done and the last one's name.
 
     Raises:
         ModelError: the model takes no measurable time.

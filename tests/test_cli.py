@@ -20,9 +20,11 @@ from hypercompress.allocation import ParetoPoint
 from hypercompress.cli import generate as generate_module
 from hypercompress.cli import main
 from hypercompress.cli.pareto import best_within, thinned
-from hypercompress.cli.terminal import finite
+from hypercompress.cli.terminal import Terminal, finite
 from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.generator import HypernetConfig, Hypernetwork, registry, save_hypernetwork
+from hypercompress.latency import _forms
+from hypercompress.specs import Unit
 
 SIZE = ("--input-size", "1", "32", "32", "--mean", "0.286", "--std", "0.353")
 DATA = ("--data", "fashion_mnist_mini")
@@ -130,6 +132,33 @@ def test_generate_prints_each_derived_default(run: Run, teacher: tuple[object, .
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     assert report["student"]["macs"] <= 0.8 * report["teacher"]["macs"]
     assert f"{report['student']['macs']:,}" in out
+
+
+def test_fast_times_the_student_and_says_so(
+    run: Run, teacher: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times are made up: every form is as much faster as it has fewer multiply-accumulates."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "hypercompress.latency._ratios",
+        lambda layer, *_: [(r, q, layer.cost(Unit.MACS, r, q or None) / layer.dense_macs) for r, q in _forms(layer)],
+    )
+    name, *rest = teacher
+    code, out, _ = run("generate", name, tmp_path / "s", *rest, "--macs", 0.8, "--fast", "--generator", "svd")
+    assert code == 0
+    assert re.search(r"^measured time: .* ms -> .* ms at batch size 1$", out, flags=re.MULTILINE)
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert report["budget"]["unit"] == "macs"
+    assert report["budget"]["achieved"] <= 0.8
+    assert report["latency"]["batch_size"] == 1
+
+
+def test_the_bar_names_the_layer_at_hand() -> None:
+    with Terminal(quiet=True) as terminal:
+        terminal.phase("generate", 2)
+        terminal.progress("factorize", 1, "layer1.conv1")
+        (task,) = terminal.bar.tasks
+        assert (task.description, task.completed, task.fields["at"]) == ("generate", 1, "layer1.conv1")
 
 
 def test_generate_json_is_the_report(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
@@ -416,6 +445,8 @@ def test_a_mistake_in_the_words_is_one_line(run: Run, words: tuple[str, ...], pa
     ("words", "part"),
     [
         (("--latency", "0.6", "--latency-batch-size", "0"), "--latency-batch-size 0"),
+        (("--macs", "0.6", "--fast", "--latency-batch-size", "0"), "--latency-batch-size 0"),
+        (("--pareto", "--fast", "--latency-batch-size", "0"), "--latency-batch-size 0"),
         (("--latency", "1.6"), "a latency budget of 1.6"),
         (("--latency", "0.5", "--macs", "0.5"), "received --macs 0.5 and --latency 0.5"),
         ((), "received no budget"),

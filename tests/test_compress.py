@@ -188,3 +188,12 @@ def test_bytes_count_tied_tensors_once() -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4))
     model[1].weight = model[0].weight
     assert bytes_of(model) == 4 * (16 + 4 * 4) + 8
+
+
+@pytest.mark.parametrize("generator", ["svd", "hypernet"])
+def test_progress_names_each_layer_that_is_factorized(generator: str) -> None:
+    model, seen = timm.create_model("test_resnet", pretrained=False).eval(), []
+    compress(model, Budget(params=0.8), generator=generator, progress=lambda *said: seen.append(said))
+    spec = prepare(model, None, "svd").spec
+    named = [at for phase, _, at in seen if phase == "factorize"]
+    assert list(dict.fromkeys(named)) == [layer.name for layer in spec.candidates]

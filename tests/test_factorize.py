@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from torch import Tensor
 
-from hypercompress.factorize import Metric, balanced, frame_of, plain_frame, weighted_frame
+from hypercompress.factorize import Metric, balanced, frame_of, lost_output, plain_frame, weighted_frame
 from hypercompress.factorize.linalg import damped, roots
 from hypercompress.specs import Curvature, LayerFactors, Side
 
@@ -103,7 +103,7 @@ def test_mean_that_truncation_takes_is_what_the_dense_layer_adds(shape: tuple[in
     weight, S, G, mean = random(*shape), covariance(shape[1], 3), covariance(shape[0], 7), random(shape[1])
     curvature = curvature_from(weight, S, G, mean)
     frame = weighted_frame(curvature, Metric())
-    lost = frame.lost_output(weight, 1, curvature.mean)
+    lost = lost_output(frame.side, weight, *frame.kept(1), curvature.mean)
     torch.testing.assert_close(lost, (weight - product(frame.factors(weight, 1))) @ mean, rtol=0, atol=1e-10)
 
 

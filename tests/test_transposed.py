@@ -3,9 +3,11 @@
 import copy
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,11 +15,12 @@ import hypercompress
 from hypercompress import Budget, Student, benchmark, compress, from_pretrained
 from hypercompress.benchmark import Settings, compare_layers
 from hypercompress.curvature import fisher_probe, measure
+from hypercompress.factorize import plain_frame
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC, HypernetConfig, Hypernetwork
 from hypercompress.generator.prior import input_moments
 from hypercompress.inspection import inspect
-from hypercompress.kinds import LowRankTransposed, kind_of, low_rank_like
+from hypercompress.kinds import LowRankTransposed, fill, kind_of, low_rank_like
 from hypercompress.meta import evaluate_case, prepare_case
 from hypercompress.sketch import sketch
 from hypercompress.specs import COUNTED, LayerSpec, ModelSpec, NormStatistics, Side, Sketch, Status, Unit
@@ -73,6 +76,35 @@ GEOMETRIES = [
     nn.ConvTranspose2d(6, 4, (3, 2), stride=(2, 1), padding=1, dilation=(1, 2), bias=False),
     nn.ConvTranspose3d(3, 7, 2, stride=2),
 ]
+
+
+@settings(max_examples=500)
+@given(
+    st.integers(1, 3),
+    st.tuples(*[st.integers(1, 5)] * 2),
+    st.tuples(*[st.integers(1, 3)] * 3),
+    st.tuples(*[st.integers(1, 2)] * 2),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_full_rank_is_the_dense_layer(
+    axes: int, channels: tuple[int, int], kernel: tuple[int, ...], steps: tuple[int, int], bias: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    stride, dilation = steps
+    options = {"stride": stride, "dilation": dilation, "output_padding": stride - 1, "bias": bias}
+    conv = getattr(nn, f"ConvTranspose{axes}d")(*channels, kernel[:axes], **options).double()
+    kind, x = kind_of(conv), torch.randn(2, channels[0], *(3, 2, 2)[:axes], dtype=torch.float64)
+    assert kind is not None
+    weight = kind.matrix(conv)
+    twin = low_rank_like(conv, min(weight.shape))
+    side = Side.OUTPUT if weight.shape[0] <= weight.shape[1] else Side.INPUT
+    fill(twin, plain_frame(weight, side).factors(weight, twin.rank), conv.bias)
+    with torch.no_grad():
+        expected = conv(x)
+        atol = 1e-10 * float(expected.abs().max())
+        torch.testing.assert_close(twin(x), expected, rtol=1e-10, atol=atol)
+        torch.testing.assert_close(twin.to_dense()(x), expected, rtol=1e-10, atol=atol)
 
 
 @pytest.mark.parametrize("conv", GEOMETRIES, ids=lambda conv: type(conv).__name__)

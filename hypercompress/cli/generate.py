@@ -97,6 +97,11 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
 
 def _budget(arguments: Namespace) -> Budget | None:
     """The budget given; ``None`` if only the trade-off is asked for."""
+    if arguments.latency_batch_size < 1:
+        raise BudgetError(
+            f"received --latency-batch-size {arguments.latency_batch_size}; expected at least 1; pass the number of "
+            "images that are run together"
+        )
     shares = {unit: getattr(arguments, unit) for unit in Unit if getattr(arguments, unit) is not None}
     if not shares:
         if arguments.pareto is not None:
@@ -107,11 +112,6 @@ def _budget(arguments: Namespace) -> Budget | None:
     if len(shares) > 1:
         given = " and ".join(f"--{unit} {share:g}" for unit, share in shares.items())
         raise BudgetError(f"received {given}; expected one; drop the other")
-    if arguments.latency_batch_size < 1:
-        raise BudgetError(
-            f"received --latency-batch-size {arguments.latency_batch_size}; expected at least 1; pass the number of "
-            "images that are run together"
-        )
     return Budget(**{str(unit): share for unit, share in shares.items()})
 
 

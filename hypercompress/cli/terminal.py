@@ -48,7 +48,7 @@ class Terminal:
         self.bar.stop()
 
     def phase(self, name: str, total: int | None = None) -> None:
-        """Begin a phase of ``total`` images (``None``: unknown) and end the one before."""
+        """Begin a phase of ``total`` images or layers (``None``: unknown) and end the one before."""
         self._end()
         self.task = self.bar.add_task(name, total=total, at="")
 

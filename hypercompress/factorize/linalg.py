@@ -90,15 +90,6 @@ class Frame:
         """Both parts of the projection onto the best directions."""
         return self.left[..., :rank], self.right[..., :rank, :]
 
-    def lost_output(
-        self, weight: Float[Tensor, "*g o d"], rank: int, mean: Float[Tensor, "*g m"]
-    ) -> Float[Tensor, " out"]:
-        """Mean of the layer's output that truncation at ``rank`` takes away, in float64.
-
-        ``mean`` is that of `specs.Curvature`.
-        """
-        return lost_output(self.side, weight, *self.kept(rank), mean)
-
 
 def lost_output(
     side: Side,
@@ -212,14 +203,16 @@ def plain_frame(weight: Float[Tensor, "*g o d"], side: Side) -> Frame:
 
 def input_curvature(
     weight: Float[Tensor, "out d"],
+    weighed: Float[Tensor, "out d"],
     taps: int,
-    fisher: Float[Tensor, "out out"],
     signal: Float[Tensor, "c c"],
     mean: Float[Tensor, " c"],
 ) -> Curvature:
-    """`specs.Curvature.inputs` from G and the second moment of the input channels at one position."""
+    """`specs.Curvature.inputs` from ``weighed``, which is ``G W``, and the second moment of the input channels at one
+    position.
+    """
     rows = by_channel(weight, taps)
-    return Curvature(Side.INPUT, signal, rows.T @ by_channel(fisher @ weight, taps), rows.T @ rows, mean)
+    return Curvature(Side.INPUT, signal, rows.T @ by_channel(weighed, taps), rows.T @ rows, mean)
 
 
 def weighted_frame(curvature: Curvature, metric: Metric) -> Frame:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hypercompress.factorize import applied, by_channel, squared
+from hypercompress.factorize import applied, input_curvature, squared
 from hypercompress.specs import Curvature, LayerSpec, Side, Sketch
 
 ROOM = 2**28  # bytes of guessed curvature that are kept rather than guessed again
@@ -63,7 +63,7 @@ def prior_curvature(layer: LayerSpec, sketch: Sketch) -> Curvature:
 
     The large products have the precision of the weights; what is decomposed is float64.
     """
-    weight = sketch.weight.to(torch.promote_types(sketch.weight.dtype, torch.float32))
+    weight = precise(sketch)
     mean, variance = input_moments(layer, sketch)
     power = applied(weight.square(), variance.to(weight)).double().clamp_min(1e-12)
     scale, norm = torch.ones_like(power), sketch.follower
@@ -82,22 +82,22 @@ def prior_curvature(layer: LayerSpec, sketch: Sketch) -> Curvature:
     if layer.projects:
         middle = mean[:: layer.taps]
         channels = torch.diag(variance[:: layer.taps]) + squared(middle)
-        inputs, columns = guessed_inputs(weight, layer, gain, channels, middle), mean
+        inputs, columns = guessed_inputs(layer, sketch, gain, channels, middle), mean
     gram = (weight @ weight.mT).double()
     return Curvature(layer.side, signal, torch.diag_embed(gain), gram, centre, inputs, columns)
 
 
 def guessed_inputs(
-    weight: Float[Tensor, "out d"],
-    layer: LayerSpec,
-    gain: Float[Tensor, " out"],
-    channels: Float[Tensor, "c c"],
-    mean: Float[Tensor, " c"],
+    layer: LayerSpec, sketch: Sketch, gain: Float[Tensor, " out"], channels: Float[Tensor, "c c"], mean: Tensor
 ) -> Curvature:
     """Guessed curvature of the input channels from the diagonal of G."""
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    rows, weighed = (by_channel(w, layer.taps) for w in (weight, weight * gain.to(weight)[:, None]))
-    return Curvature(Side.INPUT, channels, (rows.T @ weighed).double(), (rows.T @ rows).double(), mean)
+    weight = precise(sketch)
+    return input_curvature(weight, weight * gain.to(weight)[:, None], layer.taps, channels, mean)
+
+
+def precise(sketch: Sketch) -> Float[Tensor, "*g o d"]:
+    """The weight in float32 at least: what is half precision is too coarse for second moments."""
+    return sketch.weight.to(torch.promote_types(sketch.weight.dtype, torch.float32))
 
 
 def curvature_bytes(curvature: Curvature) -> int:

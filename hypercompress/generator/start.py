@@ -61,7 +61,7 @@ def _bent(layer: LayerSpec, sketch: Sketch, guess: Curvature, change: Float[Tens
         return replace(guess, signal=guess.signal + torch.diag_embed(guess.bare * (factor - 1)))
     gain, channels = guess.bare * factor, guess.inputs
     if channels is not None:
-        channels = guessed_inputs(sketch.weight, layer, gain, channels.signal, channels.mean)
+        channels = guessed_inputs(layer, sketch, gain, channels.signal, channels.mean)
     return replace(guess, fisher=torch.diag_embed(gain), inputs=channels)
 
 
