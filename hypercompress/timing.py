@@ -69,11 +69,11 @@ def interleaved(
 
 
 def waiting(device: torch.device) -> Callable[[], None]:
-    """A call that returns when the device has done what it was told."""
+    """A call that returns when the device, whatever accelerator it is, has done what it was told."""
 
     def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
 
     return wait
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import generate_large, latency, menu, pilot, prediction, resnet18, speed
+from benchmarks import generate_large, latency, menu, pilot, prediction, qkv, resnet18, speed
 from benchmarks.common import Results, Set, budget_of, fidelity, markdown, read_set, size_of, spread
 from benchmarks.distillation import PILOT, PILOT_KEY, RECIPES, Recipe, best_recipe, distil, from_random
 from benchmarks.pruning import prune
@@ -25,6 +25,7 @@ from hypercompress.latency import _forms
 from hypercompress.specs import Budget, Unit
 from hypercompress.student import Student
 from hypercompress.timing import Timing
+from hypercompress.unpacking import unpack
 
 TINY = Recipe("adamw", 1e-3, steps=3, batch=16)
 
@@ -98,6 +99,34 @@ def test_the_latency_program_says_what_it_measured(tmp_path: Path, monkeypatch: 
     assert rows[1]["achieved"] == ""
     for row in (row for row in rows if row["achieved"]):
         assert float(row["achieved"]) == pytest.approx(float(row["student_ms"]) / float(row["teacher_ms"]), rel=1e-4)
+        assert float(row["achieved_torch"]) > 0
+
+
+def test_a_fused_projection_is_compared_with_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are generated at equal budgets, one with a single layer and one with three, and the verdict counts pairs."""
+    torch.manual_seed(0)
+    model, architecture = load_timm(
+        "test_vit",
+        model_args={"in_chans": 1, "num_classes": 10, "img_size": 28, "patch_size": 7},
+        pretrained=False,
+        pretrained_cfg={"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353], "crop_pct": 1.0},
+    )
+    Student(model, architecture).save_pretrained(tmp_path / "vit")
+    fused = qkv.keep_fused(copy.deepcopy(model))
+    assert unpack(fused) is fused
+    assert unpack(model) is not model
+    monkeypatch.setattr(qkv, "IMAGES", 96)
+    monkeypatch.setattr(qkv, "SHARES", (0.01, 0.5))
+    words = ["--data", "fashion_mnist_mini", "--teacher", str(tmp_path / "vit"), "--seeds", "1", "--out", str(tmp_path)]
+    qkv.main(words)
+    results = Results(tmp_path / "qkv.csv", qkv.KEY)
+    assert len(results.rows) == 8
+    assert len({row["predicted_kl"] for row in results.rows if row["share"] == "0.5"}) == 4  # one and three differ
+    assert all(row["kl"] == "" for row in results.rows if row["share"] == "0.01")  # out of reach: said, not skipped
+    assert "of 2 pairs" in qkv.verdict(results)
+    before = (tmp_path / "qkv.csv").read_text()
+    qkv.main(words)
+    assert (tmp_path / "qkv.csv").read_text() == before
 
 
 def test_predictions_stand_beside_what_was_measured(
