@@ -275,6 +275,8 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         ]
         if report.get("fidelity"):
             lines += ["", "Fidelity: " + ", ".join(f"{k} {v}" for k, v in report["fidelity"].items() if v is not None)]
+        if report.get("calibration"):
+            lines += ["", f"It was calibrated on {report['calibration']}: on a part of that the fidelity was measured."]
     argument = "" if architecture else ", skeleton=YourModel()"
     lines += [
         "",

@@ -127,6 +127,8 @@ def summary(report: Mapping[str, Any]) -> str:
     if fidelity["images"]:
         parts = [f"{k} {v:.4g}" for k, v in fidelity.items() if v is not None]
         lines.append(f"measured: {', '.join(parts)}")
+    if report.get("calibration"):
+        lines.append(f"calibrated on {report['calibration']}")
     lines.append(f"generator: {report['generator']['name']}, strength {report['generator']['strength']:g}")
     return "\n".join(lines)
 

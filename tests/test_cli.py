@@ -121,6 +121,47 @@ def test_the_student_knows_its_preprocessing(student: Path) -> None:
     assert (tuple(cfg["input_size"]), tuple(cfg["mean"]), tuple(cfg["std"])) == ((1, 32, 32), (0.286,), (0.353,))
 
 
+def test_generate_makes_its_own_images(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    """The whole pipeline runs on them: statistics, guard, measured fidelity, and the report says what they are."""
+    name, *rest = teacher
+    words = ("generate", name, tmp_path / "s", *rest, "--params", 0.3, *SIZE)
+    code, out, err = run(*words, "--data", "synthetic:48")
+    assert (code, err) == (0, "")
+    assert re.search(r"calibration: 48 synthetic images \(matched to the moments of \d+ BatchNorms\)", out)
+    assert "held-out synthetic images" in out
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert report["calibration"] == "synthetic:48"
+    assert report["fidelity"]["images"] > 0
+    assert "calibrated on synthetic:48" in (tmp_path / "s" / "README.md").read_text()
+    code, out, _ = run("report", tmp_path / "s")
+    assert "calibrated on synthetic:48" in out
+    code, out, _ = run(*words[:2], tmp_path / "blind", *words[3:], "--json")
+    assert json.loads(out)["calibration"] is None
+
+
+def test_generate_without_data_says_how_to_do_better(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    code, out, _ = run("generate", name, tmp_path / "s", *rest, "--params", 0.3)
+    assert code == 0
+    assert "--data synthetic" in out
+
+
+@pytest.mark.parametrize("data", ["synthetic:", "synthetic:5", "synthetic:many", "synthetic:-1"])
+def test_generate_refuses_a_count_of_images_that_is_none(run: Run, tmp_path: Path, data: str) -> None:
+    code, out, err = run("generate", "test_resnet", tmp_path / "s", "--params", 0.3, "--data", data)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: received data {data!r}; expected synthetic or synthetic:COUNT with at least 6 images; pass "
+        "synthetic:256\n"
+    )
+
+
+def test_only_generate_takes_images_that_are_made(run: Run, student: Path) -> None:
+    code, _, err = run("evaluate", student, "--data", "synthetic:64")
+    assert code == 2
+    assert "expected real images: synthetic ones only calibrate generate; pass a folder" in err
+
+
 def test_generate_prints_each_derived_default(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
     name, *rest = teacher
     code, out, err = run("generate", name, tmp_path / "s", *rest, "--macs", 0.8, "--generator", "whitened", *CALIBRATE)

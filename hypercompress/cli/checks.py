@@ -16,7 +16,11 @@ from hypercompress.architecture.names import resolve
 from hypercompress.architecture.weights import SUFFIXES, read_weights
 from hypercompress.data import Preprocess, open_data, registered_names
 from hypercompress.errors import ArtefactError, DataError, HypercompressError, ModelError
+from hypercompress.inversion import IMAGES
 from hypercompress.models import is_student_folder
+
+SYNTHETIC = "synthetic"  # DATA that is made from the model itself
+LEAST_IMAGES = 6  # three batches of two: some are held out
 
 
 def require(*checks: Callable[[], object]) -> None:
@@ -33,12 +37,12 @@ def require(*checks: Callable[[], object]) -> None:
         raise HypercompressError("; also ".join(map(str, faults)))
 
 
-def common(arguments: Namespace, *, batch_size: int = 1) -> tuple[Callable[[], object], ...]:
+def common(arguments: Namespace, *, batch_size: int = 1, made: bool = False) -> tuple[Callable[[], object], ...]:
     """The checks of what every command that runs a model has."""
     return (
         lambda: model_args(arguments.model_args),
         lambda: checkpoint(arguments.checkpoint),
-        lambda: data(arguments.data),
+        lambda: data(arguments.data, made=made),
         lambda: preprocessing(arguments.input_size, arguments.mean, arguments.std),
         lambda: device(arguments.device),
         lambda: at_least("--batch-size", arguments.batch_size, batch_size),
@@ -83,8 +87,31 @@ def checkpoint(path: Path | None) -> None:
         read_weights(path)  # raises, in the same words as for Python users
 
 
-def data(text: str | None) -> None:
-    """A registered name or a folder that exists; its images are read later."""
+def synthetic(text: str | None) -> int | None:
+    """How many images ``synthetic[:COUNT]`` asks for; ``None`` if the text is something else.
+
+    Raises:
+        DataError: what stands after the colon is no count.
+    """
+    name, colon, count = (text or "").partition(":")
+    if name != SYNTHETIC:
+        return None
+    if colon and not (count.isdecimal() and LEAST_IMAGES <= int(count) < 2**31):
+        raise DataError(
+            f"received data {text!r}; expected {SYNTHETIC} or {SYNTHETIC}:COUNT with at least {LEAST_IMAGES} images; "
+            f"pass {SYNTHETIC}:{IMAGES}"
+        )
+    return int(count) if colon else IMAGES
+
+
+def data(text: str | None, *, made: bool = False) -> None:
+    """A registered name or a folder that exists; its images are read later. Some commands take those ``made`` too."""
+    if made and synthetic(text) is not None:
+        return
+    if text is not None and text.partition(":")[0] == SYNTHETIC:
+        raise DataError(
+            f"received data {text!r}; expected real images: {SYNTHETIC} ones only calibrate generate; pass a folder"
+        )
     if text is not None and text.partition(":")[0] not in registered_names() and not Path(text).expanduser().is_dir():
         open_data(text, Preprocess((1, 1, 1), (0.0,), (1.0,)), train=True)  # raises, with the nearest names
 

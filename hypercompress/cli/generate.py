@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch import Tensor, nn
 
 from hypercompress.allocation import allocate
 from hypercompress.artefact import refuse_existing
@@ -17,6 +18,7 @@ from hypercompress.compress import finish, prepare
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, HypercompressError
 from hypercompress.generator import load_generator
+from hypercompress.inversion import remembering_norms, synthesize
 from hypercompress.specs import Budget, ModelSpec, Unit
 from hypercompress.unpacking import unpack
 
@@ -33,7 +35,7 @@ def generate(arguments: Namespace) -> None:
         lambda: _output(arguments),
         lambda: _generator(arguments),
         lambda: pareto.check(arguments),
-        *checks.common(arguments, batch_size=2),
+        *checks.common(arguments, batch_size=2, made=True),
     )
     torch.manual_seed(arguments.seed)
     with Terminal(arguments.json) as terminal:
@@ -59,16 +61,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     spec = inputs.inspected(unpack(teacher), inputs.input_size(teacher))
     reachable(spec, budget)
 
-    batches, count = None, 0
-    if preprocess is not None and arguments.data is not None:
-        terminal.phase("read images")
-        images = open_data(arguments.data, preprocess, train=True)
-        options = {"limit": arguments.images, "batch_size": arguments.batch_size, "seed": arguments.seed}
-        batches, count, size = inputs.calibration(images, **options)
-        batches = list(terminal.counted("prepare images", batches, count))
-        terminal.note("calibration", f"{count} of {len(images)} images of {arguments.data}, in batches of {size}")
-
-    start = time.perf_counter()
+    batches, count, start = _images(arguments, teacher, preprocess, terminal)
     name = arguments.generator if budget is not None else pareto.GENERATOR
     fast = arguments.fast or (budget is not None and budget.unit is Unit.LATENCY)
     timed = arguments.latency_batch_size if fast else None
@@ -84,6 +77,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         terminal.phase("generate and compare", len(plan.spec.candidates))
         refit, norms = not arguments.no_refit, not arguments.no_norms
         student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
+        student.report["calibration"] = arguments.data
         terminal.phase("save")
         student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
         show_student(student.report, terminal)
@@ -93,6 +87,38 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         terminal.phase("trade-off")
         result["pareto"] = pareto.write(plan, pareto.folder(arguments), arguments.overwrite, terminal)
     return result
+
+
+def _images(
+    arguments: Namespace, teacher: nn.Module, preprocess: Preprocess | None, terminal: Terminal
+) -> tuple[list[Any] | None, int, float]:
+    """Calibration batches, their number of images, and when the generation began: reading images does not count."""
+    start, count = time.perf_counter(), checks.synthetic(arguments.data)
+    if count is not None:
+        return _made(teacher, count, arguments, terminal), count, start
+    if preprocess is None or arguments.data is None:
+        if remembering_norms(teacher):
+            terminal.note("no data", "--data synthetic calibrates on images made from the model itself: slower, closer")
+        return None, 0, start
+    terminal.phase("read images")
+    images = open_data(arguments.data, preprocess, train=True)
+    options = {"limit": arguments.images, "batch_size": arguments.batch_size, "seed": arguments.seed}
+    batches, count, size = inputs.calibration(images, **options)
+    batches = list(terminal.counted("prepare images", batches, count))
+    terminal.note("calibration", f"{count} of {len(images)} images of {arguments.data}, in batches of {size}")
+    return batches, count, time.perf_counter()
+
+
+def _made(teacher: nn.Module, count: int, arguments: Namespace, terminal: Terminal) -> list[Tensor]:
+    """Calibration batches made from the model itself."""
+    norms = len(remembering_norms(teacher))
+    how = f"matched to the moments of {norms} BatchNorms" if norms else "1/f noise, as the model has no BatchNorm"
+    terminal.phase("make images", count)
+    terminal.then("invert", "make images", count)
+    size = inputs.input_size(teacher)
+    batches = synthesize(teacher, size, count, seed=arguments.seed, progress=terminal.progress)
+    terminal.note("calibration", f"{count} synthetic images ({how})")
+    return list(torch.cat(batches).split(inputs.fine(count, arguments.batch_size)))
 
 
 def _budget(arguments: Namespace) -> Budget | None:
@@ -162,7 +188,7 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
         terminal.note(
             "measured",
             f"KL {fidelity['kl']:.4g} nats, agreement {fidelity['agreement']:.4f} on {fidelity['images']} held-out "
-            "images",
+            f"{'synthetic ' if checks.synthetic(report['calibration']) else ''}images",
         )
     terminal.note("strength of the hypernetwork", f"{report['generator']['strength']:g}")
     terminal.note("layer outputs", "reconstructed" if report["refit"] else "as generated")

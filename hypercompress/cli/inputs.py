@@ -12,6 +12,7 @@ from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
 from hypercompress.calibration import to_device
 from hypercompress.calling import evaluating
+from hypercompress.cli.checks import LEAST_IMAGES
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, loader
 from hypercompress.errors import DataError, HypercompressError, ModelError
@@ -20,7 +21,6 @@ from hypercompress.models import is_student_folder, load_model
 from hypercompress.specs import ModelSpec
 from hypercompress.student import from_pretrained, low_rank_layers
 
-LEAST_IMAGES = 6
 LEAST_BATCHES = 16  # the calibration images are cut finer where there are few, so that held-out batches exist
 
 
@@ -175,10 +175,15 @@ def calibration(images: ImageData, *, limit: int, batch_size: int, seed: int) ->
             f"received {count} calibration images; expected at least {LEAST_IMAGES}, because some are held out; add "
             "images or raise --images"
         )
-    size = min(batch_size, max(2, count // LEAST_BATCHES))
+    size = fine(count, batch_size)
     if count % size == 1:
         count -= 1
     return loader(images, batch_size=size, shuffle=True, seed=seed, limit=count), count, size
+
+
+def fine(count: int, batch_size: int) -> int:
+    """Images in a batch, so that there are `LEAST_BATCHES` where that leaves two in each."""
+    return min(batch_size, max(2, count // LEAST_BATCHES))
 
 
 def show_preprocessing(terminal: Terminal, preprocess: Preprocess, overrides: Overrides, whose: str) -> None:

@@ -126,7 +126,11 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         "budget only this is done: no student is built and OUT is not written. Put it after MODEL and OUT",
     )
     _model(parser, "MODEL")
-    data = _data(parser, "train split; a part is held out to measure fidelity")
+    data = _data(
+        parser,
+        "train split; a part is held out to measure fidelity. synthetic[:COUNT]: images made from the model's own norm "
+        "statistics, where there are no others",
+    )
     data.add_argument("--images", type=int, default=1024, metavar="N", help="calibration images (default: 1024)")
     data.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="images in a batch, at most (default: 32)"

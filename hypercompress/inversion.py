@@ -1,0 +1,148 @@
+"""Images made from the model alone, to calibrate with where there are no others.
+
+Model inversion: images are optimised until the moments that they cause at every BatchNorm are those that the model
+remembers of its training images (ZeroQ, Cai et al. 2020, eq. 2; DeepInversion, Yin et al. 2020, eq. 4). They start as
+1/f noise, whose spectrum is that of natural images (Field 1987). They look like nothing, yet what curvature they give
+is close to that of real images (LOG.md). A model without such moments, a plain transformer for one, gets the noise.
+
+Shape letters: ``n`` images; ``c h w`` channels, height and width of one.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hypercompress.calling import Progress, call_model, evaluating
+from hypercompress.errors import DataError, NonFiniteError
+
+IMAGES = 256
+BATCH = 64  # images whose moments are matched together
+STEPS = 40
+RATE = 0.2  # of Adam, in units of the noise's deviation
+FADING = 1.0  # exponent of the noise's amplitude over frequency
+
+
+def synthesize(
+    model: nn.Module,
+    input_size: Sequence[int],
+    images: int = IMAGES,
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Float[Tensor, "n c h w"]]:
+    """Batches of images, as `compress` takes them for data.
+
+    Args:
+        model: not modified; its BatchNorms' running moments are read. Without any the images are 1/f noise.
+        input_size: channels, height and width of an image.
+        images: how many, at least 2.
+        steps: of Adam for each batch; 0: noise.
+        seed: of the noise.
+        progress: called with ``invert`` and the number of images done.
+
+    Raises:
+        DataError: fewer than two images. NonFiniteError: the optimisation diverged.
+
+    Example:
+        >>> compress(model, Budget(params=0.5), data=synthesize(model, (3, 224, 224)))  # doctest: +SKIP
+    """
+    if images < 2 or steps < 0:
+        raise DataError(
+            f"received {images} images and {steps} steps; expected at least 2 images and no fewer than 0 steps; ask "
+            f"for {IMAGES} and {STEPS}"
+        )
+    parameter = next(model.parameters())
+    noise = fading_noise(images, input_size, torch.Generator().manual_seed(seed))
+    batches = list(noise.to(parameter).chunk(math.ceil(images / BATCH)))
+    norms = remembering_norms(model)
+    if not norms or not steps:
+        return batches
+    made: list[Tensor] = []
+    with evaluating(model):
+        for batch in batches:
+            made.append(invert(model, norms, batch, steps))
+            if progress is not None:
+                progress("invert", sum(map(len, made)))
+    return made
+
+
+def remembering_norms(model: nn.Module) -> list[nn.Module]:
+    """The BatchNorms that keep running moments."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+def fading_noise(
+    images: int, input_size: Sequence[int], generator: torch.Generator, exponent: float = FADING
+) -> Float[Tensor, "n c h w"]:
+    """Gaussian noise whose amplitude falls as 1 / frequency^exponent, each channel of mean 0 and deviation 1."""
+    channels, height, width = input_size
+    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+    frequency = (rows**2 + columns**2).sqrt()
+    frequency[0, 0] = 1 / max(height, width)  # the mean of an image varies as its slowest wave does
+    white = torch.randn(images, channels, height, width, generator=generator)
+    noise = torch.fft.irfft2(torch.fft.rfft2(white) / frequency**exponent, s=(height, width))
+    centred: Tensor = noise - noise.mean((0, 2, 3), keepdim=True)
+    return centred / centred.square().mean((0, 2, 3), keepdim=True).sqrt()
+
+
+def invert(
+    model: nn.Module, norms: Sequence[nn.Module], start: Float[Tensor, "n c h w"], steps: int
+) -> Float[Tensor, "n c h w"]:
+    """``start`` after so many steps of Adam on the `mismatch`, with a cosine schedule. Only images get gradients.
+
+    Raises:
+        NonFiniteError: it diverged.
+    """
+    images = start.clone().requires_grad_()
+    adam = torch.optim.Adam([images], lr=RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    for _ in range(steps):
+        with torch.enable_grad():
+            loss = mismatch(model, norms, images)
+        (images.grad,) = torch.autograd.grad(loss, images)
+        adam.step()
+        schedule.step()
+    if not images.detach().isfinite().all():
+        raise NonFiniteError(
+            "received a model whose gradients are not finite on noise, so no images can be made from it; expected "
+            "finite weights and moments; pass images of your own"
+        )
+    return images.detach()
+
+
+def mismatch(model: nn.Module, norms: Sequence[nn.Module], images: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
+    """How far the moments at the norms are from those remembered: mean over norms and channels of the squared distances
+    of the means, in deviations, and of the logarithms of the variances. 0 where all agree.
+    """
+    with _moments(norms) as found:
+        call_model(model, images)
+    return torch.stack(found).mean()
+
+
+@contextmanager
+def _moments(norms: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """The distance at each call of a norm inside the block."""
+    found: list[Tensor] = []
+
+    def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        others = [0, *range(2, inputs[0].ndim)]
+        variance, mean = torch.var_mean(inputs[0], others, correction=0)
+        known = norm.running_var + norm.eps
+        apart = (mean - norm.running_mean).square() / known
+        found.append((apart + ((variance + norm.eps) / known).log().square()).mean())
+
+    handles = [norm.register_forward_pre_hook(note) for norm in norms]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
