@@ -9,6 +9,12 @@ from torch import Tensor
 from hypercompress.errors import DataError
 from hypercompress.meta import Case
 
+SPLITS = {
+    "train": "the hypernetwork learns on them",
+    "validation": "they choose its checkpoint and its settings",
+    "heldout": "they judge the chosen one, once; meta-training never reads them",
+}
+
 
 @dataclass(frozen=True)
 class Episodes:
@@ -56,16 +62,28 @@ class Entry:
 
 
 def read_index(zoo: Path) -> list[Entry]:
-    """Rows of ``zoo.csv``: name, data and split (``train`` or ``heldout``); each teacher is a folder beside it.
+    """The teachers of ``zoo.csv`` that meta-training may read: those of the splits ``train`` and ``validation``.
+
+    Columns: name, data and split; each teacher is a folder beside the file.
 
     Raises:
-        DataError: no index, or no teacher to train on.
+        DataError: no index, an unknown split, or no teacher to train or to validate on. Indices from before there was
+            the split ``validation`` are refused by this.
     """
     path = zoo / "zoo.csv"
     if not path.is_file():
         raise DataError(f"received {zoo} without zoo.csv; expected a zoo; run python -m lightning_modules.zoo first")
     with path.open(newline="") as file:
         rows = [Entry(r["name"], zoo / r["name"], r["data"], r["split"]) for r in csv.DictReader(file)]
-    if not any(row.split == "train" for row in rows):
-        raise DataError(f"received {path} without a teacher of split 'train'; expected at least one; build the zoo")
-    return rows
+    if unknown := sorted({row.split for row in rows} - set(SPLITS)):
+        raise DataError(
+            f"received {path} with split {', '.join(unknown)}; expected {', '.join(SPLITS)}; mend the zoo's config and "
+            "run python -m lightning_modules.zoo again"
+        )
+    for split in ("train", "validation"):
+        if not any(row.split == split for row in rows):
+            raise DataError(
+                f"received {path} without a teacher of split '{split}'; expected at least one; run python -m "
+                "lightning_modules.zoo again with a config that has one (nothing that is there is trained anew)"
+            )
+    return [row for row in rows if row.split != "heldout"]

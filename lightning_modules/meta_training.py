@@ -62,10 +62,10 @@ class EpisodeModule(LightningDataModule):
 
 
 class MetaTraining(LightningModule):
-    """Trains a hypernetwork; at the end rank zero writes its folder.
+    """Trains a hypernetwork; rank zero writes the folder of the one that is best on the validation teachers.
 
     Args:
-        zoo: folder of `lightning_modules.zoo`.
+        zoo: folder of `lightning_modules.zoo`; its held-out teachers are not read.
         out: folder for the hypernetwork of the best validation so far.
         network: shape of the hypernetwork.
         objective: what a step minimises.
@@ -139,7 +139,7 @@ class MetaTraining(LightningModule):
         return member.train[chosen].to(self.device)
 
     def validation_step(self, step: int) -> None:  # noqa: ARG002  (one pass, whatever its number)
-        """Mean log ratio of the KL to the analytic start's, on every teacher of both splits; below 0 is better."""
+        """Mean log ratio of the KL to the analytic start's, on every teacher of either split; below 0 is better."""
         row: dict[str, float] = {"step": float(self.global_step)}
         for split, members in self.members.items():
             columns: dict[str, list[float]] = {}
@@ -202,8 +202,7 @@ class MetaTraining(LightningModule):
 
     def _keep(self, row: dict[str, float]) -> None:
         """Write the network if it is the best on the teachers it was not trained on."""
-        split = "heldout" if "heldout" in self.members else "train"
-        score = math.fsum(value for key, value in row.items() if key.startswith(f"val/{split}"))
+        score = math.fsum(value for key, value in row.items() if key.startswith("val/validation_"))
         if score < self.best and self.trainer.is_global_zero:
             self.best = score
             card: dict[str, Any] = {

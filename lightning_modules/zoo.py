@@ -4,7 +4,7 @@
 
 Each teacher becomes a student folder of its own, written whole or not at all; a folder that is there is not trained
 again, so an interrupted build goes on where it stopped. ``zoo.csv`` is the index: name, family, data, split, params,
-MACs, top-1.
+MACs, top-1. The split is the config's: a build writes it anew for teachers that are there.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from hypercompress.inspection import inspect
 from hypercompress.models import is_student_folder, load_model
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import Augment, ImageDataModule, Inputs
+from lightning_modules.episodes import SPLITS
 from lightning_modules.teacher import Optimization, Teacher
 
 COLUMNS = ("name", "family", "data", "split", "params", "macs", "top1")
@@ -37,7 +38,7 @@ class Recipe:
     Args:
         name: of its folder.
         model: timm name.
-        split: ``train``, or ``heldout``: never used to train the hypernetwork.
+        split: ``train``, ``validation`` or ``heldout`` (`episodes.SPLITS`).
         data: as `hypercompress.data.open_data` takes it; ``{root}`` is replaced by the command line's.
         model_args: arguments of ``timm.create_model``.
         pretrained_cfg: how images are prepared.
@@ -85,7 +86,7 @@ def read_recipes(path: Path) -> list[Recipe]:
             faults.append(f"{entry.get('name', entry)}: {error}")
     names = [recipe.name for recipe in recipes]
     faults += [f"{name}: named twice" for name in {n for n in names if names.count(n) > 1}]
-    faults += [f"{r.name}: split {r.split}" for r in recipes if r.split not in ("train", "heldout")]
+    faults += [f"{r.name}: split {r.split}" for r in recipes if r.split not in SPLITS]
     if faults:
         raise DataError(f"received {path} with {'; '.join(faults)}; expected entries of the form of Recipe; mend them")
     return recipes
@@ -156,7 +157,8 @@ def build(recipes: list[Recipe], out: Path, root: str) -> None:
             train(recipe, data, folder)
         if recipe.name not in rows:
             rows[recipe.name] = describe(recipe, data, folder)
-            write_index(index, list(rows.values()))
+        rows[recipe.name]["split"] = recipe.split
+        write_index(index, list(rows.values()))
         console.print(f"[{place}/{len(recipes)}] {recipe.name}: top-1 {rows[recipe.name]['top1']}")
 
 

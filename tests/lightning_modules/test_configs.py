@@ -62,12 +62,25 @@ def test_each_is_instantiated(
 def test_each_zoo_is_read(path: Path) -> None:
     recipes = read_recipes(path)
     splits = {recipe.split for recipe in recipes}
-    assert splits == {"train", "heldout"}
+    assert splits == ({"train", "validation", "heldout"} if path.stem == "zoo_large" else {"train", "validation"})
     if path.parent.name != "debug":
         families = {split: {r.model for r in recipes if r.split == split} for split in splits}
         assert sum(r.split == "train" for r in recipes) >= 8
         assert len(families["train"]) >= 4
-        assert len(families["heldout"]) >= 3
+        assert len(families["validation"]) >= 3
+
+
+def test_held_out_families_and_data_are_seen_nowhere_else() -> None:
+    """The protocol of docs/heldout.md: whole families, one data set and one depth of the five ResNets."""
+    recipes = read_recipes(ROOT / "configs" / "zoo_large.yaml")
+    held_out, seen = ([r for r in recipes if (r.split == "heldout") == out] for out in (True, False))
+    for family in ("regnet", "efficientnet", "tinynet", "densenet", "swin", "resnet101"):
+        assert any(family in r.model for r in held_out), family
+        assert not any(family in r.model for r in seen), family
+    assert any(r.data == "digits" for r in held_out)
+    assert not any(r.data == "digits" for r in seen)
+    known = {r.model for r in seen}  # a model that is seen may be held out on data that are not
+    assert all(r.data == "digits" for r in held_out if r.model in known)
 
 
 @pytest.mark.parametrize("name", sorted(FOLDERS))

@@ -12,7 +12,8 @@ import train
 from hypercompress.errors import DataError
 from hypercompress.generator import HypernetGenerator, load_generator
 from hypercompress.specs import Unit
-from lightning_modules.episodes import read_index
+from lightning_modules import meta_training
+from lightning_modules.episodes import Episodes, read_index
 from lightning_modules.meta_training import MetaTraining, validation_budgets
 
 Folders = tuple[Path, Path]
@@ -20,11 +21,11 @@ Folders = tuple[Path, Path]
 
 @pytest.fixture
 def zoo(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two teachers, one to train on and one held out, and the working folder beside them."""
+    """A teacher to train on and one to validate on, a held-out one without its files, and the working folder."""
     monkeypatch.chdir(tmp_path)
     place = tmp_path / "zoo"
-    with_rows = [("one", "train"), ("two", "heldout")]
-    for name, _ in with_rows:
+    with_rows = [("one", "train"), ("two", "validation"), ("three", "heldout")]
+    for name, _ in with_rows[:2]:
         shutil.copytree(folders[0], place / name)
     with (place / "zoo.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -56,7 +57,8 @@ def test_a_run_leaves_a_generator_and_resumes_exactly(root: Path, zoo: Path) -> 
     whole = last_weights()
     assert not any("teacher" in key for key in whole)
     card = json.loads((out / "config.json").read_text())["training"]
-    assert card["teachers"] == {"train": ["one"], "heldout": ["two"]}
+    assert card["teachers"] == {"train": ["one"], "validation": ["two"]}
+    assert "val/validation_data_0" in card["curve"][0]
     assert card["curve"][0]["step"] == 2
     assert isinstance(load_generator(out), HypernetGenerator)
 
@@ -86,9 +88,26 @@ def test_validation_budgets_lie_within_what_can_be_learnt_on(zoo: Path) -> None:
         assert all(0 < b.share <= 0.9 for b in budgets)
 
 
-def test_a_zoo_without_index_or_training_teachers_is_refused(zoo: Path, tmp_path: Path) -> None:
+def test_held_out_teachers_are_never_read(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where their folders are there: neither weights nor images are asked for."""
+    shutil.copytree(zoo / "one", zoo / "three")
+    loaded: list[str] = []
+    load = meta_training.load_model
+    monkeypatch.setattr(meta_training, "load_model", lambda name: (loaded.append(Path(name).name), load(name))[1])
+    system = MetaTraining(zoo, Path("out"), episodes=Episodes(calibration=32, refit_images=8))
+    system.setup("fit")
+    assert loaded == ["one", "two"]
+    assert set(system.members) == {"train", "validation"}
+
+
+def test_a_zoo_without_index_or_teachers_or_with_old_splits_is_refused(zoo: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"without zoo\.csv"):
         read_index(tmp_path)
-    (zoo / "zoo.csv").write_text("name,data,split\ntwo,fashion_mnist_mini,heldout\n")
-    with pytest.raises(DataError, match="split 'train'"):
-        read_index(zoo)
+    for rows, message in (
+        ("two,fashion_mnist_mini,validation\n", "split 'train'"),
+        ("one,fashion_mnist_mini,train\ntwo,fashion_mnist_mini,heldout\n", "split 'validation'.*run python -m"),
+        ("one,fashion_mnist_mini,test\n", "split test; expected train, validation, heldout"),
+    ):
+        (zoo / "zoo.csv").write_text(f"name,data,split\n{rows}")
+        with pytest.raises(DataError, match=message):
+            read_index(zoo)

@@ -36,7 +36,7 @@ def test_a_zoo_is_built_once(config: Path, tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "test_efficientnet" / "config.json").stat().st_mtime_ns == first
     assert [(row["name"], row["split"]) for row in rows(tmp_path)] == [
         ("test_efficientnet", "train"),
-        ("test_mambaout", "heldout"),
+        ("test_mambaout", "validation"),
     ]
 
     # The index says what an independent count and measurement say.
@@ -55,6 +55,15 @@ def test_a_zoo_is_built_once(config: Path, tmp_path: Path, monkeypatch: pytest.M
     assert zoo.main(arguments) == 0
     assert trained == ["test_mambaout"]
     assert len(rows(tmp_path)) == 2
+
+    # The config says which split a teacher belongs to, also of one that is there.
+    measured = [row["top1"] for row in rows(tmp_path)]
+    other = tmp_path / "other.yaml"
+    other.write_text(config.read_text().replace("split: validation", "split: heldout"))
+    assert zoo.main(["--config", str(other), "--out", str(tmp_path)]) == 0
+    assert trained == ["test_mambaout"]
+    assert [row["split"] for row in rows(tmp_path)] == ["train", "heldout"]
+    assert [row["top1"] for row in rows(tmp_path)] == measured
 
 
 def test_an_interrupted_teacher_leaves_nothing(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
