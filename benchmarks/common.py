@@ -55,7 +55,7 @@ class Set:
 
 
 def read_set(teacher: nn.Module, text: str, *, train: bool, limit: int | None = None) -> Set:
-    """A data set as the teacher wants it, with the teacher's logits.
+    """A data set as the teacher wants it, on the teacher's device, with its logits.
 
     Args:
         text: as DATA on the command line.
@@ -64,7 +64,8 @@ def read_set(teacher: nn.Module, text: str, *, train: bool, limit: int | None = 
     """
     data = open_data(text, Preprocess.of(teacher), train=train)
     parts = list(loader(data, batch_size=BATCH, limit=limit))
-    images, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    device = next(teacher.parameters()).device
+    images, labels = (torch.cat([part[i] for part in parts]).to(device) for i in (0, 1))
     with evaluating(teacher), torch.no_grad():
         logits = torch.cat([call_model(teacher, batch) for batch in images.split(BATCH)])
     return Set(images, labels, logits)
@@ -139,10 +140,7 @@ class Results:
 
     def __init__(self, path: Path, key: Sequence[str], made_of: Sequence[str] = ("weights",)) -> None:
         self.path, self.key, self.made_of = path, tuple(key), tuple(made_of)
-        self.rows: list[dict[str, str]] = []
-        if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                self.rows = list(csv.DictReader(file))
+        self.rows = _rows(path) if path.is_file() else []
 
     def has(self, row: Mapping[str, Any]) -> bool:
         """Whether this key is there, made of the same."""
@@ -151,14 +149,26 @@ class Results:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Put the row, with a stamp, and write the file whole: a kill leaves the old one."""
-        new = {name: cell(value) for name, value in {**row, **stamp()}.items()}
-        places = [i for i, old in enumerate(self.rows) if all(old[name] == new[name] for name in self.key)]
-        self.rows = [old for i, old in enumerate(self.rows) if i not in places]
+        self._put({name: cell(value) for name, value in {**row, **stamp()}.items()})
+        self._write()
+
+    def absorb(self, path: Path) -> None:
+        """Put the rows of another file of this kind, with the stamps that they have."""
+        for row in _rows(path):
+            self._put(row)
+        self._write()
+
+    def _put(self, new: dict[str, str]) -> None:
+        self.rows = [old for old in self.rows if any(old[name] != new[name] for name in self.key)]
         self.rows.append(new)
+
+    def _write(self) -> None:
+        if not self.rows:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".csv.new")
         with draft.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(new), restval="", lineterminator="\n")
+            writer = csv.DictWriter(file, list(self.rows[-1]), restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
         draft.replace(self.path)
@@ -167,6 +177,11 @@ class Results:
         """The numbers of a column in the rows with these values."""
         rows = [row for row in self.rows if all(row[name] == cell(value) for name, value in chosen.items())]
         return [float(row[column]) for row in rows if row[column]]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def cell(value: Any) -> str:

@@ -6,7 +6,7 @@ method sees what the generators see.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 import torch_pruning
@@ -18,12 +18,26 @@ from hypercompress.calling import evaluating
 STEPS = 100  # each removes one in a hundred channels of the original network
 
 
-def prune(teacher: nn.Module, calibration: Set, sizes: Sequence[int], steps: int = STEPS) -> dict[int, nn.Module]:
-    """Pruned copies of a network with a classifier ``fc`` that stays.
+def parameters(model: nn.Module) -> int:
+    """What sizes count unless told otherwise."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def prune(
+    teacher: nn.Module,
+    calibration: Set,
+    sizes: Sequence[int],
+    steps: int = STEPS,
+    count: Callable[[nn.Module], int] = parameters,
+    kept: Sequence[str] = ("fc",),
+) -> dict[int, nn.Module]:
+    """Pruned copies of a network.
 
     Args:
-        sizes: parameters; of each the smallest network on the way that has no fewer is kept.
+        sizes: of each the smallest network on the way that has no fewer is kept.
         steps: how often gradients are measured anew.
+        count: what sizes are; parameters by default.
+        kept: layers whose outputs stay: the classifier.
 
     Returns:
         the networks by the size asked for.
@@ -36,7 +50,7 @@ def prune(teacher: nn.Module, calibration: Set, sizes: Sequence[int], steps: int
         global_pruning=True,
         pruning_ratio=1.0,
         iterative_steps=steps,
-        ignored_layers=[model.get_submodule("fc")],
+        ignored_layers=[model.get_submodule(name) for name in kept],
     )
     found: dict[int, nn.Module] = {}
     for _ in range(steps):
@@ -44,8 +58,8 @@ def prune(teacher: nn.Module, calibration: Set, sizes: Sequence[int], steps: int
         before.zero_grad()
         gradients(model, calibration)
         pruner.step()
-        params = sum(p.numel() for p in model.parameters())
-        found.update({size: before for size in sizes if size not in found and params < size})
+        now = count(model)
+        found.update({size: before for size in sizes if size not in found and now < size})
         if len(found) == len(sizes):
             break
     return found

@@ -223,6 +223,12 @@ def _time(student: Student, plan: Plan, forward_fn: ForwardFn | None) -> None:
     }
 
 
+def refit_batch(spec: ModelSpec, split: CalibrationSplit) -> Any:
+    """The calibration samples that students are refitted on: as many as the largest output allows."""
+    largest = max((layer.positions * layer.out for layer in spec.candidates), default=1)
+    return join(split.statistics, max(2, LARGEST_OUTPUT // largest))
+
+
 def _guarded(
     plan: Plan,
     split: CalibrationSplit,
@@ -246,8 +252,7 @@ def _guarded(
 
     make, refitted = built, 0
     if refit:
-        largest = max((layer.positions * layer.out for layer in spec.candidates), default=1)
-        batch = join(split.statistics, max(2, LARGEST_OUTPUT // largest))
+        batch = refit_batch(spec, split)
 
         def reconstructed(generation: Generation) -> Student:
             student = built(generation)

@@ -36,6 +36,10 @@ class Hypernetwork(nn.Module):
         outputs: Outputs = self.heads(layers, sketches, measured)
         return outputs
 
+    def channels(self, features: Float[Tensor, "m f_channel"], state: Float[Tensor, " width"]) -> Float[Tensor, " m"]:
+        """Log change of the guessed curvature of each channel of one layer, from the layer's state."""
+        return self.heads.channels(features, state)
+
 
 def tokens_of(spec: ModelSpec, sketches: Sketches, start: Start, budget: Budget, after: Afterwards) -> Tokens:
     """Tokens at a budget, around the ranks of the analytic start."""
@@ -59,7 +63,7 @@ def channel_changes(
     for index, layer in enumerate(spec.candidates):
         guess = start.curvatures[layer.name].bare.flatten()
         features = channel_features(layer, sketches[layer.name], guess).to(outputs.states.device)
-        changes[layer.name] = network.heads.channels(features, outputs.states[index])
+        changes[layer.name] = network.channels(features, outputs.states[index])
     return changes
 
 

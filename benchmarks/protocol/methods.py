@@ -1,0 +1,103 @@
+"""The methods of the held-out protocol by their names, and the generators behind those that have one."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.common import digest
+from benchmarks.protocol.ablation import ALLOCATION, CHANNELS, GROUPS, AblatedHypernetwork, Unguarded
+from benchmarks.protocol.noise import Noise
+from hypercompress.errors import GeneratorError
+from hypercompress.generator import ANALYTIC, Generator, HypernetGenerator, Hypernetwork, load_hypernetwork
+from hypercompress.generator.registry import RELEASED
+
+IMAGES, NONE = "images", "none"  # where statistics come from
+WITH_IMAGES = ("svd", "whitened", "kfac", "hypernet", "torch-pruning", "random", "kfac-search")
+NOISES: Mapping[str, Noise] = {"kfac-gauss": "gauss", "kfac-pink": "pink"}
+CLOSED_FORMS = ("svd", "prior", *NOISES)  # without images
+WITHOUT_IMAGES = (*CLOSED_FORMS, "hypernet")
+UNGUARDED, NO_STEPS, NOISE, ALLOCATION_ALONE = (
+    f"hypernet-{what}" for what in ("unguarded", "no-steps", "noise", "allocation")
+)
+SILENCED = {f"hypernet-no-{group}": (group,) for group in GROUPS} | {
+    ALLOCATION_ALONE: tuple(group for group in GROUPS if group not in ALLOCATION)
+}
+ABLATIONS = (UNGUARDED, NO_STEPS, NOISE, *SILENCED)
+OTHER = "hypernet@"  # and a name: another hypernetwork
+
+
+@dataclass(frozen=True)
+class Hypernetworks:
+    """Where the hypernetworks lie, and the generators that are made of them.
+
+    Args:
+        folder: the one under judgement; ``None``: the released one.
+        others: further ones by name.
+    """
+
+    folder: Path | None = None
+    others: Mapping[str, Path] = field(default_factory=dict)
+
+    def path(self, method: str) -> Path:
+        """The folder behind a method."""
+        if method.startswith(OTHER):
+            return self.others[method.removeprefix(OTHER)]
+        return self.folder or RELEASED
+
+    def weights(self, method: str, teacher: str) -> str:
+        """Names of all weights that a student depends on; ``teacher`` is the digest of the teacher's."""
+        return f"{teacher}+{digest(self.path(method))}" if method.startswith("hypernet") else teacher
+
+    def load(self, method: str, steps: int, seed: int) -> Generator:
+        """The generator of a method.
+
+        Args:
+            steps: of distillation that will follow.
+            seed: of the noise in the place of tokens.
+
+        Raises:
+            GeneratorError: no generator has this name.
+        """
+        if method in NOISES:
+            return ANALYTIC["kfac"]
+        if method in ANALYTIC:
+            return ANALYTIC[method]
+        if method == "hypernet" or method.startswith(OTHER):
+            return HypernetGenerator(_read(self.path(method)), steps)
+        if method not in ABLATIONS:
+            raise GeneratorError(f"received the method {method}; expected one with a generator; choose among --methods")
+        silenced = SILENCED.get(method, ())
+        network = AblatedHypernetwork(_read(self.path(method)), silenced, seed if method == NOISE else None)
+        return Unguarded(HypernetGenerator(network, 0 if method == NO_STEPS else steps, name=method))
+
+
+@functools.cache
+def _read(folder: Path) -> Hypernetwork:
+    return load_hypernetwork(folder)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One place in the protocol's table, but for budget and seed."""
+
+    method: str
+    statistics: str
+    steps: int
+
+
+def table(methods: list[str], steps: list[int]) -> list[Case]:
+    """Every method with and without images, where that means something, after each number of steps.
+
+    Without images there is nothing to distil with. With images `CHANNELS` are not used, so they cannot be silenced.
+    """
+    without = [m for m in methods if m in WITHOUT_IMAGES or m in set(ABLATIONS) - {NO_STEPS} or m.startswith(OTHER)]
+    images = [m for m in methods if m not in {"prior", *NOISES} and SILENCED.get(m) != (CHANNELS,)]
+    found = [Case(method, IMAGES, count) for method in images for count in steps]
+    told = [case for case in found if case.method != NO_STEPS or case.steps > 0]  # at 0 steps there is nothing to tell
+    return told + [Case(method, NONE, 0) for method in without if 0 in steps]
+
+
+def draws(case: Case) -> bool:
+    """Whether anything depends on the seed."""
+    return case.statistics == IMAGES or case.method in NOISES or case.method == NOISE

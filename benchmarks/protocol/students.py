@@ -1,0 +1,179 @@
+"""Every start of the held-out protocol: a network of a method at a budget, before any step of distillation."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from benchmarks.common import size_of
+from benchmarks.distillation import from_random
+from benchmarks.protocol.budgets import Cell
+from benchmarks.protocol.methods import NOISES, NONE, Case, Hypernetworks
+from benchmarks.protocol.noise import noise
+from benchmarks.protocol.search import search
+from benchmarks.protocol.subject import STATISTICS_BATCH, Subject
+from benchmarks.pruning import parameters, prune
+from hypercompress.architecture import Architecture, build
+from hypercompress.compress import Plan, finish, prepare
+from hypercompress.errors import HypercompressError
+from hypercompress.fidelity import reestimate_norms
+from hypercompress.specs import Unit
+
+PRUNING_STEPS = 100
+# What Torch-Pruning raises where it does not understand a network; it has no error of its own.
+PRUNING_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network to measure and to distil, and what its maker tells of it; no network: ``note`` says why.
+
+    Args:
+        facts: columns of the table.
+    """
+
+    network: nn.Module | None
+    note: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Starts:
+    """All starts of one teacher and one seed; what several of them need is made once.
+
+    Args:
+        cells: every budget, because Torch-Pruning meets those of a unit on one way.
+    """
+
+    def __init__(self, subject: Subject, hypernetworks: Hypernetworks, seed: int, cells: list[Cell]) -> None:
+        self.subject, self.hypernetworks, self.seed = subject, hypernetworks, seed
+        self.cells = [cell for cell in cells if cell.share is not None]
+        self._cell: Cell | None = None
+        self._known: dict[tuple[Any, ...], Start] = {}  # of that budget, lest memory fills with networks
+        self._pruned: dict[Unit, dict[int, nn.Module] | str] = {}
+
+    @cached_property
+    def measured(self) -> Plan:
+        """Statistics of the seed's calibration images."""
+        return self.subject.plan(self.seed)
+
+    @cached_property
+    def weights_alone(self) -> Plan:
+        """Without any statistics."""
+        return prepare(self.subject.teacher, None, "svd", example=self.subject.test.images[:2])
+
+    @cached_property
+    def imagined(self) -> dict[str, Plan]:
+        """Statistics of noise, as many images as there would be photographs."""
+        first = self.subject.test.images
+        found = {}
+        for method, kind in NOISES.items():
+            c, h, w = first.shape[1:]
+            images = noise(kind, self.subject.calibration, (c, h, w), self.seed).to(first)
+            found[method] = prepare(self.subject.teacher, images.split(STATISTICS_BATCH), "kfac", seed=self.seed)
+        return found
+
+    def make(self, case: Case, cell: Cell) -> Start:
+        """The network that is measured at 0 steps, or distilled; the second is as ``--no-refit`` leaves it."""
+        if cell != self._cell:
+            self._cell, self._known = cell, {}
+        return self._make(case.method, case.statistics, cell, case.steps, refit=case.steps == 0)
+
+    def bare(self, case: Case, cell: Cell) -> Start:
+        """The network of ``--no-refit``, for the same number of steps."""
+        return self._make(case.method, case.statistics, cell, case.steps, refit=False)
+
+    def _make(self, method: str, statistics: str, cell: Cell, steps: int, *, refit: bool) -> Start:
+        told = steps if method.startswith("hypernet") else 0  # only hypernetworks ask what follows
+        refit = refit and statistics != NONE
+        key = (method, statistics, cell, told, refit)
+        if key not in self._known:
+            try:
+                self._known[key] = self._new(method, statistics, cell, told, refit)
+            except HypercompressError as error:
+                self._known[key] = Start(None, str(error))
+        return self._known[key]
+
+    def _new(self, method: str, statistics: str, cell: Cell, steps: int, refit: bool) -> Start:
+        if method == "random":
+            network = self._shape(cell)
+            return Start(from_scratch(network, self.subject.architecture, self.seed))
+        if method == "torch-pruning":
+            return self._pruning(cell)
+        plan = self.imagined.get(method) if method in NOISES else None
+        plan = plan or (self.weights_alone if statistics == NONE else self.measured)
+        note = ""
+        if method == "kfac-search":
+            rival = self._make("hypernet", statistics, cell, 0, refit=refit)
+            if rival.network is None:
+                return Start(None, f"the hypernetwork, whose time it gets, has no student: {rival.note}")
+            time = rival.facts["seconds"]
+            generator, tries = search(plan, cell.budget, time, self.seed, refit=refit)
+            note, plan = f"{tries} tries in {time:.1f} s", replace(plan, generator=generator)
+        else:
+            plan = replace(plan, generator=self.hypernetworks.load(method, steps, self.seed))
+        student = finish(
+            plan, cell.budget, refit=refit, norms=statistics != NONE, architecture=self.subject.architecture
+        )
+        report = student.report
+        facts = {"refit": report["refit"], "strength": report["generator"]["strength"], "seconds": report["seconds"]}
+        return Start(student.model, note, facts)
+
+    def _shape(self, cell: Cell) -> nn.Module:
+        """The `kfac` student, whose shape and size other methods take."""
+        network = self._make("kfac", "images", cell, 0, refit=False).network
+        assert network is not None  # the budget was found with it
+        return network
+
+    def _pruning(self, cell: Cell) -> Start:
+        if cell.unit not in self._pruned:
+            self._pruned[cell.unit] = self._prune(cell.unit)
+        found, size = self._pruned[cell.unit], self._count(cell.unit)(self._shape(cell))
+        if isinstance(found, str):
+            return Start(None, found)
+        if size not in found:
+            return Start(None, f"Torch-Pruning stops above {size} {cell.unit}")
+        return Start(found[size])
+
+    def _prune(self, unit: Unit) -> dict[int, nn.Module] | str:
+        """Pruned networks by the size that they were cut for, or why there are none."""
+        count, calibration = self._count(unit), self.subject.draw(self.seed)
+        sizes = [count(self._shape(cell)) for cell in self.cells if cell.unit is unit]
+        teacher = self.subject.teacher
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of parameters outside layers, which it prunes too
+                found = prune(teacher, calibration, sizes, PRUNING_STEPS, count, protected(teacher))
+        except PRUNING_ERRORS as error:
+            return f"Torch-Pruning: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        for network in found.values():
+            network.zero_grad()
+            reestimate_norms(network, list(calibration.images.split(128)))
+        return found
+
+    def _count(self, unit: Unit) -> Callable[[nn.Module], int]:
+        example = self.subject.test.images[:2]
+        return parameters if unit is Unit.PARAMS else lambda network: size_of(network, example)[1]
+
+
+def protected(model: nn.Module) -> list[str]:
+    """Layers whose outputs Torch-Pruning must leave: the classifier, and fused projections, which it would cut across
+    the heads of attention.
+    """
+    classifier = model.get_classifier()  # type: ignore[operator]  # a zoo holds timm's models
+    return [name for name, module in model.named_modules() if module is classifier or name.endswith("qkv")]
+
+
+def from_scratch(student: nn.Module, architecture: Architecture | None, seed: int) -> nn.Module:
+    """The student's shape with new weights: factors as torch begins them, everything else as timm does."""
+    fresh = from_random(student, seed)
+    if architecture is None:
+        return fresh
+    begun, device = build(copy.deepcopy(architecture)).state_dict(), next(student.parameters()).device
+    state = fresh.state_dict()
+    same = {n: t.to(device) for n, t in begun.items() if n in state and t.shape == state[n].shape}
+    fresh.load_state_dict({**state, **same})
+    return fresh

@@ -1,0 +1,138 @@
+"""The verdict of the held-out protocol, from its tables alone; see docs/heldout.md, "What is to be reached"."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from benchmarks.common import Results, markdown
+from benchmarks.protocol.gaps import NOTHING, Column, Estimate, Gaps, Place, mean, ratio
+from benchmarks.protocol.methods import CLOSED_FORMS, IMAGES, NONE
+
+GENERATED, HARD = 0.7, ("0.8", "0.5")  # of kfac's gap at 0 steps, at these levels
+DISTILLED, LATER = 0.8, (100, 500)  # of kfac's gap after these steps, at all levels
+WAY = 0.5  # from the best closed form without images to kfac with them
+FACTOR = 2.0  # standard errors by which no teacher may be worse
+KFAC, HYPERNET, FREE = Column("kfac"), Column("hypernet"), Column("hypernet", NONE)
+
+
+def verdict(budgets: Results, results: Results) -> str:
+    """Everything that is printed."""
+    gaps = Gaps(results)
+    parts = [
+        ("Budgets that do not exist", "\n".join(absent(budgets)) or "none"),
+        ("Rows without a student", "\n".join(failures(results)) or "none"),
+        ("With images: gap of hypernet against kfac, points of top-1", with_images(gaps)),
+        ("Teachers on which hypernet is worse than kfac by more than two standard errors", worse(gaps)),
+        ("Without images: the way from the best closed form to kfac with images", without_images(gaps)),
+        ("Every method: mean gap over its teachers, points of top-1", every_method(gaps)),
+    ]
+    return "\n\n".join(f"{title}\n\n{text}" for title, text in parts)
+
+
+def absent(budgets: Results) -> Iterator[str]:
+    """The budgets that no student meets."""
+    for row in budgets.rows:
+        if not row["share"]:
+            place = f"{row['teacher']}, {row['unit']}, {float(row['level']):.0%}"
+            yield f"{place}: {row['note']} ({float(row['kept']):.1%})"
+
+
+def failures(results: Results) -> Iterator[str]:
+    """Why there is no student, by teacher and method; absent budgets are named already."""
+    rows = [row for row in results.rows if not row["top1"] and row["share"]]
+    for (teacher, method, note), count in Counter((r["teacher"], r["method"], r["note"]) for r in rows).items():
+        yield f"{teacher}, {method}: {note} ({count} rows)"
+
+
+def with_images(gaps: Gaps) -> str:
+    """A line for each budget and number of steps, and one for all budgets that a goal speaks of."""
+    lines = []
+    for steps in sorted({column.steps for column in gaps.columns if column.statistics == IMAGES}):
+        goal = GENERATED if steps == 0 else DISTILLED if steps in LATER else None
+        judged = [place for place in gaps.places if steps > 0 or place[1] in HARD]
+        for places in [*([place] for place in gaps.places), *([judged] if len(judged) > 1 else [])]:
+            ours, theirs = (Column(c.method, IMAGES, steps) for c in (HYPERNET, KFAC))
+            found = gaps.together(places, [ours, theirs])
+            pairs = [(a, b) for a, b in found.values()]
+            if pairs:
+                whole = ratio(pairs)
+                means = [mean(side).text(2, 100) for side in zip(*pairs, strict=True)]
+                wanted = goal if set(places) <= set(judged) else None
+                lines.append([_place(places), str(steps), str(len(pairs)), *means, whole.text(), _met(whole, wanted)])
+    header = ("budget", "steps", "teachers", "hypernet", "kfac", "ratio", "goal")
+    return markdown(header, lines) if lines else "no rows of both"
+
+
+def _place(places: Sequence[Place]) -> str:
+    if len(places) == 1:
+        return f"{places[0][0]} {float(places[0][1]):.0%}"
+    levels = dict.fromkeys(f"{float(level):.0%}" for _, level in places)
+    return f"all of {', '.join(levels)}"
+
+
+def _met(found: Estimate, most: float | None) -> str:
+    if most is None:
+        return "-"
+    if math.isnan(found.value):
+        return f"{most:g}: kfac has no gap"
+    return f"{most:g}: {'reached' if found.value <= most else 'NOT reached'}"
+
+
+def worse(gaps: Gaps) -> str:
+    """The teachers that are worse at the budgets of the first goal, at 0 steps."""
+    lines, single = [], 0
+    for teacher in gaps.teachers:
+        for place in (place for place in gaps.places if place[1] in HARD):
+            more = gaps.worse(teacher, place, HYPERNET, KFAC)
+            single += not math.isnan(more.value) and math.isnan(more.error)
+            if more.value > 0 and more.value > FACTOR * more.error:
+                lines.append(f"{teacher}, {_place([place])}: {more.text(2, 100)} points worse")
+    lines += [f"{single} pairs of one seed have no standard error and cannot be judged"] if single else []
+    return "\n".join(lines) or "none"
+
+
+def without_images(gaps: Gaps) -> str:
+    """A line for each budget, and one for all."""
+    lines = []
+    for places in [*([place] for place in gaps.places), *([gaps.places] if len(gaps.places) > 1 else [])]:
+        found, short = _ways(gaps, places)
+        if not found and not short:
+            continue
+        way = ratio([(best - ours, best - kfac) for best, ours, kfac in found])
+        means = [mean(side).text(2, 100) for side in zip(*found, strict=True)] or [NOTHING.text()] * 3
+        goal = "-" if math.isnan(way.value) else f"{WAY:g}: {'reached' if way.value >= WAY else 'NOT reached'}"
+        lines.append([_place(places), str(len(found)), str(short), *means, way.text(), goal])
+    header = ("budget", "teachers", "left out", "best closed form", "hypernet", "kfac, images", "way", "goal")
+    return markdown(header, lines) if lines else "no rows of all three"
+
+
+def _ways(gaps: Gaps, places: Sequence[Place]) -> tuple[list[tuple[float, float, float]], int]:
+    """Gaps of the best closed form, the hypernetwork and `kfac` with images for each teacher; and how many teachers
+    have no way to go.
+    """
+    found, short = [], 0
+    for teacher in gaps.teachers:
+        triples = []
+        for place in places:
+            closed = [gaps.of(teacher, place, Column(method, NONE)) for method in CLOSED_FORMS]
+            known = [gap for gap in closed if gap is not None]
+            ours, kfac = gaps.of(teacher, place, FREE), gaps.of(teacher, place, KFAC)
+            if known and ours is not None and kfac is not None:
+                triples.append((min(known), ours, kfac))
+        if triples:
+            best, ours, kfac = (sum(side) / len(triples) for side in zip(*triples, strict=True))
+            if best > kfac:
+                found.append((best, ours, kfac))
+            else:
+                short += 1
+    return found, short
+
+
+def every_method(gaps: Gaps) -> str:
+    """Methods down, budgets across."""
+    lines = []
+    for column in sorted(gaps.columns, key=lambda c: (c.statistics, c.steps)):
+        singles = [gaps.together([place], [column]).values() for place in gaps.places]
+        means = [mean([gap for (gap,) in single]) for single in singles]
+        lines.append([column.method, column.statistics, str(column.steps), *(found.text(2, 100) for found in means)])
+    return markdown(("method", "statistics", "steps", *(_place([place]) for place in gaps.places)), lines)
