@@ -165,7 +165,7 @@ def work_of(options: argparse.Namespace) -> Work:
     least = {**vars(sizes), "rates": min(options.rates), "seeds": options.seeds, "steps": min(options.steps) + 1}
     low = [f"{name} {value:g}" for name, value in least.items() if value <= 0]
     pairs = [text.partition("=") for text in options.other]
-    low += [f"--other {''.join(pair)}" for pair in pairs if not pair[0] or not Path(pair[2]).is_dir()]
+    low += [f"--other {''.join(pair)}" for pair in pairs if not pair[0] or not pair[2] or not Path(pair[2]).is_dir()]
     if low:
         raise DataError(
             f"received {', '.join(low)}; expected numbers above 0, steps from 0, and NAME=FOLDER; mend them"
