@@ -46,12 +46,13 @@ def measure(subject: Subject, starts: Starts, case: Case, cell: Cell, settings: 
     start, bare = starts.make(case, cell), starts.bare(case, cell)
     if start.network is None or bare.network is None:
         return {**blank, "note": start.note or bare.note}
-    before = fidelity(subject.teacher, bare.network, subject.test)
+    before = starts.test(bare.network)
     params, macs = size_of(start.network, subject.test.images[:2])
-    network, rate = start.network, None
     if case.steps:
         network, rate = _distilled(subject, start, case.steps, starts.seed, settings.rates)
-    after = before if network is bare.network else fidelity(subject.teacher, network, subject.test)
+        after = fidelity(subject.teacher, network, subject.test)
+    else:
+        after, rate = starts.test(start.network), None
     return {
         **blank,
         "params": params,

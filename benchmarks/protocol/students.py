@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.common import size_of
+from benchmarks.common import fidelity, size_of
 from benchmarks.distillation import from_random
 from benchmarks.protocol.budgets import Cell
 from benchmarks.protocol.methods import NOISES, NONE, Case, Hypernetworks
@@ -20,10 +20,11 @@ from benchmarks.pruning import parameters, prune
 from hypercompress.architecture import Architecture, build
 from hypercompress.compress import Plan, finish, prepare
 from hypercompress.errors import HypercompressError
-from hypercompress.fidelity import reestimate_norms
+from hypercompress.fidelity import Fidelity, reestimate_norms
 from hypercompress.specs import Unit
 
 PRUNING_STEPS = 100
+UNREFITTED = ("random", "torch-pruning")  # nothing of theirs is ever refitted
 # What Torch-Pruning raises where it does not understand a network; it has no error of its own.
 PRUNING_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
 
@@ -53,6 +54,7 @@ class Starts:
         self.cells = [cell for cell in cells if cell.share is not None]
         self._cell: Cell | None = None
         self._known: dict[tuple[Any, ...], Start] = {}  # of that budget, lest memory fills with networks
+        self._tested: dict[int, Fidelity] = {}  # by identity: `_known` keeps the networks alive
         self._pruned: dict[Unit, dict[int, nn.Module] | str] = {}
 
     @cached_property
@@ -79,16 +81,22 @@ class Starts:
     def make(self, case: Case, cell: Cell) -> Start:
         """The network that is measured at 0 steps, or distilled; the second is as ``--no-refit`` leaves it."""
         if cell != self._cell:
-            self._cell, self._known = cell, {}
+            self._cell, self._known, self._tested = cell, {}, {}
         return self._make(case.method, case.statistics, cell, case.steps, refit=case.steps == 0)
 
     def bare(self, case: Case, cell: Cell) -> Start:
         """The network of ``--no-refit``, for the same number of steps."""
         return self._make(case.method, case.statistics, cell, case.steps, refit=False)
 
+    def test(self, network: nn.Module) -> Fidelity:
+        """A start of the present budget on the test images, measured once."""
+        if id(network) not in self._tested:
+            self._tested[id(network)] = fidelity(self.subject.teacher, network, self.subject.test)
+        return self._tested[id(network)]
+
     def _make(self, method: str, statistics: str, cell: Cell, steps: int, *, refit: bool) -> Start:
         told = steps if method.startswith("hypernet") else 0  # only hypernetworks ask what follows
-        refit = refit and statistics != NONE
+        refit = refit and statistics != NONE and method not in UNREFITTED
         key = (method, statistics, cell, told, refit)
         if key not in self._known:
             try:
