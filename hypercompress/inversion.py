@@ -25,6 +25,7 @@ BATCH = 64  # images whose moments are matched together
 STEPS = 40
 RATE = 0.2  # of Adam, in units of the noise's deviation
 FADING = 1.0  # exponent of the noise's amplitude over frequency
+SHARED = 0.9  # of the noise's variance, the part that all colours share, as they do in photographs
 
 
 def synthesize(
@@ -78,17 +79,28 @@ def remembering_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def fading_noise(
-    images: int, input_size: Sequence[int], generator: torch.Generator, exponent: float = FADING
+    images: int,
+    input_size: Sequence[int],
+    generator: torch.Generator,
+    exponent: float = FADING,
+    shared: float = SHARED,
 ) -> Float[Tensor, "n c h w"]:
-    """Gaussian noise whose amplitude falls as 1 / frequency^exponent, each channel of mean 0 and deviation 1."""
+    """Gaussian noise whose amplitude falls as 1 / frequency^exponent, of mean 0 and deviation 1 as prepared images are.
+
+    Args:
+        exponent: 0: white noise.
+        shared: share of the variance that all channels have in common.
+    """
     channels, height, width = input_size
+    white = torch.randn(images, channels, height, width, generator=generator)
+    if channels > 1 and shared > 0:
+        common = torch.randn(images, 1, height, width, generator=generator)
+        white = shared**0.5 * common + (1 - shared) ** 0.5 * white
     rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
     frequency = (rows**2 + columns**2).sqrt()
     frequency[0, 0] = 1 / max(height, width)  # the mean of an image varies as its slowest wave does
-    white = torch.randn(images, channels, height, width, generator=generator)
-    noise = torch.fft.irfft2(torch.fft.rfft2(white) / frequency**exponent, s=(height, width))
-    centred: Tensor = noise - noise.mean((0, 2, 3), keepdim=True)
-    return centred / centred.square().mean((0, 2, 3), keepdim=True).sqrt()
+    noise: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) / frequency**exponent, s=(height, width))
+    return (noise - noise.mean()) / noise.std(correction=0)
 
 
 def invert(

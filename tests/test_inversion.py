@@ -30,9 +30,11 @@ def model_of_moments() -> nn.Module:
 
 def test_noise_falls_with_frequency_as_asked() -> None:
     for exponent in (0.0, 1.0, 2.0):
-        noise = fading_noise(64, (2, 64, 64), torch.Generator().manual_seed(0), exponent)
-        assert noise.mean((0, 2, 3)) == pytest.approx([0.0, 0.0], abs=1e-5)
-        assert noise.square().mean((0, 2, 3)) == pytest.approx([1.0, 1.0], rel=1e-4)
+        noise = fading_noise(64, (2, 64, 64), torch.Generator().manual_seed(0), exponent, shared=0.5)
+        assert float(noise.mean()) == pytest.approx(0.0, abs=1e-5)
+        assert float(noise.square().mean()) == pytest.approx(1.0, rel=1e-4)
+        first, second = noise.transpose(0, 1).flatten(1)
+        assert float(torch.corrcoef(torch.stack([first, second]))[0, 1]) == pytest.approx(0.5, abs=0.1)
         power = torch.fft.rfft2(noise).abs().square().mean((0, 1))[0]  # along one axis
         frequency = torch.arange(2, 30, dtype=torch.float32)
         design = torch.stack([frequency.log(), torch.ones_like(frequency)], 1)

@@ -7,16 +7,18 @@ from pathlib import Path
 
 from benchmarks.common import digest
 from benchmarks.protocol.ablation import ALLOCATION, CHANNELS, GROUPS, AblatedHypernetwork, Unguarded
-from benchmarks.protocol.noise import Noise
+from benchmarks.protocol.noise import Kind
 from hypercompress.errors import GeneratorError
 from hypercompress.generator import ANALYTIC, Generator, HypernetGenerator, Hypernetwork, load_hypernetwork
 from hypercompress.generator.registry import RELEASED
 
 IMAGES, NONE = "images", "none"  # where statistics come from
 WITH_IMAGES = ("svd", "whitened", "kfac", "hypernet", "torch-pruning", "random", "kfac-search")
-NOISES: Mapping[str, Noise] = {"kfac-gauss": "gauss", "kfac-pink": "pink"}
+NOISES: Mapping[str, Kind] = {"kfac-gauss": "gauss", "kfac-pink": "pink"}
+SYNTHETIC = ("kfac-synthetic", "hypernet-synthetic")  # as ``generate --data synthetic``: refit, guard and all
+IMAGINED: Mapping[str, Kind] = {**NOISES, **dict.fromkeys(SYNTHETIC, "synthetic")}
 CLOSED_FORMS = ("svd", "prior", *NOISES)  # without images
-WITHOUT_IMAGES = (*CLOSED_FORMS, "hypernet")
+WITHOUT_IMAGES = (*CLOSED_FORMS, "hypernet", *SYNTHETIC)
 UNGUARDED, NO_STEPS, NOISE, ALLOCATION_ALONE = (
     f"hypernet-{what}" for what in ("unguarded", "no-steps", "noise", "allocation")
 )
@@ -59,11 +61,11 @@ class Hypernetworks:
         Raises:
             GeneratorError: no generator has this name.
         """
-        if method in NOISES:
+        if method in {*NOISES, "kfac-synthetic"}:
             return ANALYTIC["kfac"]
         if method in ANALYTIC:
             return ANALYTIC[method]
-        if method == "hypernet" or method.startswith(OTHER):
+        if method in {"hypernet", "hypernet-synthetic"} or method.startswith(OTHER):
             return HypernetGenerator(_read(self.path(method)), steps)
         if method not in ABLATIONS:
             raise GeneratorError(f"received the method {method}; expected one with a generator; choose among --methods")
@@ -92,7 +94,7 @@ def table(methods: list[str], steps: list[int]) -> list[Case]:
     Without images there is nothing to distil with. With images `CHANNELS` are not used, so they cannot be silenced.
     """
     without = [m for m in methods if m in WITHOUT_IMAGES or m in set(ABLATIONS) - {NO_STEPS} or m.startswith(OTHER)]
-    images = [m for m in methods if m not in {"prior", *NOISES} and SILENCED.get(m) != (CHANNELS,)]
+    images = [m for m in methods if m not in {"prior", *IMAGINED} and SILENCED.get(m) != (CHANNELS,)]
     found = [Case(method, IMAGES, count) for method in images for count in steps]
     told = [case for case in found if case.method != NO_STEPS or case.steps > 0]  # at 0 steps there is nothing to tell
     return told + [Case(method, NONE, 0) for method in without if 0 in steps]
@@ -100,4 +102,4 @@ def table(methods: list[str], steps: list[int]) -> list[Case]:
 
 def draws(case: Case) -> bool:
     """Whether anything depends on the seed."""
-    return case.statistics == IMAGES or case.method in NOISES or case.method == NOISE
+    return case.statistics == IMAGES or case.method in IMAGINED or case.method == NOISE

@@ -4,28 +4,28 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-Noise = Literal["gauss", "pink"]
-SHARED = 0.9  # of the variance of 1/f noise, the part that all colours share, as they do in photographs
+from hypercompress.inversion import fading_noise, synthesize
+
+Kind = Literal["gauss", "pink", "synthetic"]
+FEWER = 4  # images cost many passes each where they are synthetic: a quarter of what is drawn of others
 
 
-def noise(kind: Noise, count: int, size: tuple[int, int, int], seed: int) -> Float[Tensor, "n c h w"]:
-    """Normalised inputs: mean 0 and variance 1 over the set, as preprocessed images have them.
+def images_of(
+    kind: Kind, model: nn.Module, count: int, size: tuple[int, int, int], seed: int
+) -> Float[Tensor, "n c h w"]:
+    """Inputs as a model without data can have them.
 
     Args:
-        kind: ``gauss``: white. ``pink``: amplitudes fall as 1 / frequency, as in natural images (Field 1987).
+        kind: ``gauss``: white noise. ``pink``: amplitudes fall as 1 / frequency, as in natural images (Field 1987).
+            ``synthetic``: pink noise, optimised to have the moments that the model's norms remember.
+        count: how many there would be of photographs.
         size: channels, height, width.
     """
+    if kind == "synthetic":
+        return torch.cat(synthesize(model, size, max(2, count // FEWER), seed=seed))
     generator = torch.Generator().manual_seed(seed)
-    white = torch.randn(count, *size, generator=generator)
     if kind == "gauss":
-        return white
-    c, h, w = size
-    if c > 1:
-        common = torch.randn(count, 1, h, w, generator=generator)
-        white = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * white
-    frequency = (torch.fft.fftfreq(h)[:, None] ** 2 + torch.fft.rfftfreq(w)[None] ** 2).sqrt()
-    frequency[0, 0] = 1 / max(h, w)  # the mean of an image varies like its slowest wave
-    pink: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(h, w))
-    return (pink - pink.mean()) / pink.std()
+        return fading_noise(count, size, generator, exponent=0.0, shared=0.0)
+    return fading_noise(count, size, generator)

@@ -12,12 +12,13 @@ from torch import nn
 from benchmarks.common import fidelity, size_of
 from benchmarks.distillation import from_random
 from benchmarks.protocol.budgets import Cell
-from benchmarks.protocol.methods import NOISES, NONE, Case, Hypernetworks
-from benchmarks.protocol.noise import noise
+from benchmarks.protocol.methods import IMAGINED, NONE, SYNTHETIC, Case, Hypernetworks
+from benchmarks.protocol.noise import Kind, images_of
 from benchmarks.protocol.search import search
 from benchmarks.protocol.subject import STATISTICS_BATCH, Subject
 from benchmarks.pruning import parameters, prune
 from hypercompress.architecture import Architecture, build
+from hypercompress.cli.inputs import LEAST_BATCHES
 from hypercompress.compress import Plan, finish, prepare
 from hypercompress.errors import HypercompressError
 from hypercompress.fidelity import Fidelity, reestimate_norms
@@ -56,6 +57,7 @@ class Starts:
         self._known: dict[tuple[Any, ...], Start] = {}  # of that budget, lest memory fills with networks
         self._tested: dict[int, Fidelity] = {}  # by identity: `_known` keeps the networks alive
         self._pruned: dict[Unit, dict[int, nn.Module] | str] = {}
+        self._imagined: dict[Kind, Plan] = {}
 
     @cached_property
     def measured(self) -> Plan:
@@ -67,16 +69,15 @@ class Starts:
         """Without any statistics."""
         return prepare(self.subject.teacher, None, "svd", example=self.subject.test.images[:2])
 
-    @cached_property
-    def imagined(self) -> dict[str, Plan]:
-        """Statistics of noise, as many images as there would be photographs."""
-        first = self.subject.test.images
-        found = {}
-        for method, kind in NOISES.items():
+    def imagined(self, kind: Kind) -> Plan:
+        """Statistics of images that are none."""
+        if kind not in self._imagined:
+            first = self.subject.test.images
             c, h, w = first.shape[1:]
-            images = noise(kind, self.subject.calibration, (c, h, w), self.seed).to(first)
-            found[method] = prepare(self.subject.teacher, images.split(STATISTICS_BATCH), "kfac", seed=self.seed)
-        return found
+            images = images_of(kind, self.subject.teacher, self.subject.calibration, (c, h, w), self.seed).to(first)
+            size = min(STATISTICS_BATCH, max(2, len(images) // LEAST_BATCHES))
+            self._imagined[kind] = prepare(self.subject.teacher, images.split(size), "kfac", seed=self.seed)
+        return self._imagined[kind]
 
     def make(self, case: Case, cell: Cell) -> Start:
         """The network that is measured at 0 steps, or distilled; the second is as ``--no-refit`` leaves it."""
@@ -96,7 +97,7 @@ class Starts:
 
     def _make(self, method: str, statistics: str, cell: Cell, steps: int, *, refit: bool) -> Start:
         told = steps if method.startswith("hypernet") else 0  # only hypernetworks ask what follows
-        refit = refit and statistics != NONE and method not in UNREFITTED
+        refit = refit and (statistics != NONE or method in SYNTHETIC) and method not in UNREFITTED
         key = (method, statistics, cell, told, refit)
         if key not in self._known:
             try:
@@ -111,7 +112,7 @@ class Starts:
             return Start(from_scratch(network, self.subject.architecture, self.seed))
         if method == "torch-pruning":
             return self._pruning(cell)
-        plan = self.imagined.get(method) if method in NOISES else None
+        plan = self.imagined(IMAGINED[method]) if method in IMAGINED else None
         plan = plan or (self.weights_alone if statistics == NONE else self.measured)
         note = ""
         if method == "kfac-search":
@@ -124,7 +125,11 @@ class Starts:
         else:
             plan = replace(plan, generator=self.hypernetworks.load(method, steps, self.seed))
         student = finish(
-            plan, cell.budget, refit=refit, norms=statistics != NONE, architecture=self.subject.architecture
+            plan,
+            cell.budget,
+            refit=refit,
+            norms=statistics != NONE or method in SYNTHETIC,
+            architecture=self.subject.architecture,
         )
         report = student.report
         facts = {"refit": report["refit"], "strength": report["generator"]["strength"], "seconds": report["seconds"]}

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import NOTHING, Column, Estimate, Gaps, Place, mean, ratio
-from benchmarks.protocol.methods import CLOSED_FORMS, IMAGES, NONE
+from benchmarks.protocol.methods import CLOSED_FORMS, IMAGES, NONE, SYNTHETIC
 
 GENERATED, HARD = 0.7, ("0.8", "0.5")  # of kfac's gap at 0 steps, at these levels
 DISTILLED, LATER = 0.8, (100, 500)  # of kfac's gap after these steps, at all levels
 WAY = 0.5  # from the best closed form without images to kfac with them
 FACTOR = 2.0  # standard errors by which no teacher may be worse
-KFAC, HYPERNET, FREE = Column("kfac"), Column("hypernet"), Column("hypernet", NONE)
+KFAC, HYPERNET = Column("kfac"), Column("hypernet")
+FREE = tuple(Column(method, NONE) for method in ("hypernet", *SYNTHETIC))
 
 
 def verdict(budgets: Results, results: Results) -> str:
@@ -92,22 +93,23 @@ def worse(gaps: Gaps) -> str:
 
 
 def without_images(gaps: Gaps) -> str:
-    """A line for each budget, and one for all."""
+    """A line for each budget and one for all, of each method that is no closed form on weights or noise."""
     lines = []
-    for places in [*([place] for place in gaps.places), *([gaps.places] if len(gaps.places) > 1 else [])]:
-        found, short = _ways(gaps, places)
-        if not found and not short:
-            continue
-        way = ratio([(best - ours, best - kfac) for best, ours, kfac in found])
-        means = [mean(side).text(2, 100) for side in zip(*found, strict=True)] or [NOTHING.text()] * 3
-        goal = "-" if math.isnan(way.value) else f"{WAY:g}: {'reached' if way.value >= WAY else 'NOT reached'}"
-        lines.append([_place(places), str(len(found)), str(short), *means, way.text(), goal])
-    header = ("budget", "teachers", "left out", "best closed form", "hypernet", "kfac, images", "way", "goal")
+    for ours in (column for column in FREE if column in gaps.columns):
+        for places in [*([place] for place in gaps.places), *([gaps.places] if len(gaps.places) > 1 else [])]:
+            found, short = _ways(gaps, places, ours)
+            if not found and not short:
+                continue
+            way = ratio([(best - gap, best - kfac) for best, gap, kfac in found])
+            means = [mean(side).text(2, 100) for side in zip(*found, strict=True)] or [NOTHING.text()] * 3
+            goal = "-" if math.isnan(way.value) else f"{WAY:g}: {'reached' if way.value >= WAY else 'NOT reached'}"
+            lines.append([ours.method, _place(places), str(len(found)), str(short), *means, way.text(), goal])
+    header = ("method", "budget", "teachers", "left out", "best closed form", "it", "kfac, images", "way", "goal")
     return markdown(header, lines) if lines else "no rows of all three"
 
 
-def _ways(gaps: Gaps, places: Sequence[Place]) -> tuple[list[tuple[float, float, float]], int]:
-    """Gaps of the best closed form, the hypernetwork and `kfac` with images for each teacher; and how many teachers
+def _ways(gaps: Gaps, places: Sequence[Place], column: Column) -> tuple[list[tuple[float, float, float]], int]:
+    """Gaps of the best closed form, of the method and of `kfac` with images for each teacher; and how many teachers
     have no way to go.
     """
     found, short = [], 0
@@ -116,7 +118,7 @@ def _ways(gaps: Gaps, places: Sequence[Place]) -> tuple[list[tuple[float, float,
         for place in places:
             closed = [gaps.of(teacher, place, Column(method, NONE)) for method in CLOSED_FORMS]
             known = [gap for gap in closed if gap is not None]
-            ours, kfac = gaps.of(teacher, place, FREE), gaps.of(teacher, place, KFAC)
+            ours, kfac = gaps.of(teacher, place, column), gaps.of(teacher, place, KFAC)
             if known and ours is not None and kfac is not None:
                 triples.append((min(known), ours, kfac))
         if triples:

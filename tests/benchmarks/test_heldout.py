@@ -12,7 +12,7 @@ from benchmarks import heldout
 from benchmarks.common import fidelity
 from benchmarks.protocol import budgets, students
 from benchmarks.protocol.budgets import Cell, bisect
-from benchmarks.protocol.methods import ABLATIONS, CLOSED_FORMS, Case, Hypernetworks, draws, table
+from benchmarks.protocol.methods import ABLATIONS, CLOSED_FORMS, SYNTHETIC, Case, Hypernetworks, draws, table
 from benchmarks.protocol.students import Starts, from_scratch, protected
 from benchmarks.protocol.subject import Sizes, Subject, _data, open_subject, read_entries
 from hypercompress.architecture import load_timm
@@ -118,19 +118,21 @@ def test_bisection_takes_the_nearest_where_accuracy_jumps_and_none_where_all_is_
 
 
 def test_the_table_has_every_case_that_means_something() -> None:
-    methods = ["svd", "prior", "hypernet", "random", "kfac-pink", *ABLATIONS, "hypernet@x"]
+    methods = ["svd", "prior", "hypernet", "random", "kfac-pink", "kfac-synthetic", *ABLATIONS, "hypernet@x"]
     cases = table(methods, [0, 100])
     assert len(cases) == len(set(cases))
     free = {case.method for case in cases if case.statistics == "none"}
-    assert free == {"svd", "prior", "hypernet", "kfac-pink", "hypernet@x", *ABLATIONS} - {"hypernet-no-steps"}
+    others = {"svd", "prior", "hypernet", "kfac-pink", "kfac-synthetic", "hypernet@x"}
+    assert free == {*others, *ABLATIONS} - {"hypernet-no-steps"}
     images = {case.method for case in cases if case.statistics == "images"}
-    assert images == set(methods) - {"prior", "kfac-pink", "hypernet-no-channels"}
+    assert images == set(methods) - {"prior", "kfac-pink", "kfac-synthetic", "hypernet-no-channels"}
     assert Case("hypernet-no-steps", "images", 100) in cases
     assert Case("hypernet-no-steps", "images", 0) not in cases
     assert all(case.steps == 0 for case in cases if case.statistics == "none")
     assert table(["svd"], [20]) == [Case("svd", "images", 20)]
     assert not draws(Case("svd", "none", 0))
-    assert all(draws(Case(method, "none", 0)) for method in ("kfac-pink", "kfac-gauss", "hypernet-noise"))
+    drawn = ("kfac-pink", "kfac-gauss", "kfac-synthetic", "hypernet-synthetic", "hypernet-noise")
+    assert all(draws(Case(method, "none", 0)) for method in drawn)
 
 
 def test_every_start_has_the_budget(starts: Starts, subject: Subject) -> None:
@@ -153,7 +155,7 @@ def test_methods_without_images_read_none(starts: Starts, subject: Subject, monk
         raise AssertionError("images were read")
 
     monkeypatch.setattr(Subject, "draw", refuse)
-    for method in (*CLOSED_FORMS, "hypernet", "hypernet-no-channels"):
+    for method in (*CLOSED_FORMS, "hypernet", "hypernet-no-channels", *SYNTHETIC):
         assert starts.make(Case(method, "none", 0), starts.cells[0]).network is not None
     with pytest.raises(AssertionError, match="images were read"):
         starts.make(Case("kfac", "images", 0), starts.cells[0])

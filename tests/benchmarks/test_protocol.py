@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks import hypernet_time
 from benchmarks.common import Results
 from benchmarks.protocol.ablation import ALLOCATION, GROUPS, AblatedHypernetwork, Unguarded, like, noisy
-from benchmarks.protocol.noise import SHARED, noise
+from benchmarks.protocol.noise import Kind, images_of
 from benchmarks.protocol.search import WeightedKfac, search
 from hypercompress.compress import Plan, finish, prepare
 from hypercompress.fidelity import compare
@@ -19,6 +19,7 @@ from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator,
 from hypercompress.generator.heads import Outputs
 from hypercompress.generator.hypernetwork import tokens_of
 from hypercompress.generator.start import start_of
+from hypercompress.inversion import SHARED, mismatch, remembering_norms
 from hypercompress.specs import Afterwards, Budget
 from hypercompress.student import build_student
 
@@ -157,23 +158,32 @@ def test_the_guard_lets_an_unguarded_one_pass(network: Hypernetwork, plans: dict
 
 
 def test_white_noise_is_white_and_pink_noise_falls_with_the_frequency() -> None:
-    for kind, slope in (("gauss", 0.0), ("pink", -1.0)):
-        images = noise(kind, 400, (1, 32, 32), 0)  # type: ignore[arg-type]
+    slopes: dict[Kind, float] = {"gauss": 0.0, "pink": -1.0}
+    for kind, slope in slopes.items():
+        images = images_of(kind, nn.Identity(), 400, (1, 32, 32), 0)
         assert float(images.mean()) == pytest.approx(0, abs=0.02)
         assert float(images.std()) == pytest.approx(1, rel=0.02)
         amplitude = torch.fft.fft2(images).abs().mean((0, 1))[0, 1:16]  # along one axis, waves 1 to 15
         waves = torch.arange(1, 16).float().log()
         fitted = torch.linalg.lstsq(torch.stack([waves, torch.ones(15)], 1), amplitude.log()).solution
         assert float(fitted[0]) == pytest.approx(slope, abs=0.05)
-        assert torch.equal(images, noise(kind, 400, (1, 32, 32), 0))  # type: ignore[arg-type]
-        assert not torch.equal(images, noise(kind, 400, (1, 32, 32), 1))  # type: ignore[arg-type]
+        assert torch.equal(images, images_of(kind, nn.Identity(), 400, (1, 32, 32), 0))
+        assert not torch.equal(images, images_of(kind, nn.Identity(), 400, (1, 32, 32), 1))
 
 
 def test_colours_of_pink_noise_go_together() -> None:
-    images = noise("pink", 2000, (3, 16, 16), 0)
+    images = images_of("pink", nn.Identity(), 2000, (3, 16, 16), 0)
     a, b = images[:, 0].flatten(), images[:, 1].flatten()
     assert float(torch.corrcoef(torch.stack([a, b]))[0, 1]) == pytest.approx(SHARED, abs=0.05)
-    assert noise("pink", 3, (3, 9, 7), 0).shape == (3, 3, 9, 7)
+    assert images_of("pink", nn.Identity(), 3, (3, 9, 7), 0).shape == (3, 3, 9, 7)
+
+
+def test_synthetic_images_are_fewer_and_have_the_moments(teacher: nn.Module) -> None:
+    made, pink = (images_of(kind, teacher, 64, (3, 8, 8), 0) for kind in ("synthetic", "pink"))
+    assert (len(made), len(pink)) == (16, 64)
+    norms = remembering_norms(teacher)
+    with torch.no_grad():
+        assert mismatch(teacher, norms, made) < 0.5 * mismatch(teacher, norms, pink[:16])
 
 
 def test_without_weights_the_search_is_kfac(plans: dict[bool, Plan]) -> None:

@@ -107,10 +107,16 @@ def test_the_way_without_images(table: Table) -> None:
         table.put(teacher, "hypernet", [0.2], statistics="none")
         table.put(teacher, "kfac", [0.1, 0.1])
     # a: 0.3 of 0.4, b: 0.1 of 0.2; c has nowhere to go.
-    found = line(without_images(table.gaps), "| params 80%")
-    assert found[1:3] == ["2", "1"]
-    assert found[6].startswith("0.67 ± ")
-    assert found[7] == "0.5: reached"
+    found = line(without_images(table.gaps), "| hypernet | params 80%")
+    assert found[2:4] == ["2", "1"]
+    assert found[7].startswith("0.67 ± ")
+    assert found[8] == "0.5: reached"
+    assert "kfac-synthetic" not in without_images(table.gaps)
+    table.put("a", "kfac-synthetic", [0.4, 0.2], statistics="none")  # 0.2 of 0.4
+    table.put("c", "kfac-synthetic", [0.4], statistics="none")
+    found = line(without_images(table.gaps), "| kfac-synthetic | params 80%")
+    assert found[2:4] == ["1", "1"]
+    assert found[7].startswith("0.50")
 
 
 def test_what_is_missing_is_said(table: Table) -> None:
