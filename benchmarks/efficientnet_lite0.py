@@ -5,8 +5,9 @@
 ASSETS holds ``efficientnet_lite0.safetensors`` (timm's ``tf_efficientnet_lite0``, 224 pixels, mean and std 0.5) and
 ``photos/{train,val}``. Statistics come from the photographs of ``train``, each as it is and twice cropped and flipped
 at random; agreement with the teacher and KL are measured on those of ``val``. Nothing is trained. Sizes are shares of
-the parameters of the layers that may be factored. Writes ``efficientnet_lite0.csv`` and ``efficientnet_lite0.png``;
-rows that are there are not made again. Two CPU cores, about ten minutes a seed.
+the parameters of the layers that may be factored. Without photographs: weights alone, and 256 synthetic images. Writes
+``efficientnet_lite0.csv`` and ``efficientnet_lite0.png``; rows that are there are not made again. Two CPU cores, about
+ten minutes a seed, and as long for the synthetic images.
 """
 
 import argparse
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, Results, digest, read_set, say
 from benchmarks.figures import by_share, curves, save, values
-from benchmarks.sweep import KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
+from benchmarks.sweep import DATA, KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
 from hypercompress.architecture import load_timm
 from hypercompress.compress import Plan, prepare
 from hypercompress.data import Preprocess, loader, open_data
+from hypercompress.inversion import synthesize
 
 SHARES = (0.8, 0.65, 0.5, 0.35)
 CROPS = 2  # random crops of each photograph, beside the photograph itself
@@ -55,10 +57,17 @@ def make_sweep(assets: Path, hypernet: str = "hypernet", shares: Sequence[float]
     test = read_set(teacher, photos, train=False)
     test = replace(test, labels=torch.full_like(test.labels, -1))  # the folders are no classes of ImageNet
 
-    def measure(seed: int | None) -> Plan:
-        say("measuring the statistics")
-        batches = None if seed is None else photographs(teacher, photos, seed)
-        return prepare(teacher, batches, "svd", seed=seed or 0)
+    def measure(data: str, seed: int) -> Plan:
+        say(f"measuring the statistics: {data}, seed {seed}")
+        batches = None
+        if data == "images":
+            batches = photographs(teacher, photos, seed)
+        elif data == "synthetic":
+            made = synthesize(
+                teacher, test.images.shape[1:], seed=seed, progress=lambda _, done, _at="": say(f"{done}")
+            )
+            batches = list(torch.cat(made).split(BATCH // 2))
+        return prepare(teacher, batches, "svd", seed=seed)
 
     return Sweep(measure, architecture, digest(assets), Generators(hypernet), test, shares)
 
@@ -87,9 +96,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--hypernet", default="hypernet", help="folder of a hypernetwork (default: the released one)")
     choices = sorted({*WITH_DATA, *WITHOUT_DATA})
     parser.add_argument("--only", nargs="+", choices=choices, default=choices, help="make these rows only")
+    parser.add_argument("--statistics", nargs="+", choices=list(DATA), default=list(DATA), help="and of these only")
     options = parser.parse_args(words)
     results = Results(options.out / "efficientnet_lite0.csv", KEY)
-    make_sweep(options.assets, options.hypernet).run(results, options.seeds, options.only)
+    make_sweep(options.assets, options.hypernet).run(results, options.seeds, options.only, options.statistics)
     draw(results, options.out / "efficientnet_lite0.png")
     for data in values(results, "data"):
         for column, digits, scale in (("agreement", 1, 100.0), ("kl", 3, 1.0)):

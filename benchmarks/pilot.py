@@ -25,7 +25,7 @@ KEPT_OUT = 5000
 
 def networks(bench: Bench, seed: int) -> dict[str, nn.Module]:
     """All starts."""
-    plan, size = bench.measure(seed), f"{DISTILLED_SHARE:g}"
+    plan, size = bench.measure("images", seed), f"{DISTILLED_SHARE:g}"
     return {start: dict(starts(bench, plan, start, DISTILLED_SHARE, seed))[size] for start in DISTILLED}
 
 

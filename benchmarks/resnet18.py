@@ -23,11 +23,12 @@ from benchmarks.common import RESULTS, Results, Set, budget_of, digest, read_set
 from benchmarks.distillation import PILOT, PILOT_KEY, Recipe, best_recipe, distilled, from_random
 from benchmarks.figures import resnet18_figure, resnet18_tables
 from benchmarks.pruning import STEPS, prune
-from benchmarks.sweep import KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
+from benchmarks.sweep import DATA, KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
 from benchmarks.teacher import train_teacher
 from hypercompress.architecture import Architecture
 from hypercompress.compress import Plan, finish, prepare
 from hypercompress.fidelity import reestimate_norms
+from hypercompress.inversion import synthesize
 from hypercompress.models import load_model
 
 SHARES = (0.25, 0.125, 0.0625, 0.05, 0.03, 0.02, 0.01)
@@ -68,10 +69,14 @@ class Bench:
         chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
         return self.train.subset(chosen[: self.images])
 
-    def measure(self, seed: int | None) -> Plan:
-        """The statistics of a seed; ``None``: without data."""
-        batches = None if seed is None else self.calibration(seed).images.split(64)
-        return prepare(self.teacher, batches, "svd", example=self.test.images[:2], seed=seed or 0)
+    def measure(self, data: str, seed: int) -> Plan:
+        """The statistics of a seed on one of `DATA`."""
+        example, batches = self.test.images[:2], None
+        if data == "images":
+            batches = self.calibration(seed).images.split(64)
+        elif data == "synthetic":
+            batches = torch.cat(synthesize(self.teacher, example.shape[1:], seed=seed)).split(16)
+        return prepare(self.teacher, batches, "svd", example=example, seed=seed)
 
     def sweep(self, shares: Sequence[float]) -> Sweep:
         """All generators at these sizes."""
@@ -88,7 +93,7 @@ def distilled_rows(bench: Bench, results: Results, seeds: int, names: Sequence[s
             made_of = {"weights": bench.generators.weights(start, bench.weights), "recipe": str(recipe)}
             if results.has({"start": start, "size": f"{share:g}", "seed": seed, **made_of}):
                 continue
-            plan = plan or bench.measure(seed)
+            plan = plan or bench.measure("images", seed)
             for size, network in starts(bench, plan, start, share, seed):
                 row = distilled(bench.teacher, network, bench.train, bench.test, recipe, seed)
                 results.add({"start": start, "size": size, "seed": seed, **row, **made_of})
@@ -120,12 +125,14 @@ def run(
     names: Sequence[str],
     shares: Sequence[float] = SHARES,
     distilled_share: float = DISTILLED_SHARE,
+    data: Sequence[str] = tuple(DATA),
 ) -> None:
-    """All rows that are missing, then the figure and the tables."""
+    """All rows that are missing, then the figure and the tables. Distillation starts from students of real images."""
     table = Results(out / "resnet18.csv", KEY)
     after = Results(out / "resnet18_distilled.csv", ("start", "size", "seed"), ("weights", "recipe"))
-    distilled_rows(bench, after, seeds, names, distilled_share)
-    bench.sweep(shares).run(table, seeds, names)
+    if "images" in data:
+        distilled_rows(bench, after, seeds, names, distilled_share)
+    bench.sweep(shares).run(table, seeds, names, data)
     resnet18_figure(table, after, out / "resnet18.png")
     say(resnet18_tables(table, after))
 
@@ -148,9 +155,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--hypernet", default="hypernet", help="folder of a hypernetwork (default: the released one)")
     choices = sorted({*WITH_DATA, *WITHOUT_DATA, *DISTILLED})
     parser.add_argument("--only", nargs="+", choices=choices, default=choices, help="make these rows only")
+    parser.add_argument("--statistics", nargs="+", choices=list(DATA), default=list(DATA), help="and of these only")
     options = parser.parse_args(words)
     folder = options.teacher or train_teacher(options.data)
-    run(open_bench(options.data, folder, options.hypernet), options.out, options.seeds, options.only)
+    bench = open_bench(options.data, folder, options.hypernet)
+    run(bench, options.out, options.seeds, options.only, data=options.statistics)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from hypercompress.generator.registry import RELEASED
 
 WITH_DATA = ("svd", "whitened", "kfac", "hypernet")
 WITHOUT_DATA = ("svd", "prior", "hypernet")
+SYNTHETIC = ("kfac", "hypernet")
+DATA = {"images": WITH_DATA, "none": WITHOUT_DATA, "synthetic": SYNTHETIC}
 KEY = ("data", "share", "generator", "seed")
 MEASURES = {"top1": "top1_student", "agreement": "agreement", "kl": "kl"}
 
@@ -45,8 +47,8 @@ class Sweep:
     """One network, all generators and sizes.
 
     Args:
-        measure: inspects the teacher and measures the statistics of a seed; ``None``: without data. The generator in
-            the plan does not matter.
+        measure: inspects the teacher and measures the statistics of a seed on one of `DATA`. The generator in the plan
+            does not matter.
         architecture: how to build the teacher again.
         teacher: digest of the teacher's weights.
         generators: where the generators come from.
@@ -54,30 +56,30 @@ class Sweep:
         shares: sizes, as shares of the parameters of the layers that may be factored.
     """
 
-    measure: Callable[[int | None], Plan]
+    measure: Callable[[str, int], Plan]
     architecture: Architecture | None
     teacher: str
     generators: Generators
     test: Set
     shares: Sequence[float]
 
-    def run(self, results: Results, seeds: int, names: Sequence[str]) -> None:
-        """All rows that are missing: every seed with data, and once without."""
-        for seed in [0, None, *range(1, seeds)]:
-            known = WITHOUT_DATA if seed is None else WITH_DATA
+    def run(self, results: Results, seeds: int, names: Sequence[str], data: Sequence[str] = tuple(DATA)) -> None:
+        """All rows that are missing: every seed with images, real ones first, and once without."""
+        passes = [(source, seed) for seed in range(seeds) for source in data if source != "none" or seed == 0]
+        for source, seed in passes:
             plan: Plan | None = None
             for share in self.shares:
-                for name in (name for name in known if name in names):
-                    key = {"data": "none" if seed is None else "images", "share": share, "generator": name}
-                    row = {**key, "seed": seed or 0, "weights": self.generators.weights(name, self.teacher)}
+                for name in (name for name in DATA[source] if name in names):
+                    key = {"data": source, "share": share, "generator": name}
+                    row = {**key, "seed": seed, "weights": self.generators.weights(name, self.teacher)}
                     if results.has(row):
                         continue
-                    plan = plan or self.measure(seed)
+                    plan = plan or self.measure(source, seed)
                     found = self.student(replace(plan, generator=self.generators.load(name)), share)
                     if found is not None:
-                        results.add({**key, "seed": seed or 0, **found, "weights": row["weights"]})
+                        results.add({**key, "seed": seed, **found, "weights": row["weights"]})
                         shown = ", ".join(f"{k} {found[k]:.4f}" for k in MEASURES if found[k] is not None)
-                        say(f"{key['data']}, seed {seed or 0}, {share:.2%}, {name}: {shown}")
+                        say(f"{source}, seed {seed}, {share:.2%}, {name}: {shown}")
 
     def student(self, plan: Plan, share: float) -> dict[str, Any] | None:
         """One student as a user gets it, and beside it (``_generated``) as the generator made it and (``_norms``) that

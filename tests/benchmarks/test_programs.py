@@ -14,7 +14,7 @@ from benchmarks import generate_large, latency, menu, pilot, prediction, qkv, re
 from benchmarks.common import Results, Set, budget_of, fidelity, markdown, read_set, size_of, spread
 from benchmarks.distillation import PILOT, PILOT_KEY, RECIPES, Recipe, best_recipe, distil, from_random
 from benchmarks.pruning import prune
-from benchmarks.sweep import KEY, Generators
+from benchmarks.sweep import DATA, KEY, Generators
 from hypercompress.architecture import Architecture, load_timm
 from hypercompress.benchmark import Settings
 from hypercompress.compress import compress, finish, prepare
@@ -227,7 +227,7 @@ def test_resnet18_makes_every_row_once(bench: resnet18.Bench, tmp_path: Path, mo
     with (tmp_path / files[0]).open() as file:
         rows = list(csv.DictReader(file))
     made = {(row["data"], row["generator"]) for row in rows}
-    assert made == {("images", n) for n in resnet18.WITH_DATA} | {("none", n) for n in resnet18.WITHOUT_DATA}
+    assert made == {(data, name) for data, names in DATA.items() for name in names}
     with (tmp_path / files[1]).open() as file:
         after = list(csv.DictReader(file))
     assert {row["start"] for row in after} == set(resnet18.DISTILLED)
@@ -239,7 +239,7 @@ def test_resnet18_makes_every_row_once(bench: resnet18.Bench, tmp_path: Path, mo
 
 
 def test_a_row_holds_what_a_user_gets(bench: resnet18.Bench, images: Set) -> None:
-    sweep, plan = bench.sweep((0.5,)), replace(bench.measure(0), generator=bench.generators.load("kfac"))
+    sweep, plan = bench.sweep((0.5,)), replace(bench.measure("images", 0), generator=bench.generators.load("kfac"))
     row, student = sweep.student(plan, 0.5), finish(plan, budget_of(plan.spec, 0.5), architecture=bench.architecture)
     assert row is not None
     assert row["norms"] == student.report["norms"]
