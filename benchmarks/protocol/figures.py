@@ -27,7 +27,7 @@ def distilled_figure(results: Results, path: Path) -> None:
             )
     handles, labels = panels[0][0].get_legend_handles_labels()
     if handles:
-        panels[0][0].legend(handles, labels, fontsize=6)
+        panels[0][0].legend(handles, labels, fontsize=6, loc="upper right")
     save(figure, path)
 
 
@@ -59,7 +59,7 @@ def free_figure(results: Results, path: Path) -> None:
     axes.set(ylabel="gap, points", title="nothing but weights, nothing trained")
     axes.grid(alpha=0.3, axis="y")
     if columns:
-        axes.legend(fontsize=6)
+        axes.legend(fontsize=6, loc="upper right")
     save(figure, path)
 
 
