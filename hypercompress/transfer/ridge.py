@@ -1,0 +1,196 @@
+"""The closed-form head: ridge regression on one-hot targets, its penalty and its temperature by leave-one-out.
+
+Rifkin and Lippert (2007) give the leave-one-out residuals of the whole grid of penalties from one eigendecomposition;
+Bertinetto et al. (2019, R2-D2) use ridge regression as a differentiable few-shot head.
+
+Shape letters: ``n`` images; ``d`` features; ``k`` eigenvalues, the smaller of n and d.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hypercompress.errors import DataError, NonFiniteError
+
+PENALTIES = tuple(10 ** (power / 4) for power in range(-16, 9))  # times the features' mean squared norm
+DEFAULT_PENALTY = 1.0  # where every class has one image, so that nothing can be left out
+SCALES = (1.0, 100.0)  # of regressed one-hot targets, as logits
+DEFAULT_SCALE = 10.0
+BISECTIONS = 16
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A linear head, ``features @ weight.T + bias``, whose softmax is calibrated.
+
+    Args:
+        weight, bias: in float64, the temperature multiplied in.
+        penalty: of the squared weights, as a share of the features' mean squared norm about their mean.
+        scale: the temperature's inverse.
+        loo_accuracy, loo_loss: of each image under the head fitted to all others, in [0, 1] and in nats; ``None`` if
+            every class has one image. Images that are alone in their class do not count.
+    """
+
+    weight: Float[Tensor, "classes d"]
+    bias: Float[Tensor, " classes"]
+    penalty: float
+    scale: float
+    loo_accuracy: float | None
+    loo_loss: float | None
+
+    def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """Class logits, in the features' precision."""
+        return F.linear(features, self.weight.to(features), self.bias.to(features))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A penalty and a scale, and what they cost left out."""
+
+    penalty: float
+    scale: float
+    accuracy: float | None = None
+    loss: float | None = None
+
+
+def fit_ridge(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes: int) -> Ridge:
+    """Fit the head. Its penalty is the one of `PENALTIES` with the least leave-one-out loss, each at its best scale.
+
+    The features' mean and the classes' shares are held fixed when an image is left out. Fitting a bias to the others
+    instead would say that the class of the image left out is rarer, which is wrong for two or three images a class.
+
+    Args:
+        features: of the support images; computed with in float64.
+        labels: from 0 to ``classes - 1``, each at least once.
+        classes: two or more.
+
+    Raises:
+        DataError: fewer than two classes, a class without an image, or a label outside.
+        NonFiniteError: NaN or infinity in the features.
+    """
+    counts = check_labels(labels, classes)
+    if not bool(torch.isfinite(features).all()):
+        raise NonFiniteError(
+            "received features of the support images with NaN or infinity; expected finite numbers; check the images "
+            "and the model's weights"
+        )
+    x, y = features.detach().double(), F.one_hot(labels.long(), classes).double()
+    choice = choose(x - x.mean(0), y - y.mean(0), y.mean(0), counts[labels.long()] > 1)
+    weight, bias = solve(x, labels, classes, choice.penalty)
+    return Ridge(weight * choice.scale, bias * choice.scale, choice.penalty, choice.scale, choice.accuracy, choice.loss)
+
+
+def solve(
+    features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes: int, penalty: float
+) -> tuple[Float[Tensor, "classes d"], Float[Tensor, " classes"]]:
+    """Weight and bias of ridge regression on one-hot targets; differentiable in the features.
+
+    Args:
+        penalty: as a share of the features' mean squared norm about their mean; above 0.
+    """
+    y = F.one_hot(labels.long(), classes).to(features)
+    mean, share = features.mean(0), y.mean(0)
+    x, y = features - mean, y - share
+    ridge = penalty * mean_square(x)
+    n, d = x.shape
+    if n <= d:
+        weight = torch.linalg.solve(x @ x.T + ridge * torch.eye(n).to(x), y).T @ x
+    else:
+        weight = torch.linalg.solve(x.T @ x + ridge * torch.eye(d).to(x), x.T @ y).T
+    return weight, share - weight @ mean
+
+
+def choose(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "n classes"], share: Float[Tensor, " classes"], counted: Tensor
+) -> Choice:
+    """The penalty and the scale with the least leave-one-out loss.
+
+    Args:
+        x, y: centred features and targets.
+        share: what was taken from the targets.
+        counted: which images are not alone in their class.
+    """
+    if not bool(counted.any()):
+        return Choice(DEFAULT_PENALTY, DEFAULT_SCALE)
+    values, basis = frame(x)
+    labels = (y + share).argmax(1)[counted]
+    projected, best = basis.T @ y, None
+    for penalty in PENALTIES:
+        left_out = predictions(values, basis, projected, y, penalty * mean_square(x))[counted] + share
+        scale = best_scale(left_out, labels)
+        loss = float(F.cross_entropy(left_out * scale, labels))
+        if best is None or best.loss is None or loss < best.loss:
+            best = Choice(penalty, scale, float((left_out.argmax(1) == labels).double().mean()), loss)
+    assert best is not None
+    return best
+
+
+def frame(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " k"], Float[Tensor, "n k"]]:
+    """``e`` and ``P`` such that the hat matrix at any penalty is ``P diag(1 / (e + penalty)) P.T``."""
+    if x.shape[0] <= x.shape[1]:
+        values, vectors = torch.linalg.eigh(x @ x.T)
+        values = values.clamp(min=0)
+        return values, vectors * values.sqrt()
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    return values.clamp(min=0), x @ vectors
+
+
+def predictions(
+    values: Float[Tensor, " k"],
+    basis: Float[Tensor, "n k"],
+    projected: Float[Tensor, "k classes"],
+    y: Float[Tensor, "n classes"],
+    ridge: Float[Tensor, ""],
+) -> Float[Tensor, "n classes"]:
+    """What the head fitted to all other images says of each: ``y - (y - H y) / (1 - h)``, ``H`` the hat matrix."""
+    weights = 1 / (values + ridge)
+    residual = y - basis @ (weights[:, None] * projected)
+    leverage = basis.square() @ weights
+    return y - residual / (1 - leverage)[:, None]
+
+
+def best_scale(regressed: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
+    """The scale in `SCALES` with the least cross-entropy, which is convex in it: bisection of its slope."""
+    target = regressed.gather(1, labels[:, None]).mean()
+    low, high = SCALES
+    for _ in range(BISECTIONS):
+        middle = math.sqrt(low * high)
+        expected = ((regressed * middle).softmax(1) * regressed).sum(1).mean()
+        low, high = (low, middle) if expected > target else (middle, high)
+    return math.sqrt(low * high)
+
+
+def mean_square(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Mean squared norm of centred features; 1 where they are all equal, so that a penalty is a penalty."""
+    square = x.square().sum(1).mean()
+    return torch.where(square > 0, square, torch.ones_like(square))
+
+
+def check_labels(labels: Int[Tensor, " n"], classes: int) -> Int[Tensor, " classes"]:
+    """Images of each class.
+
+    Raises:
+        DataError: see `fit_ridge`.
+    """
+    if classes < 2:
+        raise DataError(
+            f"received a support set of {classes} class; expected at least two, which a classifier can tell apart; add "
+            "images of another class"
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise DataError(
+            f"received labels from {int(labels.min())} to {int(labels.max())} for {classes} classes; expected 0 to "
+            f"{classes - 1}; number the classes from 0"
+        )
+    counts = torch.bincount(labels.long(), minlength=classes)
+    if not bool(counts.all()):
+        empty = ", ".join(str(index) for index in torch.nonzero(counts == 0).flatten().tolist())
+        raise DataError(
+            f"received no support image of class {empty}; expected at least one of each of the {classes} classes; add "
+            "images or leave the class out"
+        )
+    return counts

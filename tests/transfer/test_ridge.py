@@ -1,0 +1,145 @@
+"""The closed-form head against scikit-learn's, and against fitting it again without each image."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import Ridge as Reference
+from torch import Tensor
+
+from hypercompress.errors import DataError, NonFiniteError
+from hypercompress.transfer.ridge import (
+    DEFAULT_PENALTY,
+    PENALTIES,
+    SCALES,
+    best_scale,
+    choose,
+    fit_ridge,
+    frame,
+    mean_square,
+    predictions,
+    solve,
+)
+
+
+def clusters(n: int, d: int, classes: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(n) % classes
+    means = torch.randn(classes, d, dtype=torch.float64)
+    return means[labels] + spread * torch.randn(n, d, dtype=torch.float64) + 3, labels
+
+
+@pytest.mark.parametrize(("n", "d"), [(12, 40), (40, 12), (20, 20)])
+def test_weights_are_those_of_scikit_learn(n: int, d: int) -> None:
+    x, labels = clusters(n, d, 4)
+    absolute = 0.3 * float(mean_square(x - x.mean(0)))
+    wanted = Reference(alpha=absolute, solver="cholesky").fit(x.numpy(), F.one_hot(labels).double().numpy())
+    weight, bias = solve(x, labels, 4, 0.3)
+    torch.testing.assert_close(weight, torch.from_numpy(wanted.coef_))
+    torch.testing.assert_close(bias, torch.from_numpy(wanted.intercept_))
+
+
+@pytest.mark.parametrize(("n", "d"), [(9, 30), (30, 9)])
+@pytest.mark.parametrize("penalty", [1e-3, 1.0])
+def test_what_is_left_out_is_predicted_as_by_a_fit_to_the_others(n: int, d: int, penalty: float) -> None:
+    """With the centre and the shares of all images, as documented."""
+    x, labels = clusters(n, d, 3)
+    x, y = x - x.mean(0), F.one_hot(labels).double() - 1 / 3
+    absolute = penalty * mean_square(x)
+    values, basis = frame(x)
+    got = predictions(values, basis, basis.T @ y, y, absolute)
+    for i in range(n):
+        keep = torch.arange(n) != i
+        a = x[keep].T @ x[keep] + absolute * torch.eye(d, dtype=torch.float64)
+        torch.testing.assert_close(got[i], x[i] @ torch.linalg.solve(a, x[keep].T @ y[keep]))
+
+
+def test_the_penalty_and_the_scale_have_the_least_leave_one_out_loss_of_the_grid() -> None:
+    x, labels = clusters(24, 10, 3, spread=2.0)
+    head = fit_ridge(x, labels, 3)
+    assert head.penalty in PENALTIES
+    assert head.loo_loss is not None
+    assert head.loo_accuracy is not None
+    x, y = x - x.mean(0), F.one_hot(labels).double() - 1 / 3
+    values, basis = frame(x)
+    for penalty in PENALTIES:
+        left_out = predictions(values, basis, basis.T @ y, y, penalty * mean_square(x)) + 1 / 3
+        for scale in torch.logspace(0, 2, 21).tolist():
+            assert head.loo_loss <= float(F.cross_entropy(left_out * scale, labels)) + 1e-5
+        if penalty == head.penalty:
+            assert head.loo_accuracy == pytest.approx(float((left_out.argmax(1) == labels).double().mean()))
+
+
+def test_the_scale_is_the_minimum_of_the_loss() -> None:
+    regressed, labels = torch.randn(40, 3).double() / 4, torch.arange(40) % 3
+    regressed[torch.arange(40), labels] += 0.15
+    scale = best_scale(regressed, labels)
+    assert SCALES[0] < scale < SCALES[1]
+    losses = [float(F.cross_entropy(regressed * scale * factor, labels)) for factor in (0.99, 1.0, 1.01)]
+    assert losses[1] == min(losses)
+
+
+def test_logits_are_the_scaled_regression_and_keep_the_precision_of_the_features() -> None:
+    x, labels = clusters(16, 6, 2)
+    head = fit_ridge(x.float(), labels, 2)
+    weight, bias = solve(x.float().double(), labels, 2, head.penalty)
+    torch.testing.assert_close(head.logits(x.float().double()), head.scale * (x.float().double() @ weight.T + bias))
+    assert head.logits(x.float()).dtype == torch.float32
+
+
+def test_nothing_depends_on_the_unit_of_the_features_or_the_order_of_the_images() -> None:
+    x, labels = clusters(15, 8, 3)
+    queries = torch.randn(5, 8, dtype=torch.float64)
+    wanted = fit_ridge(x, labels, 3)
+    for head in (
+        fit_ridge(100 * x, labels, 3).logits(100 * queries),
+        fit_ridge(x + 7, labels, 3).logits(queries + 7),
+        fit_ridge(x.flip(0), labels.flip(0), 3).logits(queries),
+    ):
+        torch.testing.assert_close(head, wanted.logits(queries), rtol=1e-6, atol=1e-6)
+
+
+def test_the_solution_passes_gradients_to_the_features() -> None:
+    for n, d in ((6, 9), (9, 4)):
+        x, labels = clusters(n, d, 3)
+        assert torch.autograd.gradcheck(lambda f, y=labels: solve(f, y, 3, 0.1), x.requires_grad_())
+
+
+def test_one_image_a_class_leaves_nothing_to_leave_out() -> None:
+    x = torch.randn(4, 7)
+    head = fit_ridge(x, torch.arange(4), 4)
+    assert (head.penalty, head.loo_accuracy, head.loo_loss) == (DEFAULT_PENALTY, None, None)
+    assert head.logits(x).argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_images_alone_in_their_class_do_not_count() -> None:
+    x, labels = clusters(12, 5, 2)
+    y = F.one_hot(torch.cat([labels, torch.tensor([2])])).double()
+    x = torch.cat([x, torch.full((1, 5), 50.0, dtype=torch.float64)])
+    counted = torch.arange(13) < 12
+    choice = choose(x - x.mean(0), y - y.mean(0), y.mean(0), counted)
+    assert choice.accuracy is not None
+    assert choice.accuracy * 12 == pytest.approx(round(choice.accuracy * 12))
+    assert fit_ridge(x, y.argmax(1), 3).loo_accuracy == choice.accuracy
+
+
+def test_equal_images_give_the_shares_of_the_classes() -> None:
+    head = fit_ridge(torch.ones(6, 3), torch.tensor([0, 0, 0, 0, 1, 1]), 2)
+    wanted = torch.tensor([4 / 6, 2 / 6], dtype=torch.float64) * head.scale
+    torch.testing.assert_close(head.logits(torch.ones(1, 3).double())[0], wanted)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        ([0, 0, 0], 1, "received a support set of 1 class; expected at least two"),
+        ([0, 1, 2], 2, "received labels from 0 to 2 for 2 classes; expected 0 to 1"),
+        ([0, 0, 2], 3, "received no support image of class 1; expected at least one of each of the 3 classes"),
+    ],
+)
+def test_labels_that_no_head_can_be_fitted_to(labels: list[int], classes: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        fit_ridge(torch.randn(3, 4), torch.tensor(labels), classes)
+
+
+def test_features_that_are_no_numbers() -> None:
+    with pytest.raises(NonFiniteError, match="received features of the support images with NaN or infinity"):
+        fit_ridge(torch.tensor([[1.0], [float("nan")]]), torch.tensor([0, 1]), 2)
