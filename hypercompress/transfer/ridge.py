@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hypercompress.errors import DataError, NonFiniteError
@@ -60,8 +60,9 @@ class Choice:
 def fit_ridge(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes: int) -> Ridge:
     """Fit the head. Its penalty is the one of `PENALTIES` with the least leave-one-out loss, each at its best scale.
 
-    The features' mean and the classes' shares are held fixed when an image is left out. Fitting a bias to the others
-    instead would say that the class of the image left out is rarer, which is wrong for two or three images a class.
+    An image that is left out is left out of everything, the means included: held fixed, they would give it away, as all
+    centred targets sum to zero. Only the bias is then set to the shares of all images, because the others alone say
+    that its class is rarer, which at two or three images a class decides the answer.
 
     Args:
         features: of the support images; computed with in float64.
@@ -79,7 +80,7 @@ def fit_ridge(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes
             "and the model's weights"
         )
     x, y = features.detach().double(), F.one_hot(labels.long(), classes).double()
-    choice = choose(x - x.mean(0), y - y.mean(0), y.mean(0), counts[labels.long()] > 1)
+    choice = choose(x - x.mean(0), y, counts[labels.long()] > 1)
     weight, bias = solve(x, labels, classes, choice.penalty)
     return Ridge(weight * choice.scale, bias * choice.scale, choice.penalty, choice.scale, choice.accuracy, choice.loss)
 
@@ -104,23 +105,20 @@ def solve(
     return weight, share - weight @ mean
 
 
-def choose(
-    x: Float[Tensor, "n d"], y: Float[Tensor, "n classes"], share: Float[Tensor, " classes"], counted: Tensor
-) -> Choice:
+def choose(x: Float[Tensor, "n d"], y: Float[Tensor, "n classes"], counted: Bool[Tensor, " n"]) -> Choice:
     """The penalty and the scale with the least leave-one-out loss.
 
     Args:
-        x, y: centred features and targets.
-        share: what was taken from the targets.
+        x: centred features.
+        y: one-hot targets.
         counted: which images are not alone in their class.
     """
     if not bool(counted.any()):
         return Choice(DEFAULT_PENALTY, DEFAULT_SCALE)
     values, basis = frame(x)
-    labels = (y + share).argmax(1)[counted]
-    projected, best = basis.T @ y, None
+    labels, best = y.argmax(1)[counted], None
     for penalty in PENALTIES:
-        left_out = predictions(values, basis, projected, y, penalty * mean_square(x))[counted] + share
+        left_out = left_out_predictions(values, basis, y, penalty * mean_square(x))[counted]
         scale = best_scale(left_out, labels)
         loss = float(F.cross_entropy(left_out * scale, labels))
         if best is None or best.loss is None or loss < best.loss:
@@ -139,18 +137,23 @@ def frame(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " k"], Float[Tensor, "
     return values.clamp(min=0), x @ vectors
 
 
-def predictions(
-    values: Float[Tensor, " k"],
-    basis: Float[Tensor, "n k"],
-    projected: Float[Tensor, "k classes"],
-    y: Float[Tensor, "n classes"],
-    ridge: Float[Tensor, ""],
+def left_out_predictions(
+    values: Float[Tensor, " k"], basis: Float[Tensor, "n k"], y: Float[Tensor, "n classes"], ridge: Float[Tensor, ""]
 ) -> Float[Tensor, "n classes"]:
-    """What the head fitted to all other images says of each: ``y - (y - H y) / (1 - h)``, ``H`` the hat matrix."""
-    weights = 1 / (values + ridge)
-    residual = y - basis @ (weights[:, None] * projected)
-    leverage = basis.square() @ weights
-    return y - residual / (1 - leverage)[:, None]
+    """What the head fitted to all other images says of each, but for its bias (see `fit_ridge`).
+
+    ``y - (y - H y) / (1 - h)`` with ``H`` the hat matrix, here of the bias too, and ``h`` its diagonal (Rifkin and
+    Lippert 2007, section 3).
+
+    Args:
+        values, basis: from `frame`.
+        ridge: the penalty itself.
+    """
+    n, share, weights = len(y), y.mean(0), 1 / (values + ridge)
+    residual = y - share - basis @ (weights[:, None] * (basis.T @ y))
+    leverage = 1 / n + basis.square() @ weights
+    of_others = (n * share - y) / (n - 1)
+    return y - residual / (1 - leverage)[:, None] + share - of_others
 
 
 def best_scale(regressed: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
