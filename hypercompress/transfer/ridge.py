@@ -31,8 +31,8 @@ class Ridge:
         weight, bias: in float64, the temperature multiplied in.
         penalty: of the squared weights, as a share of the features' mean squared norm about their mean.
         scale: the temperature's inverse.
-        loo_accuracy, loo_loss: of each image under the head fitted to all others, in [0, 1] and in nats; ``None`` if
-            every class has one image. Images that are alone in their class do not count.
+        loo_accuracy, loo_loss: of each image under the head fitted to all others, in [0, 1] and in nats (with smoothed
+            labels, see `fit_ridge`); ``None`` if every class has one image. Images alone in their class do not count.
     """
 
     weight: Float[Tensor, "classes d"]
@@ -117,10 +117,11 @@ def choose(x: Float[Tensor, "n d"], y: Float[Tensor, "n classes"], counted: Bool
         return Choice(DEFAULT_PENALTY, DEFAULT_SCALE)
     values, basis = frame(x)
     labels, best = y.argmax(1)[counted], None
+    smoothing = smoothing_of(len(labels), y.shape[1])
     for penalty in PENALTIES:
         left_out = left_out_predictions(values, basis, y, penalty * mean_square(x))[counted]
-        scale = best_scale(left_out, labels)
-        loss = float(F.cross_entropy(left_out * scale, labels))
+        scale = best_scale(left_out, labels, smoothing)
+        loss = float(F.cross_entropy(left_out * scale, labels, label_smoothing=smoothing))
         if best is None or best.loss is None or loss < best.loss:
             best = Choice(penalty, scale, float((left_out.argmax(1) == labels).double().mean()), loss)
     assert best is not None
@@ -156,9 +157,15 @@ def left_out_predictions(
     return y - residual / (1 - leverage)[:, None] + share - of_others
 
 
-def best_scale(regressed: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
+def smoothing_of(images: int, classes: int) -> float:
+    """Share of the labels that is spread over all classes: one made-up image of each class among the real ones."""
+    return classes / (images + classes)
+
+
+def best_scale(regressed: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], smoothing: float = 0.0) -> float:
     """The scale in `SCALES` with the least cross-entropy, which is convex in it: bisection of its slope."""
-    target = regressed.gather(1, labels[:, None]).mean()
+    named = regressed.gather(1, labels[:, None]).mean()
+    target = (1 - smoothing) * named + smoothing * regressed.mean()
     low, high = SCALES
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)
