@@ -1,8 +1,21 @@
 """Images for calibration, evaluation and training: folders, registered data sets, and one that is packaged."""
 
+from hypercompress.data.episodes import Episode, Pool, read_pool, sample_episode, split_classes
 from hypercompress.data.folder import open_folder
 from hypercompress.data.images import ImageData, loader
 from hypercompress.data.preprocess import Preprocess
 from hypercompress.data.registry import open_data, registered_names
 
-__all__ = ["ImageData", "Preprocess", "loader", "open_data", "open_folder", "registered_names"]
+__all__ = [
+    "Episode",
+    "ImageData",
+    "Pool",
+    "Preprocess",
+    "loader",
+    "open_data",
+    "open_folder",
+    "read_pool",
+    "registered_names",
+    "sample_episode",
+    "split_classes",
+]
