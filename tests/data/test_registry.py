@@ -33,10 +33,14 @@ def _no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("cifar", "mnist", "flowers102"):
         monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", refuse)
     monkeypatch.setattr("torchvision.datasets.flowers102.download_url", refuse)
+    monkeypatch.setattr("hypercompress.data.tiny_imagenet.download_and_extract_archive", refuse)
 
 
-def test_the_names_are_the_documented_ones() -> None:
-    assert set(registered_names()) == {*NAMES, "digits", "fashion_mnist_mini", "tiny_imagenet"}
+def test_the_names_are_the_documented_ones(root: Path) -> None:
+    packaged = {"digits", "fashion_mnist_mini", "glyphs", "mnist_5k", "solar_cells"}
+    assert set(registered_names()) == {*NAMES, *packaged, "tiny_imagenet"}
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert [name for name in registered_names() if f"`{name}`" not in readme] == []
 
 
 @pytest.mark.parametrize(("train", "count"), [(True, 4096), (False, 2048)])
@@ -207,7 +211,9 @@ def test_tiny_imagenet_is_read_as_distributed(tmp_path: Path) -> None:
 
 
 def test_a_damaged_tiny_imagenet_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"without Tiny ImageNet; expected .*wnids\.txt.*unpack tiny-imagenet-200\.zip"):
+    with pytest.raises(
+        DataError, match=r"without Tiny ImageNet, .*no network.*wnids\.txt.*or .*tiny-imagenet-200\.zip; unpack"
+    ):
         open_data(f"tiny_imagenet:{tmp_path}", RGB, train=True)
     home = _tiny(tmp_path)
     (home / "val" / "val_annotations.txt").write_text("val_0.png\tn99\t0\n")
@@ -248,7 +254,7 @@ def test_a_colon_needs_a_folder_after_it() -> None:
         open_data("cifar10:", RGB, train=True)
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist_mini", "digits"])
+@pytest.mark.parametrize("name", ["fashion_mnist_mini", "digits", "glyphs", "mnist_5k", "solar_cells"])
 def test_sets_without_files_take_no_root(name: str) -> None:
     with pytest.raises(DataError, match=f"received {name}:/tmp; expected {name} alone"):
         open_data(f"{name}:/tmp", GREY, train=True)
