@@ -3,10 +3,10 @@
 Rifkin and Lippert (2007) give the leave-one-out residuals of the whole grid of penalties from one eigendecomposition;
 Bertinetto et al. (2019, R2-D2) use ridge regression as a differentiable few-shot head.
 
-Shape letters: ``n`` images; ``d`` features; ``k`` eigenvalues, the smaller of n and d.
+Shape letters: ``n`` images; ``d`` features; ``k`` eigenvalues, the smaller of n and d; ``l`` penalties.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ DEFAULT_PENALTY = 1.0  # where every class has one image, so that nothing can be
 SCALES = (1.0, 100.0)  # of regressed one-hot targets, as logits
 DEFAULT_SCALE = 10.0
 BISECTIONS = 16
+LARGEST = 2**22  # numbers that are worked on at once: penalties times images times classes
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,14 @@ def choose(x: Float[Tensor, "n d"], y: Float[Tensor, "n classes"], counted: Bool
     values, basis = frame(x)
     labels, best = y.argmax(1)[counted], None
     smoothing = smoothing_of(len(labels), y.shape[1])
-    for penalty in PENALTIES:
-        left_out = left_out_predictions(values, basis, y, penalty * mean_square(x))[counted]
-        scale = best_scale(left_out, labels, smoothing)
-        loss = float(F.cross_entropy(left_out * scale, labels, label_smoothing=smoothing))
-        if best is None or best.loss is None or loss < best.loss:
-            best = Choice(penalty, scale, float((left_out.argmax(1) == labels).double().mean()), loss)
+    penalties = torch.tensor(PENALTIES).to(x)
+    for some in penalties.split(max(1, LARGEST // y.numel())):
+        left_out = left_out_predictions(values, basis, y, some * mean_square(x))[:, counted]
+        scales = best_scales(left_out, labels, smoothing)
+        for penalty, regressed, scale in zip(some.tolist(), left_out, scales.tolist(), strict=True):
+            loss = float(F.cross_entropy(regressed * scale, labels, label_smoothing=smoothing))
+            if best is None or best.loss is None or loss < best.loss:
+                best = Choice(penalty, scale, float((regressed.argmax(1) == labels).double().mean()), loss)
     assert best is not None
     return best
 
@@ -139,22 +142,22 @@ def frame(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " k"], Float[Tensor, "
 
 
 def left_out_predictions(
-    values: Float[Tensor, " k"], basis: Float[Tensor, "n k"], y: Float[Tensor, "n classes"], ridge: Float[Tensor, ""]
-) -> Float[Tensor, "n classes"]:
-    """What the head fitted to all other images says of each, but for its bias (see `fit_ridge`).
+    values: Float[Tensor, " k"], basis: Float[Tensor, "n k"], y: Float[Tensor, "n classes"], ridge: Float[Tensor, " l"]
+) -> Float[Tensor, "l n classes"]:
+    """What the head fitted to all other images says of each, but for its bias (see `fit_ridge`), at each penalty.
 
     ``y - (y - H y) / (1 - h)`` with ``H`` the hat matrix, here of the bias too, and ``h`` its diagonal (Rifkin and
     Lippert 2007, section 3).
 
     Args:
         values, basis: from `frame`.
-        ridge: the penalty itself.
+        ridge: the penalties themselves.
     """
-    n, share, weights = len(y), y.mean(0), 1 / (values + ridge)
-    residual = y - share - basis @ (weights[:, None] * (basis.T @ y))
-    leverage = 1 / n + basis.square() @ weights
+    n, share, weights = len(y), y.mean(0), 1 / (values + ridge[:, None])
+    residual = y - share - basis @ (weights[:, :, None] * (basis.T @ y))
+    leverage = 1 / n + weights @ basis.square().T
     of_others = (n * share - y) / (n - 1)
-    return y - residual / (1 - leverage)[:, None] + share - of_others
+    return y - residual / (1 - leverage)[:, :, None] + share - of_others
 
 
 def smoothing_of(images: int, classes: int) -> float:
@@ -162,16 +165,19 @@ def smoothing_of(images: int, classes: int) -> float:
     return classes / (images + classes)
 
 
-def best_scale(regressed: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], smoothing: float = 0.0) -> float:
+def best_scales(
+    regressed: Float[Tensor, "l n classes"], labels: Int[Tensor, " n"], smoothing: float = 0.0
+) -> Float[Tensor, " l"]:
     """The scale in `SCALES` with the least cross-entropy, which is convex in it: bisection of its slope."""
-    named = regressed.gather(1, labels[:, None]).mean()
-    target = (1 - smoothing) * named + smoothing * regressed.mean()
-    low, high = SCALES
+    named = regressed[:, torch.arange(len(labels)), labels].mean(1)
+    target = (1 - smoothing) * named + smoothing * regressed.mean((1, 2))
+    low, high = (torch.full_like(target, end) for end in SCALES)
     for _ in range(BISECTIONS):
-        middle = math.sqrt(low * high)
-        expected = ((regressed * middle).softmax(1) * regressed).sum(1).mean()
-        low, high = (low, middle) if expected > target else (middle, high)
-    return math.sqrt(low * high)
+        middle = (low * high).sqrt()
+        expected = ((regressed * middle[:, None, None]).softmax(2) * regressed).sum(2).mean(1)
+        above = expected > target
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return (low * high).sqrt()
 
 
 def mean_square(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -180,8 +186,13 @@ def mean_square(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     return torch.where(square > 0, square, torch.ones_like(square))
 
 
-def check_labels(labels: Int[Tensor, " n"], classes: int) -> Int[Tensor, " classes"]:
+def check_labels(
+    labels: Int[Tensor, " n"], classes: int, names: Sequence[str] | None = None
+) -> Int[Tensor, " classes"]:
     """Images of each class.
+
+    Args:
+        names: of the classes, for the message.
 
     Raises:
         DataError: see `fit_ridge`.
@@ -198,7 +209,7 @@ def check_labels(labels: Int[Tensor, " n"], classes: int) -> Int[Tensor, " class
         )
     counts = torch.bincount(labels.long(), minlength=classes)
     if not bool(counts.all()):
-        empty = ", ".join(str(index) for index in torch.nonzero(counts == 0).flatten().tolist())
+        empty = ", ".join(str(names[i] if names else i) for i in torch.nonzero(counts == 0).flatten().tolist())
         raise DataError(
             f"received no support image of class {empty}; expected at least one of each of the {classes} classes; add "
             "images or leave the class out"

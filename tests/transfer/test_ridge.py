@@ -11,7 +11,7 @@ from hypercompress.transfer.ridge import (
     DEFAULT_PENALTY,
     PENALTIES,
     SCALES,
-    best_scale,
+    best_scales,
     choose,
     fit_ridge,
     frame,
@@ -53,8 +53,10 @@ def test_what_is_left_out_is_predicted_as_by_a_fit_to_the_others(n: int, d: int,
     x, labels = clusters(n, d, 3)
     centred, y = x - x.mean(0), F.one_hot(labels).double()
     values, basis = frame(centred)
-    got = left_out_predictions(values, basis, y, penalty * mean_square(centred))
-    torch.testing.assert_close(got, left_out(x, labels, 3, penalty), rtol=1e-6, atol=1e-8)
+    some = torch.tensor([penalty, 10 * penalty], dtype=torch.float64)
+    got = left_out_predictions(values, basis, y, some * mean_square(centred))
+    for one, value in zip(got, some.tolist(), strict=True):
+        torch.testing.assert_close(one, left_out(x, labels, 3, value), rtol=1e-6, atol=1e-8)
 
 
 def test_leaving_out_gives_nothing_away() -> None:
@@ -88,17 +90,25 @@ def test_a_few_right_answers_do_not_make_it_sure() -> None:
     head = fit_ridge(x, labels, 2)
     assert head.loo_accuracy == 1
     assert float(head.logits(x).softmax(1).max()) < 0.9
-    assert SCALES[0] < head.scale < 10
 
 
 def test_the_scale_is_the_minimum_of_the_loss() -> None:
     regressed, labels = torch.randn(40, 3).double() / 4, torch.arange(40) % 3
     regressed[torch.arange(40), labels] += 0.15
-    scale = best_scale(regressed, labels)
+    scale = float(best_scales(regressed[None], labels))
     assert SCALES[0] < scale < SCALES[1]
     losses = [float(F.cross_entropy(regressed * scale * factor, labels)) for factor in (0.99, 1.0, 1.01)]
     assert losses[1] == min(losses)
-    assert best_scale(regressed, labels, 0.2) < scale
+    both = best_scales(torch.stack([regressed, 2 * regressed]), labels, 0.2)
+    assert float(both[0]) < scale
+    assert float(both[0] / both[1]) == pytest.approx(2, rel=1e-3)
+
+
+def test_penalties_a_few_at_a_time_are_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = clusters(24, 10, 3, spread=2.0)
+    once = fit_ridge(x, labels, 3)
+    monkeypatch.setattr("hypercompress.transfer.ridge.LARGEST", 150)
+    assert fit_ridge(x, labels, 3).penalty == once.penalty
 
 
 def test_logits_are_the_scaled_regression_and_keep_the_precision_of_the_features() -> None:

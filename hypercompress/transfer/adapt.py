@@ -1,0 +1,221 @@
+"""The facade: a trained model and a few labelled images of a new task in, a student for that task out."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hypercompress.architecture import Architecture, architecture_of
+from hypercompress.architecture.names import one_line
+from hypercompress.calling import evaluating
+from hypercompress.copying import copy_of
+from hypercompress.errors import DataError, GeneratorError
+from hypercompress.student import Student
+from hypercompress.transfer.adaptable import Role, adaptable
+from hypercompress.transfer.apply import write
+from hypercompress.transfer.backbone import Backbone, check_head
+from hypercompress.transfer.network import TransferNetwork
+from hypercompress.transfer.reading import Reading, generate_parameters, read_support
+from hypercompress.transfer.registry import load_network
+from hypercompress.transfer.ridge import Ridge, fit_ridge
+from hypercompress.transfer.support import Support, as_support
+from hypercompress.transfer.tuning import tune, tuned_names
+
+RATE = 1e-3  # of the ordinary steps
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the support set was answered with.
+
+    Args:
+        head: the ridge head in use.
+        adapted: whether the generated parameters are in use.
+        why: in words.
+        other: the head of the adapted model, where there was one.
+        passes: forward passes over the support set.
+    """
+
+    head: Ridge
+    adapted: bool
+    why: str
+    other: Ridge | None
+    passes: int
+
+
+def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
+    model: nn.Module,
+    support: Tensor | Iterable[Any],
+    labels: Tensor | None = None,
+    *,
+    shots: int | None = None,
+    steps: int = 0,
+    network: str | Path | TransferNetwork = "auto",
+    rate: float = RATE,
+    names: Sequence[str] | None = None,
+    architecture: Architecture | None = None,
+    seed: int = 0,
+) -> Student:
+    """Move a trained classifier to a new task. Without steps no gradient is taken, and the support set is run twice.
+
+    The head is ridge regression on the model's features, its penalty and temperature by leave-one-out. The network
+    generates new norms, biases and cores; they are kept only where leaving one out finds the head on them no worse than
+    on the model as it was. With one image a class nothing can be left out, and they are kept.
+
+    Args:
+        model: a timm classifier or a `Student` of one; not modified.
+        support: images [n, c, h, w] prepared for the model, or batches ``(images, labels)``.
+        labels: of the images, from 0; every class at least once.
+        shots: use so many images of each class, drawn by ``seed``; ``None``: all.
+        steps: ordinary steps of AdamW on norms, biases and the head afterwards.
+        network: ``auto`` (the released one; ridge regression alone if there is none), ``none``, a folder, or a network.
+        rate: learning rate of the steps.
+        names: of the classes by label, for the report.
+        architecture: how to rebuild the model, if known; else a timm model is recognised.
+        seed: of the shots drawn.
+
+    Returns:
+        the model with the new head; ``report["transfer"]`` says what was done.
+
+    Raises:
+        DataError: see `as_support`; or images that the model does not take. ModelError: no backbone, see `Backbone`.
+        GeneratorError, ArtefactError: see `load_network`. NonFiniteError: NaN in features, or in the loss of a step.
+
+    Example:
+        >>> student = adapt(model, images, labels, shots=5)  # doctest: +SKIP
+    """
+    start = time.perf_counter()
+    if steps < 0 or not rate > 0:
+        raise GeneratorError(
+            f"received {steps} steps at a learning rate of {rate:g}; expected 0 or more at a rate above 0; change them"
+        )
+    generator = network if isinstance(network, TransferNetwork) else load_network(network)
+    found = as_support(support, labels, shots, seed, names)
+    student, backbone = new_student(model, found.classes, architecture)
+    _probe(backbone, found)
+    places = adaptable(backbone.model, backbone.classifier)
+    roles = tuple(Role) if generator is None else generator.config.roles
+    sites = tuple(site for site in places.sites if site.role in roles)
+    reading = read_support(backbone, found.on(_device(model)), sites if generator else (), found.classes)
+    choice = choose_head(generator, backbone, reading, found)
+    backbone.set_classifier(choice.head.weight, choice.head.bias)
+    if steps:
+        tune(
+            backbone.model,
+            tuned_names(places.sites, backbone.model, backbone.classifier),
+            found.on(_device(model)),
+            steps,
+            rate,
+        )
+    about: dict[str, Any] = {
+        "steps": steps,
+        "rate": rate if steps else None,
+        "shots": shots,
+        "seed": seed,
+        "classes": names,
+    }
+    about |= {"network": _name(network, generator), "seconds": time.perf_counter() - start}
+    about |= {"refused": {**places.refused, **reading.unread}}
+    student.report = {"transfer": {**transfer_report(choice, reading), **about}}
+    if getattr(model, "report", None):
+        student.report["before"] = model.report
+    return student
+
+
+def new_student(model: nn.Module, classes: int, architecture: Architecture | None) -> tuple[Student, Backbone]:
+    """A copy of the model with an empty head of so many classes, and the same model as a backbone.
+
+    Raises:
+        ModelError: no backbone, or its classifier is not one linear layer.
+    """
+    if isinstance(model, Student):
+        Backbone(model.model)
+        student = copy_of(model)
+    else:
+        Backbone(model)
+        student = Student(copy_of(model), architecture or architecture_of(model))
+    some = next(model.parameters())
+    with torch.random.fork_rng(devices=[]):  # the new head is drawn, and then overwritten
+        student.reset_classifier(classes)
+    student.to(some.device, some.dtype)
+    backbone = Backbone(student.model)
+    assert backbone.classifier  # raises if it is no linear layer
+    return student, backbone
+
+
+def choose_head(network: TransferNetwork | None, backbone: Backbone, reading: Reading, support: Support) -> Choice:
+    """The head on the adapted model if leaving one out finds it no worse, which is then written into the model."""
+    plain = reading.head
+    if network is None:
+        return Choice(plain, False, "ridge regression alone: no network", None, 1)
+    if not reading.sites:
+        return Choice(plain, False, "ridge regression alone: nothing in the model can be adapted", None, 1)
+    with torch.no_grad():
+        parameters = generate_parameters(network, backbone, reading)
+        features = _features(backbone, parameters, support)
+    if not bool(features.isfinite().all()):
+        return Choice(plain, False, "the adapted features are not finite", None, 2)
+    head = fit_ridge(features, reading.labels, support.classes)
+    why = "one image a class: nothing can be left out"
+    if plain.loo_loss is not None and head.loo_loss is not None:
+        why = "leave-one-out loss"
+        if head.loo_loss > plain.loo_loss:
+            return Choice(plain, False, why, head, 2)
+    write(backbone.model, parameters)
+    return Choice(head, True, why, head, 2)
+
+
+def transfer_report(choice: Choice, reading: Reading) -> dict[str, Any]:
+    """What was chosen and by which numbers; null where leaving one out was impossible."""
+
+    def left_out(head: Ridge | None) -> dict[str, float | None]:
+        return {"accuracy": head.loo_accuracy if head else None, "loss": head.loo_loss if head else None}
+
+    return {
+        "ways": len(choice.head.bias),
+        "images": len(reading.labels),
+        "kept": "adapted" if choice.adapted else "plain",
+        "strength": float(choice.adapted),
+        "why": choice.why,
+        "penalty": choice.head.penalty,
+        "scale": choice.head.scale,
+        "loo": {"plain": left_out(reading.head), "adapted": left_out(choice.other)},
+        "passes": choice.passes,
+        "sites": len(reading.sites),
+    }
+
+
+def _features(backbone: Backbone, parameters: dict[str, Tensor], support: Support) -> Float[Tensor, "n d"]:
+    """The second pass."""
+    with evaluating(backbone):
+        device = next(backbone.parameters()).device
+        return torch.cat([backbone.adapted(parameters, images) for images, _ in support.on(device)])
+
+
+def _probe(backbone: Backbone, support: Support) -> None:
+    """One image, so that a model or an image that does not fit is told before the passes."""
+    some = next(backbone.parameters())
+    images, _ = next(support.on(some.device))
+    try:
+        with evaluating(backbone):
+            check_head(backbone, images[:1])
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(
+            f"received support images of {' x '.join(map(str, images.shape[1:]))} in {images.dtype} that the model "
+            f"does not take ({one_line(error)}); expected images prepared for it; see Preprocess.of(model)"
+        ) from error
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _name(network: str | Path | TransferNetwork, loaded: TransferNetwork | None) -> str:
+    if isinstance(network, TransferNetwork):
+        return "given"
+    return "none released" if loaded is None and str(network) == "auto" else str(network)

@@ -1,0 +1,96 @@
+"""A classifier seen as a backbone: images in, the features that its last linear layer reads out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hypercompress.errors import ModelError
+
+
+class Backbone(nn.Module):
+    """A timm model up to its classifier.
+
+    Args:
+        model: has ``forward_features``, ``forward_head``, ``get_classifier`` and ``reset_classifier``, as timm's.
+
+    Shape: images [n, c, h, w] to features [n, d].
+
+    Raises:
+        ModelError: not such a model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        missing = [name for name in ("forward_features", "forward_head", "get_classifier") if not hasattr(model, name)]
+        if missing:
+            raise ModelError(
+                f"received {type(model).__name__} without {', '.join(missing)}; expected a timm classifier or a "
+                "student of one, whose features can be told from its head; wrap your model so that it has them"
+            )
+        self.model = model
+
+    def forward(self, x: Tensor) -> Float[Tensor, "n d"]:
+        model: Any = self.model
+        features = model.forward_head(model.forward_features(x), pre_logits=True)
+        if not isinstance(features, Tensor) or features.ndim != 2:
+            shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ModelError(
+                f"received a model whose features before the classifier are {shape}; expected one vector for each "
+                "image; choose a model that pools them (global_pool)"
+            )
+        return features
+
+    def adapted(self, parameters: Mapping[str, Tensor], x: Tensor) -> Float[Tensor, "n d"]:
+        """Features with other values for some of the model's parameters; differentiable in these."""
+        features: Tensor = functional_call(self, {f"model.{name}": p for name, p in parameters.items()}, (x,))
+        return features
+
+    @property
+    def classifier(self) -> str:
+        """Dotted path of the last layer.
+
+        Raises:
+            ModelError: it is not one linear layer.
+        """
+        model: Any = self.model
+        last = model.get_classifier()
+        found: list[str] = [name for name, module in self.model.named_modules() if module is last]
+        if not isinstance(last, nn.Linear) or not found:
+            raise ModelError(
+                f"received {type(self.model).__name__}, whose classifier is {type(last).__name__}; expected one linear "
+                "layer, which a closed-form head can take the place of; choose another model"
+            )
+        return found[0]
+
+    def set_classifier(self, weight: Float[Tensor, "k d"], bias: Float[Tensor, " k"]) -> None:
+        """Put a head into the model, in place of a classifier of as many classes."""
+        last = self.model.get_submodule(self.classifier)
+        assert isinstance(last, nn.Linear)  # by classifier
+        with torch.no_grad():
+            last.weight.copy_(weight)
+            if last.bias is not None:
+                last.bias.copy_(bias)
+
+
+def check_head(backbone: Backbone, x: Tensor) -> None:
+    """The classifier reads the features, and nothing comes after it.
+
+    Args:
+        x: one image, [1, c, h, w].
+
+    Raises:
+        ModelError: the model does something else.
+    """
+    last = backbone.model.get_submodule(backbone.classifier)
+    with torch.no_grad():
+        features, logits = backbone(x), backbone.model(x)
+        same = features.shape[1] == last.in_features and torch.allclose(last(features), logits, rtol=1e-4, atol=1e-5)
+    if not same:
+        raise ModelError(
+            f"received {type(backbone.model).__name__}, whose output is not that of its last layer on the features "
+            "before it; expected a linear classifier at the very end; choose another model"
+        )

@@ -1,0 +1,112 @@
+"""The support set: labelled images of the new task, in whatever form they come, as batches that can be run twice."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hypercompress.errors import DataError
+from hypercompress.fidelity import labels_of
+from hypercompress.transfer.ridge import check_labels
+
+BATCH = 64  # images run together, where the caller did not batch them
+
+
+@dataclass(frozen=True)
+class Support:
+    """Labelled batches, the same images each time they are iterated.
+
+    Args:
+        batches: ``(images, labels)``, labels from 0.
+        classes: how many.
+    """
+
+    batches: Iterable[Any]
+    classes: int
+
+    def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches on a device, one at a time.
+
+        Raises:
+            DataError: a batch without labels.
+        """
+        for batch in self.batches:
+            labels = labels_of(batch)
+            if labels is None:
+                raise DataError(
+                    "received a support batch without labels; expected (images, labels) with labels from 0; sort the "
+                    "images into class sub-folders"
+                )
+            yield batch[0].to(device), labels.to(device)
+
+
+def as_support(
+    support: Tensor | Iterable[Any],
+    labels: Tensor | None,
+    shots: int | None,
+    seed: int,
+    names: Sequence[str] | None,
+) -> Support:
+    """A support set of whatever the caller has.
+
+    Args:
+        support: images [n, c, h, w], or batches ``(images, labels)``. A loader is run anew for each pass; without
+            ``names``, or with ``shots``, everything is kept in memory.
+        labels: of the images; ``None`` with batches.
+        shots: keep so many images of each class, drawn by ``seed``; ``None``: all.
+        names: of the classes by label; ``None``: as many as the largest label says.
+
+    Raises:
+        DataError: no labels or none that fit, fewer than two classes, a class without an image or with fewer than
+            ``shots``.
+    """
+    if labels is None and isinstance(support, Tensor):
+        raise DataError("received support images without labels; expected one label for each image; pass labels")
+    if labels is None and names is not None and shots is None and iter(support) is not support:
+        return Support(support, len(names))
+    if labels is None:
+        every = list(Support(list(support), 0).on(torch.device("cpu")))
+        if not every:
+            raise DataError("received a support set without a batch; expected at least one; check the loader")
+        images, labels = (torch.cat(column) for column in zip(*every, strict=True))
+    else:
+        assert isinstance(support, Tensor)  # batches bring their own labels
+        images = support
+        if len(images) != len(labels) or labels_of((images, labels)) is None:
+            raise DataError(
+                f"received {len(labels)} labels of {labels.dtype} for {len(images)} support images; expected a whole "
+                "number from 0 for each; pass the labels of these images"
+            )
+    classes = len(names) if names is not None else int(labels.max()) + 1
+    check_labels(labels, classes, names)
+    if shots is not None:
+        chosen = draw_shots(labels, shots, seed, names)
+        images, labels = images[chosen.to(images.device)], labels[chosen.to(labels.device)]
+    return Support(list(zip(images.split(BATCH), labels.split(BATCH), strict=True)), classes)
+
+
+def draw_shots(
+    labels: Int[Tensor, " n"], shots: int, seed: int, names: Sequence[str] | None = None
+) -> Int[Tensor, " m"]:
+    """Places of ``shots`` images of each class, class after class; the same for the same seed.
+
+    Raises:
+        DataError: ``shots`` below 1, or a class with fewer.
+    """
+    if shots < 1:
+        raise DataError(f"received {shots} shots; expected at least 1; pass the number of images of each class to use")
+    generator, chosen, few = torch.Generator().manual_seed(seed), [], []
+    for label in labels.unique().tolist():
+        found = (labels == label).nonzero().flatten().cpu()
+        if len(found) < shots:
+            few.append(f"{names[label] if names else label} ({len(found)})")
+        chosen.append(found[torch.randperm(len(found), generator=generator)[:shots]])
+    if few:
+        raise DataError(
+            f"received {shots} shots for classes with fewer images: {', '.join(few)}; expected at least {shots} images "
+            "of each class; add images or ask for fewer shots"
+        )
+    return torch.cat(chosen)

@@ -1,0 +1,66 @@
+"""Ordinary steps after the closed form: the scales and shifts of norms, the biases and the head, by AdamW."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hypercompress.calling import evaluating
+from hypercompress.errors import NonFiniteError
+from hypercompress.transfer.adaptable import Role, Site
+
+
+def tuned_names(sites: Iterable[Site], model: nn.Module, classifier: str) -> list[str]:
+    """Names of the parameters that are tuned; those of a core are left as they were generated."""
+    modules = [site.module for site in sites if site.role is not Role.CORE] + [classifier]
+    names = dict.fromkeys(f"{module}.{kind}" for module in modules for kind in ("weight", "bias"))
+    biases = {site.module for site in sites if site.role is Role.BIAS} - {classifier}
+    there = dict(model.named_parameters())
+    return [name for name in names if name in there and (name.removesuffix(".weight") not in biases)]
+
+
+def tune(
+    model: nn.Module, names: Iterable[str], batches: Iterable[tuple[Tensor, Tensor]], steps: int, rate: float
+) -> None:
+    """Cross-entropy on the support set, one batch a step, in place. BatchNorm uses its running moments, as in use.
+
+    Args:
+        model: a classifier of the new classes.
+        names: parameters to tune; the others stay frozen.
+        batches: one a step; started again when they end.
+        steps: 0 or more.
+        rate: AdamW's learning rate, brought to 0 along half a cosine.
+
+    Raises:
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    asking = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    chosen = set(names)
+    tuned = [p.requires_grad_(name in chosen) for name, p in model.named_parameters()]
+    optimizer = torch.optim.AdamW([p for p in tuned if p.requires_grad], lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    try:
+        with evaluating(model), torch.enable_grad():
+            for images, labels in islice(_again(batches), steps):
+                loss = F.cross_entropy(model(images), labels)
+                if not bool(loss.isfinite()):
+                    raise NonFiniteError(
+                        f"received a loss of {float(loss.detach())} while tuning; expected a finite one; lower the "
+                        "learning rate or take fewer steps"
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(asking[name])
+
+
+def _again(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, again and again."""
+    kept = list(batches)
+    while True:
+        yield from kept
