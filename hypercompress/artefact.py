@@ -247,6 +247,16 @@ def load_state(model: nn.Module, saved: Saved, folder: Path) -> None:
     model.load_state_dict(state, strict=True)
 
 
+def transfer_line(transfer: Mapping[str, Any]) -> str:
+    """One sentence of what `adapt` did, from its report."""
+    left_out = transfer["loo"][transfer["kept"]]["accuracy"]
+    return (
+        f"Moved to {transfer['ways']} classes by {transfer['images']} images: {transfer['kept']} backbone "
+        f"({transfer['why']}), ridge head of penalty {transfer['penalty']:.3g}, {transfer['steps']} steps, "
+        f"leave-one-out accuracy {'unknown' if left_out is None else f'{left_out:.4f}'}."
+    )
+
+
 def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """README.md of a student folder: what it is, how small, how close, how to load it."""
     architecture = config["architecture"]
@@ -260,7 +270,9 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         f"# Student of {name}",
         "",
     ]
-    if report:
+    if "transfer" in report:
+        lines.append(transfer_line(report["transfer"]))
+    if "teacher" in report:
         teacher, student, budget = report["teacher"], report["student"], report["budget"]
         lines += [
             "| | params | MACs | bytes |",

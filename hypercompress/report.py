@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
+from hypercompress.artefact import transfer_line
 from hypercompress.fidelity import Fidelity
 from hypercompress.specs import Budget, Generation, LayerSpec, ModelSpec, RankPlan, Status, Unit
 
@@ -113,6 +114,8 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
 
 def summary(report: Mapping[str, Any]) -> str:
     """The totals in a few lines."""
+    if "transfer" in report:
+        return transfer_line(report["transfer"])
     if not report:
         return "no report: this student was not made by generate"
     teacher, student, budget = report["teacher"], report["student"], report["budget"]

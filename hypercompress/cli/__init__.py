@@ -1,4 +1,4 @@
-"""The console script ``hypercompress``: generate, evaluate, bench, export, report."""
+"""The console script ``hypercompress``: generate, evaluate, bench, export, report, transfer."""
 
 from hypercompress.cli.entry import main
 

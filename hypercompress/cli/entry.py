@@ -21,9 +21,17 @@ from hypercompress.cli.export import export
 from hypercompress.cli.generate import generate
 from hypercompress.cli.parser import make_parser
 from hypercompress.cli.report import report
+from hypercompress.cli.transfer import transfer
 from hypercompress.errors import HypercompressError
 
-COMMANDS = {"generate": generate, "evaluate": evaluate, "bench": bench, "export": export, "report": report}
+COMMANDS = {
+    "generate": generate,
+    "evaluate": evaluate,
+    "bench": bench,
+    "export": export,
+    "report": report,
+    "transfer": transfer,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,6 +34,10 @@ examples:
   hypercompress export student student.onnx
   hypercompress export student student-int8.onnx --int8 --data photos
   hypercompress export student student.pt2 --format torch-export""",
+    "transfer": """\
+examples:
+  hypercompress transfer resnet18.a1_in1k student --data photos --shots 5
+  hypercompress transfer student moved --data digits --shots 8 --steps 50""",
     "report": """\
 example:
   hypercompress report student""",
@@ -64,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     _evaluate(_command(commands, "evaluate", "accuracy of a student, and how close it is to its teacher"))
     _bench(_command(commands, "bench", "time a student beside its teacher on this machine"))
     _export(_command(commands, "export", "write a student as one file that runs elsewhere, and compare it"))
+    _transfer(_command(commands, "transfer", "move a model to a new task by a few labelled images"))
     report = _command(commands, "report", "print the report of a student: every layer with status, rank and size")
     report.add_argument("student", metavar="STUDENT", help="student folder")
     _run(report)
@@ -206,6 +211,29 @@ def _export(parser: argparse.ArgumentParser) -> None:
     )
     run = _run(parser, device="that a torch-export program is made for (default: cpu); ONNX is made on cpu")
     run.add_argument("--overwrite", action="store_true", help="replace FILE if it is there already")
+
+
+def _transfer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("out", metavar="OUT", type=Path, help="student folder to write")
+    method = parser.add_argument_group("method")
+    method.add_argument("--shots", type=int, metavar="K", help="use K images of each class (default: all)")
+    method.add_argument(
+        "--steps", type=int, default=0, metavar="N", help="ordinary steps afterwards, on norms, biases and head"
+    )
+    method.add_argument(
+        "--network",
+        default="auto",
+        metavar="auto|none|PATH",
+        help="what generates new norms, biases and cores; none: ridge regression alone; PATH: folder of a meta-trained "
+        "network (default: auto, the released one)",
+    )
+    _model(parser, "MODEL")
+    data = _data(parser, "train split; labelled", required=True)
+    data.add_argument("--batch-size", type=int, default=64, metavar="N", help="images in a batch (default: 64)")
+    parser.set_defaults(images=None)  # --shots takes its place
+    run = _run(parser)
+    run.add_argument("--overwrite", action="store_true", help="replace what is there already")
 
 
 def _model(parser: argparse.ArgumentParser, whose: str) -> None:

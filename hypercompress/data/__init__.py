@@ -1,7 +1,7 @@
 """Images for calibration, evaluation and training: folders, registered data sets, and one that is packaged."""
 
 from hypercompress.data.episodes import Episode, Pool, read_pool, sample_episode, split_classes
-from hypercompress.data.folder import open_folder
+from hypercompress.data.folder import check_splits, open_folder
 from hypercompress.data.images import ImageData, loader
 from hypercompress.data.preprocess import Preprocess
 from hypercompress.data.registry import open_data, registered_names
@@ -11,6 +11,7 @@ __all__ = [
     "ImageData",
     "Pool",
     "Preprocess",
+    "check_splits",
     "loader",
     "open_data",
     "open_folder",

@@ -80,6 +80,16 @@ def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: boo
     return ImageData(source, preprocess.transform(augment), classes=classes, skipped=skipped)
 
 
+def check_splits(root: Path) -> None:
+    """The classes of ``val`` or ``test`` are those of ``train`` beside it; no image is read.
+
+    Raises:
+        DataError: one of them has a class that ``train`` lacks.
+    """
+    if root.is_dir():
+        _choose(root, train=False)
+
+
 def _choose(root: Path, train: bool) -> tuple[Path, list[str]]:
     """The folder to read and the names of its classes, none if it is flat."""
     inside = _folders(root)

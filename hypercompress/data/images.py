@@ -53,9 +53,33 @@ class ImageData(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def labels(self) -> Int64[Tensor, " n"]:
+        """Of all images; no image is decoded where the source lists its labels."""
+        listed = getattr(self.source, "labels", getattr(self.source, "targets", None))
+        every = [self.source[index][1] for index in range(len(self))] if listed is None else listed
+        return torch.as_tensor(every).long()
+
+    def only(self, chosen: Sequence[int]) -> "ImageData":
+        """The images at these places, in this order."""
+        return ImageData(_Part(self.source, chosen), self.transform, classes=self.classes, skipped=self.skipped)
+
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
         image, label = self.source[index]
         return self.transform(image), int(label)
+
+
+class _Part:
+    """Some images of a source."""
+
+    def __init__(self, source: ImageSource, chosen: Sequence[int]) -> None:
+        self.source, self.chosen = source, list(chosen)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.source[self.chosen[index]]
 
 
 def loader(

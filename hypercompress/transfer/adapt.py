@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, architecture_of
@@ -108,7 +108,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         tune(
             backbone.model,
             tuned_names(places.sites, backbone.model, backbone.classifier),
-            found.on(_device(model)),
+            lambda: found.on(_device(model)),
             steps,
             rate,
         )
@@ -157,10 +157,10 @@ def choose_head(network: TransferNetwork | None, backbone: Backbone, reading: Re
         return Choice(plain, False, "ridge regression alone: nothing in the model can be adapted", None, 1)
     with torch.no_grad():
         parameters = generate_parameters(network, backbone, reading)
-        features = _features(backbone, parameters, support)
+        features, labels = _features(backbone, parameters, support)
     if not bool(features.isfinite().all()):
         return Choice(plain, False, "the adapted features are not finite", None, 2)
-    head = fit_ridge(features, reading.labels, support.classes)
+    head = fit_ridge(features, labels, support.classes)
     why = "one image a class: nothing can be left out"
     if plain.loo_loss is not None and head.loo_loss is not None:
         why = "leave-one-out loss"
@@ -190,17 +190,21 @@ def transfer_report(choice: Choice, reading: Reading) -> dict[str, Any]:
     }
 
 
-def _features(backbone: Backbone, parameters: dict[str, Tensor], support: Support) -> Float[Tensor, "n d"]:
-    """The second pass."""
+def _features(
+    backbone: Backbone, parameters: dict[str, Tensor], support: Support
+) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
+    """The second pass, with its labels: a loader may mix the images anew."""
+    rows = []
     with evaluating(backbone):
-        device = next(backbone.parameters()).device
-        return torch.cat([backbone.adapted(parameters, images) for images, _ in support.on(device)])
+        for images, labels in support.on(_device(backbone)):
+            rows.append((backbone.adapted(parameters, images), labels))
+    features, every = (torch.cat(column) for column in zip(*rows, strict=True))
+    return features, every
 
 
 def _probe(backbone: Backbone, support: Support) -> None:
     """One image, so that a model or an image that does not fit is told before the passes."""
-    some = next(backbone.parameters())
-    images, _ = next(support.on(some.device))
+    images, _ = next(support.on(_device(backbone)))
     try:
         with evaluating(backbone):
             check_head(backbone, images[:1])

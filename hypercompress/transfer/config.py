@@ -33,8 +33,8 @@ class TransferConfig:
     roles: tuple[Role, ...] = tuple(Role)
 
     def __post_init__(self) -> None:
-        sizes, bounds = (self.width, self.depth, self.heads, self.outer), (self.scale_bound, self.shift_bound)
-        bounds += (self.core_bound, self.mix_bound)
+        sizes = (self.width, self.depth, self.heads, self.outer)
+        bounds = (self.scale_bound, self.shift_bound, self.core_bound, self.mix_bound)
         if min(sizes) < 1 or self.width % self.heads or min(bounds) < 0 or not self.roles:
             raise GeneratorError(
                 f"received width={self.width}, depth={self.depth}, heads={self.heads}, outer={self.outer} with bounds "

@@ -17,7 +17,7 @@ BATCH = 64  # images run together, where the caller did not batch them
 
 @dataclass(frozen=True)
 class Support:
-    """Labelled batches, the same images each time they are iterated.
+    """Labelled batches, the same images each time they are iterated, in whatever order.
 
     Args:
         batches: ``(images, labels)``, labels from 0.
@@ -82,9 +82,10 @@ def as_support(
             )
     classes = len(names) if names is not None else int(labels.max()) + 1
     check_labels(labels, classes, names)
-    if shots is not None:
-        chosen = draw_shots(labels, shots, seed, names)
-        images, labels = images[chosen.to(images.device)], labels[chosen.to(labels.device)]
+    chosen = torch.arange(len(labels)) if shots is None else draw_shots(labels, shots, seed, names)
+    # Mixed, because what comes sorted by class makes bad batches for ordinary steps.
+    chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]
+    images, labels = images[chosen.to(images.device)], labels[chosen.to(labels.device)]
     return Support(list(zip(images.split(BATCH), labels.split(BATCH), strict=True)), classes)
 
 

@@ -1,6 +1,6 @@
 """Ordinary steps after the closed form: the scales and shifts of norms, the biases and the head, by AdamW."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -22,14 +22,18 @@ def tuned_names(sites: Iterable[Site], model: nn.Module, classifier: str) -> lis
 
 
 def tune(
-    model: nn.Module, names: Iterable[str], batches: Iterable[tuple[Tensor, Tensor]], steps: int, rate: float
+    model: nn.Module,
+    names: Iterable[str],
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    steps: int,
+    rate: float,
 ) -> None:
     """Cross-entropy on the support set, one batch a step, in place. BatchNorm uses its running moments, as in use.
 
     Args:
         model: a classifier of the new classes.
         names: parameters to tune; the others stay frozen.
-        batches: one a step; started again when they end.
+        batches: the support set from its first batch; one batch a step, and called again when they end.
         steps: 0 or more.
         rate: AdamW's learning rate, brought to 0 along half a cosine.
 
@@ -59,8 +63,7 @@ def tune(
             parameter.requires_grad_(asking[name])
 
 
-def _again(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def _again(batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches, again and again."""
-    kept = list(batches)
     while True:
-        yield from kept
+        yield from batches()

@@ -1,0 +1,123 @@
+"""``hypercompress transfer``: a trained model and a few labelled images of a new task in, a student for it out."""
+
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from hypercompress.architecture import Architecture
+from hypercompress.artefact import refuse_existing
+from hypercompress.cli import checks, inputs
+from hypercompress.cli.terminal import Terminal
+from hypercompress.data import ImageData, Preprocess, check_splits, loader, open_data
+from hypercompress.errors import DataError
+from hypercompress.inspection import require_finite
+from hypercompress.models import is_student_folder
+from hypercompress.student import Student, from_pretrained
+from hypercompress.transfer import adapt, load_network
+from hypercompress.transfer.ridge import check_labels
+from hypercompress.transfer.support import draw_shots
+
+
+def transfer(arguments: Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        HypercompressError: whatever is wrong with the input; nothing is written then.
+    """
+    checks.require(
+        lambda: checks.model(arguments.model),
+        lambda: refuse_existing(arguments.out, arguments.overwrite),
+        lambda: checks.writable(arguments.out.parent),
+        lambda: load_network(arguments.network),
+        lambda: check_splits(Path(arguments.data).expanduser()),
+        lambda: checks.at_least("--shots", arguments.shots, 1),
+        lambda: checks.at_least("--steps", arguments.steps, 0),
+        *checks.common(arguments),
+    )
+    torch.manual_seed(arguments.seed)
+    with Terminal(arguments.json) as terminal:
+        terminal.finish(_run(arguments, terminal))
+
+
+def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
+    device = checks.device(arguments.device)
+    overrides = inputs.Overrides(arguments.input_size, arguments.mean, arguments.std)
+    terminal.phase("load model")
+    model, architecture = _model(arguments, overrides)
+    preprocess = Preprocess.of(model, overrides.input_size, overrides.mean, overrides.std)
+    inner = model.model if isinstance(model, Student) else model
+    inner, architecture = inputs.described(inner, architecture, preprocess)
+    inputs.show_preprocessing(terminal, preprocess, overrides, "MODEL")
+    terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
+
+    terminal.phase("read images")
+    images = open_data(arguments.data, preprocess, train=True)
+    support = chosen_images(images, arguments)
+    terminal.note("support", f"{len(support)} of {len(images)} images, {len(images.classes)} classes")
+    terminal.phase("adapt")
+    batches: Iterable[Any] = loader(support, batch_size=arguments.batch_size, shuffle=True, seed=arguments.seed)
+    student = adapt(
+        Student(inner.to(device), architecture, getattr(model, "report", None)),
+        list(batches) if arguments.shots else batches,  # a few images are prepared once, a data set in each pass
+        steps=arguments.steps,
+        network=arguments.network,
+        names=images.classes,
+        seed=arguments.seed,
+    )
+    student.report["transfer"]["shots"] = arguments.shots
+    terminal.phase("save")
+    student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
+    terminal.show(table(student.report["transfer"]))
+    terminal.note("saved", str(arguments.out))
+    return dict(student.report)
+
+
+def chosen_images(images: ImageData, arguments: Namespace) -> ImageData:
+    """The support images: all, or ``--shots`` of each class.
+
+    Raises:
+        DataError: no labels, fewer than two classes, or a class with no image or with fewer than ``--shots``.
+    """
+    if not images.labelled:
+        raise DataError(
+            f"received the unlabelled images of {arguments.data}; expected labelled ones of the new task; sort "
+            "them into class sub-folders"
+        )
+    labels = images.labels
+    check_labels(labels, len(images.classes), images.classes)
+    if arguments.shots is None:
+        return images
+    return images.only(draw_shots(labels, arguments.shots, arguments.seed, images.classes).tolist())
+
+
+def _model(arguments: Namespace, overrides: inputs.Overrides) -> tuple[nn.Module, Architecture | None]:
+    """MODEL; a student stays a student, with its report."""
+    if is_student_folder(arguments.model):
+        if arguments.checkpoint is not None or arguments.model_args:
+            inputs.load(inputs.Source(arguments.model, arguments.checkpoint, checks.model_args(arguments.model_args)))
+        student = from_pretrained(arguments.model)
+        require_finite(student)
+        return student, student.architecture
+    source = inputs.Source(
+        arguments.model, arguments.checkpoint, checks.model_args(arguments.model_args), not arguments.no_pretrained
+    )
+    return inputs.load(source, overrides.input_size)
+
+
+def table(told: Mapping[str, Any]) -> Table:
+    """What was done, and what leaving one out says."""
+    shown = Table("", "ridge on MODEL", "adapted")
+    for name, form in {"accuracy": "{:.4f}", "loss": "{:.4f}"}.items():
+        values = (told["loo"][kind][name] for kind in ("plain", "adapted"))
+        shown.add_row(f"leave-one-out {name}", *("unknown" if v is None else form.format(v) for v in values))
+    shown.add_row("kept", *("yes" if told["kept"] == kind else "" for kind in ("plain", "adapted")))
+    shown.add_row("why", told["why"], "")
+    shown.add_row("network", told["network"], "")
+    for name in ("penalty", "steps", "passes", "seconds"):
+        shown.add_row(name, f"{told[name]:.4g}", "")
+    return shown

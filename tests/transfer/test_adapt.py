@@ -1,0 +1,287 @@
+"""The facade: ridge without a network, the guard, passes counted, an ordinary student folder, and bad input."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import hypercompress
+from hypercompress import Budget, Student, adapt, compress, from_pretrained
+from hypercompress.errors import ArtefactError, DataError, GeneratorError, ModelError
+from hypercompress.report import summary
+from hypercompress.transfer import TransferNetwork, fit_ridge, load_network, registry, save_network
+from hypercompress.transfer.backbone import Backbone
+from hypercompress.transfer.support import draw_shots
+
+Make = Callable[..., Any]
+
+
+def model_of(name: str = "test_resnet", **given: Any) -> nn.Module:
+    torch.manual_seed(1)
+    return timm.create_model(name, **{"in_chans": 1, "num_classes": 7, **given}).eval()
+
+
+def test_without_a_network_it_is_ridge_regression_on_the_features(make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task()
+    student = adapt(model, x, y, network="none")
+    head = fit_ridge(Backbone(model)(x), y, 3)
+    torch.testing.assert_close(student(x), head.logits(Backbone(model)(x)), rtol=1e-4, atol=1e-4)
+    told = student.report["transfer"]
+    assert (told["ways"], told["images"], told["kept"], told["passes"]) == (3, 12, "plain", 1)
+    assert told["loo"]["plain"] == pytest.approx({"accuracy": head.loo_accuracy, "loss": head.loo_loss})
+    assert told["penalty"] == pytest.approx(head.penalty)
+
+
+def test_an_untrained_network_is_ridge_regression_bit_for_bit(make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task()
+    plain, untrained = adapt(model, x, y, network="none"), adapt(model, x, y, network=TransferNetwork())
+    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in untrained.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_the_guard_keeps_what_leaving_one_out_finds_no_worse(name: str, make_task: Make, trained: Make) -> None:
+    model = model_of(name)
+    size = model.pretrained_cfg["input_size"][1]
+    kept = set()
+    for seed, scale in enumerate((0.01, 0.1, 1.0, 1.0)):
+        torch.manual_seed(seed)
+        x, y = make_task(size=(1, size, size))
+        told = adapt(model, x, y, network=trained(scale)).report["transfer"]
+        loo = {key: told["loo"][key]["loss"] for key in ("plain", "adapted")}
+        assert (told["kept"] == "adapted") == (loo["adapted"] <= loo["plain"])
+        assert told["strength"] == float(told["kept"] == "adapted")
+        assert told["why"] == "leave-one-out loss"
+        kept.add(told["kept"])
+    assert kept <= {"adapted", "plain"}
+
+
+def test_both_answers_of_the_guard_occur_and_the_student_is_what_was_judged(make_task: Make, trained: Make) -> None:
+    model, seen = model_of(), dict[str, Student]()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        x, y = make_task()
+        student = adapt(model, x, y, network=trained(0.3))
+        kept = student.report["transfer"]["kept"]
+        seen.setdefault(kept, student)
+        features = Backbone(student.model)(x)
+        head = fit_ridge(features, y, 3)
+        torch.testing.assert_close(student(x), head.logits(features), rtol=1e-3, atol=1e-3)
+        assert head.loo_loss == pytest.approx(student.report["transfer"]["loo"][kept]["loss"], rel=1e-3)
+    assert set(seen) == {"adapted", "plain"}
+    for kept, student in seen.items():
+        same = all(
+            torch.equal(value, model.state_dict()[key])
+            for key, value in student.model.state_dict().items()
+            if not key.startswith("fc")
+        )
+        assert same == (kept == "plain")
+
+
+def test_the_teacher_is_never_modified(make_task: Make, trained: Make) -> None:
+    model, (x, y), network = model_of(), make_task(), trained()
+    before, flags = {k: v.clone() for k, v in model.state_dict().items()}, [m.training for m in model.modules()]
+    random = torch.get_rng_state()
+    adapt(model, x, y, network=network, steps=2)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == flags
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_no_more_than_two_passes_over_the_support_set(
+    make_task: Make, trained: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = make_task(shots=30)
+    seen = list[int]()
+    forward = Backbone.forward
+
+    def counted(self: Backbone, images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(Backbone, "forward", counted)
+    told = adapt(model_of(), x, y, network=trained()).report["transfer"]
+    assert told["passes"] == 2
+    assert sum(seen) == 1 + 2 * len(x)  # one image is tried beforehand
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_the_result_is_an_ordinary_student_folder(name: str, make_task: Make, trained: Make, tmp_path: Path) -> None:
+    model = model_of(name, in_chans=3)
+    size = model.pretrained_cfg["input_size"]
+    x, y = make_task(size=size)
+    for steps in (0, 2):
+        student = adapt(model, x, y, network=trained(), steps=steps)
+        student.save_pretrained(tmp_path / f"{steps}")
+        again = from_pretrained(tmp_path / f"{steps}")
+        assert torch.equal(again.eval()(x), student.eval()(x))
+        assert again.num_classes == 3
+        assert again.report["transfer"]["steps"] == steps
+        told = f"Moved to 3 classes by 12 images: {again.report['transfer']['kept']} backbone (leave-one-out loss)"
+        assert told in (tmp_path / f"{steps}" / "README.md").read_text()
+        assert told in summary(again.report)
+
+
+def test_a_compressed_student_is_adapted_and_keeps_its_ranks(make_task: Make, trained: Make, tmp_path: Path) -> None:
+    small = compress(model_of(in_chans=3), Budget(params=0.5), generator="svd")
+    x, y = make_task(size=(3, 64, 64))
+    student = adapt(small, x, y, network=trained(0.05))
+    assert {k: v for k, v in student.ranks.items() if k != "fc"} == {k: v for k, v in small.ranks.items() if k != "fc"}
+    assert student.report["before"] == small.report
+    student.save_pretrained(tmp_path / "student")
+    assert torch.equal(from_pretrained(tmp_path / "student").eval()(x), student.eval()(x))
+
+
+def test_one_image_a_class_is_adapted_unguarded_and_says_so(make_task: Make, trained: Make) -> None:
+    x, y = make_task(ways=4, shots=1)
+    told = adapt(model_of(), x, y, network=trained()).report["transfer"]
+    assert told["why"] == "one image a class: nothing can be left out"
+    assert told["kept"] == "adapted"
+    assert told["loo"]["plain"] == told["loo"]["adapted"] == {"accuracy": None, "loss": None}
+
+
+def test_steps_lower_the_loss_and_touch_norms_biases_and_head_only(make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task(shots=10)
+    start, tuned = adapt(model, x, y, network="none"), adapt(model, x, y, network="none", steps=20)
+    loss = nn.functional.cross_entropy
+    with torch.no_grad():
+        assert float(loss(tuned(x), y)) < float(loss(start(x), y))
+    changed = {n for n, p in tuned.model.named_parameters() if not torch.equal(p, start.model.get_parameter(n))}
+    wanted = {n for n, p in tuned.model.named_parameters() if p.ndim == 1 or n.startswith("fc")}
+    assert changed == wanted
+    assert all(torch.equal(b, start.model.get_buffer(n)) for n, b in tuned.model.named_buffers())
+    again = adapt(model, x, y, network="none", steps=20)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in tuned.state_dict().items())
+
+
+def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Make) -> None:
+    model, (x, y), network = model_of(), make_task(shots=6), trained()
+    loader = DataLoader(TensorDataset(x, y), batch_size=7)
+    at_once = adapt(model, x, y, network=network)
+    for batches, names in ((loader, ["a", "b", "c"]), (loader, None), (iter(list(loader)), None)):
+        student = adapt(model, batches, network=network, names=names)
+        torch.testing.assert_close(student(x), at_once(x), rtol=1e-3, atol=1e-3)
+        assert student.report["transfer"]["classes"] == names
+
+
+def test_shots_draw_so_many_of_each_class_by_the_seed(make_task: Make) -> None:
+    labels = torch.tensor([0, 1, 1, 0, 1, 0, 2, 2])
+    chosen = draw_shots(labels, 2, 5)
+    assert labels[chosen].tolist() == [0, 0, 1, 1, 2, 2]
+    assert torch.equal(chosen, draw_shots(labels, 2, 5))
+    assert len({tuple(draw_shots(labels, 2, seed).tolist()) for seed in range(8)}) > 1
+    x, y = make_task(shots=5)
+    assert adapt(model_of(), x, y, network="none", shots=2).report["transfer"]["images"] == 6
+
+
+def test_auto_without_a_released_network_is_ridge_and_says_so(
+    make_task: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(registry, "RELEASED", tmp_path / "none")
+    told = adapt(model_of(), *make_task()).report["transfer"]
+    assert (told["network"], told["why"]) == ("none released", "ridge regression alone: no network")
+
+
+def test_a_network_is_read_as_it_was_saved(trained: Make, tmp_path: Path) -> None:
+    network = trained()
+    save_network(network, tmp_path / "network", {"steps": 3})
+    again = load_network(tmp_path / "network")
+    assert again is not None
+    assert again.config == network.config
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in again.state_dict().items())
+    with pytest.raises(GeneratorError, match="received the transfer network 'nothing'; expected auto, none or the"):
+        load_network("nothing")
+    weights = tmp_path / "network" / registry.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtefactError, match="altered or of another format"):
+        load_network(tmp_path / "network")
+    weights.unlink()
+    with pytest.raises(ArtefactError, match=r"expected config\.json and transfer\.safetensors"):
+        load_network(tmp_path / "network")
+
+
+X, Y = torch.randn(6, 1, 32, 32), torch.arange(6) % 3
+
+
+@pytest.mark.parametrize(
+    ("support", "labels", "options", "message"),
+    [
+        (X, Y * 0, {}, "received a support set of 1 class; expected at least two"),
+        (X, Y, {"names": ["a", "b", "c", "d"]}, "received no support image of class d; expected at least one of each"),
+        (X, Y + (Y == 2), {}, "received no support image of class 2"),
+        (X, Y[:4], {}, "received 4 labels of torch.int64 for 6 support images"),
+        (X, Y.float(), {}, r"received 6 labels of torch.float32 for 6 support images"),
+        (X, None, {}, "received support images without labels"),
+        ([(X, Y - 1)], None, {}, "received a support batch without labels"),
+        ([], None, {}, "received a support set without a batch"),
+        (X, Y, {"shots": 3}, r"received 3 shots for classes with fewer images: 0 \(2\), 1 \(2\), 2 \(2\)"),
+        (X, Y, {"shots": 0}, "received 0 shots; expected at least 1"),
+        (
+            X.repeat(1, 3, 1, 1),
+            Y,
+            {},
+            "received support images of 3 x 32 x 32 in torch.float32 that the model does not",
+        ),
+        (X.double(), Y, {}, "in torch.float64 that the model does not take"),
+    ],
+)
+def test_support_sets_that_cannot_be_used(
+    support: Any, labels: Tensor | None, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        adapt(model_of(), support, labels, network="none", **options)
+
+
+@pytest.mark.parametrize("options", [{"steps": -1}, {"rate": 0.0}])
+def test_steps_that_cannot_be_taken(options: dict[str, Any]) -> None:
+    with pytest.raises(GeneratorError, match="expected 0 or more at a rate above 0"):
+        adapt(model_of(), X, Y, network="none", **options)
+
+
+def test_models_that_are_no_backbone() -> None:
+    with pytest.raises(ModelError, match="received Sequential without forward_features, forward_head, get_classifier"):
+        adapt(nn.Sequential(nn.Flatten(), nn.Linear(1024, 3)), X, Y)
+    with pytest.raises(ModelError, match="whose classifier is Conv2d; expected one linear layer"):
+        adapt(ConvHead(), X, Y)
+    with pytest.raises(ModelError, match="whose output is not that of its last layer"):
+        adapt(Odd(), X, Y, network="none")
+
+
+class Odd(nn.Module):
+    """A model that does something behind its last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :4]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return x if pre_logits else self.fc(x) + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.fc = nn.Linear(4, num_classes)
+
+
+class ConvHead(Odd):
+    """A model whose classifier is a convolution."""
+
+    def get_classifier(self) -> nn.Module:
+        return nn.Conv2d(4, 3, 1)
+
+
+def test_it_is_public() -> None:
+    assert hypercompress.adapt is adapt

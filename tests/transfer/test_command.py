@@ -1,0 +1,172 @@
+"""``hypercompress transfer``: what it writes and says, the same numbers as `adapt`, and bad input in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hypercompress import adapt, from_pretrained
+from hypercompress.architecture import load_timm
+from hypercompress.cli import main
+from hypercompress.data import Preprocess, open_data
+from hypercompress.transfer import registry
+from hypercompress.transfer.support import draw_shots
+
+ARGS = ("--no-pretrained", "--model-args", '{"num_classes": 7, "in_chans": 1}')
+SIZE = ("--input-size", "1", "32", "32", "--mean", "0.286", "--std", "0.353")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        torch.manual_seed(0)
+        code = main(["transfer", *(str(word) for word in words)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Weights of a small grey model, so that runs can be compared."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model, _ = load_timm("test_resnet", model_args={"num_classes": 7, "in_chans": 1}, pretrained=False)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+def folder(place: Path, counts: dict[str, int], mode: str = "L") -> Path:
+    """Class folders of images; each class has its own brightness."""
+    random = np.random.default_rng(0)
+    for index, (name, count) in enumerate(counts.items()):
+        (place / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.clip(random.normal(60 + 60 * index, 30, (32, 32) if mode == "L" else (32, 32, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8), mode).save(place / name / f"{i}.png")
+    return place
+
+
+def test_the_student_is_that_of_adapt(run: Run, weights: Path, tmp_path: Path) -> None:
+    given = ("--checkpoint", weights, *ARGS[1:], *SIZE, "--data", "digits", "--shots", 3, "--seed", 4)
+    code, out, err = run("test_resnet", tmp_path / "out", *given, "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report == json.loads((tmp_path / "out" / "report.json").read_text())
+    told = report["transfer"]
+    assert (told["ways"], told["images"], told["shots"], told["steps"]) == (10, 30, 3, 0)
+    assert told["classes"] == [str(digit) for digit in range(10)]
+    student = from_pretrained(tmp_path / "out")
+    assert student.num_classes == 10
+    assert student.pretrained_cfg["mean"] == (0.286,)
+    model, architecture = load_timm(
+        "test_resnet", checkpoint=weights, model_args={"num_classes": 7, "in_chans": 1}, pretrained=False
+    )
+    data = open_data("digits", Preprocess.of(model, (1, 32, 32), (0.286,), (0.353,)), train=True)
+    chosen = draw_shots(data.labels, 3, 4).tolist()
+    images: Tensor = torch.stack([data[i][0] for i in chosen])
+    wanted = adapt(model, images, data.labels[chosen], architecture=architecture)
+    torch.testing.assert_close(student.eval()(images), wanted(images), rtol=1e-2, atol=1e-2)
+
+
+def test_it_is_deterministic_and_a_student_folder_can_be_moved_on(run: Run, weights: Path, tmp_path: Path) -> None:
+    given = ("--checkpoint", weights, *ARGS[1:], *SIZE, "--data", "digits", "--shots", 2, "--steps", 2)
+    for name in ("a", "b"):
+        code, out, err = run("test_resnet", tmp_path / name, *given)
+        assert (code, err) == (0, "")
+    first, second = (from_pretrained(tmp_path / name).state_dict() for name in ("a", "b"))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    for words in ("leave-one-out accuracy", "kept", "support: 20 of 1437 images, 10 classes", "saved:"):
+        assert words in out
+    data = folder(tmp_path / "data", {"dark": 4, "light": 4})
+    code, out, _ = run(tmp_path / "a", tmp_path / "on", "--data", data, "--json")
+    assert code == 0
+    assert json.loads(out)["before"]["transfer"]["ways"] == 10
+    assert json.loads(out)["transfer"]["images"] == 8
+    assert from_pretrained(tmp_path / "on").num_classes == 2
+
+
+def test_grey_images_become_what_a_colour_backbone_takes(run: Run, tmp_path: Path) -> None:
+    """`Preprocess` brings every image to the model's channels: grey to three equal ones, colour to grey."""
+    data = folder(tmp_path / "grey", {"dark": 3, "light": 3})
+    code, out, _ = run("test_resnet", tmp_path / "colour", "--no-pretrained", "--data", data, "--json")
+    assert code == 0
+    assert json.loads(out)["transfer"]["images"] == 6
+    data = folder(tmp_path / "rgb", {"dark": 3, "light": 3}, "RGB")
+    assert run("test_resnet", tmp_path / "one", *ARGS, *SIZE, "--data", data, "--json")[0] == 0
+
+
+def test_an_unreadable_image_is_left_out_and_named(run: Run, tmp_path: Path) -> None:
+    data = folder(tmp_path / "data", {"dark": 3, "light": 3})
+    (data / "dark" / "broken.png").write_bytes(b"no image")
+    code, out, err = run("test_resnet", tmp_path / "out", *ARGS, *SIZE, "--data", data, "--json")
+    assert code == 0
+    assert json.loads(out)["transfer"]["images"] == 6
+    assert err.count("\n") == 1
+    assert "skipped 1 of 7 images: dark/broken.png" in err
+
+
+def test_one_image_a_class_is_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "RELEASED", tmp_path / "none")
+    data = folder(tmp_path / "data", {"dark": 1, "light": 1})
+    code, out, _ = run("test_resnet", tmp_path / "out", *ARGS, *SIZE, "--data", data)
+    assert code == 0
+    assert "unknown" in out
+    assert "none released" in out
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "message"),
+    [
+        ({"only": 3}, (), "received a support set of 1 class; expected at least two"),
+        ({"a": 3, "b": 0, "c": 2}, (), "received no support image of class b; expected at least one of each"),
+        ({"a": 3, "b": 2}, ("--shots", 3), "received 3 shots for classes with fewer images: b (2)"),
+        ({"a": 3, "b": 2}, ("--shots", 0), "received --shots 0; expected a whole number from 1"),
+        ({"a": 3, "b": 2}, ("--steps", -1), "received --steps -1; expected a whole number from 0"),
+        ({"a": 3, "b": 2}, ("--network", "nothing"), "received the transfer network 'nothing'; expected auto, none or"),
+        (
+            {"train/a": 2, "train/b": 2, "val/a": 1, "val/c": 1},
+            (),
+            "with classes c that",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    counts: dict[str, int], options: tuple[Any, ...], message: str, run: Run, tmp_path: Path
+) -> None:
+    data = folder(tmp_path / "data", counts)
+    code, _, err = run("test_resnet", tmp_path / "out", *ARGS, *SIZE, "--data", data, *options)
+    assert code == 2
+    assert err.startswith("error: received ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_unlabelled_images_are_refused(run: Run, tmp_path: Path) -> None:
+    data = folder(tmp_path / "data", {"a": 3}) / "a"
+    code, _, err = run("test_resnet", tmp_path / "out", *ARGS, *SIZE, "--data", data)
+    assert code == 2
+    assert f"received the unlabelled images of {data}; expected labelled ones" in err
+
+
+def test_labels_of_a_set_are_those_of_its_images(tmp_path: Path) -> None:
+    preprocess = Preprocess((1, 8, 8), (0.0,), (1.0,))
+    data = open_data(str(folder(tmp_path / "data", {"a": 3, "b": 2})), preprocess, train=True)
+    assert data.labels.tolist() == [data[i][1] for i in range(len(data))] == [0, 0, 0, 1, 1]
+    part = data.only([4, 0])
+    assert part.labels.tolist() == [1, 0]
+    assert torch.equal(part[0][0], data[4][0])
+    assert len(part) == 2
