@@ -98,8 +98,9 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     found = as_support(support, labels, shots, seed, names)
     student, backbone = new_student(model, found.classes, architecture)
     _probe(backbone, found)
-    places = adaptable(backbone.model, backbone.classifier)
-    roles = tuple(Role) if generator is None else generator.config.roles
+    roles = () if generator is None else generator.config.roles
+    # Norms and biases are what the steps tune, whatever the network adapts.
+    places = adaptable(backbone.model, backbone.classifier, tuple({Role.NORM, Role.BIAS, *roles}))
     sites = tuple(site for site in places.sites if site.role in roles)
     reading = read_support(backbone, found.on(_device(model)), sites if generator else (), found.classes)
     choice = choose_head(generator, backbone, reading, found)

@@ -103,15 +103,21 @@ def adaptable(model: nn.Module, without: str = "", roles: tuple[Role, ...] = tup
         elif any(holders[id(p)] > 1 for p in own):
             refused[name] = "its parameters are shared with another module"
         else:
-            found = _sites(name, module, part=any(name == p or name.startswith(f"{p}.") for p in parts))
+            part = any(name == p or name.startswith(f"{p}.") for p in parts)
+            found = _sites(name, module, part=part, cores=Role.CORE in roles)
             sites += [site for site in found if site.role in roles]
             if not found and own and name.removesuffix(".expand") == name:
                 refused[name] = _why_not(module, name in parts)
     return Adaptable(tuple(sites), refused)
 
 
-def _sites(name: str, module: nn.Module, *, part: bool) -> list[Site]:
-    """The sites of one module; ``part``: of a low-rank layer, whose core is a site of its own."""
+def _sites(name: str, module: nn.Module, *, part: bool, cores: bool) -> list[Site]:
+    """The sites of one module.
+
+    Args:
+        part: of a low-rank layer, whose core is a site of its own.
+        cores: find the directions of dense layers, which is an eigendecomposition each; else none has directions.
+    """
     if isinstance(module, NORMS):
         return [] if _why_not_norm(module) else [Site(name, Role.NORM, _affine(module).numel(), _axis(module))]
     if isinstance(module, LowRank):
@@ -127,7 +133,8 @@ def _sites(name: str, module: nn.Module, *, part: bool) -> list[Site]:
     if type(module) in CORES and not part and getattr(module, "groups", 1) == 1:
         matrix = kind.matrix(module)
         rank = min(CORE_RANK, *matrix.shape)
-        found.append(Site(name, Role.CORE, rank, kind.channel_axis, leading_directions(matrix, rank)))
+        frame = leading_directions(matrix, rank) if cores else None
+        found.append(Site(name, Role.CORE, rank, kind.channel_axis, frame))
     return found
 
 

@@ -12,7 +12,14 @@ from lightning_modules.zoo import read_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-FOLDERS = {"teacher", "zoo", "distill", "finetune", "meta_train"}  # those that have a fast form under configs/debug
+FOLDERS = {
+    "teacher",
+    "zoo",
+    "distill",
+    "finetune",
+    "meta_train",
+    "transfer",
+}  # those that have a fast form under configs/debug
 
 
 def label(path: Path) -> str:
@@ -26,7 +33,7 @@ def is_zoo(path: Path) -> bool:
 def test_how_many_there_are() -> None:
     names = {label(path) for path in CONFIGS}
     assert names == FOLDERS | {f"debug/{name}" for name in FOLDERS} | {"quickstart", "zoo_large", "quickstart_teacher"}
-    assert len(CONFIGS) == 13
+    assert len(CONFIGS) == 15
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=label)

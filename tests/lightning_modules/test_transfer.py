@@ -1,0 +1,98 @@
+"""Meta-training of the transfer network as a run: what it leaves, that it resumes exactly, and what it keeps apart."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from hypercompress.data import Preprocess
+from hypercompress.data.episodes import Pool, sample_episode
+from hypercompress.errors import DataError
+from hypercompress.transfer import load_network
+from lightning_modules.transfer import Sources, TransferTraining, clipped, moved
+
+Folders = tuple[Path, Path]
+
+
+def fit(root: Path, folders: Folders, *more: str) -> None:
+    arguments = ["fit", "--config", str(root / "configs" / "debug" / "transfer.yaml")]
+    arguments += ["--model.sources.backbones", f"[{folders[0]}]", "--model.sources.held_backbones", f"[{folders[1]}]"]
+    assert train.main([*arguments, *more]) == 0
+
+
+def last_weights() -> dict[str, torch.Tensor]:
+    state = torch.load("runs/debug/transfer/last.ckpt", weights_only=True)["state_dict"]
+    return {name: value for name, value in state.items() if name.startswith("network")}
+
+
+def test_a_run_leaves_a_network_and_a_resumed_one_ends_the_same(
+    root: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    constant = ("--model.optimization.schedule", "constant")
+    fit(root, folders, *constant)
+    whole = last_weights()
+    out = Path("runs/debug/transfer/network")
+    assert load_network(out) is not None
+    card = json.loads((out / "config.json").read_text())["training"]
+    assert card["sources"]["backbones"] == ["teacher"]
+    assert str(tmp_path) not in json.dumps(card)
+    assert {"val/held_classes_loss", "val/held_data_accuracy"} <= set(card["curve"][-1])
+    assert bool(whole["network.changes.weight"].any())  # it starts at zero, so it has learnt something
+    shutil.rmtree("runs")
+    fit(root, folders, *constant, "--trainer.max_steps", "2")
+    shutil.rmtree("runs/debug/transfer/logs")
+    fit(root, folders, *constant, "--ckpt_path", "runs/debug/transfer/last.ckpt")
+    assert all(torch.equal(value, whole[name]) for name, value in last_weights().items())
+
+
+def test_classes_held_out_and_those_of_the_held_out_set_are_never_trained_on(folders: Folders) -> None:
+    sources = Sources((str(folders[0]),), (str(folders[1]),), ("fashion_mnist_mini", "glyphs"), "digits", limit=2000)
+    system = TransferTraining(sources, Path("out"))
+    system.setup("fit")
+    (member,) = system.members["train"]
+    for first, second in zip(member.train, member.held_classes, strict=True):
+        assert not set(first.classes) & set(second.classes)
+        assert len(first.classes) > len(second.classes) >= 2
+    glyphs = set(member.train[1].classes) | set(member.held_classes[1].classes)
+    assert not glyphs & set(range(10))  # the rendered digits
+    assert not any(parameter.requires_grad for parameter in member.backbone.parameters())
+    assert not any(name.startswith("members") for name, _ in system.named_parameters())
+
+
+def test_without_a_held_out_backbone_there_is_nothing_to_choose_by(folders: Folders) -> None:
+    sources = Sources((str(folders[0]),), (), ("fashion_mnist_mini",), "digits", limit=100)
+    with pytest.raises(DataError, match="received 1 backbones and 0 held out; expected at least one of each"):
+        TransferTraining(sources, Path("out")).setup("fit")
+
+
+def test_the_gradient_is_clipped_and_reaches_every_parameter() -> None:
+    a, b, idle = (nn.Parameter(torch.randn(3)) for _ in range(3))
+    for most in (0.1, 1e6):
+        for parameter in (a, b, idle):
+            parameter.grad = None
+        loss = (a * torch.tensor([3.0, 0, 4])).sum() + 2 * b.sum()
+        wanted = torch.autograd.grad(loss, [a, b], retain_graph=True)
+        clipped(loss, [a, b, idle], most).backward()
+        assert a.grad is not None
+        assert b.grad is not None
+        assert idle.grad is not None
+        norm = float(torch.cat(wanted).norm())
+        torch.testing.assert_close(torch.cat([a.grad, b.grad]), torch.cat(wanted) * min(1.0, most / norm))
+        assert not bool(idle.grad.any())
+
+
+def test_an_episode_changes_its_guise_in_pixels() -> None:
+    preprocess = Preprocess((1, 8, 8), (0.3,), (0.2,))
+    pixels = torch.rand(12, 1, 8, 8)
+    pool = Pool("some", (pixels - 0.3) / 0.2, torch.arange(12) % 2)
+    episode = sample_episode(pool, 2, 2, 1, torch.Generator().manual_seed(0))
+    same = moved(episode, preprocess, "plain", torch.Generator())
+    torch.testing.assert_close(same.support, episode.support)
+    turned = moved(episode, preprocess, "inverted", torch.Generator())
+    torch.testing.assert_close(turned.query * 0.2 + 0.3, 1 - (episode.query * 0.2 + 0.3))
+    assert torch.equal(turned.query_labels, episode.query_labels)
