@@ -1,0 +1,112 @@
+"""The transfer benchmark's tables and plot, from its CSV alone."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from benchmarks.common import Results, markdown
+from benchmarks.figures import save, values
+from benchmarks.intervals import Estimate, combine
+
+COLOURS = {
+    "ncm": "tab:gray",
+    "ridge": "black",
+    "probe": "tab:brown",
+    "norm": "tab:blue",
+    "lora": "tab:orange",
+    "full": "tab:purple",
+    "adapt": "tab:red",
+    "adapt-plain": "tab:pink",
+}
+
+
+def cells(results: Results, **chosen: object) -> list[Mapping[str, str]]:
+    """The blocks with these values."""
+    return [row for row in results.rows if all(row[name] == str(value) for name, value in chosen.items())]
+
+
+def estimate(results: Results, column: str, **chosen: object) -> Estimate | None:
+    """A column over all blocks with these values; ``None`` if there are none."""
+    rows = cells(results, **chosen)
+    return combine(rows, column) if rows else None
+
+
+def tables(results: Results) -> str:
+    """For each backbone and data set: accuracy and gain over ridge by shots, cost of each method."""
+    parts = []
+    for backbone in values(results, "backbone"):
+        for data in dict.fromkeys(row["data"] for row in cells(results, backbone=backbone)):
+            parts.append(f"{backbone} on {data}: accuracy, %; in brackets the gain over ridge on the same episodes")
+            parts.append(_table(results, backbone, data))
+    return "\n\n".join(parts)
+
+
+def _table(results: Results, backbone: str, data: str) -> str:
+    here = cells(results, backbone=backbone, data=data)
+    shots = sorted({int(row["shots"]) for row in here})
+    lines = []
+    for method, steps in sorted({(row["method"], int(row["steps"])) for row in here}, key=_order):
+        chosen = {"backbone": backbone, "data": data, "method": method, "steps": steps}
+        rows = cells(results, **chosen)
+        cost = [sum(float(row[name]) for row in rows) / len(rows) for name in ("forward", "backward")]
+        line = [method, str(steps), " + ".join(f"{number:.4g}" for number in cost)]
+        lines.append([*line, *(_cell(results, {**chosen, "shots": k}) for k in shots)])
+    header = ("method", "steps", "passes forward + backward", *(f"{k} shots" for k in shots))
+    return markdown(header, lines)
+
+
+def _order(cell: tuple[str, int]) -> tuple[int, int]:
+    return cell[1], list(COLOURS).index(cell[0])
+
+
+def _cell(results: Results, chosen: Mapping[str, object]) -> str:
+    right, gain = (estimate(results, column, **chosen) for column in ("accuracy", "gain"))
+    if right is None or gain is None:
+        return "-"
+    return f"{right} ({100 * gain.mean:+.1f} ± {100 * gain.interval:.1f}; {right.count})"
+
+
+def figure(results: Results, path: Path) -> None:
+    """A column for each backbone and data set: accuracy without steps and the gain over ridge after the most steps."""
+    pairs = list(dict.fromkeys((row["backbone"], row["data"]) for row in results.rows))
+    if not pairs:
+        return
+    drawing = Figure((1 + 4.2 * len(pairs), 7.5), layout="constrained")
+    axes = drawing.subplots(2, len(pairs), squeeze=False)
+    for place, (backbone, data) in enumerate(pairs):
+        here = cells(results, backbone=backbone, data=data)
+        counts = sorted({int(row["steps"]) for row in here})
+        for method in (name for name in COLOURS if any(row["method"] == name for row in here)):
+            chosen = {"backbone": backbone, "data": data, "method": method}
+            for steps in counts:
+                style = "o-" if not steps else ("s--" if steps == counts[-1] else "v:")
+                label = f"{method}, {steps} steps" if steps else method
+                for axis, column in ((axes[0][place], "accuracy"), (axes[1][place], "gain")):
+                    points = _points(results, column, {**chosen, "steps": steps}, here)
+                    if points and not (column == "gain" and method == "ridge"):
+                        shots, mean, bars = zip(*points, strict=True)
+                        axis.errorbar(
+                            shots, mean, bars, fmt=style, color=COLOURS[method], label=label, markersize=3, linewidth=1
+                        )
+        axes[0][place].set(title=f"{backbone} on {data}", ylabel="accuracy, %")
+        axes[1][place].set(ylabel="gain over ridge on the same episodes, points", xlabel="images of each class")
+        axes[1][place].axhline(0, color="black", linewidth=0.8)
+        for axis in (axes[0][place], axes[1][place]):
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=6)
+    save(drawing, path)
+
+
+def _points(
+    results: Results, column: str, chosen: Mapping[str, object], here: Sequence[Mapping[str, str]]
+) -> list[tuple[int, float, float]]:
+    found = []
+    for shots in sorted({int(row["shots"]) for row in here}):
+        known = estimate(results, column, **chosen, shots=shots)
+        if known is not None:
+            found.append((shots, 100 * known.mean, 100 * known.interval if math.isfinite(known.interval) else 0.0))
+    return found

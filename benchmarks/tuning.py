@@ -1,0 +1,132 @@
+"""The tuned baselines: the ridge head first, then ordinary steps on it and on a part of the backbone.
+
+All start from the same head and take the same AdamW steps over the support set at a constant rate, so that one run
+gives every number of steps on its way; only what learns differs. Batch norms keep the moments they were trained with: a
+few images of one task would be poor moments.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.backbones import Backbone, features_of, frozen_features
+from benchmarks.lora import RANK, add_adapters
+from benchmarks.passes import Passes, counting
+from hypercompress.copying import copy_of
+from hypercompress.data import Episode
+from hypercompress.inspection import NORMS
+from hypercompress.transfer import fit_ridge
+
+TUNED = ("probe", "norm", "lora", "full")
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+BATCH = 32  # images of a step; a smaller support set is taken whole
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An episode after some steps.
+
+    Args:
+        accuracy: on the query set, in [0, 1].
+        forward, backward: images that passed through the backbone, as a multiple of the support images.
+        seconds: for the adaptation alone.
+    """
+
+    accuracy: float
+    forward: float
+    backward: float
+    seconds: float
+
+
+def classifier(model: nn.Module) -> nn.Module:
+    """The layer that the ridge head replaces."""
+    found: nn.Module = model.get_classifier()  # type: ignore[operator]
+    return found
+
+
+def learning(model: nn.Module, method: str, seed: int) -> list[nn.Parameter]:
+    """The parameters of a frozen backbone that a method trains: none, norms, adapters, all."""
+    head = classifier(model)
+    if method == "probe":
+        return []
+    if method == "norm":
+        norms = [module for module in model.modules() if isinstance(module, NORMS)]
+        return [p for module in norms for p in module.parameters(recurse=False)]
+    if method == "lora":
+        return add_adapters(model, head, RANK, seed)
+    kept = {id(p) for p in head.parameters()}
+    return [p for p in model.parameters() if id(p) not in kept]
+
+
+def ridge_head(features: Tensor, labels: Tensor, classes: int) -> nn.Linear:
+    """The closed-form head as a layer."""
+    ridge = fit_ridge(features, labels, classes)
+    head = nn.Linear(features.shape[1], classes).to(features)
+    head.weight.data.copy_(ridge.weight)
+    head.bias.data.copy_(ridge.bias)
+    return head
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of right answers."""
+    return float((logits.argmax(1) == labels).double().mean())
+
+
+def tune(
+    backbone: Backbone, last: str, episode: Episode, method: str, rate: float, steps: Sequence[int], seed: int
+) -> dict[int, Outcome]:
+    """One episode by one of `TUNED`, judged after each number of steps.
+
+    Args:
+        last: see `counting`.
+        rate: of AdamW, constant, without weight decay.
+        seed: of the order of the images and of LoRA's random halves.
+    """
+    model = copy_of(backbone.model).eval().requires_grad_(False)
+    found, spent, clock = dict[int, Outcome](), 0.0, time.perf_counter()
+    with counting(model, last) as passes:
+        frozen = frozen_features(model, episode.support)
+        head = ridge_head(frozen, episode.support_labels, len(episode.classes))
+        parameters = learning(model, method, seed)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW([*parameters, *head.parameters()], rate, weight_decay=0.0)
+        batches = _Batches(len(frozen), seed)
+        for step in range(1, max(steps) + 1):
+            chosen = batches.draw()
+            inputs = features_of(model, episode.support[chosen]) if parameters else frozen[chosen]
+            loss = F.cross_entropy(head(inputs), episode.support_labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step in steps:
+                spent += time.perf_counter() - clock
+                found[step] = _judge(model, head, episode, passes, spent)
+                clock = time.perf_counter()
+    return found
+
+
+class _Batches:
+    """Places of the support images, batch after batch; each image once before any comes again."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.generator = count, torch.Generator().manual_seed(seed)
+        self.order = torch.empty(0, dtype=torch.int64)
+
+    def draw(self) -> Tensor:
+        size = min(BATCH, self.count)
+        if len(self.order) < size:
+            self.order = torch.cat([self.order, torch.randperm(self.count, generator=self.generator)])
+        chosen, self.order = self.order[:size], self.order[size:]
+        return chosen
+
+
+def _judge(model: nn.Module, head: nn.Module, episode: Episode, passes: Passes, spent: float) -> Outcome:
+    with passes.paused(), torch.no_grad():
+        right = accuracy(head(frozen_features(model, episode.query)), episode.query_labels)
+    images = len(episode.support)
+    return Outcome(right, passes.forward / images, passes.backward / images, spent)
