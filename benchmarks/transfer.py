@@ -22,7 +22,7 @@ shows.
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class Trial:
     pool: Pool
     last: str
     _features: list[Tensor] = field(default_factory=list, repr=False)
+    _ridge: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
 
     @property
     def ways(self) -> int:
@@ -88,6 +89,13 @@ class Trial:
         support, query = self.features[places.support], self.features[places.query]
         logits = answer(method, support, places.support_labels, query, len(places.classes))
         return accuracy(logits, places.query_labels)
+
+    def ridge(self, shots: int, numbers: Iterable[int]) -> list[float]:
+        """Accuracy of ridge regression on these episodes, which all methods are compared with."""
+        for index in numbers:
+            if (shots, index) not in self._ridge:
+                self._ridge[shots, index] = self.frozen("ridge", self.places(shots, index))
+        return [self._ridge[shots, index] for index in numbers]
 
     def measured(self, method: str, places: Places) -> Outcome:
         """The same with nothing known beforehand: what it costs."""
@@ -135,8 +143,9 @@ def run_frozen(trial: Trial, method: str, shots: int, episodes: int, results: Re
             continue
         places = [trial.places(shots, index) for index in numbers]
         cost = trial.measured(method, places[0])
-        found = [Outcome(trial.frozen(method, p), cost.forward, cost.backward, cost.seconds) for p in places]
-        ridge = [trial.frozen("ridge", p) for p in places]
+        ridge = trial.ridge(shots, numbers)
+        right = ridge if method == "ridge" else [trial.frozen(method, p) for p in places]
+        found = [Outcome(share, cost.forward, cost.backward, cost.seconds) for share in right]
         _add(results, {**key, **row_of(found, ridge)})
 
 
@@ -159,9 +168,8 @@ def run_tuned(
                 tune(trial.backbone, trial.last, episode_at(trial.pool, p), method, rate, steps, seed=index)
                 for index, p in zip(numbers, places, strict=True)
             ]
-            ridge = [trial.frozen("ridge", p) for p in places]
             for s in steps:
-                _add(results, {**keys[s], **row_of([run[s] for run in runs], ridge)})
+                _add(results, {**keys[s], **row_of([run[s] for run in runs], trial.ridge(shots, numbers))})
 
 
 def run(backbone: Backbone, options: argparse.Namespace) -> None:
