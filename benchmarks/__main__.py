@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import efficientnet_lite0, generate_cost, generate_large, latency, menu, pilot, resnet18
+from benchmarks import efficientnet_lite0, generate_cost, generate_large, latency, menu, pilot, resnet18, transfer
 from benchmarks.common import say
 from benchmarks.teacher import train_teacher
 
@@ -36,6 +36,8 @@ def main(words: Sequence[str] | None = None) -> None:
     latency.main([])
     say("== EfficientNet-Lite0")
     efficientnet_lite0.main(["--assets", str(options.assets)])
+    say("== fast transfer, without steps")
+    transfer.main(["--assets", str(options.assets), "--steps", "0"])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ class Passes:
     """Images so far.
 
     Args:
-        forward: through the last module before the classifier.
+        forward: through the last layer of the backbone.
         backward: gradients that came back to it, so that something before it can learn.
         running: false while something is looked at that is no part of the method.
     """
@@ -61,14 +61,16 @@ def counting(model: nn.Module, last: str) -> Iterator[Passes]:
 
 
 def last_layer(model: nn.Module, example: Float[Tensor, "n c h w"]) -> str:
-    """Dotted path of the last module without children that the features go through, and go through once.
+    """Dotted path of the last module with parameters of its own that the features go through, and go through once.
+
+    Not of the pooling after it: timm makes that anew with a new classifier, and the count would be lost.
 
     Raises:
         ValueError: there is none.
     """
     names, handles = list[str](), []
     for name, module in model.named_modules():
-        if not any(True for _ in module.children()):
+        if next(module.parameters(recurse=False), None) is not None:
             handles.append(module.register_forward_hook(lambda *_, name=name: names.append(name)))
     with torch.no_grad():
         features_of(model, example)
@@ -76,5 +78,5 @@ def last_layer(model: nn.Module, example: Float[Tensor, "n c h w"]) -> str:
         handle.remove()
     once = [name for name in names if names.count(name) == 1]
     if not once:
-        raise ValueError("received a model that runs no module just once; expected a backbone of modules; take another")
+        raise ValueError("received a model that runs no layer just once; expected a backbone of layers; take another")
     return once[-1]

@@ -5,8 +5,9 @@
 
 Episodes of 5 classes and 10 query images of each, the same for all methods. ``ncm`` (nearest class mean), ``ridge``:
 closed-form heads on frozen features, no steps. ``probe``, ``norm``, ``lora``, ``full``: the ridge head, then AdamW
-steps on it and on nothing else, the norms' scales and shifts, rank-4 adapters, everything. Each with the images that
-passed through the backbone, counted, as a multiple of the support set.
+steps on it and on nothing else, the norms' scales and shifts, rank-4 adapters, everything. ``adapt``: ours, what the
+transfer network generates and then its own steps; ``adapt-plain``: the same without the network. Each with the images
+that passed through the backbone, counted, as a multiple of the support set.
 
 The rates of the tuned baselines are chosen once for each backbone and number of steps, from one grid, on episodes of
 another data set (``transfer_rates.csv``). Backbones: ``lite0``, EfficientNet-Lite0 with ImageNet weights;
@@ -24,12 +25,14 @@ import argparse
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.adapted import ADAPTED, adapt_episode, network_digest, steps_of
 from benchmarks.backbones import BACKBONES, TEACHER, Backbone, frozen_features, open_backbone
 from benchmarks.common import RESULTS, Results, say
 from benchmarks.frozen import FROZEN, answer
@@ -40,7 +43,7 @@ from benchmarks.transfer_table import figure, tables
 from benchmarks.tuning import TUNED, Outcome, accuracy, tune
 from hypercompress.data.episodes import Places, Pool, draw_places, episode_at
 
-METHODS = (*FROZEN, *TUNED)
+METHODS = (*FROZEN, *TUNED, *ADAPTED)
 SHOTS = (1, 2, 4, 8, 16)
 STEPS = (0, 10, 50, 200)
 WAYS, QUERIES = 5, 10
@@ -172,6 +175,27 @@ def run_tuned(
                 _add(results, {**keys[s], **row_of([run[s] for run in runs], trial.ridge(shots, numbers))})
 
 
+def run_adapted(
+    trial: Trial, method: str, shots: int, episodes: int, steps: int, network: str, results: Results
+) -> None:
+    """All blocks of ours that are missing.
+
+    Args:
+        network: ``auto`` for the released one, or a folder.
+    """
+    for numbers in blocks(episodes, BLOCK_TUNED if steps else BLOCK):
+        key = _key(trial, method, shots, numbers, steps=steps, rate=None)
+        key["weights"] += network_digest(method, network)
+        if results.has(key):
+            continue
+        episodes_ = [episode_at(trial.pool, trial.places(shots, index)) for index in numbers]
+        found = [
+            adapt_episode(trial.backbone, trial.last, episode, method, steps, network, seed=index)
+            for index, episode in zip(numbers, episodes_, strict=True)
+        ]
+        _add(results, {**key, **row_of(found, trial.ridge(shots, numbers))})
+
+
 def run(backbone: Backbone, options: argparse.Namespace) -> None:
     """All rows of a backbone that are missing, cheap ones first."""
     results = Results(options.out / "transfer.csv", KEY, MADE_OF)
@@ -181,6 +205,10 @@ def run(backbone: Backbone, options: argparse.Namespace) -> None:
         for shots in options.shots:
             for method in (m for m in FROZEN if m in options.methods and 0 in options.steps):
                 run_frozen(trial, method, shots, options.episodes, results)
+        for method in (m for m in ADAPTED if m in options.methods):
+            for count, shots in product(steps_of(method, options.network, options.steps), options.shots):
+                episodes = options.episodes_tuned if count else options.episodes
+                run_adapted(trial, method, shots, episodes, count, options.network, results)
         for method in (m for m in TUNED if m in options.methods and steps):
             chosen = choose_rates(backbone, trial.last, method, steps, options.episodes_rates, rates)
             for shots in options.shots:
@@ -224,6 +252,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=600, help="without steps (default: 600)")
     parser.add_argument("--episodes-tuned", type=int, default=600, help="with steps (default: 600)")
     parser.add_argument("--episodes-rates", type=int, default=20, help="that choose a rate (default: 20)")
+    parser.add_argument("--network", default="auto", help="folder of a transfer network (default: the released one)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the files go (default: benchmarks/results)")
     options = parser.parse_args(words)
     for name in options.backbones:

@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks import rates as rates_module
 from benchmarks import transfer
+from benchmarks.adapted import adapt_episode, steps_of
 from benchmarks.backbones import Backbone, features_of, frozen_features, open_backbone
 from benchmarks.common import Results
 from benchmarks.frozen import answer
@@ -19,14 +20,16 @@ from benchmarks.intervals import block, combine, student_t
 from benchmarks.lora import add_adapters
 from benchmarks.passes import counting, last_layer
 from benchmarks.rates import RATES_KEY, RATES_MADE_OF, choose_rates
-from benchmarks.transfer import KEY, MADE_OF, Trial, blocks, run_frozen, run_tuned
+from benchmarks.transfer import KEY, MADE_OF, Trial, blocks, run_adapted, run_frozen, run_tuned
 from benchmarks.transfer_table import estimate, figure, tables
 from benchmarks.tuning import TUNED, accuracy, learning, tune
 from hypercompress.architecture import load_timm
 from hypercompress.compress import compress
 from hypercompress.copying import copy_of
 from hypercompress.data import Episode, Pool, sample_episode
+from hypercompress.data.episodes import episode_at
 from hypercompress.specs import Budget
+from hypercompress.transfer import TransferNetwork, save_network
 
 SHOTS, QUERIES = 3, 10
 
@@ -156,13 +159,13 @@ def test_tuning_fits_the_support_set(backbone: Backbone, episode: Episode) -> No
     last, features = last_layer(backbone.model, episode.support[:2]), frozen_features(backbone.model, episode.support)
     ridge = accuracy(answer("ridge", features, same.query_labels, features, 4), same.query_labels)
     assert ridge < 1
-    for method in TUNED:
-        assert tune(backbone, last, same, method, 1e-2, (60,), seed=0)[60].accuracy > ridge, method
+    for method, rate in {"probe": 1e-2, "norm": 1e-2, "lora": 1e-2, "full": 1e-3}.items():
+        assert tune(backbone, last, same, method, rate, (30,), seed=0)[30].accuracy > ridge, method
 
 
 def test_at_a_vanishing_rate_every_tuned_method_is_ridge(trial: Trial) -> None:
     places = trial.places(SHOTS, 0)
-    episode = sample_episode(trial.pool, trial.ways, SHOTS, QUERIES, torch.Generator().manual_seed(1_000_003 * SHOTS))
+    episode = episode_at(trial.pool, places)
     for method in TUNED:
         found = tune(trial.backbone, trial.last, episode, method, 1e-12, (2,), seed=0)[2]
         assert found.accuracy == trial.frozen("ridge", places), method
@@ -174,6 +177,47 @@ def test_what_is_cached_is_what_is_measured(trial: Trial) -> None:
             cost = trial.measured(method, trial.places(SHOTS, index))
             assert cost.accuracy == trial.frozen(method, trial.places(SHOTS, index))
             assert (cost.forward, cost.backward) == (1, 0)
+
+
+def test_ours_without_network_and_steps_is_ridge(trial: Trial) -> None:
+    for index in range(3):
+        episode = episode_at(trial.pool, trial.places(SHOTS, index))
+        found = adapt_episode(trial.backbone, trial.last, episode, "adapt-plain", 0, "auto", seed=0)
+        assert found.accuracy == trial.frozen("ridge", trial.places(SHOTS, index))
+        assert found.backward == 0
+
+
+def test_ours_is_counted_and_leaves_the_backbone(trial: Trial, tmp_path: Path) -> None:
+    """One pass for the features, one over the adapted network, and a few single images to see that they fit."""
+    save_network(TransferNetwork(), tmp_path / "network")
+    network, images = str(tmp_path / "network"), trial.ways * SHOTS
+    before = {name: value.clone() for name, value in trial.backbone.model.state_dict().items()}
+    episode = episode_at(trial.pool, trial.places(SHOTS, 0))
+    found = {s: adapt_episode(trial.backbone, trial.last, episode, "adapt", s, network, seed=0) for s in (0, 3)}
+    assert found[0].accuracy == trial.frozen("ridge", trial.places(SHOTS, 0)), "an untrained network changes nothing"
+    assert 2 <= found[0].forward <= 2 + 4 / images
+    assert found[0].backward == 0
+    assert found[3].forward - found[0].forward == pytest.approx(3)
+    assert found[3].backward == 3
+    after = trial.backbone.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_ours_has_rows_where_it_is_something_of_its_own(trial: Trial, tmp_path: Path) -> None:
+    save_network(TransferNetwork(), tmp_path / "network")
+    network = str(tmp_path / "network")
+    assert steps_of("adapt-plain", network, [0, 10]) == [10]
+    assert steps_of("adapt", network, [0, 10]) == [0, 10]
+    assert steps_of("adapt", str(tmp_path / "nothing"), [0, 10]) == []
+    results = Results(tmp_path / "transfer.csv", KEY, MADE_OF)
+    run_adapted(trial, "adapt", SHOTS, 3, 0, network, results)
+    run_adapted(trial, "adapt-plain", SHOTS, 3, 1, network, results)
+    assert [r["weights"] == "abc" for r in results.rows] == [False, True], (
+        "the network's weights count where it is used"
+    )
+    before = results.path.read_bytes()
+    run_adapted(trial, "adapt", SHOTS, 3, 0, network, results)
+    assert results.path.read_bytes() == before
 
 
 def test_a_t_interval_covers_as_a_table_says() -> None:
@@ -197,27 +241,30 @@ def test_blocks_add_up_to_their_episodes() -> None:
     assert combine([{"episodes": "1", "accuracy": "1", "accuracy_deviation": "0"}], "accuracy").interval == math.inf
 
 
-def test_rows_are_paired_with_ridge_and_are_not_made_again(trial: Trial, tmp_path: Path) -> None:
+def test_rows_are_paired_with_ridge_and_are_not_made_again(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "BLOCK_TUNED", 2)
     results = Results(tmp_path / "transfer.csv", KEY, MADE_OF)
-    run_frozen(trial, "ncm", SHOTS, 12, results)
-    run_frozen(trial, "ridge", SHOTS, 12, results)
-    run_tuned(trial, "norm", SHOTS, 12, {1: 1e-3, 3: 1e-2}, results)
+    run_frozen(trial, "ncm", SHOTS, 3, results)
+    run_frozen(trial, "ridge", SHOTS, 3, results)
+    run_tuned(trial, "norm", SHOTS, 3, {1: 1e-3, 3: 1e-2}, results)
     assert [(r["method"], r["steps"], r["first"], r["episodes"]) for r in results.rows] == [
-        *(("ncm", "0", "0", "12"), ("ridge", "0", "0", "12")),
-        *(("norm", "1", "0", "10"), ("norm", "3", "0", "10"), ("norm", "1", "10", "2"), ("norm", "3", "10", "2")),
+        *(("ncm", "0", "0", "3"), ("ridge", "0", "0", "3")),
+        *(("norm", "1", "0", "2"), ("norm", "3", "0", "2"), ("norm", "1", "2", "1"), ("norm", "3", "2", "1")),
     ]
-    ridge = [trial.frozen("ridge", trial.places(SHOTS, index)) for index in range(12)]
-    ncm = [trial.frozen("ncm", trial.places(SHOTS, index)) for index in range(12)]
+    ridge = [trial.frozen("ridge", trial.places(SHOTS, index)) for index in range(3)]
+    ncm = [trial.frozen("ncm", trial.places(SHOTS, index)) for index in range(3)]
     known = estimate(results, "gain", method="ncm")
     assert known is not None
     assert known.mean == pytest.approx(statistics.fmean(ncm) - statistics.fmean(ridge), abs=1e-5)
     paired = statistics.stdev(a - b for a, b in zip(ncm, ridge, strict=True))
-    assert known.interval == pytest.approx(student_t(11) * paired / math.sqrt(12), abs=1e-5)
+    assert known.interval == pytest.approx(student_t(2) * paired / math.sqrt(3), abs=1e-5)
     before = results.path.read_bytes()
-    run_frozen(trial, "ncm", SHOTS, 12, results)
-    run_tuned(trial, "norm", SHOTS, 12, {1: 1e-3, 3: 1e-2}, results)
+    run_frozen(trial, "ncm", SHOTS, 3, results)
+    run_tuned(trial, "norm", SHOTS, 3, {1: 1e-3, 3: 1e-2}, results)
     assert results.path.read_bytes() == before
-    run_tuned(trial, "norm", SHOTS, 12, {1: 3e-3}, results)
+    run_tuned(trial, "norm", SHOTS, 3, {1: 3e-3}, results)
     assert [r["rate"] for r in results.rows if r["steps"] == "1"] == ["0.003"] * 2, "another rate replaces the row"
 
 
