@@ -3,8 +3,8 @@
 Shape letters: ``n`` images; ``c h w`` channels, height and width; ``d`` features.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ BATCH = 32  # images of a pass whose activations nobody keeps
 SHARE = 0.7  # parameters of the compressed student
 TEACHER = ROOT / "hypercompress" / "pretrained" / "fashion_mnist_teacher"
 STUDENT = ROOT / "runs" / "transfer" / "lite0-0.7"
-LIMIT = 400  # images of the pool that rates are chosen on
+LITE0_LIMIT = 400  # images of 224 x 224 that rates are chosen on
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Backbone:
         weights: their digest.
         data: DATA by name, of the sets it is judged on. None of them helped to train the network.
         validation: DATA of another domain.
+        limit: images of it that are read; ``None``: all.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Backbone:
     weights: str
     data: Mapping[str, str]
     validation: str
+    limit: int | None = None
     _pools: dict[tuple[str, bool, int | None], Pool] = field(default_factory=dict, repr=False)
 
     def pool(self, text: str, limit: int | None = None) -> Pool:
@@ -81,7 +83,7 @@ def lite0(assets: Path) -> Backbone:
         checkpoint=assets / "efficientnet_lite0.safetensors",
         pretrained_cfg={"mean": [0.5] * 3, "std": [0.5] * 3},
     )
-    return Backbone("lite0", model, digest(assets), _lite0_data(assets), "fashion_mnist_mini")
+    return Backbone("lite0", model, digest(assets), _lite0_data(assets), "fashion_mnist_mini", LITE0_LIMIT)
 
 
 def lite0_student(assets: Path) -> Backbone:
@@ -92,7 +94,9 @@ def lite0_student(assets: Path) -> Backbone:
         batches = photographs(teacher, str(assets / "photos"), seed=0)
         compress(teacher, Budget(params=SHARE), data=batches).save_pretrained(STUDENT)
     student = from_pretrained(STUDENT)
-    return Backbone("lite0-0.7", student.eval(), digest(STUDENT), _lite0_data(assets), "fashion_mnist_mini")
+    return Backbone(
+        "lite0-0.7", student.eval(), digest(STUDENT), _lite0_data(assets), "fashion_mnist_mini", LITE0_LIMIT
+    )
 
 
 def fashion(teacher: Path = TEACHER) -> Backbone:
@@ -105,21 +109,32 @@ def open_backbone(name: str, assets: Path | None, teacher: Path = TEACHER, data:
     """A backbone by name, with other sets to be judged on if ``data`` names some.
 
     Raises:
-        ValueError: a backbone that lies in the assets, and none given.
+        ValueError: see `check_assets`.
     """
-    if name == "fashion":
-        found = fashion(teacher)
-    elif assets is None:
-        raise ValueError(f"received the backbone {name} without --assets; expected its weights; pass the folder")
-    else:
-        found = {"lite0": lite0, "lite0-0.7": lite0_student}[name](assets)
+    check_assets([name], assets)
+    found = fashion(teacher) if assets is None or name == "fashion" else IN_ASSETS[name](assets)
     if not data:
         return found
     sets = {Path(text).name: text for text in data}
-    return Backbone(found.name, found.model, found.weights, sets, found.validation)
+    return replace(found, data=sets)
 
 
-BACKBONES = ("lite0", "lite0-0.7", "fashion")
+def check_assets(names: Sequence[str], assets: Path | None) -> None:
+    """Before the first slow step.
+
+    Raises:
+        ValueError: a backbone whose weights lie in the assets, and none given.
+    """
+    lacking = [name for name in names if name in IN_ASSETS]
+    if lacking and assets is None:
+        raise ValueError(
+            f"received {' and '.join(lacking)} without --assets; expected the folder with their weights; pass it, or "
+            "--backbones fashion"
+        )
+
+
+IN_ASSETS: dict[str, Callable[[Path], Backbone]] = {"lite0": lite0, "lite0-0.7": lite0_student}
+BACKBONES = (*IN_ASSETS, "fashion")
 
 
 def _lite0_data(assets: Path) -> dict[str, str]:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.backbones import LIMIT, Backbone
+from benchmarks.backbones import Backbone
 from benchmarks.common import Results, say
 from benchmarks.intervals import block
 from benchmarks.tuning import RATES, tune
-from hypercompress.data import sample_episode
+from hypercompress.data import Pool, sample_episode
 
 RATES_CSV = "transfer_rates.csv"
 RATES_KEY = ("backbone", "method", "rate", "steps")
@@ -31,7 +31,7 @@ def choose_rates(
         missing = [s for s in steps if not results.has(keys[s])]
         if not missing:
             continue
-        pool = backbone.pool(backbone.validation, LIMIT).at_least(max(SHOTS) + QUERIES)
+        pool = validation_pool(backbone)
         runs = []
         for index in range(episodes):
             generator = torch.Generator().manual_seed(index)
@@ -42,6 +42,11 @@ def choose_rates(
             results.add({**keys[s], "accuracy": right, "accuracy_deviation": deviation})
             say(f"rates: {backbone.name}, {method}, {rate:g}, {s} steps: {100 * right:.1f} %")
     return {s: max(RATES, key=lambda rate: _accuracy(results, backbone, method, rate, s)) for s in steps}
+
+
+def validation_pool(backbone: Backbone) -> Pool:
+    """The classes of the validation set that can fill an episode."""
+    return backbone.pool(backbone.validation, backbone.limit).at_least(max(SHOTS) + QUERIES)
 
 
 def _key(backbone: Backbone, method: str, rate: float, steps: int, episodes: int) -> dict[str, object]:

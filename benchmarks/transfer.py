@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.adapted import ADAPTED, adapt_episode, network_digest, steps_of
-from benchmarks.backbones import BACKBONES, TEACHER, Backbone, frozen_features, open_backbone
+from benchmarks.backbones import BACKBONES, TEACHER, Backbone, check_assets, frozen_features, open_backbone
 from benchmarks.common import RESULTS, Results, say
 from benchmarks.frozen import FROZEN, answer
 from benchmarks.intervals import block
@@ -255,6 +255,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", default="auto", help="folder of a transfer network (default: the released one)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the files go (default: benchmarks/results)")
     options = parser.parse_args(words)
+    check_assets(options.backbones, options.assets)
     for name in options.backbones:
         run(open_backbone(name, options.assets, options.teacher, options.data), options)
     results = Results(options.out / "transfer.csv", KEY, MADE_OF)

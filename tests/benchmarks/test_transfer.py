@@ -3,6 +3,7 @@
 import csv
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,13 @@ from torch import nn
 from benchmarks import rates as rates_module
 from benchmarks import transfer
 from benchmarks.adapted import adapt_episode, steps_of
-from benchmarks.backbones import Backbone, features_of, frozen_features, open_backbone
+from benchmarks.backbones import LITE0_LIMIT, Backbone, features_of, frozen_features, open_backbone
 from benchmarks.common import Results
 from benchmarks.frozen import answer
 from benchmarks.intervals import block, combine, student_t
 from benchmarks.lora import add_adapters
 from benchmarks.passes import counting, last_layer
-from benchmarks.rates import RATES_KEY, RATES_MADE_OF, choose_rates
+from benchmarks.rates import RATES_KEY, RATES_MADE_OF, choose_rates, validation_pool
 from benchmarks.transfer import KEY, MADE_OF, Trial, blocks, run_adapted, run_frozen, run_tuned
 from benchmarks.transfer_table import estimate, figure, tables
 from benchmarks.tuning import TUNED, accuracy, learning, tune
@@ -324,8 +325,18 @@ def test_ridge_costs_one_pass_and_accuracy_is_a_share() -> None:
 
 
 def test_backbones_in_the_assets_need_them() -> None:
-    with pytest.raises(ValueError, match=r"received the backbone lite0 without --assets; .*pass the folder"):
+    with pytest.raises(ValueError, match=r"received lite0 without --assets; .*pass it, or --backbones fashion"):
         open_backbone("lite0", None)
+    with pytest.raises(ValueError, match=r"received lite0 and lite0-0.7 without --assets"):
+        transfer.main(["--backbones", "fashion", "lite0", "lite0-0.7"])
+
+
+def test_rates_have_classes_enough() -> None:
+    """Of both validation sets, as they are and as many images as are read."""
+    fashion = open_backbone("fashion", None)
+    assert len(validation_pool(fashion).classes) > 100
+    like_lite0 = replace(fashion, validation="fashion_mnist_mini", limit=LITE0_LIMIT)
+    assert len(validation_pool(like_lite0).classes) == 10
 
 
 def test_other_sets_take_the_place_of_the_backbones_own() -> None:
