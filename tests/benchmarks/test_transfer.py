@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks import backbones, transfer
 from benchmarks import rates as rates_module
-from benchmarks import transfer
 from benchmarks.adapted import adapt_episode, steps_of
 from benchmarks.backbones import LITE0_LIMIT, Backbone, features_of, frozen_features, open_backbone
 from benchmarks.common import Results
@@ -329,6 +329,30 @@ def test_backbones_in_the_assets_need_them() -> None:
         open_backbone("lite0", None)
     with pytest.raises(ValueError, match=r"received lite0 and lite0-0.7 without --assets"):
         transfer.main(["--backbones", "fashion", "lite0", "lite0-0.7"])
+
+
+def test_the_compressed_backbone_is_made_once_and_keeps_its_size(
+    backbone: Backbone, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[Path]()
+
+    def same(assets: Path) -> Backbone:
+        calls.append(assets)
+        return backbone
+
+    monkeypatch.setattr(backbones, "lite0", same)
+    monkeypatch.setattr(backbones, "photographs", lambda *_, **__: list(pool.images.split(30)))
+    monkeypatch.setattr(backbones, "STUDENT", tmp_path / "student")
+    student, again = (backbones.lite0_student(tmp_path) for _ in range(2))
+    assert len(calls) == 1
+    assert student.weights == again.weights
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (student.model, backbone.model)]
+    assert 0.6 < sizes[0] / sizes[1] <= 0.7
+    last = last_layer(student.model, pool.images[:2])
+    episode = sample_episode(pool, 3, SHOTS, 5, torch.Generator().manual_seed(0))
+    for method in ("norm", "lora", "full"):
+        assert tune(student, last, episode, method, 1e-3, (2,), seed=0)[2].backward == 2
+    assert adapt_episode(student, last, episode, "adapt-plain", 2, "auto", seed=0).backward == 2
 
 
 def test_rates_have_classes_enough() -> None:
