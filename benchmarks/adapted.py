@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import torch
-from hypercompress.transfer.registry import RELEASED
 
 from benchmarks.backbones import BATCH, Backbone
 from benchmarks.common import digest
@@ -12,6 +11,7 @@ from benchmarks.passes import counting
 from benchmarks.tuning import Outcome, accuracy
 from hypercompress.data import Episode
 from hypercompress.transfer import adapt
+from hypercompress.transfer.registry import RELEASED
 
 ADAPTED = ("adapt", "adapt-plain")
 

@@ -196,8 +196,7 @@ class TransferTraining(LightningModule):
 
 def clipped(loss: Tensor, parameters: list[torch.nn.Parameter], most: float) -> Tensor:
     """A scalar with the gradient of ``loss``, its norm at most ``most``; every parameter takes part, as DDP asks."""
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
     norm = torch.stack([g.norm() for g in gradients]).norm()
     factor = (most / norm.clamp_min(1e-12)).clamp_max(1.0)
     return torch.stack([(factor * g * p).sum() for p, g in zip(parameters, gradients, strict=True)]).sum()

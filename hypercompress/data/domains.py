@@ -41,7 +41,8 @@ def _edges(images: Images, _: torch.Generator) -> Images:
     kernel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).to(images) / 4
     both = torch.stack([kernel, kernel.T])[:, None].repeat(images.shape[1], 1, 1, 1)
     sides = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), both, groups=images.shape[1])
-    return sides.unflatten(1, (-1, 2)).square().sum(2).sqrt()
+    length: Tensor = sides.unflatten(1, (-1, 2)).square().sum(2).sqrt()
+    return length
 
 
 def _coarse(images: Images, _: torch.Generator) -> Images:
