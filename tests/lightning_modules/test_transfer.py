@@ -21,7 +21,7 @@ Folders = tuple[Path, Path]
 def fit(root: Path, folders: Folders, *more: str) -> None:
     arguments = ["fit", "--config", str(root / "configs" / "debug" / "transfer.yaml")]
     arguments += ["--model.sources.backbones", f"[{folders[0]}]", "--model.sources.held_backbones", f"[{folders[1]}]"]
-    assert train.main([*arguments, *more]) == 0
+    assert train.main([*arguments, "--model.out", "network", *more]) == 0
 
 
 def last_weights() -> dict[str, torch.Tensor]:
@@ -29,6 +29,10 @@ def last_weights() -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if name.startswith("network")}
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory .* exists and is not empty",
+    "ignore:Experiment logs directory .* exists and is not empty",
+)
 def test_a_run_leaves_a_network_and_a_resumed_one_ends_the_same(
     root: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,7 +40,7 @@ def test_a_run_leaves_a_network_and_a_resumed_one_ends_the_same(
     constant = ("--model.optimization.schedule", "constant")
     fit(root, folders, *constant)
     whole = last_weights()
-    out = Path("runs/debug/transfer/network")
+    out = Path("network")
     assert load_network(out) is not None
     card = json.loads((out / "config.json").read_text())["training"]
     assert card["sources"]["backbones"] == ["teacher"]
