@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from hypercompress.artefact import transfer_line
+from hypercompress.card import transfer_line
 from hypercompress.fidelity import Fidelity
 from hypercompress.specs import Budget, Generation, LayerSpec, ModelSpec, RankPlan, Status, Unit
 

@@ -1,0 +1,58 @@
+"""The model card: README.md of a student folder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def transfer_line(transfer: Mapping[str, Any]) -> str:
+    """One sentence of what `adapt` did, from its report."""
+    left_out = transfer["loo"][transfer["kept"]]["accuracy"]
+    return (
+        f"Moved to {transfer['ways']} classes by {transfer['images']} images: {transfer['kept']} backbone "
+        f"({transfer['why']}), ridge head of penalty {transfer['penalty']:.3g}, {transfer['steps']} steps, "
+        f"leave-one-out accuracy {'unknown' if left_out is None else f'{left_out:.4f}'}."
+    )
+
+
+def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """README.md of a student folder: what it is, how small, how close, how to load it."""
+    architecture = config["architecture"]
+    name = architecture["name"] if architecture else "a custom network"
+    lines = [
+        "---",
+        "library_name: hypercompress",
+        "tags: [low-rank, compression]",
+        "---",
+        "",
+        f"# Student of {name}",
+        "",
+    ]
+    if "transfer" in report:
+        lines.append(transfer_line(report["transfer"]))
+    if "teacher" in report:
+        teacher, student, budget = report["teacher"], report["student"], report["budget"]
+        lines += [
+            "| | params | MACs | bytes |",
+            "|---|---|---|---|",
+            f"| teacher | {teacher['params']:,} | {teacher['macs']:,} | {teacher['bytes']:,} |",
+            f"| student | {student['params']:,} | {student['macs']:,} | {student['bytes']:,} |",
+            "",
+            (
+                f"Budget: {budget['target']:g} of the teacher's {budget['unit']}, achieved {budget['achieved']:.4f}. "
+                f"Generator: {report['generator']['name']}, strength {report['generator']['strength']:g}."
+            ),
+        ]
+        if report.get("fidelity"):
+            lines += ["", "Fidelity: " + ", ".join(f"{k} {v}" for k, v in report["fidelity"].items() if v is not None)]
+        if report.get("calibration"):
+            lines += ["", f"It was calibrated on {report['calibration']}: on a part of that the fidelity was measured."]
+    argument = "" if architecture else ", skeleton=YourModel()"
+    lines += [
+        "",
+        "```python",
+        "import hypercompress",
+        f'student = hypercompress.from_pretrained("."{argument})',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
