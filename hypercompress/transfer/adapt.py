@@ -65,7 +65,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
 
     The head is ridge regression on the model's features, its penalty and temperature by leave-one-out. The network
     generates new norms, biases and cores; they are kept only where leaving one out finds the head on them no worse than
-    on the model as it was. With one image a class nothing can be left out, and they are kept.
+    on the model as it was. With one image a class nothing can be left out, and the model stays as it was.
 
     Args:
         model: a timm classifier or a `Student` of one; not modified.
@@ -154,6 +154,8 @@ def choose_head(network: TransferNetwork | None, backbone: Backbone, reading: Re
     plain = reading.head
     if network is None:
         return Choice(plain, False, "ridge regression alone: no network", None, 1)
+    if plain.loo_loss is None:
+        return Choice(plain, False, "one image a class: nothing can be left out to judge a change", None, 1)
     if not reading.sites:
         return Choice(plain, False, "ridge regression alone: nothing in the model can be adapted", None, 1)
     with torch.no_grad():
@@ -162,13 +164,10 @@ def choose_head(network: TransferNetwork | None, backbone: Backbone, reading: Re
     if not bool(features.isfinite().all()):
         return Choice(plain, False, "the adapted features are not finite", None, 2)
     head = fit_ridge(features, labels, support.classes)
-    why = "one image a class: nothing can be left out"
-    if plain.loo_loss is not None and head.loo_loss is not None:
-        why = "leave-one-out loss"
-        if head.loo_loss > plain.loo_loss:
-            return Choice(plain, False, why, head, 2)
-    write(backbone.model, parameters)
-    return Choice(head, True, why, head, 2)
+    better = head.loo_loss is not None and head.loo_loss <= plain.loo_loss
+    if better:
+        write(backbone.model, parameters)
+    return Choice(head if better else plain, better, "leave-one-out loss", head, 2)
 
 
 def transfer_report(choice: Choice, reading: Reading) -> dict[str, Any]:

@@ -138,11 +138,13 @@ def test_a_compressed_student_is_adapted_and_keeps_its_ranks(make_task: Make, tr
     assert torch.equal(from_pretrained(tmp_path / "student").eval()(x), student.eval()(x))
 
 
-def test_one_image_a_class_is_adapted_unguarded_and_says_so(make_task: Make, trained: Make) -> None:
+def test_one_image_a_class_is_ridge_regression_and_says_so(make_task: Make, trained: Make) -> None:
     x, y = make_task(ways=4, shots=1)
-    told = adapt(model_of(), x, y, network=trained()).report["transfer"]
-    assert told["why"] == "one image a class: nothing can be left out"
-    assert told["kept"] == "adapted"
+    student = adapt(model_of(), x, y, network=trained())
+    told = student.report["transfer"]
+    assert told["why"] == "one image a class: nothing can be left out to judge a change"
+    assert (told["kept"], told["passes"]) == ("plain", 1)
+    assert torch.equal(student(x), adapt(model_of(), x, y, network="none")(x))
     assert told["loo"]["plain"] == told["loo"]["adapted"] == {"accuracy": None, "loss": None}
 
 
