@@ -8,11 +8,12 @@ from typing import Any
 
 from benchmarks.common import Results, Set, budget_of, digest, fidelity, say
 from hypercompress.architecture import Architecture
-from hypercompress.compress import Plan, finish
+from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.fidelity import reestimate_norms
 from hypercompress.generator import Generator, load_generator
 from hypercompress.generator.registry import RELEASED
+from hypercompress.prepared import Plan
 
 WITH_DATA = ("svd", "whitened", "kfac", "hypernet")
 WITHOUT_DATA = ("svd", "prior", "hypernet")

@@ -1,9 +1,8 @@
 """The facade: a teacher and a budget in, a student out."""
 
-import copy
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,24 @@ import torch
 from torch import nn
 
 from hypercompress.architecture import Architecture, architecture_of
-from hypercompress.calibration import CalibrationSplit, join, resized, split_batches
+from hypercompress.calibration import CalibrationSplit, resized, split_batches
 from hypercompress.calling import ForwardFn, Progress, batch_size
+from hypercompress.choices import guarded, refit_batch
 from hypercompress.errors import GeneratorError, ModelError
-from hypercompress.fidelity import compare, reestimate_norms, remembering
-from hypercompress.generator import Generator, HypernetGenerator, load_generator
-from hypercompress.guard import STRENGTHS, choose
+from hypercompress.fidelity import compare, remembering
+from hypercompress.generator import Generator, load_generator
 from hypercompress.inspection import inspect
 from hypercompress.latency import measure_latency, times_of
-from hypercompress.reconstruction import reconstruct
+from hypercompress.prepared import Plan
 from hypercompress.report import bytes_of, make_report
+from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, Generation, ModelSpec, Unit
+from hypercompress.specs import Budget, Generation, Unit
 from hypercompress.student import Student, build_student
 from hypercompress.targeting import targeted
 from hypercompress.unpacking import unpack
 
-LARGEST_OUTPUT = 2**26  # elements of one layer's output during reconstruction: 256 MiB in float32
+SEARCHED = ("hypernet", "kfac")  # generators whose start is `kfac`
 
 
 def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any) -> Any:
@@ -43,33 +43,6 @@ def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any)
         )
     first = next(teacher.parameters())
     return torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
-
-
-def has_batch_norm(model: nn.Module) -> bool:
-    """Whether there are running moments that could be estimated again."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that is known before a student is built; `prepare` makes it, `finish` goes on from it.
-
-    Args:
-        original: the model as it was given.
-        teacher: what is factored: a copy with its attention layers unpacked, or the model itself if it has none.
-        spec, sketches: the teacher's.
-        split: calibration batches, by use.
-        generator: what makes the factors.
-        timed: the batch that latency is measured with, if it was.
-    """
-
-    original: nn.Module
-    teacher: nn.Module
-    spec: ModelSpec
-    sketches: dict[str, Any]
-    split: CalibrationSplit | None
-    generator: Generator
-    timed: Any = None
 
 
 def prepare(
@@ -123,6 +96,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     norms: bool = True,
     fast: bool = False,
     latency_batch: int = 1,
+    search: float = 0.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Student:
@@ -143,6 +117,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         fast: time the forms of every layer on this machine, and use only those that are faster than the dense layer; a
             latency budget always does.
         latency_batch: samples of the batch that is timed.
+        search: seconds to look for better ranks of the `kfac` student by trying (`search.py`), instead of asking a
+            hypernetwork; with data, at a budget of parameters or multiply-accumulates.
         seed: of everything that is drawn.
         progress: called with a phase's name, a count of samples or layers and, of layers, a name.
 
@@ -163,7 +139,41 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         seed=seed,
         progress=progress,
     )
-    return finish(plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start)
+    plan, tries = searched(plan, budget, search, forward_fn=forward_fn, refit=refit, seed=seed, progress=progress)
+    student = finish(
+        plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start
+    )
+    if tries is not None:
+        student.report["search"] = {"seconds": search, "tries": tries}
+    return student
+
+
+def searched(
+    plan: Plan,
+    budget: Budget,
+    seconds: float,
+    *,
+    forward_fn: ForwardFn | None = None,
+    refit: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Plan, int | None]:
+    """The plan with the generator that so many seconds of search found, and the number of tries; 0: the plan as it is.
+
+    Raises:
+        BudgetError: out of reach. GeneratorError: no data, a budget of latency, or a generator that is not searched.
+    """
+    if not seconds:
+        return plan, None
+    if not seconds > 0 or plan.split is None or plan.generator.name not in SEARCHED or budget.unit is Unit.LATENCY:
+        raise GeneratorError(
+            f"received a search of {seconds:g} seconds with generator '{plan.generator.name}', a budget of "
+            f"{budget.unit} and {'no ' if plan.split is None else ''}data; expected more than 0 seconds, "
+            f"{' or '.join(SEARCHED)}, params or macs, and data to judge by; change what differs"
+        )
+    batch = refit_batch(plan.spec, plan.split) if refit else None
+    found = search_ranks(plan, budget, seconds, refit=batch, forward_fn=forward_fn, seed=seed, progress=progress)
+    return replace(plan, generator=found.generator), found.tries
 
 
 def finish(
@@ -192,7 +202,7 @@ def finish(
         generation = plan.generator.generate(spec, plan.sketches, budget)
         student, steps = built(generation), {"refit": False, "norms": "kept"}
     else:
-        generation, student, steps = _guarded(plan, split, budget, built, forward_fn, answer, refit=refit, norms=norms)
+        generation, student, steps = guarded(plan, budget, built, forward_fn, answer, refit=refit, norms=norms)
     fidelity = None if split is None else compare(teacher, student, split.confirm, answer)
     report = make_report(
         spec,
@@ -221,61 +231,3 @@ def _time(student: Student, plan: Plan, forward_fn: ForwardFn | None) -> None:
         "threads": torch.get_num_threads(),
         "device": str(next(plan.teacher.parameters()).device),
     }
-
-
-def refit_batch(spec: ModelSpec, split: CalibrationSplit) -> Any:
-    """The calibration samples that students are refitted on: as many as the largest output allows."""
-    largest = max((layer.positions * layer.out for layer in spec.candidates), default=1)
-    return join(split.statistics, max(2, LARGEST_OUTPUT // largest))
-
-
-def _guarded(
-    plan: Plan,
-    split: CalibrationSplit,
-    budget: Budget,
-    built: Callable[[Generation], Student],
-    forward_fn: ForwardFn | None,
-    answer: ForwardFn,
-    *,
-    refit: bool,
-    norms: bool,
-) -> tuple[Generation, Student, dict[str, Any]]:
-    """Three guarded choices, one after another: refit or not, the hypernetwork's strength, new norm moments or not."""
-    teacher, spec, generator = plan.teacher, plan.spec, plan.generator
-    if isinstance(generator, HypernetGenerator):
-        options = generator.options(spec, plan.sketches, budget, STRENGTHS[:1])
-    else:
-        options = [generator.generate(spec, plan.sketches, budget)]
-
-    def best(candidates: list[Callable[[], Student]]) -> tuple[int, Student]:
-        return choose(teacher, candidates, split.select, split.confirm, answer)
-
-    make, refitted = built, 0
-    if refit:
-        batch = refit_batch(spec, split)
-
-        def reconstructed(generation: Generation) -> Student:
-            student = built(generation)
-            reconstruct(teacher, student, spec, plan.sketches, batch, forward_fn)
-            return student
-
-        refitted, student = best([lambda: built(options[0]), lambda: reconstructed(options[0])])
-        make = reconstructed if refitted else built
-    else:
-        student = built(options[0])
-    chosen = 0
-    if isinstance(generator, HypernetGenerator):
-        options = generator.options(spec, plan.sketches, budget, STRENGTHS, refit=bool(refitted))
-        chosen, student = best([lambda g=option: make(g) for option in options])  # type: ignore[misc]
-    renewed = 0
-    if norms and has_batch_norm(student) and any(batch_size(b) > 1 for b in split.statistics):
-        kept = student
-
-        def fresh() -> Student:
-            candidate = copy.deepcopy(kept)
-            reestimate_norms(candidate, split.statistics, forward_fn)
-            return candidate
-
-        renewed, student = best([lambda: kept, fresh])
-    steps = {"refit": bool(refitted), "norms": "re-estimated" if renewed else "kept"}
-    return options[chosen], student, steps

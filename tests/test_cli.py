@@ -121,6 +121,23 @@ def test_the_student_knows_its_preprocessing(student: Path) -> None:
     assert (tuple(cfg["input_size"]), tuple(cfg["mean"]), tuple(cfg["std"])) == ((1, 32, 32), (0.286,), (0.353,))
 
 
+def test_generate_searches_for_ranks(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    words = ("generate", name, tmp_path / "s", *rest, "--params", 0.3, *CALIBRATE, "--search", 0.5, "--json")
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["search"]["seconds"] == 0.5
+    assert report["search"]["tries"] >= 1
+    assert report["budget"]["achieved"] <= 0.3
+    code, out, err = run("generate", name, tmp_path / "t", *rest, "--latency", 0.9, "--search", 5, "--generator", "svd")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: received --search with no --data, --latency, --generator svd; expected seconds above 0, --data to "
+        "judge by, --params or --macs, and --generator auto, hypernet or kfac; change that or drop --search\n"
+    )
+
+
 def test_generate_makes_its_own_images(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
     """The whole pipeline runs on them: statistics, guard, measured fidelity, and the report says what they are."""
     name, *rest = teacher

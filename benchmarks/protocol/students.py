@@ -14,14 +14,15 @@ from benchmarks.distillation import from_random
 from benchmarks.protocol.budgets import Cell
 from benchmarks.protocol.methods import IMAGINED, NONE, SYNTHETIC, Case, Hypernetworks
 from benchmarks.protocol.noise import Kind, images_of
-from benchmarks.protocol.search import search
 from benchmarks.protocol.subject import STATISTICS_BATCH, Subject
 from benchmarks.pruning import parameters, prune
 from hypercompress.architecture import Architecture, build
 from hypercompress.cli.inputs import LEAST_BATCHES
-from hypercompress.compress import Plan, finish, prepare
+from hypercompress.compress import finish, prepare, searched
 from hypercompress.errors import HypercompressError
 from hypercompress.fidelity import Fidelity, reestimate_norms
+from hypercompress.generator import ANALYTIC
+from hypercompress.prepared import Plan
 from hypercompress.specs import Unit
 
 PRUNING_STEPS = 100
@@ -120,8 +121,9 @@ class Starts:
             if rival.network is None:
                 return Start(None, f"the hypernetwork, whose time it gets, has no student: {rival.note}")
             time = rival.facts["seconds"]
-            generator, tries = search(plan, cell.budget, time, self.seed, refit=refit)
-            note, plan = f"{tries} tries in {time:.1f} s", replace(plan, generator=generator)
+            kfac = replace(plan, generator=ANALYTIC["kfac"])
+            plan, tries = searched(kfac, cell.budget, time, refit=refit, seed=self.seed)
+            note = f"{tries} tries in {time:.1f} s"
         else:
             plan = replace(plan, generator=self.hypernetworks.load(method, steps, self.seed))
         student = finish(

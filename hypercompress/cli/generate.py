@@ -14,7 +14,7 @@ from hypercompress.allocation import allocate
 from hypercompress.artefact import refuse_existing
 from hypercompress.cli import checks, inputs, pareto
 from hypercompress.cli.terminal import Terminal
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import SEARCHED, finish, prepare, searched
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, HypercompressError
 from hypercompress.generator import load_generator
@@ -34,6 +34,7 @@ def generate(arguments: Namespace) -> None:
         lambda: _budget(arguments),
         lambda: _output(arguments),
         lambda: _generator(arguments),
+        lambda: _search(arguments),
         lambda: pareto.check(arguments),
         *checks.common(arguments, batch_size=2, made=True),
     )
@@ -74,10 +75,18 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if budget is not None:
         terminal.note("generator", f"{plan.generator.name}{' (chosen by auto)' if name == 'auto' else ''}")
-        terminal.phase("generate and compare", len(plan.spec.candidates))
         refit, norms = not arguments.no_refit, not arguments.no_norms
+        if arguments.search:
+            terminal.phase("search")
+        plan, tries = searched(
+            plan, budget, arguments.search, refit=refit, seed=arguments.seed, progress=terminal.progress
+        )
+        terminal.phase("generate and compare", len(plan.spec.candidates))
         student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
         student.report["calibration"] = arguments.data
+        if tries is not None:
+            student.report["search"] = {"seconds": arguments.search, "tries": tries}
+            terminal.note("search", f"{tries} tries in {arguments.search:g} s")
         terminal.phase("save")
         student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
         show_student(student.report, terminal)
@@ -155,6 +164,25 @@ def _output(arguments: Namespace) -> None:
 def _generator(arguments: Namespace) -> None:
     """The generator exists and has what it needs."""
     load_generator(arguments.generator, has_data=arguments.data is not None)
+
+
+def _search(arguments: Namespace) -> None:
+    """A search has something to judge by, and ranks to choose."""
+    if arguments.search == 0:
+        return
+    faults = {
+        f"{arguments.search:g} seconds": not 0 < arguments.search < float("inf"),
+        "no --data": arguments.data is None,
+        "--latency": arguments.latency is not None,
+        "no budget": all(getattr(arguments, unit) is None for unit in Unit),
+        f"--generator {arguments.generator}": arguments.generator not in ("auto", *SEARCHED),
+    }
+    wrong = [name for name, fault in faults.items() if fault]
+    if wrong:
+        raise HypercompressError(
+            f"received --search with {', '.join(wrong)}; expected seconds above 0, --data to judge by, --params "
+            f"or --macs, and --generator auto, {' or '.join(SEARCHED)}; change that or drop --search"
+        )
 
 
 def reachable(spec: ModelSpec, budget: Budget | None) -> None:

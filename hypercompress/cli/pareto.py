@@ -16,9 +16,9 @@ from rich.table import Table
 from hypercompress.allocation import ParetoPoint, pareto
 from hypercompress.cli import checks
 from hypercompress.cli.terminal import Terminal
-from hypercompress.compress import Plan
 from hypercompress.errors import ArtefactError, GeneratorError, HypercompressError
 from hypercompress.generator import ANALYTIC
+from hypercompress.prepared import Plan
 from hypercompress.specs import COUNTED, Unit
 
 GENERATOR = "kfac"  # the only one whose energies are nats; a hypernetwork starts from it

@@ -116,6 +116,14 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         "choice). whitened and kfac need --data",
     )
     method.add_argument(
+        "--search",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="look for better ranks by trying them on held-out calibration images, for so long: worth it at hard "
+        "budgets. Needs --data, and --params or --macs (default: 0, no search)",
+    )
+    method.add_argument(
         "--no-refit",
         action="store_true",
         help="never reconstruct the layers' outputs one by one: the better start for a student that will be distilled",

@@ -12,14 +12,13 @@ from benchmarks import hypernet_time
 from benchmarks.common import Results
 from benchmarks.protocol.ablation import ALLOCATION, GROUPS, AblatedHypernetwork, Unguarded, like, noisy
 from benchmarks.protocol.noise import Kind, images_of
-from benchmarks.protocol.search import WeightedKfac, search
-from hypercompress.compress import Plan, finish, prepare
-from hypercompress.fidelity import compare
+from hypercompress.compress import finish, prepare
 from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator, Hypernetwork
 from hypercompress.generator.heads import Outputs
 from hypercompress.generator.hypernetwork import tokens_of
 from hypercompress.generator.start import start_of
 from hypercompress.inversion import SHARED, mismatch, remembering_norms
+from hypercompress.prepared import Plan
 from hypercompress.specs import Afterwards, Budget
 from hypercompress.student import build_student
 
@@ -184,45 +183,6 @@ def test_synthetic_images_are_fewer_and_have_the_moments(teacher: nn.Module) -> 
     norms = remembering_norms(teacher)
     with torch.no_grad():
         assert mismatch(teacher, norms, made) < 0.5 * mismatch(teacher, norms, pink[:16])
-
-
-def test_without_weights_the_search_is_kfac(plans: dict[bool, Plan]) -> None:
-    plan, kfac = plans[True], ANALYTIC["kfac"]
-    found, tries = search(plan, BUDGET, 0.0, 0, refit=False)
-    assert tries == 0
-    assert found.weights == {}
-    ours, theirs = (generator.generate(plan.spec, plan.sketches, BUDGET) for generator in (found, kfac))
-    assert ours.plan == theirs.plan
-    for name, layer in theirs.factors.layers.items():
-        assert torch.equal(ours.factors.layers[name].product(), layer.product())
-
-
-def test_a_weight_moves_ranks_to_its_layer(plans: dict[bool, Plan]) -> None:
-    plan, kfac = plans[True], ANALYTIC["kfac"]
-    plain = kfac.generate(plan.spec, plan.sketches, BUDGET).plan
-    name = next(iter(plain.ranks))
-    heavy = WeightedKfac("kfac-search", kfac.metric, spread=kfac.spread, weights={name: 6.0})
-    bent = heavy.generate(plan.spec, plan.sketches, BUDGET).plan
-    assert name not in bent.ranks or bent.ranks[name] > plain.ranks[name]
-
-
-@pytest.mark.parametrize("refit", [False, True])
-def test_the_search_finds_better_ranks_on_its_own_images(
-    refit: bool, plans: dict[bool, Plan], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan, ticks = plans[True], iter(range(1000))
-    monkeypatch.setattr("benchmarks.protocol.search.time.perf_counter", lambda: float(next(ticks)))
-    found, tries = search(plan, BUDGET, 40.0, 0, refit=refit)
-    again, _ = search(plan, BUDGET, 40.0, 0, refit=refit)
-    assert tries == 39
-    assert found.weights == again.weights
-    assert plan.split is not None
-    if found.weights:  # else the confirming images did not agree
-        kls = []
-        for generator in (ANALYTIC["kfac"], found):
-            student = finish(replace(plan, generator=generator), BUDGET, refit=refit, norms=False)
-            kls.append(compare(plan.teacher, student, plan.split.confirm).kl)
-        assert refit or kls[1] < kls[0]
 
 
 def test_the_time_of_one_pass_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

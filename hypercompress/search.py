@@ -1,4 +1,8 @@
-"""`kfac` with ranks found by random search on one teacher: what time alone can buy without a hypernetwork."""
+"""Ranks by random search: `kfac`, its allocation bent layer by layer, whatever gives the least KL as measured.
+
+The additive model behind the allocation breaks at hard budgets, where errors of layers amplify each other. A few dozen
+blind tries on images find ranks that take up to a third of the KL away (LOG.md, 2026-11-25).
+"""
 
 import math
 import time
@@ -9,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypercompress.compress import Plan, refit_batch
-from hypercompress.fidelity import compare
+from hypercompress.calling import ForwardFn, Progress
+from hypercompress.fidelity import compare, remembering
 from hypercompress.generator import ANALYTIC, AnalyticGenerator
 from hypercompress.generator.protocol import Directions, Frames, Sketches
+from hypercompress.prepared import Plan
 from hypercompress.reconstruction import reconstruct
 from hypercompress.specs import Budget, Curvature, ModelSpec
 from hypercompress.student import build_student
@@ -42,42 +47,65 @@ class WeightedKfac(AnalyticGenerator):
         return {name: energy * math.exp(self.weights.get(name, 0.0)) for name, energy in found.items()}
 
 
-def search(plan: Plan, budget: Budget, seconds: float, seed: int, *, refit: bool) -> tuple[WeightedKfac, int]:
-    """The weights with the least KL on the images that the guard selects on, and the number of tries.
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with.
 
-    Each try is a random step from the best so far; the first is `kfac` itself, and it is what is returned if the best
+    Args:
+        generator: `kfac` with the best weights; without any if none was better.
+        tries: how many weights were tried.
+    """
+
+    generator: WeightedKfac
+    tries: int
+
+
+def search(
+    plan: Plan,
+    budget: Budget,
+    seconds: float,
+    *,
+    refit: Any = None,
+    forward_fn: ForwardFn | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Found:
+    """The weights with the least KL on the images that the guard selects on.
+
+    Each try is a random step from the best so far. The first is `kfac` itself, and it is what is returned if the best
     does not beat it on the images that the guard confirms on.
 
     Args:
-        plan: with calibration images.
-        seconds: wall time; a try that is begun is finished.
-        refit: whether the student will be refitted if that helps: then tries are judged so.
+        plan: with calibration batches.
+        budget: of parameters or multiply-accumulates.
+        seconds: wall time after `kfac` itself is judged; a try that is begun is finished.
+        refit: batch to refit every try on, if the student will be refitted where that helps: it is judged at its best.
+        progress: called with ``search`` and the number of tries done.
 
     Raises:
         BudgetError: the budget is out of reach.
     """
-    split = plan.split
+    teacher, spec, sketches, split = plan.teacher, plan.spec, plan.sketches, plan.split
     assert split is not None
-    end, generator = time.perf_counter() + seconds, torch.Generator().manual_seed(seed)
-    kfac = ANALYTIC["kfac"]
-    known = kfac.directions(plan.spec, plan.sketches)
-    names = [layer.name for layer in plan.spec.candidates]
-    batch = refit_batch(plan.spec, split) if refit else None
+    generator, kfac = torch.Generator().manual_seed(seed), ANALYTIC["kfac"]
+    known = kfac.directions(spec, sketches)
+    names = [layer.name for layer in spec.candidates]
+    answer = remembering(teacher, forward_fn)
 
     def made(weights: Mapping[str, float]) -> WeightedKfac:
         return WeightedKfac("kfac-search", kfac.metric, spread=kfac.spread, weights=weights, known=known)
 
     def judged(candidate: WeightedKfac, images: Sequence[Any]) -> float:
-        generation = candidate.generate(plan.spec, plan.sketches, budget)
-        student = build_student(plan.teacher, plan.spec, generation)
-        kl = compare(plan.teacher, student, images).kl
-        if batch is None:
+        student = build_student(teacher, spec, candidate.generate(spec, sketches, budget))
+        kl = compare(teacher, student, images, answer).kl
+        if refit is None:
             return kl
-        reconstruct(plan.teacher, student, plan.spec, plan.sketches, batch)
-        return min(kl, compare(plan.teacher, student, images).kl)
+        reconstruct(teacher, student, spec, sketches, refit, forward_fn)
+        return min(kl, compare(teacher, student, images, answer).kl)
 
     first = best = made({})
     least, tries = judged(best, split.select), 0
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         scale = SCALES[tries % len(SCALES)]
         step = (scale * torch.randn(len(names), generator=generator)).tolist()
@@ -85,5 +113,7 @@ def search(plan: Plan, budget: Budget, seconds: float, seed: int, *, refit: bool
         kl, tries = judged(candidate, split.select), tries + 1
         if kl < least:
             best, least = candidate, kl
+        if progress is not None:
+            progress("search", tries)
     confirmed = best is first or judged(best, split.confirm) < judged(first, split.confirm)
-    return best if confirmed else first, tries
+    return Found(best if confirmed else first, tries)

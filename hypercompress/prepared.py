@@ -1,0 +1,32 @@
+"""A teacher prepared: all that is known before there is a budget."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hypercompress.calibration import CalibrationSplit
+from hypercompress.generator import Generator
+from hypercompress.specs import ModelSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before a student is built; `compress.prepare` makes it, `compress.finish` goes on from it.
+
+    Args:
+        original: the model as it was given.
+        teacher: what is factored: a copy with its attention layers unpacked, or the model itself if it has none.
+        spec, sketches: the teacher's.
+        split: calibration batches, by use.
+        generator: what makes the factors.
+        timed: the batch that latency is measured with, if it was.
+    """
+
+    original: nn.Module
+    teacher: nn.Module
+    spec: ModelSpec
+    sketches: dict[str, Any]
+    split: CalibrationSplit | None
+    generator: Generator
+    timed: Any = None
