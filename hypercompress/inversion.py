@@ -4,7 +4,6 @@ Model inversion: images are optimised until the moments that they cause at every
 remembers of its training images (ZeroQ, Cai et al. 2020, eq. 2; DeepInversion, Yin et al. 2020, eq. 4). They start as
 1/f noise, whose spectrum is that of natural images (Field 1987). They look like nothing, yet what curvature they give
 is close to that of real images (LOG.md). A model without such moments, a plain transformer for one, gets the noise.
-Pixels stay between black and white: beyond, an ImageNet model is sure of nothing.
 
 Shape letters: ``n`` images; ``c h w`` channels, height and width of one.
 """
@@ -21,13 +20,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hypercompress.calling import Progress, call_model, evaluating
 from hypercompress.errors import DataError, NonFiniteError
 
-Span = tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]
-
 IMAGES = 256
 BATCH = 64  # images whose moments are matched together
 STEPS = 40
 RATE = 0.2  # of Adam, in units of the noise's deviation
-DEVIATION = 0.25  # of the noise around the mean pixel, of the whole range: about that of photographs
 FADING = 1.0  # exponent of the noise's amplitude over frequency
 SHARED = 0.9  # of the noise's variance, the part that all colours share, as they do in photographs
 
@@ -37,8 +33,6 @@ def synthesize(
     input_size: Sequence[int],
     images: int = IMAGES,
     *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     steps: int = STEPS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -49,14 +43,12 @@ def synthesize(
         model: not modified; its BatchNorms' running moments are read. Without any the images are 1/f noise.
         input_size: channels, height and width of an image.
         images: how many, at least 2.
-        mean, std: how pixels in [0, 1] become inputs, one value for each channel; ``None``: what a timm model says. If
-            nobody knows, inputs are not bounded.
         steps: of Adam for each batch; 0: noise.
         seed: of the noise.
         progress: called with ``invert`` and the number of images done.
 
     Raises:
-        DataError: fewer than two images, or means that fit no channels. NonFiniteError: the optimisation diverged.
+        DataError: fewer than two images. NonFiniteError: the optimisation diverged.
 
     Example:
         >>> compress(model, Budget(params=0.5), data=synthesize(model, (3, 224, 224)))  # doctest: +SKIP
@@ -67,45 +59,18 @@ def synthesize(
             f"for {IMAGES} and {STEPS}"
         )
     parameter = next(model.parameters())
-    noise, span = (
-        fading_noise(images, input_size, torch.Generator().manual_seed(seed)),
-        span_of(model, input_size, mean, std),
-    )
-    if span is not None:
-        noise = (noise * DEVIATION * (span[1] - span[0])).clamp(*span)
+    noise = fading_noise(images, input_size, torch.Generator().manual_seed(seed))
     batches = list(noise.to(parameter).chunk(math.ceil(images / BATCH)))
     norms = remembering_norms(model)
     if not norms or not steps:
         return batches
-    span = None if span is None else (span[0].to(parameter), span[1].to(parameter))
     made: list[Tensor] = []
     with evaluating(model):
         for batch in batches:
-            made.append(invert(model, norms, batch, steps, span))
+            made.append(invert(model, norms, batch, steps))
             if progress is not None:
                 progress("invert", sum(map(len, made)))
     return made
-
-
-def span_of(
-    model: nn.Module, input_size: Sequence[int], mean: Sequence[float] | None, std: Sequence[float] | None
-) -> Span | None:
-    """The inputs that black and white become; ``None`` if nothing says how.
-
-    Raises:
-        DataError: another number of values than channels.
-    """
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = mean or cfg.get("mean"), std or cfg.get("std")
-    if mean is None or std is None:
-        return None
-    if {len(tuple(mean)), len(tuple(std))} - {1, input_size[0]}:
-        raise DataError(
-            f"received mean {tuple(mean)} and std {tuple(std)} for {input_size[0]} channels; expected one value, or "
-            "one for each channel; pass mean= and std= that fit the inputs"
-        )
-    centre, scale = (torch.tensor(tuple(values), dtype=torch.float32)[:, None, None] for values in (mean, std))
-    return -centre / scale, (1 - centre) / scale
 
 
 def remembering_norms(model: nn.Module) -> list[nn.Module]:
@@ -139,22 +104,15 @@ def fading_noise(
 
 
 def invert(
-    model: nn.Module,
-    norms: Sequence[nn.Module],
-    start: Float[Tensor, "n c h w"],
-    steps: int,
-    span: Span | None = None,
+    model: nn.Module, norms: Sequence[nn.Module], start: Float[Tensor, "n c h w"], steps: int
 ) -> Float[Tensor, "n c h w"]:
     """``start`` after so many steps of Adam on the `mismatch`, with a cosine schedule. Only images get gradients.
-
-    Args:
-        span: least and largest input of each channel.
 
     Raises:
         NonFiniteError: it diverged.
     """
     images = start.clone().requires_grad_()
-    adam = torch.optim.Adam([images], lr=RATE * float(start.std(correction=0)))
+    adam = torch.optim.Adam([images], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for _ in range(steps):
         with torch.enable_grad():
@@ -162,9 +120,6 @@ def invert(
         (images.grad,) = torch.autograd.grad(loss, images)
         adam.step()
         schedule.step()
-        if span is not None:
-            with torch.no_grad():
-                images.clamp_(*span)
     if not images.detach().isfinite().all():
         raise NonFiniteError(
             "received a model whose gradients are not finite on noise, so no images can be made from it; expected "
