@@ -90,7 +90,7 @@ def layer_row(layer: LayerSpec, plan: RankPlan) -> dict[str, Any]:
 
 
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
-    """A table of every layer with its status, and the totals."""
+    """A table of every layer with its status, and the totals; of a student that was moved, as they were before."""
     console = console or Console()
     if not console.is_terminal and console.width < PIPED_WIDTH:
         console = Console(file=console.file, width=PIPED_WIDTH)
@@ -98,7 +98,8 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     table = Table(Column("layer", overflow="fold"), "kind", Column("status", no_wrap=True))
     for name in ("rank", "params", "MACs", "reason"):
         table.add_column(name, overflow="fold")
-    for row in report.get("layers", ()):
+    rows = report.get("layers") or report.get("before", {}).get("layers", ())
+    for row in rows:
         table.add_row(
             row["name"],
             row["kind"],
@@ -108,14 +109,16 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
             _change(row["macs_before"], row["macs_after"]),
             row["reason"],
         )
-    console.print(table)
+    if rows:
+        console.print(table)
     console.print(summary(report), highlight=False)
 
 
 def summary(report: Mapping[str, Any]) -> str:
     """The totals in a few lines."""
     if "transfer" in report:
-        return transfer_line(report["transfer"])
+        before = report.get("before")
+        return transfer_line(report["transfer"]) + (f"\nBefore that:\n{summary(before)}" if before else "")
     if not report:
         return "no report: this student was not made by generate"
     teacher, student, budget = report["teacher"], report["student"], report["budget"]

@@ -105,3 +105,23 @@ def test_summary_says_what_is_known() -> None:
     assert "predicted" not in summary(silent)
     assert "measured" not in summary(silent)
     assert summary({}) == "no report: this student was not made by generate"
+
+
+def test_a_moved_student_shows_what_it_was_before() -> None:
+    """Its layers are still those of the student that was moved."""
+    moved: dict[str, Any] = {
+        "ways": 3,
+        "images": 9,
+        "kept": "plain",
+        "why": "leave-one-out loss",
+        "penalty": 0.1,
+        "steps": 0,
+        "loo": {"plain": {"accuracy": 0.5, "loss": 1.0}},
+    }
+    _, _, before = made()
+    console = Console(file=io.StringIO(), width=200)
+    print_report({"transfer": moved, "before": before}, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.index("Moved to 3 classes by 9 images") < text.index("Before that:") < text.index("budget: params")
+    assert all(row["name"] in text for row in before["layers"])
+    assert "Before that" not in summary({"transfer": moved})
