@@ -66,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 "student_ms": ours,
             }
             results.add({**row, **times, "layers": len(student.ranks), "params": params})
-            say(f"{name}, {share:g}: {dense:.2f} -> {ours:.2f} ms, {ours / dense:.3f} ({second / first:.3f}")
+            say(f"{name}, {share:g}: {dense:.2f} -> {ours:.2f} ms, {ours / dense:.3f} ({second / first:.3f} by torch)")
 
 
 if __name__ == "__main__":
