@@ -1,24 +1,21 @@
 """Generators by name, and hypernetworks on disk: safetensors and JSON, hashed."""
 
 import difflib
-import hashlib
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
 from hypercompress.calling import Progress
-from hypercompress.errors import ArtefactError, GeneratorError
+from hypercompress.errors import GeneratorError
 from hypercompress.generator.analytic import ANALYTIC
 from hypercompress.generator.config import HypernetConfig
 from hypercompress.generator.hypernetwork import HypernetGenerator, Hypernetwork
 from hypercompress.generator.protocol import Generator
+from hypercompress.networks import read_network, write_network
 
 RELEASED = Path(__file__).parents[1] / "pretrained" / "hypernet"
 NAMES = ("auto", "hypernet", *ANALYTIC)
+WEIGHTS = "hypernet.safetensors"
 FORMAT = 2  # 1: without two-sided layers and the refit
 
 
@@ -57,14 +54,8 @@ def load_generator(
 
 
 def save_hypernetwork(network: Hypernetwork, folder: Path, card: dict[str, Any] | None = None) -> None:
-    """Write ``hypernet.safetensors`` and ``config.json`` (shape, hash and whatever ``card`` tells of the training)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "hypernet.safetensors"
-    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, weights)
-    weights.chmod(0o644)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    config = {"format": FORMAT, "sha256": digest, "config": asdict(network.config), "training": card or {}}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    """Write a folder that `load_hypernetwork` reads; ``card`` tells of the training."""
+    write_network(network, folder, WEIGHTS, FORMAT, card)
 
 
 def load_hypernetwork(folder: Path) -> Hypernetwork:
@@ -73,19 +64,4 @@ def load_hypernetwork(folder: Path) -> Hypernetwork:
     Raises:
         ArtefactError: missing, altered, or of another format.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        data = (folder / "hypernet.safetensors").read_bytes()
-        if config["format"] != FORMAT or hashlib.sha256(data).hexdigest() != config["sha256"]:
-            raise ArtefactError(
-                f"received the hypernetwork {folder}, altered or of another format; expected format {FORMAT} with the "
-                "hash in config.json; copy it again"
-            )
-        network = Hypernetwork(HypernetConfig(**config["config"]))
-        network.load_state_dict(load_file(folder / "hypernet.safetensors"))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
-        raise ArtefactError(
-            f"received the hypernetwork folder {folder} ({error}); expected config.json and hypernet.safetensors that "
-            "belong together; check the path"
-        ) from error
-    return network.eval()
+    return read_network(folder, WEIGHTS, FORMAT, lambda shape: Hypernetwork(HypernetConfig(**shape)), "hypernetwork")

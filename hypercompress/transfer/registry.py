@@ -1,16 +1,11 @@
 """Transfer networks by name and on disk: safetensors and JSON, hashed."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-
-from hypercompress.errors import ArtefactError, GeneratorError
+from hypercompress.errors import GeneratorError
+from hypercompress.networks import read_network, write_network
 from hypercompress.transfer.adaptable import Role
 from hypercompress.transfer.config import TransferConfig
 from hypercompress.transfer.network import TransferNetwork
@@ -37,43 +32,13 @@ def load_network(name: str | Path) -> TransferNetwork | None:
         raise GeneratorError(
             f"received the transfer network '{name}'; expected auto, none or the folder of one; check the path"
         )
-    return read_network(folder)
+    return read_network(folder, WEIGHTS, FORMAT, _build, "transfer network")
 
 
 def save_network(network: TransferNetwork, folder: Path, card: Mapping[str, Any] | None = None) -> None:
-    """Write the weights and ``config.json`` (shape, roles, hash and whatever ``card`` tells of the training)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data = save({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
-    (folder / WEIGHTS).write_bytes(data)
-    config = {
-        "format": FORMAT,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "config": asdict(network.config),
-        "training": dict(card or {}),
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    """Write a folder that `load_network` reads; ``card`` tells of the training."""
+    write_network(network, folder, WEIGHTS, FORMAT, card)
 
 
-def read_network(folder: Path) -> TransferNetwork:
-    """Read and verify the folder of a transfer network.
-
-    Raises:
-        ArtefactError: missing, altered, or of another format.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        data = (folder / WEIGHTS).read_bytes()
-        if config["format"] != FORMAT or hashlib.sha256(data).hexdigest() != config["sha256"]:
-            raise ArtefactError(
-                f"received the transfer network {folder}, altered or of another format; expected format {FORMAT} with "
-                "the hash in config.json; copy it again"
-            )
-        shape = {**config["config"], "roles": tuple(Role(role) for role in config["config"]["roles"])}
-        network = TransferNetwork(TransferConfig(**shape))
-        network.load_state_dict(load(data))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
-        raise ArtefactError(
-            f"received the folder {folder} of a transfer network ({error}); expected config.json and {WEIGHTS} that "
-            "belong together; check the path"
-        ) from error
-    return network.eval()
+def _build(shape: dict[str, Any]) -> TransferNetwork:
+    return TransferNetwork(TransferConfig(**{**shape, "roles": tuple(Role(role) for role in shape["roles"])}))
