@@ -44,16 +44,16 @@ def labels_of(batch: Any) -> Tensor | None:
 def remembering(teacher: nn.Module, forward_fn: ForwardFn | None = None) -> ForwardFn:
     """A ``forward_fn`` for comparing several students on the same batches: the teacher answers each batch once.
 
-    Batches are told apart by identity, so the list that they are in must live as long as the function.
+    Batches are told apart by identity, and kept: the identity of one that is gone could pass to another.
     """
-    run, known = forward_fn or call_model, dict[int, Tensor]()
+    run, known = forward_fn or call_model, dict[int, tuple[Any, Tensor]]()
 
     def answer(model: nn.Module, batch: Any) -> Tensor:
         if model is not teacher:
             return run(model, batch)
         if id(batch) not in known:
-            known[id(batch)] = run(model, batch)
-        return known[id(batch)]
+            known[id(batch)] = batch, run(model, batch)
+        return known[id(batch)][1]
 
     return answer
 

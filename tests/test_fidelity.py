@@ -127,3 +127,11 @@ def test_a_teacher_that_is_remembered_answers_each_batch_once() -> None:
     found = [compare(teacher, student, batches, answer) for _ in range(3)]
     assert found == [compare(teacher, student, batches)] * 3
     assert (asked.count(teacher), asked.count(student)) == (3, 9)
+
+
+def test_a_batch_that_is_gone_is_not_taken_for_a_new_one() -> None:
+    teacher = Fixed(torch.zeros(4))
+    answer = remembering(teacher)
+    for seed in range(50):  # pieces of a split die at once, and their identity passes to the next
+        batch = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(answer(teacher, batch), batch)
