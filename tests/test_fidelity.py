@@ -133,5 +133,5 @@ def test_a_batch_that_is_gone_is_not_taken_for_a_new_one() -> None:
     teacher = Fixed(torch.zeros(4))
     answer = remembering(teacher)
     for seed in range(50):  # pieces of a split die at once, and their identity passes to the next
-        batch = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
-        assert torch.equal(answer(teacher, batch), batch)
+        given = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(answer(teacher, given.view(3, 4)), given)
