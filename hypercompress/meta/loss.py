@@ -39,12 +39,19 @@ class Objective:
         floor: nats; the loss is ``log(KL + floor)``, so that easy and hard budgets weigh the same.
         inner_rate: learning rate of the look-ahead's Adam steps.
         curvature: weight of the regression to measured curvature, without data.
+        accuracy: weight of ``log(KL + floor)`` in the score of trials (`trials.py`).
+        size, compute, latency: weights of the logarithms of the student's parameters, multiply-accumulates and time
+            in that score. A budget fixes its own unit; the other costs follow from the allocation.
     """
 
     features: float = 0.1
     floor: float = 0.02
     inner_rate: float = 1e-3
     curvature: float = 0.3
+    accuracy: float = 1.0
+    size: float = 0.0
+    compute: float = 0.0
+    latency: float = 0.0
 
 
 def student_loss(
@@ -220,14 +227,29 @@ def evaluate_case(  # noqa: PLR0913  (each has a default)
     objective: Objective | None = None,
 ) -> float:
     """KL on ``batches`` of the generated student, after distillation on ``steps_batches`` or a refit, if given."""
-    objective = objective or Objective()
     after = Afterwards(len(steps_batches), refit is not None)
     with torch.no_grad():
         emission, _ = generate(network, case, budget, after, measured=measured, strength=strength)
-        others = _others(case, emission)
+    return emission_kl(case, emission, batches, refit=refit, steps_batches=steps_batches, objective=objective)
+
+
+def emission_kl(
+    case: Case,
+    emission: Emission,
+    batches: Sequence[Tensor],
+    *,
+    refit: Tensor | None = None,
+    steps_batches: Sequence[Tensor] = (),
+    objective: Objective | None = None,
+) -> float:
+    """KL on ``batches`` of an emitted student, after distillation on ``steps_batches`` or a refit, if given."""
+    objective = objective or Objective()
     if refit is not None:
         return compare(case.teacher, _refitted(case, emission, refit), batches).kl
-    point = _adapt(case, emission, others, steps_batches, objective)
+    with torch.no_grad():
+        others = _others(case, emission)
+    with torch.enable_grad():  # for the distillation steps
+        point = _adapt(case, emission, others, steps_batches, objective)
     with torch.no_grad():
         tensors = point.tensors(case, point.products())
         kls = [float(student_loss(case, tensors, images, objective)[1]) for images in batches]
