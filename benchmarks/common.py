@@ -6,6 +6,7 @@ Shape letters: ``n`` images; ``c h w`` channels, height and width of one image; 
 import csv
 import datetime
 import hashlib
+import os
 import platform
 import statistics
 import subprocess
@@ -100,14 +101,26 @@ def digest(folder: Path) -> str:
 
 def stamp() -> dict[str, str]:
     """Date, commit (``+``: with changes that are not committed), hardware and versions: the last columns of a row."""
-    commit = _git("rev-parse", "--short", "HEAD") or "none"
+    commit = _git("rev-parse", "--short", "HEAD") or os.environ.get("GIT_COMMIT", "none")  # a copy without history
     changed = "+" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results") else ""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit + changed,
-        "hardware": f"{processor()}, {torch.get_num_threads()} threads",
+        "hardware": hardware(),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
     }
+
+
+def named(table: str, device: str) -> str:
+    """File of a table: what was measured on an accelerator has one of its own."""
+    kind = torch.device(device).type
+    return f"{table}.csv" if kind == "cpu" else f"{table}_{kind}.csv"
+
+
+def hardware() -> str:
+    """Accelerator if there is one, processor, threads."""
+    card = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{card}{processor()}, {torch.get_num_threads()} threads"
 
 
 def processor() -> str:

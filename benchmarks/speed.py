@@ -1,20 +1,23 @@
 """Whether fewer multiply-accumulates are less time: six networks, beside students of half the size.
 
-    python -m benchmarks.speed [--models resnet18 ...] [--device cpu|cuda] [--out benchmarks/results]
+    python -m benchmarks.speed [--models resnet18 ...] [--forms any faster] [--batch-sizes 1 16] [--device cpu|cuda]
+        [--out benchmarks/results]
 
 Students by ``svd`` with half the parameters and with half the multiply-accumulates, of any forms and (``--fast``) of
 forms that were faster than the dense layer only, at 224 x 224 pixels, one and 16 images at a time: eager torch in both
-memory layouts, and onnxruntime on the CPU where it is installed. Of the fast ones each factored layer is also timed
-alone beside the dense one, in eager torch. Time depends on
-ranks and not on weights, so none are fetched; but the spectra of random weights are flat, and ranks for them would be
-those of no real network. Each layer that may be factored therefore gets random directions with singular values
-``k^-a``; ``a`` is drawn for each layer between 0.19 and 0.33, where 80 % of the layers of EfficientNet-Lite0 with its
+memory layouts, and onnxruntime on the CPU where it is installed; on an accelerator bfloat16 too, and there float32 is
+float32: TF32 is off for products and for convolutions. Of the fast ones each factored layer is also timed alone beside
+the dense one, in eager torch. Time depends on ranks and not on weights, so none are fetched; but the spectra of random
+weights are flat, and ranks for them would be those of no real network. Each layer that may be factored therefore gets
+random directions with singular values ``k^-a``; ``a`` is drawn for each layer between 0.19 and 0.33, where 80 % of the layers of EfficientNet-Lite0 with its
 ImageNet weights lie (median 0.28).
 
-Writes ``speed.csv``; rows of the same machine and settings are not made again. Two CPU cores, about 40 minutes.
+Writes ``speed.csv``, or of another device ``speed_cuda.csv``; rows of the same machine and settings are not made again.
+Two CPU cores, about 40 minutes.
 """
 
 import argparse
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +31,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, Results, markdown, processor, say
+from benchmarks.common import RESULTS, Results, markdown, named, processor, say
 from hypercompress.benchmark import ModelSpeed, Settings, Speed, compare_layers, compare_models
 from hypercompress.compress import finish, prepare
 from hypercompress.errors import BudgetError, ExportError
@@ -50,7 +53,7 @@ MODELS = (
 )
 BUDGETS = (Budget(params=0.5), Budget(macs=0.5))
 BATCH_SIZES = (1, 16)
-RUNTIMES = ("eager", "channels_last", "onnxruntime")
+RUNTIMES = ("eager", "channels_last", "bfloat16", "onnxruntime")
 DECAY = (0.19, 0.33)  # least and largest exponent of a layer's singular values
 SEED = 0
 FORMS = ("any", "faster")
@@ -82,14 +85,23 @@ class Pair:
                 export(model, file)
             return OnnxModel(files[0]), OnnxModel(files[1])
 
+    @cached_property
+    def halved(self) -> tuple[nn.Module, Student]:
+        """Copies of both in bfloat16."""
+        student: Student = copy.deepcopy(self.student).bfloat16()
+        return copy.deepcopy(self.teacher).bfloat16(), student
+
     def speed(self, batch_size: int, runtime: str, settings: Settings) -> ModelSpeed:
         """Both on one batch."""
         batch = noise(self.teacher, batch_size)
+        if runtime == "bfloat16":
+            teacher, student = self.halved
+            return compare_models(teacher, student, batch.bfloat16(), settings)
         if runtime != "onnxruntime":
             return compare_models(self.teacher, self.student, batch, settings)
         with threads(settings.threads) as count:
-            teacher, student = self.sessions
-            before, after = interleaved([lambda: teacher(batch), lambda: student(batch)], settings.seconds)
+            first, second = self.sessions
+            before, after = interleaved([lambda: first(batch), lambda: second(batch)], settings.seconds)
         report = self.student.report
         speed = Speed(before, after, report["teacher"]["macs"] / report["student"]["macs"])
         return ModelSpeed(batch_size, count, "cpu", channels_last=False, speed=speed)
@@ -121,12 +133,13 @@ class Bench:
     @property
     def runtimes(self) -> tuple[str, ...]:
         """What there is here."""
-        onnx = self.device.type == "cpu" and all(find_spec(name) for name in PACKAGES)
-        return tuple(runtime for runtime in RUNTIMES if onnx or runtime != "onnxruntime")
+        cpu = self.device.type == "cpu"
+        absent = {"bfloat16" if cpu else "", "" if cpu and all(find_spec(name) for name in PACKAGES) else "onnxruntime"}
+        return tuple(runtime for runtime in RUNTIMES if runtime not in absent)
 
-    def run(self, results: Results, models: Sequence[str], batch_sizes: Sequence[int]) -> None:
+    def run(self, results: Results, models: Sequence[str], forms_: Sequence[str], batch_sizes: Sequence[int]) -> None:
         """All rows that are missing."""
-        for model, forms in product(models, FORMS):
+        for model, forms in product(models, forms_):
             plans: dict[int | None, Plan] = {}
             for budget, batch_size in product(BUDGETS, batch_sizes):
                 timed, pair = (batch_size if forms == "faster" else None), None
@@ -240,6 +253,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help="timm names (default: all six)")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, help="default: both")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES, metavar="N", help="default: 1 16")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, help="on the CPU (default: as torch chooses)")
@@ -247,11 +261,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the file goes (default: benchmarks/results)")
     options = parser.parse_args(words)
     count = torch.get_num_threads() if options.threads is None else options.threads
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     bench = Bench(torch.device(options.device), count, options.seconds)
     if "onnxruntime" not in bench.runtimes:
         say("without onnxruntime: it is not installed here, or the device is not the CPU")
-    results = Results(options.out / "speed.csv", KEY, ("seconds",))
-    bench.run(results, options.models, options.batch_sizes)
+    results = Results(options.out / named("speed", options.device), KEY, ("seconds",))
+    bench.run(results, options.models, options.forms, options.batch_sizes)
     say(f"\n{bench.machine}, {count} threads\n\n{table(results, bench.machine, count)}")
 
 
