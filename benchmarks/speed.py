@@ -9,8 +9,8 @@ memory layouts, and onnxruntime on the CPU where it is installed; on an accelera
 float32: TF32 is off for products and for convolutions. Of the fast ones each factored layer is also timed alone beside
 the dense one, in eager torch. Time depends on ranks and not on weights, so none are fetched; but the spectra of random
 weights are flat, and ranks for them would be those of no real network. Each layer that may be factored therefore gets
-random directions with singular values ``k^-a``; ``a`` is drawn for each layer between 0.19 and 0.33, where 80 % of the layers of EfficientNet-Lite0 with its
-ImageNet weights lie (median 0.28).
+random directions with singular values ``k^-a``; ``a`` is drawn for each layer between 0.19 and 0.33, where 80 % of the
+layers of EfficientNet-Lite0 with its ImageNet weights lie (median 0.28).
 
 Writes ``speed.csv``, or of another device ``speed_cuda.csv``; rows of the same machine and settings are not made again.
 Two CPU cores, about 40 minutes.
