@@ -1,17 +1,26 @@
 """Ours in the transfer benchmark: `hypercompress.transfer.adapt`, with and without the transfer network."""
 
-import time
+from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.backbones import BATCH, Backbone
+from benchmarks.clock import now
 from benchmarks.common import digest
 from benchmarks.passes import counting
+from benchmarks.stacked import Stack, each_loss, judge
 from benchmarks.tuning import Outcome, accuracy
 from hypercompress.data import Episode
+from hypercompress.student import Student
 from hypercompress.transfer import adapt
+from hypercompress.transfer.adapt import RATE
+from hypercompress.transfer.adaptable import Role, adaptable
 from hypercompress.transfer.registry import RELEASED
+from hypercompress.transfer.support import as_support
+from hypercompress.transfer.tuning import tuned_names
 
 ADAPTED = ("adapt", "adapt-plain")
 
@@ -40,7 +49,14 @@ def network_digest(method: str, network: str) -> str:
 
 
 def adapt_episode(
-    backbone: Backbone, last: str, episode: Episode, method: str, steps: int, network: str, seed: int
+    backbone: Backbone,
+    last: str,
+    episode: Episode,
+    method: str,
+    steps: int,
+    network: str,
+    seed: int,
+    rate: float = RATE,
 ) -> Outcome:
     """One episode by one of `ADAPTED`.
 
@@ -48,15 +64,95 @@ def adapt_episode(
         last: see `counting`.
         network: see `network_folder`.
         seed: of what `adapt` draws.
+        rate: of its steps.
     """
-    folder, start = network_folder(method, network), time.perf_counter()
+    folder, start = network_folder(method, network), now(backbone.device)
     with counting(backbone.model, last) as passes:
         student = adapt(
-            backbone.model, episode.support, episode.support_labels, steps=steps, network=folder or "none", seed=seed
+            backbone.model,
+            episode.support,
+            episode.support_labels,
+            steps=steps,
+            network=folder or "none",
+            rate=rate,
+            seed=seed,
         )
-        seconds = time.perf_counter() - start
+        seconds = now(backbone.device) - start
         with passes.paused(), torch.no_grad():
             logits = torch.cat([student(batch) for batch in episode.query.split(BATCH)])
     images = len(episode.support)
     right = accuracy(logits, episode.query_labels)
     return Outcome(right, passes.forward / images, passes.backward / images, seconds)
+
+
+def adapt_together(
+    backbone: Backbone,
+    last: str,
+    episodes: Sequence[Episode],
+    method: str,
+    steps: Sequence[int],
+    network: str,
+    seeds: Sequence[int],
+    rate: float = RATE,
+) -> list[dict[int, Outcome]]:
+    """`adapt_episode` for episodes of one size and several numbers of steps.
+
+    What needs no steps is `adapt` itself, episode by episode and once for all numbers of steps; the steps are those of
+    `hypercompress.transfer.tuning.tune` on a stack.
+    """
+    folder = network_folder(method, network)
+    with counting(backbone.model, last) as passes:
+        students = [
+            adapt(backbone.model, e.support, e.support_labels, network=folder or "none", seed=seed)
+            for e, seed in zip(episodes, seeds, strict=True)
+        ]
+    before = passes.forward // len(episodes)
+    found: list[dict[int, Outcome]] = [{} for _ in episodes]
+    for count in steps:
+        stack = student_stack(students)
+        stack.passes.forward = before
+        tune_stack(stack, _batches(episodes, seeds), count, rate)
+        for one, outcome in zip(found, judge(stack, (), episodes), strict=True):
+            one[count] = outcome
+    return found
+
+
+def student_stack(students: Sequence[Student]) -> Stack:
+    """The students as one stack: the parameters that `adapt` tunes, which ask for gradients, and those that differ.
+
+    They share everything else, so buffers must be the same.
+    """
+    model = students[0].model.requires_grad_(False)
+    classifier = next(name for name, module in model.named_modules() if module is model.get_classifier())  # type: ignore[operator]
+    tuned = set(tuned_names(adaptable(model, classifier, (Role.NORM, Role.BIAS)).sites, model, classifier))
+    every = [dict(student.model.named_parameters()) for student in students]
+    chosen = [n for n, p in every[0].items() if n in tuned or any(not torch.equal(p, other[n]) for other in every)]
+    parameters = {n: torch.stack([p[n].detach() for p in every]).requires_grad_(n in tuned) for n in chosen}
+    return Stack(model, parameters, kernels=any(p.ndim > 4 for p in parameters.values()))
+
+
+def tune_stack(stack: Stack, batches: Sequence[tuple[Tensor, Tensor]], steps: int, rate: float) -> None:
+    """Ordinary steps of every student of a stack.
+
+    Args:
+        batches: stacked images [e, b, c, h, w] and labels [e, b], one a step, again and again.
+    """
+    learned = [p for p in stack.parameters.values() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    for images, labels in islice(cycle(batches), steps):
+        loss = each_loss(stack(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def _batches(episodes: Sequence[Episode], seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """The batches of `adapt`, stacked."""
+    sets = [
+        as_support(e.support, e.support_labels, None, seed, None).batches
+        for e, seed in zip(episodes, seeds, strict=True)
+    ]
+    stacked = [tuple(torch.stack(column) for column in zip(*step, strict=True)) for step in zip(*sets, strict=True)]
+    return [(images, labels) for images, labels in stacked]

@@ -49,8 +49,15 @@ class Backbone:
     limit: int | None = None
     _pools: dict[tuple[str, bool, int | None], Pool] = field(default_factory=dict, repr=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return next(self.model.parameters()).device
+
     def pool(self, text: str, limit: int | None = None) -> Pool:
-        """The held-out images of DATA; of a folder with ``train`` and ``val`` both, because few images are in it."""
+        """The held-out images of DATA; of a folder with ``train`` and ``val`` both, because few images are in it. They
+        stay on the CPU.
+        """
         both = (Path(text) / "train").is_dir() and (Path(text) / "val").is_dir()
         key = (text, both, limit)
         if key not in self._pools:
@@ -71,9 +78,10 @@ def features_of(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Float[Ten
 
 
 def frozen_features(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-    """`features_of` without gradients, in batches."""
+    """`features_of` without gradients, in batches, on the model's device."""
+    device = next(model.parameters()).device
     with torch.no_grad():
-        return torch.cat([features_of(model, batch) for batch in images.split(BATCH)])
+        return torch.cat([features_of(model, batch.to(device)) for batch in images.split(BATCH)])
 
 
 def lite0(assets: Path) -> Backbone:
@@ -105,14 +113,17 @@ def fashion(teacher: Path = TEACHER) -> Backbone:
     return Backbone("fashion", model, digest(teacher), {"digits": "digits"}, "glyphs")
 
 
-def open_backbone(name: str, assets: Path | None, teacher: Path = TEACHER, data: Sequence[str] = ()) -> Backbone:
-    """A backbone by name, with other sets to be judged on if ``data`` names some.
+def open_backbone(
+    name: str, assets: Path | None, teacher: Path = TEACHER, data: Sequence[str] = (), device: str = "cpu"
+) -> Backbone:
+    """A backbone by name on a device, with other sets to be judged on if ``data`` names some.
 
     Raises:
         ValueError: see `check_assets`.
     """
     check_assets([name], assets)
     found = fashion(teacher) if assets is None or name == "fashion" else IN_ASSETS[name](assets)
+    found = replace(found, model=found.model.to(device))
     if not data:
         return found
     sets = {Path(text).name: text for text in data}

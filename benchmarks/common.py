@@ -28,6 +28,7 @@ from hypercompress.specs import Budget, ModelSpec
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BATCH = 500  # images in a batch of evaluation
+COMMIT = "HYPERCOMPRESS_COMMIT"  # names the commit of a copy that is no repository
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ def digest(folder: Path) -> str:
 
 def stamp() -> dict[str, str]:
     """Date, commit (``+``: with changes that are not committed), hardware and versions: the last columns of a row."""
-    commit = _git("rev-parse", "--short", "HEAD") or os.environ.get("GIT_COMMIT", "none")  # a copy without history
+    commit = _git("rev-parse", "--short", "HEAD") or os.environ.get(COMMIT, "none")
     changed = "+" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results") else ""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit + changed,
-        "hardware": hardware(),
+        "hardware": f"{processor()}, {torch.get_num_threads()} threads{_card()}",
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
     }
 
@@ -117,10 +118,9 @@ def named(table: str, device: str) -> str:
     return f"{table}.csv" if kind == "cpu" else f"{table}_{kind}.csv"
 
 
-def hardware() -> str:
-    """Accelerator if there is one, processor, threads."""
-    card = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    return f"{card}{processor()}, {torch.get_num_threads()} threads"
+def _card() -> str:
+    """Name of the card, if the program uses one."""
+    return f", {torch.cuda.get_device_name()}" if torch.cuda.is_initialized() else ""
 
 
 def processor() -> str:

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import timm
+import torch
 
-from benchmarks.common import RESULTS, Results, named, say
+from benchmarks.common import RESULTS, Results, named, processor, say
 from benchmarks.generate_cost import cost
 
 KEY = ("model", "generator", "params")
@@ -43,8 +44,9 @@ def main(words: Sequence[str] | None = None) -> None:
         extra, allowed = whole.peak - imports.peak, 3 * size + 2e9
         row = {"model": name, "generator": options.generator, "params": options.params}
         measured = {"seconds": whole.seconds, "seconds_imports": imports.seconds}
+        device = processor() if options.device == "cpu" else torch.cuda.get_device_name(options.device)
         memory = {"megabytes_above_imports": extra / 1e6, "megabytes_model": size / 1e6}
-        results.add({**row, **measured, **memory})
+        results.add({**row, **measured, **memory, "device": device})
         limit = LIMITS.get(name)
         time = "" if limit is None else f" ({'within' if whole.seconds <= limit else 'ABOVE'} {limit:g} s)"
         fits = "within" if extra <= allowed else "ABOVE"

@@ -29,9 +29,13 @@ class Adapter(nn.Module):
         super().__init__()
         rows, columns = weight.shape[0], weight[0].numel()
         rank = min(rank, rows, columns)
-        bound = 1 / math.sqrt(columns)  # Kaiming uniform, as peft and the paper's code have it
-        self.a = nn.Parameter((2 * torch.rand(rank, columns, generator=generator) - 1) * bound)
-        self.b = nn.Parameter(torch.zeros(rows, rank))
+        self.a = nn.Parameter(weight.new_empty(rank, columns))
+        self.b = nn.Parameter(weight.new_zeros(rows, rank))
+        self.a.data.copy_(self.draw(generator))
+
+    def draw(self, generator: torch.Generator) -> Float[Tensor, "r d"]:
+        """A fresh ``A``, Kaiming uniform, as peft and the paper's code have it; the same on all devices."""
+        return (2 * torch.rand(*self.a.shape, generator=generator) - 1) / math.sqrt(self.a.shape[1])
 
     def forward(self, weight: Float[Tensor, "out *d"]) -> Float[Tensor, "out *d"]:
         return weight + (self.b @ self.a).view_as(weight)

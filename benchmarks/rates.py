@@ -1,13 +1,15 @@
 """The learning rates of the tuned baselines: one grid for all, chosen on another data set than the table's."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from benchmarks.backbones import Backbone
 from benchmarks.common import Results, say
 from benchmarks.intervals import block
-from benchmarks.tuning import RATES, tune
+from benchmarks.solving import Solving
+from benchmarks.tuning import RATES, Outcome
 from hypercompress.data import Pool, sample_episode
 
 RATES_CSV = "transfer_rates.csv"
@@ -17,7 +19,13 @@ SHOTS, WAYS, QUERIES = (1, 4), 5, 5  # episodes have the two numbers of shots in
 
 
 def choose_rates(
-    backbone: Backbone, last: str, method: str, steps: Sequence[int], episodes: int, results: Results
+    backbone: Backbone,
+    last: str,
+    method: str,
+    steps: Sequence[int],
+    episodes: int,
+    results: Results,
+    solving: Solving | None = None,
 ) -> dict[int, float]:
     """The rate with the best mean accuracy on the backbone's validation set, for each number of steps.
 
@@ -25,23 +33,39 @@ def choose_rates(
         last: see `counting`.
         episodes: that a rate is tried on.
         results: what is known; what is missing is added.
+        solving: how episodes are run; all of it is done here, whatever it says of other processes.
     """
+    try_rates(backbone, last, method, steps, episodes, results, replace(solving or Solving(), claims=None))
+    return {s: max(RATES, key=lambda rate: _accuracy(results, backbone, method, rate, s)) for s in steps}
+
+
+def try_rates(
+    backbone: Backbone,
+    last: str,
+    method: str,
+    steps: Sequence[int],
+    episodes: int,
+    results: Results,
+    solving: Solving,
+) -> None:
+    """Add the rows of the grid that are missing and ours to make; arguments as in `choose_rates`."""
     for rate in RATES:
         keys = {s: _key(backbone, method, rate, s, episodes) for s in steps}
         missing = [s for s in steps if not results.has(keys[s])]
-        if not missing:
+        if not missing or not solving.take("rates", backbone.name, method, rate, *missing):
             continue
-        pool = validation_pool(backbone)
-        runs = []
-        for index in range(episodes):
-            generator = torch.Generator().manual_seed(index)
-            episode = sample_episode(pool, WAYS, SHOTS[index % len(SHOTS)], QUERIES, generator)
-            runs.append(tune(backbone, last, episode, method, rate, missing, seed=index))
+        pool, runs = validation_pool(backbone), list[dict[int, Outcome]]()
+        for part, shots in enumerate(SHOTS):  # a stack holds episodes of one size
+            numbers = range(part, episodes, len(SHOTS))
+            drawn = [
+                sample_episode(pool, WAYS, shots, QUERIES, torch.Generator().manual_seed(index)).to(backbone.device)
+                for index in numbers
+            ]
+            runs += solving.solve(backbone, last, drawn, method, rate, missing, numbers) if drawn else []
         for s in missing:
             right, deviation = block([run[s].accuracy for run in runs])
             results.add({**keys[s], "accuracy": right, "accuracy_deviation": deviation})
             say(f"rates: {backbone.name}, {method}, {rate:g}, {s} steps: {100 * right:.1f} %")
-    return {s: max(RATES, key=lambda rate: _accuracy(results, backbone, method, rate, s)) for s in steps}
 
 
 def validation_pool(backbone: Backbone) -> Pool:

@@ -5,7 +5,6 @@ gives every number of steps on its way; only what learns differs. Batch norms ke
 few images of one task would be poor moments.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.backbones import Backbone, features_of, frozen_features
+from benchmarks.clock import now
 from benchmarks.lora import RANK, add_adapters
 from benchmarks.passes import Passes, counting
 from hypercompress.copying import copy_of
@@ -33,13 +33,13 @@ class Outcome:
     Args:
         accuracy: on the query set, in [0, 1].
         forward, backward: images that passed through the backbone, as a multiple of the support images.
-        seconds: for the adaptation alone.
+        seconds: for the adaptation alone; ``None``: it was not alone on the machine.
     """
 
     accuracy: float
     forward: float
     backward: float
-    seconds: float
+    seconds: float | None
 
 
 def classifier(model: nn.Module) -> nn.Module:
@@ -64,7 +64,7 @@ def learning(model: nn.Module, method: str, seed: int) -> list[nn.Parameter]:
 
 def ridge_head(features: Tensor, labels: Tensor, classes: int) -> nn.Linear:
     """The closed-form head as a layer."""
-    ridge = fit_ridge(features, labels, classes)
+    ridge = fit_ridge(features.cpu(), labels.cpu(), classes)  # so small a system is solved faster there
     head = nn.Linear(features.shape[1], classes).to(features)
     head.weight.data.copy_(ridge.weight)
     head.bias.data.copy_(ridge.bias)
@@ -87,7 +87,7 @@ def tune(
         seed: of the order of the images and of LoRA's random halves.
     """
     model = copy_of(backbone.model).eval().requires_grad_(False)
-    found, spent, clock = dict[int, Outcome](), 0.0, time.perf_counter()
+    found, spent, clock = dict[int, Outcome](), 0.0, now(backbone.device)
     with counting(model, last) as passes:
         frozen = frozen_features(model, episode.support)
         head = ridge_head(frozen, episode.support_labels, len(episode.classes))
@@ -95,22 +95,22 @@ def tune(
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW([*parameters, *head.parameters()], rate, weight_decay=0.0)
-        batches = _Batches(len(frozen), seed)
+        batches = Batches(len(frozen), seed)
         for step in range(1, max(steps) + 1):
-            chosen = batches.draw()
+            chosen = batches.draw().to(frozen.device)
             inputs = features_of(model, episode.support[chosen]) if parameters else frozen[chosen]
             loss = F.cross_entropy(head(inputs), episode.support_labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if step in steps:
-                spent += time.perf_counter() - clock
+                spent += now(backbone.device) - clock
                 found[step] = _judge(model, head, episode, passes, spent)
-                clock = time.perf_counter()
+                clock = now(backbone.device)
     return found
 
 
-class _Batches:
+class Batches:
     """Places of the support images, batch after batch; each image once before any comes again."""
 
     def __init__(self, count: int, seed: int) -> None:

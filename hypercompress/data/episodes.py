@@ -66,7 +66,7 @@ class Pool:
 
     def only(self, classes: Sequence[int]) -> "Pool":
         """The images of these classes, in the pool's order; labels stay as they are."""
-        return self._take(torch.isin(self.labels, torch.tensor(list(classes), dtype=self.labels.dtype)))
+        return self._take(torch.isin(self.labels, self.labels.new_tensor(list(classes))))
 
     def at_least(self, images: int) -> "Pool":
         """The classes of at least so many images, for episodes of a size that some classes cannot fill.
@@ -127,6 +127,11 @@ class Episode:
     query: Float[Tensor, "q c h w"]
     query_labels: Int[Tensor, " q"]
     classes: tuple[int, ...]
+
+    def to(self, device: torch.device) -> "Episode":
+        """The same episode on a device."""
+        support, query = self.support.to(device), self.query.to(device)
+        return Episode(support, self.support_labels.to(device), query, self.query_labels.to(device), self.classes)
 
 
 def draw_places(pool: Pool, ways: int, shots: int, queries: int, generator: torch.Generator) -> Places:

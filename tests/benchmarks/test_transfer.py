@@ -21,8 +21,10 @@ from benchmarks.intervals import block, combine, student_t
 from benchmarks.lora import add_adapters
 from benchmarks.passes import counting, last_layer
 from benchmarks.rates import RATES_KEY, RATES_MADE_OF, choose_rates, validation_pool
-from benchmarks.transfer import KEY, MADE_OF, Trial, blocks, run_adapted, run_frozen, run_tuned
+from benchmarks.solving import Solving
+from benchmarks.transfer import KEY, MADE_OF, blocks, run_frozen, run_steps
 from benchmarks.transfer_table import estimate, figure, tables
+from benchmarks.trial import Trial
 from benchmarks.tuning import TUNED, accuracy, learning, tune
 from hypercompress.architecture import load_timm
 from hypercompress.compress import compress
@@ -211,13 +213,13 @@ def test_ours_has_rows_where_it_is_something_of_its_own(trial: Trial, tmp_path: 
     assert steps_of("adapt", network, [0, 10]) == [0, 10]
     assert steps_of("adapt", str(tmp_path / "nothing"), [0, 10]) == []
     results = Results(tmp_path / "transfer.csv", KEY, MADE_OF)
-    run_adapted(trial, "adapt", SHOTS, 3, 0, network, results)
-    run_adapted(trial, "adapt-plain", SHOTS, 3, 1, network, results)
+    run_steps(trial, "adapt", SHOTS, 3, {0: 1e-3}, results, Solving(network))
+    run_steps(trial, "adapt-plain", SHOTS, 3, {1: 1e-3}, results, Solving(network))
     assert [r["weights"] == "abc" for r in results.rows] == [False, True], (
         "the network's weights count where it is used"
     )
     before = results.path.read_bytes()
-    run_adapted(trial, "adapt", SHOTS, 3, 0, network, results)
+    run_steps(trial, "adapt", SHOTS, 3, {0: 1e-3}, results, Solving(network))
     assert results.path.read_bytes() == before
 
 
@@ -249,7 +251,7 @@ def test_rows_are_paired_with_ridge_and_are_not_made_again(
     results = Results(tmp_path / "transfer.csv", KEY, MADE_OF)
     run_frozen(trial, "ncm", SHOTS, 3, results)
     run_frozen(trial, "ridge", SHOTS, 3, results)
-    run_tuned(trial, "norm", SHOTS, 3, {1: 1e-3, 3: 1e-2}, results)
+    run_steps(trial, "norm", SHOTS, 3, {1: 1e-3, 3: 1e-2}, results)
     assert [(r["method"], r["steps"], r["first"], r["episodes"]) for r in results.rows] == [
         *(("ncm", "0", "0", "3"), ("ridge", "0", "0", "3")),
         *(("norm", "1", "0", "2"), ("norm", "3", "0", "2"), ("norm", "1", "2", "1"), ("norm", "3", "2", "1")),
@@ -263,9 +265,9 @@ def test_rows_are_paired_with_ridge_and_are_not_made_again(
     assert known.interval == pytest.approx(student_t(2) * paired / math.sqrt(3), abs=1e-5)
     before = results.path.read_bytes()
     run_frozen(trial, "ncm", SHOTS, 3, results)
-    run_tuned(trial, "norm", SHOTS, 3, {1: 1e-3, 3: 1e-2}, results)
+    run_steps(trial, "norm", SHOTS, 3, {1: 1e-3, 3: 1e-2}, results)
     assert results.path.read_bytes() == before
-    run_tuned(trial, "norm", SHOTS, 3, {1: 3e-3}, results)
+    run_steps(trial, "norm", SHOTS, 3, {1: 3e-3}, results)
     assert [r["rate"] for r in results.rows if r["steps"] == "1"] == ["0.003"] * 2, "another rate replaces the row"
 
 
@@ -297,7 +299,7 @@ def test_the_rate_is_the_best_of_the_grid_on_other_data(
 def test_the_whole_program_writes_table_and_plot(
     backbone: Backbone, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(transfer, "open_backbone", lambda *_: backbone)
+    monkeypatch.setattr(transfer, "open_backbone", lambda *_, **__: backbone)
     monkeypatch.setattr(transfer, "SHOTS", (1, 2))
     monkeypatch.setattr(Backbone, "pool", lambda *_: pool)
     monkeypatch.setattr(rates_module, "RATES", (1e-3,))

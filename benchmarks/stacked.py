@@ -1,0 +1,181 @@
+"""Episodes of one size tuned together: what learns is stacked, an entry for each episode; everything else is shared.
+
+A small network keeps a card waiting for its next instruction. A step on a stack of episodes needs hardly more of them
+than a step on one (torch.func's ``vmap``). AdamW works on each number by itself and every episode has its own loss, so
+an episode goes the way it would go alone, but for the order of sums. Seconds are left out: an episode has none of its
+own.
+
+Shape letters: ``e`` episodes; ``b`` images of a step; ``n`` support images; ``q`` query images; ``d`` features.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.overrides import TorchFunctionMode
+
+from benchmarks.backbones import BATCH, Backbone
+from benchmarks.lora import Adapter
+from benchmarks.passes import Passes
+from benchmarks.tuning import Batches, Outcome, accuracy, learning, ridge_head
+from hypercompress.copying import copy_of
+from hypercompress.data import Episode
+from hypercompress.transfer.backbone import Backbone as Net
+
+
+class Stack:
+    """Copies of a network that differ in some parameters; `passes` counts the images of one of them.
+
+    Args:
+        model: frozen, in evaluation mode; images in, one row for each out.
+        parameters: the stacked values of those that differ, by name; none: the model as it is.
+        kernels: kernels are among what differs, so that convolutions are to run as `Products` on a card: what vmap
+            makes of them, grouped convolutions, cuDNN has no fast gradients for.
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, Float[Tensor, "e *p"]], *, kernels: bool = False
+    ) -> None:
+        self.model, self.parameters, self.passes = model, dict(parameters), Passes()
+        self.products = kernels and next(model.parameters()).device.type == "cuda"
+
+    def __call__(self, images: Float[Tensor, "e b c h w"]) -> Float[Tensor, "e b d"]:
+        def one(values: dict[str, Tensor], some: Tensor) -> Any:
+            return functional_call(self.model, values, (some,))
+
+        rows: Tensor
+        with Products() if self.products else nullcontext():
+            if self.parameters:
+                rows = vmap(one)(self.parameters, images)
+            else:
+                rows = self.model(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        self._count(rows)
+        return rows
+
+    def frozen(self, images: Float[Tensor, "e n c h w"]) -> Float[Tensor, "e n d"]:
+        """The same without gradients, some images of each episode at a time."""
+        with torch.no_grad():
+            return torch.cat([self(some) for some in images.split(BATCH, dim=1)], dim=1)
+
+    def _count(self, rows: Tensor) -> None:
+        passes, images = self.passes, rows.shape[1]
+
+        def backward(_: Tensor) -> None:
+            passes.backward += images
+
+        passes.forward += images * passes.running
+        if rows.requires_grad and passes.running:
+            rows.register_hook(backward)
+
+
+class Products(TorchFunctionMode):
+    """Convolutions of one group as matrix products of patches, which cards are good at for stacked kernels too."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.conv2d and not kwargs and len(args) == 7 and args[6] == 1 and not isinstance(args[4], str):
+            return patches_product(*args[:6])
+        return func(*args, **(kwargs or {}))
+
+
+def patches_product(
+    x: Float[Tensor, "n c h w"],
+    weight: Float[Tensor, "out c i j"],
+    bias: Float[Tensor, " out"] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Float[Tensor, "n out y x"]:
+    """`F.conv2d` of one group."""
+    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    for axis in (0, 1):
+        size, step = weight.shape[2 + axis], dilation[axis]
+        x = x.unfold(2 + axis, (size - 1) * step + 1, stride[axis])[..., ::step]
+    y = torch.einsum("ncyxij,ocij->noyx", x, weight)
+    return y if bias is None else y + bias[:, None, None]
+
+
+def tune_together(
+    backbone: Backbone,
+    episodes: Sequence[Episode],
+    method: str,
+    rate: float,
+    steps: Sequence[int],
+    seeds: Sequence[int],
+) -> list[dict[int, Outcome]]:
+    """`tune` for episodes of one size.
+
+    Args:
+        seeds: one for each episode.
+    """
+    net = Net(copy_of(backbone.model).eval().requires_grad_(False))
+    support, labels = stacked(episodes)
+    plain = Stack(net, {})
+    frozen = plain.frozen(support)
+    heads = [ridge_head(f, e.support_labels, len(e.classes)) for f, e in zip(frozen, episodes, strict=True)]
+    head = tuple(torch.stack([getattr(h, name).detach() for h in heads]) for name in ("weight", "bias"))
+    stack = Stack(net, learned(net, method, seeds), kernels=method in ("lora", "full"))
+    stack.passes = plain.passes
+    tensors = [value.requires_grad_(True) for value in (*stack.parameters.values(), *head)]
+    optimizer = torch.optim.AdamW(tensors, rate, weight_decay=0.0)
+    rows = torch.arange(len(episodes), device=support.device)[:, None]
+    found: list[dict[int, Outcome]] = [{} for _ in episodes]
+    for step, chosen in enumerate(orders(support.shape[1], seeds, max(steps)).to(support.device), 1):
+        features = stack(support[rows, chosen]) if stack.parameters else frozen[rows, chosen]
+        loss = each_loss(features @ head[0].mT + head[1][:, None], labels[rows, chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step in steps:
+            for one, outcome in zip(found, judge(stack, head, episodes), strict=True):
+                one[step] = outcome
+    return found
+
+
+def learned(net: Net, method: str, seeds: Sequence[int]) -> dict[str, Float[Tensor, "e *p"]]:
+    """What a method trains, stacked, by name in the network, which gets adapters for ``lora``."""
+    parameters = learning(net.model, method, seeds[0])
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    values = {names[id(p)]: p.detach().expand(len(seeds), *p.shape).clone() for p in parameters}
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for adapter in (
+        module for module in net.modules() if isinstance(module, Adapter)
+    ):  # in the order of `add_adapters`
+        name = names[id(adapter.a)]
+        values[name] = torch.stack([adapter.draw(generator) for generator in generators]).to(adapter.a)
+    return values
+
+
+def orders(count: int, seeds: Sequence[int], steps: int) -> Int[Tensor, "steps e b"]:
+    """Places of the support images of each step, as `tune` draws them."""
+    drawn = [Batches(count, seed) for seed in seeds]
+    return torch.stack([torch.stack([batches.draw() for batches in drawn]) for _ in range(steps)])
+
+
+def stacked(episodes: Sequence[Episode]) -> tuple[Float[Tensor, "e n c h w"], Int[Tensor, "e n"]]:
+    """Support images and labels of episodes of one size."""
+    return torch.stack([e.support for e in episodes]), torch.stack([e.support_labels for e in episodes])
+
+
+def each_loss(logits: Float[Tensor, "e b k"], labels: Int[Tensor, "e b"]) -> Float[Tensor, ""]:
+    """Sum over the episodes of their cross-entropies."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
+
+
+def judge(stack: Stack, head: Sequence[Tensor], episodes: Sequence[Episode]) -> list[Outcome]:
+    """Each episode's accuracy on its query images and what it cost until now.
+
+    Args:
+        head: stacked weight [e, k, d] and bias [e, k]; none, if the network ends in it.
+    """
+    with stack.passes.paused(), torch.no_grad():
+        logits = stack.frozen(torch.stack([e.query for e in episodes]))
+        if head:
+            logits = logits @ head[0].mT + head[1][:, None]
+    images = len(episodes[0].support)
+    cost = stack.passes.forward / images, stack.passes.backward / images
+    return [Outcome(accuracy(row, e.query_labels), *cost, None) for row, e in zip(logits, episodes, strict=True)]
