@@ -1,4 +1,4 @@
-"""The learning rates of the tuned baselines: one grid for all, chosen on another data set than the table's."""
+"""The learning rates of what takes steps: one grid for all, chosen on another data set than the table's."""
 
 from collections.abc import Sequence
 from dataclasses import replace

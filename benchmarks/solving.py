@@ -1,7 +1,7 @@
 """How episodes are run: one by one or in stacks, by one process or by several that divide them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.adapted import ADAPTED, adapt_episode, adapt_together
@@ -110,8 +110,10 @@ class Solving:
         seed: int,
     ) -> dict[int, Outcome]:
         if method in ADAPTED:
-            return {
+            found = {
                 count: adapt_episode(backbone, last, episode, method, count, self.network, seed, rate)
                 for count in steps
             }
-        return tune(backbone, last, episode, method, rate, steps, seed)
+        else:
+            found = tune(backbone, last, episode, method, rate, steps, seed)
+        return found if self.alone else {count: replace(o, seconds=None) for count, o in found.items()}

@@ -11,8 +11,8 @@ steps on it and on nothing else, the norms' scales and shifts, rank-4 adapters, 
 transfer network generates and then its own steps; ``adapt-plain``: the same without the network. Each with the images
 that passed through the backbone, counted, as a multiple of the support set.
 
-The rates of the tuned baselines are chosen once for each backbone and number of steps, from one grid, on episodes of
-another data set (``transfer_rates.csv``). Backbones: ``lite0``, EfficientNet-Lite0 with ImageNet weights;
+The rates of all that takes steps, ours too, are chosen once for each backbone and number of steps, from one grid, on
+episodes of another data set (``transfer_rates.csv``). Backbones: ``lite0``, EfficientNet-Lite0 with ImageNet weights;
 ``lite0-0.7``, its student of 0.7 times the parameters, calibrated on the photographs of ``train`` without their labels;
 ``fashion``, a network trained on Fashion-MNIST. Photographs: both parts, classes that can fill an episode of the most
 shots.
@@ -137,20 +137,19 @@ def run(backbone: Backbone, options: argparse.Namespace) -> None:
         for shots in options.shots:
             for method in (m for m in FROZEN if m in options.methods and 0 in options.steps):
                 run_frozen(trial, method, shots, options.episodes, results, solving)
-        for method in (m for m in ADAPTED if m in options.methods):
-            counts = steps_of(method, options.network, options.steps)
-            for chosen in ({0: RATE} if 0 in counts else {}, {s: RATE for s in counts if s}):
-                episodes = options.episodes_tuned if any(chosen) else options.episodes
-                for shots in options.shots if chosen else ():
-                    run_steps(trial, method, shots, episodes, chosen, results, solving)
-        for method in (m for m in TUNED if m in options.methods and steps):
-            best = choose_rates(backbone, trial.last, method, steps, options.episodes_rates, rates, solving)
-            for shots in options.shots:
+        for method in (m for m in (*ADAPTED, *TUNED) if m in options.methods):
+            counts = steps_of(method, options.network, options.steps) if method in ADAPTED else steps
+            if 0 in counts:
+                for shots in options.shots:
+                    run_steps(trial, method, shots, options.episodes, {0: RATE}, results, solving)
+            tuned = [count for count in counts if count]
+            best = choose_rates(backbone, trial.last, method, tuned, options.episodes_rates, rates, solving)
+            for shots in options.shots if tuned else ():
                 run_steps(trial, method, shots, options.episodes_tuned, best, results, solving)
 
 
 def run_rates(backbone: Backbone, options: argparse.Namespace) -> None:
-    """The grid of rates alone, of ours too, on which the package's own rate rests."""
+    """The grid of rates alone."""
     _, rates = _results(options.out)
     solving, trial = Solving(options.network, options.stack, options.claims), next(open_trials(backbone, max(SHOTS)))
     for method in (m for m in (*TUNED, *ADAPTED) if m in options.methods):
@@ -222,7 +221,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--stack", type=int, default=0, help="images of a step of stacked episodes (default: 0, none)")
     parser.add_argument("--claims", type=Path, help="folder shared by processes that divide the work")
-    parser.add_argument("--only-rates", action="store_true", help="try the rates, ours too, and nothing else")
+    parser.add_argument("--only-rates", action="store_true", help="try the rates and nothing else")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="FOLDER", help="join the tables of these, run nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the files go (default: benchmarks/results)")
     options = parser.parse_args(words)

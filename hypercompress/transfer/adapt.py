@@ -94,7 +94,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         raise GeneratorError(
             f"received {steps} steps at a learning rate of {rate:g}; expected 0 or more at a rate above 0; change them"
         )
-    generator = network if isinstance(network, TransferNetwork) else load_network(network)
+    generator = _generator(network, _device(model))
     found = as_support(support, labels, shots, seed, names)
     student, backbone = new_student(model, found.classes, architecture)
     _probe(backbone, found)
@@ -213,6 +213,12 @@ def _probe(backbone: Backbone, support: Support) -> None:
             f"received support images of {' x '.join(map(str, images.shape[1:]))} in {images.dtype} that the model "
             f"does not take ({one_line(error)}); expected images prepared for it; see Preprocess.of(model)"
         ) from error
+
+
+def _generator(network: str | Path | TransferNetwork, device: torch.device) -> TransferNetwork | None:
+    """The network where the model is; one that was passed stays where it is."""
+    found = network if isinstance(network, TransferNetwork) else load_network(network)
+    return found if found is None or _device(found) == device else copy_of(found).to(device)
 
 
 def _device(model: nn.Module) -> torch.device:

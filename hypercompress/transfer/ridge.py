@@ -169,7 +169,7 @@ def best_scales(
     regressed: Float[Tensor, "l n classes"], labels: Int[Tensor, " n"], smoothing: float = 0.0
 ) -> Float[Tensor, " l"]:
     """The scale in `SCALES` with the least cross-entropy, which is convex in it: bisection of its slope."""
-    named = regressed[:, torch.arange(len(labels)), labels].mean(1)
+    named = regressed[:, torch.arange(len(labels), device=labels.device), labels].mean(1)
     target = (1 - smoothing) * named + smoothing * regressed.mean((1, 2))
     low, high = (torch.full_like(target, end) for end in SCALES)
     for _ in range(BISECTIONS):

@@ -1,6 +1,5 @@
 """Stacked episodes of the transfer benchmark against episodes one by one, and processes that divide the work."""
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -8,26 +7,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import adapted, stacked, transfer, tuning
+from benchmarks import adapted, common, stacked, transfer, tuning
 from benchmarks import rates as rates_module
 from benchmarks.adapted import adapt_episode, adapt_together
 from benchmarks.backbones import Backbone
 from benchmarks.common import COMMIT, Results, stamp
 from benchmarks.passes import last_layer
-from benchmarks.rates import RATES_KEY, RATES_MADE_OF, try_rates
+from benchmarks.rates import RATES_KEY, RATES_MADE_OF, choose_rates, try_rates
 from benchmarks.solving import Solving
-from benchmarks.stacked import Products, Stack, learned, patches_product, tune_together
+from benchmarks.stacked import Stack, learned, patches_product, tune_together
 from benchmarks.transfer import KEY, MADE_OF, merge, run_frozen, run_steps
 from benchmarks.trial import Trial
-from benchmarks.tuning import TUNED, tune
+from benchmarks.tuning import TUNED, learning, tune
 from hypercompress.architecture import load_timm
 from hypercompress.copying import copy_of
 from hypercompress.data import Pool, sample_episode
-from hypercompress.transfer import TransferNetwork, adapt, save_network
+from hypercompress.transfer import TransferNetwork, save_network
 from hypercompress.transfer.backbone import Backbone as Net
 
 SHOTS = 9  # 36 images: more than fit into a batch
 WAYS = 4
+SIZE = 16
 
 
 def made(name: str) -> nn.Module:
@@ -36,7 +36,7 @@ def made(name: str) -> nn.Module:
         name,
         model_args={"in_chans": 1, "num_classes": 7},
         pretrained=False,
-        pretrained_cfg={"input_size": [1, 32, 32], "mean": [0.3], "std": [0.3], "crop_pct": 1.0},
+        pretrained_cfg={"input_size": [1, SIZE, SIZE], "mean": [0.3], "std": [0.3], "crop_pct": 1.0},
     )
     for parameter in model.parameters():  # zero-initialised norms would hide their branches
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
@@ -52,8 +52,8 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 def pool() -> Pool:
     """Four classes of 20 images: a pattern of each class under noise."""
     generator = torch.Generator().manual_seed(0)
-    patterns, labels = torch.randn(WAYS, 1, 32, 32, generator=generator), torch.arange(WAYS).repeat(20)
-    images = patterns[labels] + 2 * torch.randn(len(labels), 1, 32, 32, generator=generator)
+    patterns, labels = torch.randn(WAYS, 1, SIZE, SIZE, generator=generator), torch.arange(WAYS).repeat(20)
+    images = patterns[labels] + 2 * torch.randn(len(labels), 1, SIZE, SIZE, generator=generator)
     return Pool("made", images.double(), labels)
 
 
@@ -79,8 +79,9 @@ def logits_seen(monkeypatch: pytest.MonkeyPatch, *modules: object) -> list[Tenso
 
     def accuracy(logits: Tensor, labels: Tensor) -> float:
         seen.append(logits.detach().clone())
-        return float((logits.argmax(1) == labels).double().mean())
+        return true(logits, labels)
 
+    true = tuning.accuracy
     for module in modules:
         monkeypatch.setattr(module, "accuracy", accuracy)
     return seen
@@ -92,13 +93,13 @@ def test_a_stack_goes_where_its_episodes_go_alone(
     method: str, shots: int, trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logits after each number of steps; in float64, because AdamW makes a step of the smallest gradient."""
-    episodes = [trial.episode(shots, index) for index in range(3)]
-    steps, rate = (1, 3), 1e-3
+    episodes = [trial.episode(shots, index) for index in range(2)]
+    steps, rate = (1, 2), 1e-3
     alone_seen = logits_seen(monkeypatch, tuning)
     alone = [tune(trial.backbone, trial.last, e, method, rate, steps, seed=i) for i, e in enumerate(episodes)]
     seen = logits_seen(monkeypatch, stacked)
-    together = tune_together(trial.backbone, episodes, method, rate, steps, range(3))
-    order = [alone_seen[2 * episode + step] for step in range(2) for episode in range(3)]
+    together = tune_together(trial.backbone, episodes, method, rate, steps, range(2))
+    order = [alone_seen[2 * episode + step] for step in range(2) for episode in range(2)]
     for ours, theirs in zip(seen, order, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     for one, other in zip(together, alone, strict=True):
@@ -111,15 +112,18 @@ def test_a_stack_goes_where_its_episodes_go_alone(
 
 @pytest.mark.parametrize("method", ["adapt", "adapt-plain"])
 @pytest.mark.parametrize("shots", [2, SHOTS * 2])  # 72 images: a whole batch of `adapt` and a part
-def test_our_stack_goes_where_its_episodes_go_alone(  # noqa: PLR0913, PLR0917
+def test_our_stack_goes_where_its_episodes_go_alone(
     method: str, shots: int, backbone: Backbone, pool: Pool, network: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = last_layer(backbone.model, pool.images[:2])
     seen_alone = logits_seen(monkeypatch, adapted)
-    episodes = [sample_episode(pool, WAYS, shots, 2, torch.Generator().manual_seed(i)) for i in range(3)]
-    one = {s: [adapt_episode(backbone, last, e, method, s, network, i, 1e-2) for i, e in enumerate(episodes)] for s in (0, 3)}
+    episodes = [sample_episode(pool, WAYS, shots, 2, torch.Generator().manual_seed(i)) for i in range(2)]
+    one = {
+        s: [adapt_episode(backbone, last, e, method, s, network, i, 1e-2) for i, e in enumerate(episodes)]
+        for s in (0, 3)
+    }
     seen = logits_seen(monkeypatch, stacked)
-    together = adapt_together(backbone, last, episodes, method, (0, 3), network, range(3), 1e-2)
+    together = adapt_together(backbone, last, episodes, method, (0, 3), network, range(2), 1e-2)
     for ours, theirs in zip(seen, seen_alone, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     for count, outcomes in one.items():
@@ -127,3 +131,114 @@ def test_our_stack_goes_where_its_episodes_go_alone(  # noqa: PLR0913, PLR0917
         assert [o.accuracy for o in found] == [o.accuracy for o in outcomes]
         assert [o.backward for o in found] == [o.backward for o in outcomes]
         assert [o.forward for o in found] == pytest.approx([o.forward for o in outcomes])
+
+
+def test_a_stack_has_the_adapters_that_its_episodes_have_alone(backbone: Backbone) -> None:
+    net = Net(copy_of(backbone.model).requires_grad_(False))
+    values = learned(net, "lora", (3, 5))
+    for place, seed in enumerate((3, 5)):
+        alone = learning(copy_of(backbone.model), "lora", seed)
+        assert all(
+            torch.equal(stack[place], parameter) for stack, parameter in zip(values.values(), alone, strict=True)
+        )
+    assert list(values) == [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("dilation", [(1, 1), (1, 2)])
+def test_a_convolution_is_a_product_of_patches(stride: tuple[int, int], dilation: tuple[int, int]) -> None:
+    x, bias = torch.randn(2, 3, 9, 8, dtype=torch.float64, requires_grad=True), torch.randn(4, dtype=torch.float64)
+    weight = torch.randn(4, 3, 3, 2, dtype=torch.float64, requires_grad=True)
+    found = patches_product(x, weight, bias, stride, (1, 2), dilation)
+    expected = F.conv2d(x, weight, bias, stride, (1, 2), dilation)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    for ours, theirs in zip(*(torch.autograd.grad(y, (x, weight), upstream) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_stack_says_the_same_as_products(backbone: Backbone, pool: Pool) -> None:
+    """The form for cards, here on the CPU, with values of its own for every kernel; grouped ones stay as they are."""
+    net = Net(copy_of(backbone.model).requires_grad_(False))
+    values = {name: value + 0.01 * torch.randn_like(value) for name, value in learned(net, "full", (0, 1)).items()}
+    images, stack = pool.images[:8].unflatten(0, (2, 4)), Stack(net, values, kernels=True)
+    plain, stack.products = stack(images), True
+    calls = list[int]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stacked, "patches_product", lambda *args: calls.append(1) or patches_product(*args))
+        torch.testing.assert_close(stack(images), plain)
+    assert calls, "convolutions went the other way"
+
+
+def test_work_is_taken_once_and_in_stacks_of_whole_blocks(tmp_path: Path) -> None:
+    (one, other), alone = (Solving(stack=100, claims=tmp_path / "claims") for _ in range(2)), Solving()
+    assert one.take("rates", 0.001)
+    assert not other.take("rates", 0.001)
+    waiting = [range(start, start + 10) for start in range(0, 50, 10)]
+    assert list(one.groups(waiting, 5, "norm", 1)) == [
+        waiting[:2],
+        waiting[2:4],
+        waiting[4:],
+    ]  # 20 episodes of 5 images
+    assert list(other.groups(waiting, 5, "norm", 1)) == []
+    assert list(other.groups(waiting, 80, "norm", 16)) == [[numbers] for numbers in waiting]
+    assert (one.together(5), one.together(80), alone.together(5)) == (20, 3, 1)
+    assert [one.alone, alone.alone, Solving(stack=1).alone] == [False, True, False]
+    assert list(alone.groups(waiting[:2], 5, "norm", 1)) == [[numbers] for numbers in waiting[:2]]
+
+
+def test_two_processes_make_the_rows_of_one(trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block by one of them, and without seconds; merged they are what one process alone writes."""
+    monkeypatch.setattr(transfer, "BLOCK_TUNED", 2)
+    solvings = {"alone": Solving(), "a": Solving(claims=tmp_path / "claims"), "b": Solving(claims=tmp_path / "claims")}
+    for name, solving in solvings.items():
+        results = Results(tmp_path / name / "transfer.csv", KEY, MADE_OF)
+        for method in ("ncm", "ridge") if name != "a" else ("ncm",):
+            run_frozen(trial, method, 2, 3, results, solving)
+        for episodes in (3,) if name != "a" else (2,):
+            run_steps(trial, "probe", 2, episodes, {1: 1e-3}, results, solving)
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
+    alone, merged = (Results(tmp_path / name / "transfer.csv", KEY, MADE_OF).rows for name in ("alone", "merged"))
+    other = ("seconds", "date", "commit")
+    assert sorted(str({k: v for k, v in row.items() if k not in other}) for row in merged) == sorted(
+        str({k: v for k, v in row.items() if k not in other}) for row in alone
+    )
+    assert all(row["seconds"] for row in alone)
+    assert not any(row["seconds"] for row in merged)
+    counts = [len(Results(tmp_path / name / "transfer.csv", KEY, MADE_OF).rows) for name in "ab"]
+    assert counts == [2, 2]
+
+
+def test_a_folder_without_tables_is_not_merged(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"received .*nothing without transfer.csv or .*expected folders that this"):
+        merge([tmp_path / "nothing"], tmp_path)
+    with pytest.raises(ValueError, match=r"leave them out"):
+        transfer.main(["--merge", str(tmp_path / "nothing"), "--out", str(tmp_path)])
+
+
+def test_rates_are_divided_and_then_chosen_from_all(
+    backbone: Backbone, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backbone, "pool", lambda *_: pool)
+    monkeypatch.setattr(rates_module, "RATES", (1e-3, 1e-2))
+    monkeypatch.setattr(rates_module, "WAYS", WAYS)
+    last = last_layer(backbone.model, pool.images[:2])
+    files = [Results(tmp_path / name / "transfer_rates.csv", RATES_KEY, RATES_MADE_OF) for name in "ab"]
+    shared = Solving(stack=40, claims=tmp_path / "claims")
+    assert shared.take("rates", "tiny", "probe", 0.001, 1)  # by someone else
+    try_rates(backbone, last, "probe", (1,), 3, files[0], shared)
+    assert [row["rate"] for row in files[0].rows] == ["0.01"]
+    assert choose_rates(backbone, last, "probe", (1,), 3, files[0], shared)[1] in (1e-3, 1e-2)
+    assert len(files[0].rows) == 2, "what another process has not made is made"
+    alone = choose_rates(backbone, last, "probe", (1,), 3, files[1])
+    by_rate = [{row["rate"]: row["accuracy"] for row in file.rows} for file in files]
+    assert by_rate[0] == by_rate[1]
+    assert alone == choose_rates(backbone, last, "probe", (1,), 3, files[0])
+
+
+def test_a_copy_that_is_no_repository_says_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "_git", lambda *_: "")
+    monkeypatch.setenv(COMMIT, "abc1234")
+    assert stamp()["commit"] == "abc1234"
+    monkeypatch.delenv(COMMIT)
+    assert stamp()["commit"] == "none"
