@@ -23,6 +23,7 @@ from hypercompress.meta import (
     Case,
     Objective,
     budget_at,
+    compression_loss,
     evaluate_case,
     generate,
     meta_loss,
@@ -105,10 +106,12 @@ class MetaTraining(LightningModule):
         preprocess = Preprocess.of(teacher)
         train, held_out = (images_of(entry.data, preprocess, train=part) for part in (True, False))
         chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
-        calibration = train[chosen[: self.episodes.calibration]]
-        case = prepare_case(entry.name, teacher.to(self.device), calibration.to(self.device).split(128))
+        count = min(self.episodes.calibration, len(train) // 2)  # of few images half are left for the steps
+        calibration = train[chosen[:count]]
+        batches, timed = calibration.to(self.device).split(128), bool(self.objective.latency)
+        case = prepare_case(entry.name, teacher.to(self.device), batches, timed=timed)
         refit = calibration[: self.episodes.refit_images].to(self.device)
-        return Member(case, refit, train[chosen[self.episodes.calibration :]], held_out[: self.episodes.validation])
+        return Member(case, refit, train[chosen[count:]], held_out[: self.episodes.validation])
 
     def training_step(self, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, step)) % 2**63)
@@ -127,6 +130,7 @@ class MetaTraining(LightningModule):
         # Every parameter takes part in every step, as DDP without find_unused_parameters asks.
         touched = sum((p.sum() for p in self.network.parameters()), loss.new_zeros(()))
         loss = loss + self.objective.curvature * regression + 0.0 * touched
+        loss = loss + compression_loss(member.case, emission, self.objective).to(loss)
         require_finite(loss, self.global_step)
         mode = f"{'data' if measured else 'free'}_{'refit' if refit else steps}"
         self.log_dict({"train/loss": loss, f"train/kl_{mode}": kl}, prog_bar=False, batch_size=1)

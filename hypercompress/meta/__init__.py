@@ -1,13 +1,16 @@
 """One meta-training step as a pure function of a hypernetwork, a teacher and a batch."""
 
 from hypercompress.meta.case import Case, budget_at, prepare_case, sample_budget
-from hypercompress.meta.loss import Objective, evaluate_case, meta_loss
+from hypercompress.meta.cost import cost_share
+from hypercompress.meta.loss import Objective, compression_loss, evaluate_case, meta_loss
 from hypercompress.meta.proposal import curvature_error, generate
 
 __all__ = [
     "Case",
     "Objective",
     "budget_at",
+    "compression_loss",
+    "cost_share",
     "curvature_error",
     "evaluate_case",
     "generate",

@@ -10,6 +10,7 @@ from hypercompress.allocation import pareto
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.start import Start, on_device, start_of
 from hypercompress.inspection import inspect
+from hypercompress.latency import measure_latency
 from hypercompress.sketch import sketch
 from hypercompress.specs import COUNTED, Budget, ModelSpec, Unit
 from hypercompress.unpacking import unpack
@@ -24,6 +25,7 @@ class Case:
         sketches: with measured curvature, and without.
         watched: dotted paths of the modules whose outputs are compared.
         shares: for each unit the range of budgets worth learning on (hardest, easiest).
+        timed: ``spec`` with times, if they were measured; students are not bound to the forms found faster.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Case:
     sketches: Mapping[bool, Sketches]
     watched: tuple[str, ...]
     shares: Mapping[Unit, tuple[float, float]]
+    timed: ModelSpec | None = None
 
 
 def prepare_case(
@@ -42,6 +45,7 @@ def prepare_case(
     *,
     easiest_kl: float = 2e-3,
     watched: int = 4,
+    timed: bool = False,
     seed: int = 0,
 ) -> Case:
     """Inspect a teacher and measure its curvature once.
@@ -50,6 +54,7 @@ def prepare_case(
         batches: calibration images.
         easiest_kl: predicted nats of KL at which a budget is too easy to learn from.
         watched: number of feature maps to compare, spread over the depth.
+        timed: measure times on the first batch.
     """
     teacher = unpack(teacher.eval().requires_grad_(False))
     spec = inspect(teacher, batches[0][:2])
@@ -71,7 +76,8 @@ def prepare_case(
         for i in torch.linspace(min(1, len(spec.candidates) - 1), len(spec.candidates) - 1, watched).tolist()
     ]
     names = tuple(dict.fromkeys(layer.follower or layer.name for layer in places))
-    return Case(name, teacher, spec, starts, sketches, names, shares)
+    times = measure_latency(teacher, spec, batches[0]) if timed else None
+    return Case(name, teacher, spec, starts, sketches, names, shares, times)
 
 
 def sample_budget(case: Case, generator: torch.Generator, *, measured: bool = True) -> Budget:

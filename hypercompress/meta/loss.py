@@ -24,9 +24,10 @@ from hypercompress.generator.hypernetwork import Hypernetwork
 from hypercompress.kinds import as_weight, matrix
 from hypercompress.losses import distillation_kl, feature_loss, watching
 from hypercompress.meta.case import Case
+from hypercompress.meta.cost import cost_share
 from hypercompress.meta.proposal import generate
 from hypercompress.reconstruction import reconstruct
-from hypercompress.specs import Afterwards, Budget, Generation, LayerFactors
+from hypercompress.specs import Afterwards, Budget, Generation, LayerFactors, Unit
 from hypercompress.student import build_student, low_rank_layers
 
 
@@ -39,19 +40,36 @@ class Objective:
         floor: nats; the loss is ``log(KL + floor)``, so that easy and hard budgets weigh the same.
         inner_rate: learning rate of the look-ahead's Adam steps.
         curvature: weight of the regression to measured curvature, without data.
-        accuracy: weight of ``log(KL + floor)`` in the score of trials (`trials.py`).
-        size, compute, latency: weights of the logarithms of the student's parameters, multiply-accumulates and time
-            in that score. A budget fixes its own unit; the other costs follow from the allocation.
+        size, compute, latency: weights of the logarithms of the student's parameters, multiply-accumulates and time as
+            shares of the teacher's, beside the logarithm above, which has weight 1. A budget fixes one of them; the
+            weights say what the others are worth: 0.1 means that a tenth less of them makes up for 1 % more KL.
     """
 
     features: float = 0.1
     floor: float = 0.02
     inner_rate: float = 1e-3
     curvature: float = 0.3
-    accuracy: float = 1.0
     size: float = 0.0
     compute: float = 0.0
     latency: float = 0.0
+
+    @property
+    def costs(self) -> dict[Unit, float]:
+        """The weights of costs that are not 0."""
+        weights = {Unit.PARAMS: self.size, Unit.MACS: self.compute, Unit.LATENCY: self.latency}
+        return {unit: weight for unit, weight in weights.items() if weight}
+
+
+def compression_loss(case: Case, emission: Emission, objective: Objective) -> Float[Tensor, ""]:
+    """The weighted logarithms of what the student costs, in its counted units and in time; 0 without weights.
+
+    Raises:
+        BudgetError: time has a weight, and the case was prepared without times.
+    """
+    terms = [
+        weight * cost_share(case.timed or case.spec, emission, unit).log() for unit, weight in objective.costs.items()
+    ]
+    return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
 def student_loss(
@@ -121,7 +139,7 @@ def meta_loss(
     objective: Objective,
     refit: Float[Tensor, "n c h w"] | None = None,
 ) -> tuple[Float[Tensor, ""], float]:
-    """A scalar whose gradient is the meta-gradient, and the KL it stands for.
+    """A scalar whose gradient is the meta-gradient, and the KL it stands for; without `compression_loss`.
 
     Args:
         batches: k inner batches and one for the outer loss; one batch means no look-ahead.
@@ -227,29 +245,14 @@ def evaluate_case(  # noqa: PLR0913  (each has a default)
     objective: Objective | None = None,
 ) -> float:
     """KL on ``batches`` of the generated student, after distillation on ``steps_batches`` or a refit, if given."""
+    objective = objective or Objective()
     after = Afterwards(len(steps_batches), refit is not None)
     with torch.no_grad():
         emission, _ = generate(network, case, budget, after, measured=measured, strength=strength)
-    return emission_kl(case, emission, batches, refit=refit, steps_batches=steps_batches, objective=objective)
-
-
-def emission_kl(
-    case: Case,
-    emission: Emission,
-    batches: Sequence[Tensor],
-    *,
-    refit: Tensor | None = None,
-    steps_batches: Sequence[Tensor] = (),
-    objective: Objective | None = None,
-) -> float:
-    """KL on ``batches`` of an emitted student, after distillation on ``steps_batches`` or a refit, if given."""
-    objective = objective or Objective()
+        others = _others(case, emission)
     if refit is not None:
         return compare(case.teacher, _refitted(case, emission, refit), batches).kl
-    with torch.no_grad():
-        others = _others(case, emission)
-    with torch.enable_grad():  # for the distillation steps
-        point = _adapt(case, emission, others, steps_batches, objective)
+    point = _adapt(case, emission, others, steps_batches, objective)
     with torch.no_grad():
         tensors = point.tensors(case, point.products())
         kls = [float(student_loss(case, tensors, images, objective)[1]) for images in batches]
