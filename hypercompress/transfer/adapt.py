@@ -11,14 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, architecture_of
-from hypercompress.architecture.names import one_line
 from hypercompress.calling import evaluating
 from hypercompress.copying import copy_of
-from hypercompress.errors import DataError, GeneratorError
+from hypercompress.errors import GeneratorError
 from hypercompress.student import Student
 from hypercompress.transfer.adaptable import Role, adaptable
 from hypercompress.transfer.apply import write
-from hypercompress.transfer.backbone import Backbone, check_head
+from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.network import TransferNetwork
 from hypercompress.transfer.reading import Reading, generate_parameters, read_support
 from hypercompress.transfer.registry import load_network
@@ -97,7 +96,6 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     generator = _generator(network, _device(model))
     found = as_support(support, labels, shots, seed, names)
     student, backbone = new_student(model, found.classes, architecture)
-    _probe(backbone, found)
     roles = () if generator is None else generator.config.roles
     # Norms and biases are what the steps tune, whatever the network adapts.
     places = adaptable(backbone.model, backbone.classifier, tuple({Role.NORM, Role.BIAS, *roles}))
@@ -200,19 +198,6 @@ def _features(
             rows.append((backbone.adapted(parameters, images), labels))
     features, every = (torch.cat(column) for column in zip(*rows, strict=True))
     return features, every
-
-
-def _probe(backbone: Backbone, support: Support) -> None:
-    """One image, so that a model or an image that does not fit is told before the passes."""
-    images, _ = next(support.on(_device(backbone)))
-    try:
-        with evaluating(backbone):
-            check_head(backbone, images[:1])
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(
-            f"received support images of {' x '.join(map(str, images.shape[1:]))} in {images.dtype} that the model "
-            f"does not take ({one_line(error)}); expected images prepared for it; see Preprocess.of(model)"
-        ) from error
 
 
 def _generator(network: str | Path | TransferNetwork, device: torch.device) -> TransferNetwork | None:

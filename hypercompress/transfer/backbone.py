@@ -12,7 +12,7 @@ from hypercompress.errors import ModelError
 
 
 class Backbone(nn.Module):
-    """A timm model up to its classifier.
+    """A timm model up to its classifier: the features are what its last linear layer is given.
 
     Args:
         model: has ``forward_features``, ``forward_head``, ``get_classifier`` and ``reset_classifier``, as timm's.
@@ -20,7 +20,7 @@ class Backbone(nn.Module):
     Shape: images [n, c, h, w] to features [n, d].
 
     Raises:
-        ModelError: not such a model.
+        ModelError: not such a model; while it runs, a model that does something behind its last layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -34,13 +34,24 @@ class Backbone(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Float[Tensor, "n d"]:
-        model: Any = self.model
-        features = model.forward_head(model.forward_features(x), pre_logits=True)
-        if not isinstance(features, Tensor) or features.ndim != 2:
-            shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        """One pass of the whole model, so that it tells too whether the last layer is the end of it."""
+        seen = list[tuple[Any, Any]]()
+        last = self.model.get_submodule(self.classifier)
+        handle = last.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+        try:
+            logits = self.model(x)
+        finally:
+            handle.remove()
+        if len(seen) != 1 or seen[0][1] is not logits:
             raise ModelError(
-                f"received a model whose features before the classifier are {shape}; expected one vector for each "
-                "image; choose a model that pools them (global_pool)"
+                f"received {type(self.model).__name__}, whose output is not that of its last layer; expected a linear "
+                "classifier at the very end; choose another model"
+            )
+        features: Tensor = seen[0][0]
+        if features.ndim != 2:
+            raise ModelError(
+                f"received a model whose features before the classifier are {list(features.shape)}; expected one "
+                "vector for each image; choose a model that pools them (global_pool)"
             )
         return features
 
@@ -74,23 +85,3 @@ class Backbone(nn.Module):
             last.weight.copy_(weight)
             if last.bias is not None:
                 last.bias.copy_(bias)
-
-
-def check_head(backbone: Backbone, x: Tensor) -> None:
-    """The classifier reads the features, and nothing comes after it.
-
-    Args:
-        x: one image, [1, c, h, w].
-
-    Raises:
-        ModelError: the model does something else.
-    """
-    last = backbone.model.get_submodule(backbone.classifier)
-    with torch.no_grad():
-        features, logits = backbone(x), backbone.model(x)
-        same = features.shape[1] == last.in_features and torch.allclose(last(features), logits, rtol=1e-4, atol=1e-5)
-    if not same:
-        raise ModelError(
-            f"received {type(backbone.model).__name__}, whose output is not that of its last layer on the features "
-            "before it; expected a linear classifier at the very end; choose another model"
-        )

@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hypercompress.architecture.names import one_line
 from hypercompress.calling import evaluating
+from hypercompress.errors import DataError
 from hypercompress.transfer.adaptable import Site
 from hypercompress.transfer.apply import adapted_parameters
 from hypercompress.transfer.backbone import Backbone
@@ -44,18 +46,32 @@ def read_support(backbone: Backbone, batches: Iterable[Batch], sites: Sequence[S
     """One forward pass over the support set; the model runs in evaluation mode and is left as it was.
 
     Raises:
-        DataError, NonFiniteError: see `fit_ridge`.
+        DataError: images that the model does not take. DataError, NonFiniteError: see `fit_ridge`. ModelError: see
+            `Backbone`.
     """
     recorder, features, labels = Recorder(backbone.model, sites, classes), [], []
     with evaluating(backbone):
         for images, named in batches:
             with recorder.batch(named):
-                features.append(backbone(images))
+                features.append(_features(backbone, images))
             labels.append(named)
     every, all_labels = torch.cat(features), torch.cat(labels)
     head, moments = fit_ridge(every, all_labels, classes), recorder.finish()
     read = tuple(site for site in sites if site.name in moments)
     return Reading(every, all_labels, head, read, moments, recorder.unread)
+
+
+def _features(backbone: Backbone, images: Tensor) -> Float[Tensor, "n d"]:
+    try:
+        found: Tensor = backbone(images)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(
+            f"received support images of {' x '.join(map(str, images.shape[1:]))} in {images.dtype} that the model "
+            f"does not take ({one_line(error)}); expected images prepared for it; see Preprocess.of(model)"
+        ) from error
+    return found
 
 
 def task_of(backbone: Backbone, reading: Reading) -> Task:
