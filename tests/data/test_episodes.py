@@ -196,3 +196,12 @@ def test_images_without_labels_make_no_pool() -> None:
     data = ImageData(Unlabelled(), Preprocess((1, 8, 8), (0.0,), (1.0,)).transform(), classes=[])
     with pytest.raises(DataError, match="received images of flat without a label"):
         read_pool("flat", data)
+
+
+def test_an_episode_moves_whole() -> None:
+    episode = sample_episode(pool_of([5, 5]), 2, 2, 2, seeded(0))
+    there = episode.to(torch.device("meta"))
+    tensors = ("support", "support_labels", "query", "query_labels")
+    assert {getattr(there, name).device.type for name in tensors} == {"meta"}
+    assert there.classes == episode.classes
+    assert {getattr(episode, name).device.type for name in tensors} == {"cpu"}

@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import hypercompress
 from hypercompress import Budget, Student, adapt, compress, from_pretrained
 from hypercompress.architecture import architecture_of
+from hypercompress.copying import copy_of
 from hypercompress.errors import ArtefactError, DataError, GeneratorError, ModelError
 from hypercompress.report import summary
 from hypercompress.transfer import TransferNetwork, fit_ridge, load_network, registry, save_network
+from hypercompress.transfer.adapt import _generator
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.support import draw_shots
 
@@ -165,6 +167,26 @@ def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Ma
         student = adapt(model, batches, network=network, names=names)
         torch.testing.assert_close(student(x), at_once(x), rtol=1e-3, atol=1e-3)
         assert student.report["transfer"]["classes"] == names
+
+
+def test_a_network_that_is_given_stays_where_it_is(trained: Make) -> None:
+    network = trained()
+    assert _generator(network, torch.device("cpu")) is network
+    moved = _generator(network, torch.device("meta"))
+    assert moved is not None
+    assert {p.device.type for p in moved.parameters()} == {"meta"}
+    assert {p.device.type for p in network.parameters()} == {"cpu"}
+    assert _generator("none", torch.device("meta")) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_card_adapts_as_the_cpu_does(steps: int, make_task: Make, trained: Make) -> None:
+    (x, y), model, network = make_task(), model_of().double(), trained(0.1).double()
+    alone = adapt(model, x.double(), y, network=network, steps=steps)
+    there = adapt(copy_of(model).cuda(), x.double(), y, network=network, steps=steps)
+    assert {p.device.type for p in there.parameters()} == {"cuda"}
+    torch.testing.assert_close(there(x.double().cuda()).cpu(), alone(x.double()), rtol=1e-4, atol=1e-4)
 
 
 def test_shots_draw_so_many_of_each_class_by_the_seed(make_task: Make) -> None:
