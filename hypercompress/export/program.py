@@ -35,7 +35,8 @@ def trace(model: nn.Module, batch: Float[Tensor, "b ..."]) -> ExportedProgram:
         quiet(),
         redirect_stderr(io.StringIO()),  # where torch prints as much of a graph as it got
     ):
-        program = torch.export.export(model, (batch,), dynamic_shapes=({0: Dim("batch")},))
+        # A named dimension refuses any bound, and kernels of an accelerator set one (their indices have 32 bits).
+        program = torch.export.export(model, (batch,), dynamic_shapes=({0: Dim.DYNAMIC},))
     program.example_inputs = None  # else the batch would be stored in the file
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():
