@@ -99,9 +99,10 @@ class MetaTraining(LightningModule):
             return
         for entry in read_index(self.zoo):
             rank_zero_info(f"zoo: {entry.name} ({entry.split})")
-            self.members.setdefault(entry.split, []).append(self._member(entry))
+            self.members.setdefault(entry.split, []).append(self.member(entry))
 
-    def _member(self, entry: Entry) -> Member:
+    def member(self, entry: Entry) -> Member:
+        """A teacher with its images, its curvature measured."""
         teacher, _ = load_model(str(entry.folder))
         preprocess = Preprocess.of(teacher)
         train, held_out = (images_of(entry.data, preprocess, train=part) for part in (True, False))

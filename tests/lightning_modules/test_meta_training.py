@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import train
+from benchmarks import meta_throughput
 from hypercompress.errors import DataError
 from hypercompress.generator import HypernetGenerator, load_generator
 from hypercompress.specs import Unit
@@ -73,6 +74,23 @@ def test_a_run_leaves_a_generator_and_resumes_exactly(root: Path, zoo: Path) -> 
     again = last_weights()
     assert all(torch.equal(value, again[name]) for name, value in resumed.items())
     assert bool(again["network.heads.layer.weight"].any())  # it starts at zero, so it has learnt something
+
+
+def test_throughput_is_that_of_the_training_steps(root: Path, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The parts are of the whole, nothing is trained or written but the row, and the functions are put back."""
+    before = meta_training.meta_loss
+    config = root / "configs" / "debug" / "meta_train.yaml"
+    meta_throughput.main(["--zoo", str(zoo), "--config", str(config), "--steps", "3", "--out", "rows"])
+    with Path("rows/meta_throughput.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    shares = [float(row[f"share_{part}"]) for part in ("student", "generate", "backward")]
+    assert all(share > 0 for share in shares)
+    assert sum(shares) < 1
+    assert (row["config"], row["teachers"]) == ("meta_train", "1")
+    assert float(row["steps_per_second"]) > 0
+    assert "steps a second on 1 teachers" in capsys.readouterr().out
+    assert meta_training.meta_loss is before
+    assert sorted(path.name for path in zoo.iterdir()) == ["one", "two", "zoo.csv"]
 
 
 def test_validation_budgets_lie_within_what_can_be_learnt_on(zoo: Path) -> None:
