@@ -74,12 +74,17 @@ class Stack:
 
 
 class Products(TorchFunctionMode):
-    """Convolutions of one group as matrix products of patches, which cards are good at for stacked kernels too."""
+    """Convolutions of one group as matrix products of patches, which cards are good at for stacked kernels too; and
+    BatchNorms and averages as the plain arithmetic they are, since torch's own ask for a memory format, which vmap does
+    not know of a product.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.conv2d and not kwargs and len(args) == 7 and args[6] == 1 and not isinstance(args[4], str):
             return patches_product(*args[:6])
-        return func(*args, **(kwargs or {}))
+        if func is F.adaptive_avg_pool2d and args[1] in (1, (1, 1)):
+            return args[0].mean((2, 3), keepdim=True)
+        return (batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
 
 
 def patches_product(
@@ -95,8 +100,25 @@ def patches_product(
     for axis in (0, 1):
         size, step = weight.shape[2 + axis], dilation[axis]
         x = x.unfold(2 + axis, (size - 1) * step + 1, stride[axis])[..., ::step]
-    y = torch.einsum("ncyxij,ocij->noyx", x, weight)
+    y = torch.einsum("ncyxij,ocij->noyx", x, weight).contiguous()
     return y if bias is None else y + bias[:, None, None]
+
+
+def batch_norm(
+    x: Float[Tensor, "n c h w"],
+    mean: Float[Tensor, " c"] | None,
+    variance: Float[Tensor, " c"] | None,
+    weight: Float[Tensor, " c"] | None = None,
+    bias: Float[Tensor, " c"] | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Float[Tensor, "n c h w"]:
+    """`F.batch_norm`; of one in use, with running moments and an affine part, without cuDNN."""
+    if training or mean is None or variance is None or weight is None or bias is None:
+        return F.batch_norm(x, mean, variance, weight, bias, training, momentum, eps)
+    scale = weight * (variance + eps).rsqrt()
+    return x * scale[:, None, None] + (bias - mean * scale)[:, None, None]
 
 
 def tune_together(

@@ -15,7 +15,7 @@ from benchmarks.common import COMMIT, Results, stamp
 from benchmarks.passes import last_layer
 from benchmarks.rates import RATES_KEY, RATES_MADE_OF, choose_rates, try_rates
 from benchmarks.solving import Solving
-from benchmarks.stacked import Stack, learned, patches_product, tune_together
+from benchmarks.stacked import Stack, batch_norm, learned, patches_product, tune_together
 from benchmarks.transfer import KEY, MADE_OF, merge, run_frozen, run_steps
 from benchmarks.trial import Trial
 from benchmarks.tuning import TUNED, learning, tune
@@ -157,17 +157,28 @@ def test_a_convolution_is_a_product_of_patches(stride: tuple[int, int], dilation
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_batch_norm_in_use_is_a_scale_and_a_shift(training: bool, affine: bool) -> None:
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    mean, variance, weight, bias = torch.rand(4, 3, dtype=torch.float64) + 0.1
+    given = {"weight": weight, "bias": bias} if affine else {}
+    expected = F.batch_norm(x, mean.clone(), variance.clone(), **given, training=training, eps=1e-3)
+    torch.testing.assert_close(batch_norm(x, mean, variance, **given, training=training, eps=1e-3), expected)
+
+
 def test_a_stack_says_the_same_as_products(backbone: Backbone, pool: Pool) -> None:
     """The form for cards, here on the CPU, with values of its own for every kernel; grouped ones stay as they are."""
     net = Net(copy_of(backbone.model).requires_grad_(False))
     values = {name: value + 0.01 * torch.randn_like(value) for name, value in learned(net, "full", (0, 1)).items()}
     images, stack = pool.images[:8].unflatten(0, (2, 4)), Stack(net, values, kernels=True)
     plain, stack.products = stack(images), True
-    calls = list[int]()
+    calls = list[str]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stacked, "patches_product", lambda *args: calls.append(1) or patches_product(*args))
+        patch.setattr(stacked, "patches_product", lambda *args: calls.append("conv") or patches_product(*args))
+        patch.setattr(stacked, "batch_norm", lambda *args, **given: calls.append("norm") or batch_norm(*args, **given))
         torch.testing.assert_close(stack(images), plain)
-    assert calls, "convolutions went the other way"
+    assert set(calls) == {"conv", "norm"}, "all went the other way"
 
 
 def test_work_is_taken_once_and_in_stacks_of_whole_blocks(tmp_path: Path) -> None:
