@@ -33,7 +33,7 @@ from hypercompress.meta import (
 from hypercompress.models import load_model
 from hypercompress.specs import Afterwards, Budget, Unit
 from lightning_modules.episodes import Entry, Episodes, Member, images_of, read_index
-from lightning_modules.teacher import Optimization, require_finite
+from lightning_modules.teacher import Optimization, device_of_run, require_finite
 
 
 class Steps(IterableDataset[int]):
@@ -108,10 +108,10 @@ class MetaTraining(LightningModule):
         train, held_out = (images_of(entry.data, preprocess, train=part) for part in (True, False))
         chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
         count = min(self.episodes.calibration, len(train) // 2)  # of few images half are left for the steps
-        calibration = train[chosen[:count]]
-        batches, timed = calibration.to(self.device).split(128), bool(self.objective.latency)
-        case = prepare_case(entry.name, teacher.to(self.device), batches, timed=timed)
-        refit = calibration[: self.episodes.refit_images].to(self.device)
+        calibration, device = train[chosen[:count]], device_of_run(self)
+        batches, timed = calibration.to(device).split(128), bool(self.objective.latency)
+        case = prepare_case(entry.name, teacher.to(device), batches, timed=timed)
+        refit = calibration[: self.episodes.refit_images].to(device)
         return Member(case, refit, train[chosen[count:]], held_out[: self.episodes.validation])
 
     def training_step(self, step: int) -> Tensor:

@@ -175,6 +175,17 @@ def reset(metrics: Iterable[nn.Module]) -> None:
         metric.reset()
 
 
+def device_of_run(system: LightningModule) -> torch.device:
+    """Where the trainer will run the system; without a trainer, where it is.
+
+    In ``setup`` a system still lies on the CPU: its trainer moves it afterwards.
+    """
+    if system._trainer is None:
+        return torch.device(system.device)
+    device: torch.device = system.trainer.strategy.root_device
+    return device
+
+
 def require_finite(loss: Float[Tensor, ""], step: int) -> None:
     """Stop before a NaN reaches the weights.
 

@@ -23,7 +23,7 @@ from hypercompress.models import load_model
 from hypercompress.transfer import Outcome, TransferConfig, TransferNetwork, episode_outcome, save_network
 from hypercompress.transfer.adaptable import Site, adaptable
 from hypercompress.transfer.backbone import Backbone
-from lightning_modules.teacher import Optimization, require_finite
+from lightning_modules.teacher import Optimization, device_of_run, require_finite
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class TransferTraining(LightningModule):
     def _member(self, folder: str) -> Member:
         rank_zero_info(f"backbone: {folder}")
         model, _ = load_model(folder)
-        backbone = Backbone(model.requires_grad_(False)).to(self.device)
+        backbone = Backbone(model.requires_grad_(False)).to(device_of_run(self))
         preprocess = Preprocess.of(model)
         held = open_data(self.sources.held_data, preprocess, train=True)
         pools = []
