@@ -73,7 +73,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         shots: use so many images of each class, drawn by ``seed``; ``None``: all.
         steps: ordinary steps of AdamW on norms, biases and the head afterwards.
         network: ``auto`` (the released one; ridge regression alone if there is none), ``none``, a folder, or a network.
-        rate: learning rate of the steps.
+        rate: learning rate of the steps. The default was the best of a grid for trained networks; others may need less.
         names: of the classes by label, for the report.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         seed: of the shots drawn.
