@@ -2,11 +2,16 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 
 import train
 from benchmarks import meta_throughput
@@ -74,6 +79,49 @@ def test_a_run_leaves_a_generator_and_resumes_exactly(root: Path, zoo: Path) -> 
     again = last_weights()
     assert all(torch.equal(value, again[name]) for name, value in resumed.items())
     assert bool(again["network.heads.layer.weight"].any())  # it starts at zero, so it has learnt something
+
+
+def test_two_processes_average_the_gradients_of_their_own_episodes(
+    root: Path, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real processes over gloo: one step of both is one step along the mean of what each rank alone would do."""
+    command = [sys.executable, str(root / "train.py"), "fit", "--config", str(root / "configs/debug/meta_train.yaml")]
+    two = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
+    one_step = [
+        "--trainer.max_steps",
+        "1",
+        "--model.optimization.schedule",
+        "constant",
+        "--trainer.limit_val_batches",
+        "0",
+    ]
+    saved = ["--trainer.callbacks.init_args.every_n_train_steps", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    words = [*command, "--model.zoo", str(zoo), *two, *one_step, *saved]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "find_unused_parameters" not in done.stderr
+    theirs = last_weights()
+
+    torch.manual_seed(0)
+    seed_everything(0, verbose=False)
+    system = meta_throughput.system_of(root / "configs/debug/meta_train.yaml", zoo)
+    system.setup("fit")
+    losses = []
+    with patch.object(system, "log_dict"):
+        for rank in (0, 1):
+            monkeypatch.setattr(MetaTraining, "global_rank", rank, raising=False)
+            losses.append(system.training_step(0))
+    assert float(losses[0].detach()) != float(losses[1].detach())  # each has its own episode
+    (sum(losses) / 2).backward()
+    torch.nn.utils.clip_grad_norm_(system.network.parameters(), 1.0)
+    torch.optim.AdamW(system.network.parameters(), lr=1e-3, weight_decay=1e-2).step()
+    ours = system.network.state_dict()
+    moved = 0
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[f"network.{name}"], value, rtol=1e-4, atol=2e-6)
+        moved += int(not torch.equal(value, torch.zeros_like(value)))
+    assert moved > 0
 
 
 def test_throughput_is_that_of_the_training_steps(root: Path, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
