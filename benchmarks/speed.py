@@ -134,12 +134,12 @@ class Bench:
     def runtimes(self) -> tuple[str, ...]:
         """What there is here."""
         cpu = self.device.type == "cpu"
-        absent = {"bfloat16" if cpu else "", "" if cpu and all(find_spec(name) for name in PACKAGES) else "onnxruntime"}
-        return tuple(runtime for runtime in RUNTIMES if runtime not in absent)
+        only = {"bfloat16": not cpu, "onnxruntime": cpu and all(find_spec(name) for name in PACKAGES)}
+        return tuple(runtime for runtime in RUNTIMES if only.get(runtime, True))
 
-    def run(self, results: Results, models: Sequence[str], forms_: Sequence[str], batch_sizes: Sequence[int]) -> None:
+    def run(self, results: Results, models: Sequence[str], menus: Sequence[str], batch_sizes: Sequence[int]) -> None:
         """All rows that are missing."""
-        for model, forms in product(models, forms_):
+        for model, forms in product(models, menus):
             plans: dict[int | None, Plan] = {}
             for budget, batch_size in product(BUDGETS, batch_sizes):
                 timed, pair = (batch_size if forms == "faster" else None), None

@@ -6,10 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hypercompress.data import Preprocess
 from hypercompress.errors import DataError
 from hypercompress.meta import Case
-from lightning_modules.data import CachedImages, open_part
 
 SPLITS = {
     "train": "the hypernetwork learns on them",
@@ -89,15 +87,3 @@ def read_index(zoo: Path) -> list[Entry]:
                 "lightning_modules.zoo again with a config that has one (nothing that is there is trained anew)"
             )
     return [row for row in rows if row.split != "heldout"]
-
-
-def images_of(data: str, preprocess: Preprocess, *, train: bool) -> Tensor:
-    """All images of a part of a small data set, as a teacher takes them.
-
-    Raises:
-        DataError: too large to keep in memory.
-    """
-    part = open_part(data, preprocess, train, "none")
-    if not isinstance(part, CachedImages):
-        raise DataError(f"received {data}, too large to keep in memory; expected a small set for meta-training")
-    return part.images

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from hypercompress.data import Preprocess
+from hypercompress.errors import DataError
 from hypercompress.generator import HypernetConfig, Hypernetwork, save_hypernetwork
 from hypercompress.meta import (
     Case,
@@ -32,7 +33,8 @@ from hypercompress.meta import (
 )
 from hypercompress.models import load_model
 from hypercompress.specs import Afterwards, Budget, Unit
-from lightning_modules.episodes import Entry, Episodes, Member, images_of, read_index
+from lightning_modules.data import CachedImages, open_part
+from lightning_modules.episodes import Entry, Episodes, Member, read_index
 from lightning_modules.teacher import Optimization, device_of_run, require_finite
 
 
@@ -105,7 +107,7 @@ class MetaTraining(LightningModule):
         """A teacher with its images, its curvature measured."""
         teacher, _ = load_model(str(entry.folder))
         preprocess = Preprocess.of(teacher)
-        train, held_out = (images_of(entry.data, preprocess, train=part) for part in (True, False))
+        train, held_out = (_images(entry.data, preprocess, part) for part in (True, False))
         chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
         count = min(self.episodes.calibration, len(train) // 2)  # of few images half are left for the steps
         calibration, device = train[chosen[:count]], device_of_run(self)
@@ -233,6 +235,13 @@ def validation_budgets(case: Case, measured: bool = True) -> list[Budget]:
     """A hard, a middling and an easy budget of parameters, and a middling one of multiply-accumulates."""
     places = ((Unit.PARAMS, 0.25), (Unit.PARAMS, 0.5), (Unit.PARAMS, 0.75), (Unit.MACS, 0.5))
     return [budget_at(case, unit, place, measured=measured) for unit, place in places]
+
+
+def _images(data: str, preprocess: Preprocess, train: bool) -> Tensor:
+    part = open_part(data, preprocess, train, "none")
+    if not isinstance(part, CachedImages):
+        raise DataError(f"received {data}, too large to keep in memory; expected a small set for meta-training")
+    return part.images
 
 
 def _draw(count: int, generator: torch.Generator) -> int:

@@ -5,8 +5,6 @@ left to choose is what the same budget costs in the other units: how many multip
 takes, and how much time.
 """
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -36,24 +34,17 @@ def cost_share(spec: ModelSpec, emission: Emission, unit: Unit) -> Float[Tensor,
         if layer.name not in emission.layers:
             continue
         dense = layer.dense_cost(counted)
-        less = dense - _cost(layer, emission.layers[layer.name], counted, plan.ranks, plan.input_ranks)
+        rank, inner = plan.ranks[layer.name], plan.input_ranks.get(layer.name)
+        less = dense - _cost(layer, emission.layers[layer.name], counted, rank, inner)
         saved = saved.to(less.device) + less * (layer.dense_cost(unit) / max(1, dense))
     return 1 - saved / spec.total(unit)
 
 
-def _cost(
-    layer: LayerSpec, emitted: EmittedLayer, unit: Unit, ranks: Mapping[str, int], inner: Mapping[str, int]
-) -> Float[Tensor, ""]:
-    """`LayerSpec.cost` with masks in the place of ranks; it is linear in the rank, and bilinear with an input rank."""
-    rank = _rank(emitted.mask, ranks[layer.name])
-    if layer.name not in inner:
-        return rank * layer.rank_cost(unit)
-    assert emitted.inner is not None  # it has an input rank
-    q = _rank(emitted.inner.mask, inner[layer.name])
-    before, after = layer.cost(unit, 0, 1), layer.cost(unit, 1, 0)
-    return q * before + rank * after + q * rank * (layer.cost(unit, 1, 1) - before - after)
-
-
-def _rank(mask: Float[Tensor, " k"] | None, rank: int) -> Float[Tensor, ""]:
-    """The rank, with the gradient of its mask if there is one."""
-    return torch.tensor(float(rank), dtype=torch.float64) if mask is None else mask.double().sum()
+def _cost(layer: LayerSpec, emitted: EmittedLayer, unit: Unit, rank: int, input_rank: int | None) -> Float[Tensor, ""]:
+    """`LayerSpec.cost`; beside each mask the cost of one more rank on its side, times a difference of value 0."""
+    cost = torch.tensor(float(layer.cost(unit, rank, input_rank)), dtype=torch.float64)
+    if emitted.mask is not None:
+        cost = cost + layer.step(unit, input_rank) * (emitted.mask.double().sum() - rank)
+    if input_rank is not None and emitted.inner is not None and emitted.inner.mask is not None:
+        cost = cost + layer.input_step(unit, rank) * (emitted.inner.mask.double().sum() - input_rank)
+    return cost

@@ -117,11 +117,9 @@ def test_two_processes_average_the_gradients_of_their_own_episodes(
     torch.nn.utils.clip_grad_norm_(system.network.parameters(), 1.0)
     torch.optim.AdamW(system.network.parameters(), lr=1e-3, weight_decay=1e-2).step()
     ours = system.network.state_dict()
-    moved = 0
     for name, value in ours.items():
         torch.testing.assert_close(theirs[f"network.{name}"], value, rtol=1e-4, atol=2e-6)
-        moved += int(not torch.equal(value, torch.zeros_like(value)))
-    assert moved > 0
+    assert bool(theirs["network.heads.layer.weight"].any())  # zero before the step
 
 
 def test_throughput_is_that_of_the_training_steps(root: Path, zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
