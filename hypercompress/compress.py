@@ -212,6 +212,7 @@ def finish(
         student_bytes=bytes_of(student),
         seconds=time.perf_counter() - start,
         fidelity=fidelity,
+        kl_scale=plan.kl_scale,
     )
     student.report = {**report, **steps}
     if plan.timed is not None:

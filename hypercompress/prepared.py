@@ -21,6 +21,7 @@ class Plan:
         split: calibration batches, by use.
         generator: what makes the factors.
         timed: the batch that latency is measured with, if it was.
+        kl_scale: what a predicted KL is multiplied by (`probe.kl_scale`); 1 is the additive model as it is.
     """
 
     original: nn.Module
@@ -30,3 +31,4 @@ class Plan:
     split: CalibrationSplit | None
     generator: Generator
     timed: Any = None
+    kl_scale: float = 1.0

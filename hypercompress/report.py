@@ -32,12 +32,14 @@ def make_report(
     student_bytes: int,
     seconds: float,
     fidelity: Fidelity | None = None,
+    kl_scale: float = 1.0,
 ) -> dict[str, Any]:
     """The object of the contract (design 4.1), ready for JSON.
 
     Args:
         teacher_bytes, student_bytes: parameters and buffers, as stored.
         seconds: wall-clock time of the generation.
+        kl_scale: what the predicted KL is multiplied by (`Plan.kl_scale`).
     """
     plan = generation.plan
     rows = [layer_row(layer, plan) for layer in spec.layers]
@@ -46,7 +48,7 @@ def make_report(
         "teacher": {"params": spec.params, "macs": spec.macs, "bytes": teacher_bytes},
         "student": {"params": spec.params - saved["params"], "macs": spec.macs - saved["macs"], "bytes": student_bytes},
         "budget": {"unit": str(budget.unit), "target": budget.share, "achieved": plan.achieved},
-        "predicted_kl": plan.predicted_kl,
+        "predicted_kl": None if plan.predicted_kl is None else plan.predicted_kl * kl_scale,
         "fidelity": fidelity_json(fidelity),
         "generator": {"name": generation.generator, "strength": generation.strength},
         "seconds": seconds,

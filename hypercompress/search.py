@@ -16,10 +16,10 @@ from torch import Tensor
 from hypercompress.calling import ForwardFn, Progress
 from hypercompress.fidelity import compare, remembering
 from hypercompress.generator import ANALYTIC, AnalyticGenerator
-from hypercompress.generator.protocol import Directions, Frames, Sketches
+from hypercompress.generator.protocol import Frames
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import reconstruct
-from hypercompress.specs import Budget, Curvature, ModelSpec
+from hypercompress.specs import Budget
 from hypercompress.student import build_student
 
 SCALES = (1.0, 0.5, 0.25)  # of the steps, in turn; in log energy
@@ -31,16 +31,9 @@ class WeightedKfac(AnalyticGenerator):
 
     Args:
         weights: by layer; absent: 0.
-        known: the directions, which do not depend on the weights.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
-    known: Directions | None = None
-
-    def directions(
-        self, spec: ModelSpec, sketches: Sketches, curvatures: Mapping[str, Curvature] | None = None
-    ) -> Directions:
-        return self.known or super().directions(spec, sketches, curvatures)
 
     def energies(self, frames: Frames) -> dict[str, Tensor]:
         found = super().energies(frames)

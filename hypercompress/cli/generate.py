@@ -3,6 +3,7 @@
 import time
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from hypercompress.allocation import allocate
+from hypercompress.architecture import Architecture
 from hypercompress.artefact import refuse_existing
 from hypercompress.cli import checks, inputs, pareto
 from hypercompress.cli.terminal import Terminal
@@ -19,7 +21,9 @@ from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, HypercompressError
 from hypercompress.generator import load_generator
 from hypercompress.inversion import remembering_norms, synthesize
+from hypercompress.prepared import Plan
 from hypercompress.specs import Budget, ModelSpec, Unit
+from hypercompress.student import Student
 from hypercompress.unpacking import unpack
 
 
@@ -72,30 +76,45 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     else:
         terminal.phase("measure curvature" if batches else "read weights", count or None)
     plan = prepare(teacher, batches, name, latency_batch=timed, seed=arguments.seed, progress=terminal.progress)
+    trade_off = None
+    if arguments.pareto is not None:
+        terminal.phase("trade-off")
+        trade_off = pareto.measured(plan)
+        plan = replace(plan, kl_scale=trade_off.scale)
     result: dict[str, Any] = {}
     if budget is not None:
         terminal.note("generator", f"{plan.generator.name}{' (chosen by auto)' if name == 'auto' else ''}")
-        refit, norms = not arguments.no_refit, not arguments.no_norms
-        if arguments.search:
-            terminal.phase("search")
-        plan, tries = searched(
-            plan, budget, arguments.search, refit=refit, seed=arguments.seed, progress=terminal.progress
-        )
-        terminal.phase("generate and compare", len(plan.spec.candidates))
-        student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
-        student.report["calibration"] = arguments.data
-        if tries is not None:
-            student.report["search"] = {"seconds": arguments.search, "tries": tries}
-            terminal.note("search", f"{tries} tries in {arguments.search:g} s")
-        terminal.phase("save")
-        student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
+        student = _student(plan, budget, arguments, architecture, start, terminal)
         show_student(student.report, terminal)
         terminal.note("saved", str(arguments.out))
         result = dict(student.report)
-    if arguments.pareto is not None:
-        terminal.phase("trade-off")
-        result["pareto"] = pareto.write(plan, pareto.folder(arguments), arguments.overwrite, terminal)
+    if trade_off is not None:
+        result["pareto"] = pareto.write(trade_off, pareto.folder(arguments), arguments.overwrite, terminal)
     return result
+
+
+def _student(
+    plan: Plan,
+    budget: Budget,
+    arguments: Namespace,
+    architecture: Architecture | None,
+    start: float,
+    terminal: Terminal,
+) -> Student:
+    """Search if asked to, generate, save."""
+    refit, norms = not arguments.no_refit, not arguments.no_norms
+    if arguments.search:
+        terminal.phase("search")
+    plan, tries = searched(plan, budget, arguments.search, refit=refit, seed=arguments.seed, progress=terminal.progress)
+    terminal.phase("generate and compare", len(plan.spec.candidates))
+    student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
+    student.report["calibration"] = arguments.data
+    if tries is not None:
+        student.report["search"] = {"seconds": arguments.search, "tries": tries}
+        terminal.note("search", f"{tries} tries in {arguments.search:g} s")
+    terminal.phase("save")
+    student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
+    return student
 
 
 def _images(

@@ -1,4 +1,4 @@
-"""``generate --pareto``: predicted KL against size for every budget at once, without building a student."""
+"""``generate --pareto``: predicted KL against size for every budget at once; one student is built, to measure by."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ import tempfile
 from argparse import Namespace
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypercompress.cli.terminal import Terminal
 from hypercompress.errors import ArtefactError, GeneratorError, HypercompressError
 from hypercompress.generator import ANALYTIC
 from hypercompress.prepared import Plan
+from hypercompress.probe import kl_scale
 from hypercompress.specs import COUNTED, Unit
 
 GENERATOR = "kfac"  # the only one whose energies are nats; a hypernetwork starts from it
@@ -27,6 +29,14 @@ SHOWN = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.
 KEPT = 500  # points of each curve in the files; large networks have a hundred thousand
 
 Curves = Mapping[Unit, Sequence[ParetoPoint]]
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """The curves of both counted units, their predicted KL already multiplied by the measured ``scale``."""
+
+    curves: Curves
+    scale: float
 
 
 def folder(arguments: Namespace) -> Path:
@@ -77,24 +87,32 @@ def _free(present: Sequence[str], overwrite: bool) -> None:
         )
 
 
-def write(plan: Plan, where: Path, overwrite: bool, terminal: Terminal) -> dict[str, Any]:
-    """Print the table, write both files and return all of it for ``--json``."""
+def measured(plan: Plan) -> TradeOff:
+    """Every budget at once, and one student to say how far the predictions are off."""
     generator = ANALYTIC[GENERATOR]
-    directions = generator.directions(plan.spec, plan.sketches)
-    energies, inputs = generator.energies(directions.outputs), generator.energies(directions.inputs)
-    curves = {unit: thinned(cleaned(pareto(plan.spec, energies, unit, inputs))) for unit in COUNTED}
+    known = generator.directions(plan.spec, plan.sketches)
+    energies, inputs = generator.energies(known.outputs), generator.energies(known.inputs)
+    scale = kl_scale(plan, known)
+    curves = {unit: thinned(cleaned(pareto(plan.spec, energies, unit, inputs), scale)) for unit in COUNTED}
+    return TradeOff(curves, scale)
+
+
+def write(trade_off: TradeOff, where: Path, overwrite: bool, terminal: Terminal) -> dict[str, Any]:
+    """Print the table, write both files and return all of it for ``--json``."""
+    curves = trade_off.curves
     _free([str(where / name) for name in (CSV, PNG) if (where / name).exists()], overwrite)
     replace_files({where / CSV: as_csv(curves).encode(), where / PNG: as_png(curves)})
     terminal.show(as_table(curves))
+    terminal.note("predicted KL", f"times {trade_off.scale:.2f}, as one student was measured")
     terminal.show(f"saved: {where / CSV}, {where / PNG}")
     points = {str(unit): [vars(point) for point in curve] for unit, curve in curves.items()}
-    return {"csv": str(where / CSV), "png": str(where / PNG), **points}
+    return {"csv": str(where / CSV), "png": str(where / PNG), "kl_scale": trade_off.scale, **points}
 
 
-def cleaned(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
-    """What rounding leaves of a KL that is zero becomes zero."""
+def cleaned(points: Sequence[ParetoPoint], scale: float) -> list[ParetoPoint]:
+    """The KL times ``scale``; what rounding leaves of one that is zero becomes zero."""
     noise = 1e-12 * points[0].predicted_kl
-    return [point if point.predicted_kl > noise else ParetoPoint(point.share, 0.0) for point in points]
+    return [ParetoPoint(p.share, p.predicted_kl * scale if p.predicted_kl > noise else 0.0) for p in points]
 
 
 def best_within(points: Sequence[ParetoPoint], share: float) -> ParetoPoint | None:

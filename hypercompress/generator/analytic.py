@@ -41,6 +41,7 @@ class AnalyticGenerator:
             [0, 1] (1: wholly). The layer-wise optimum is 0, but shrunken outputs shrink further in every layer that
             follows: half restored, the measured KL fell by 18 % over 13 networks (LOG.md, 2026-11-24).
         both: whether kernels may be factored on both sides; else on one alone, for comparison.
+        known: the directions of the one teacher that it is used for, if they were found before.
         progress: called with ``"factorize"``, the number of layers done and the name of the next.
     """
 
@@ -49,6 +50,7 @@ class AnalyticGenerator:
     prior: bool = False
     spread: float = 0.0
     both: bool = True
+    known: Directions | None = field(default=None, compare=False, repr=False)
     progress: Progress | None = field(default=None, compare=False)
 
     @property
@@ -78,6 +80,8 @@ class AnalyticGenerator:
         self, spec: ModelSpec, sketches: Sketches, curvatures: Mapping[str, Curvature] | None = None
     ) -> Directions:
         """All directions of each candidate, best first in this generator's metric; pass ``curvatures`` if known."""
+        if self.known is not None:
+            return self.known
         outputs, inputs = {}, {}
         if curvatures is None:
             curvatures = {} if self.metric is None else self.curvatures(spec, sketches)

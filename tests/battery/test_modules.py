@@ -33,9 +33,6 @@ def test_every_other_module_passes_and_the_page_is_as_written() -> None:
     assert coverage.PAGE.read_text() == coverage.page(rows)
 
 
-TABLES = 1e-3  # of the cost: layers that run once a batch, on a table of positions, have no exact cost per sample
-
-
 @pytest.mark.parametrize("entry", SMALLEST, ids=lambda entry: f"{entry.module}-{entry.model}")
 def test_smallest_model_of_a_module_keeps_the_contract(entry: Entry, tmp_path: Path) -> None:
     if not timm.is_model(entry.model):
@@ -54,7 +51,7 @@ def test_entry_point_keeps_the_contract(entry: Entry, tmp_path: Path) -> None:
     subject = Subject(entry.model, images=4)
     for index, run in enumerate(RUNS):
         (tmp_path / str(index)).mkdir()
-        check(subject, run, tmp_path / str(index), tolerance=TABLES)
+        check(subject, run, tmp_path / str(index), tolerance=coverage.TABLES)
 
 
 @pytest.mark.slow

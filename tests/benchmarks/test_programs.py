@@ -142,7 +142,10 @@ def test_predictions_stand_beside_what_was_measured(
     results = Results(tmp_path / "prediction.csv", ("teacher", "share"))
     prediction.run(tmp_path / "teacher", "fashion_mnist_mini", results)
     assert [row["share"] for row in results.rows] == ["0.5", "0.7"]  # 1 % is out of reach
-    first, last = ({key: float(row[key]) for key in ("predicted_kl", "kl", "kl_generated")} for row in results.rows)
+    first, last = (
+        {key: float(row[key]) for key in ("predicted_kl", "kl_scale", "kl", "kl_generated")} for row in results.rows
+    )
+    assert first["kl_scale"] == last["kl_scale"]
     assert first["predicted_kl"] > last["predicted_kl"] > 0
     assert min(*first.values(), *last.values()) >= 0
     before = (tmp_path / "prediction.csv").read_bytes()
@@ -155,10 +158,13 @@ def test_predictions_stand_beside_what_was_measured(
 def test_a_prediction_counts_where_it_can_be_judged(tmp_path: Path) -> None:
     results = Results(tmp_path / "p.csv", ("teacher", "share"))
     for share, (predicted, kl) in enumerate([(0.01, 0.019), (0.01, 0.021), (0.01, 0.2), (1e-6, 1e-5), (0.03, 0.016)]):
-        row = {"teacher": "t", "share": share, "predicted_kl": predicted, "kl": kl, "kl_generated": kl, "weights": "w"}
-        results.add(row)
+        made = {"predicted_kl": predicted / 4, "kl_scale": 4.0, "kl": kl, "kl_generated": kl, "weights": "w"}
+        results.add({"teacher": "t", "share": share, **made})
     assert prediction.points(results, "kl") == [(0.01, 0.019), (0.01, 0.021), (0.03, 0.016)]
-    assert "as given: 2 of 3 within a factor of 2" in prediction.summary(results)
+    assert prediction.points(results, "kl", scaled=False)[0] == (0.0025, 0.019)
+    first, second, *_ = prediction.summary(results).splitlines()
+    assert first.startswith("as given, scaled by one measured student: 2 of 3 within a factor of 2")
+    assert second.startswith("as given, the additive model as it is: 0 of 3 within")
 
 
 @pytest.mark.slow

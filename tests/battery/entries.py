@@ -1,0 +1,63 @@
+"""The contract on every entry point of timm that is not huge, one row each in `entries.csv`.
+
+    python -m tests.battery.entries              run what has no row yet (two hours on one core, 6 GB)
+    python -m tests.battery.entries NAME ...     run these again
+    python -m tests.battery.entries --part 0/2   every second one: two programs at once, with `--out` of their own
+
+A stopped run goes on where it was. As at each commit (`coverage.verify`), one layer of each role is factored in models
+of more than a million parameters, here at the models' own sizes; the slow tests of `test_modules.py` factor all layers.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import torch
+
+from tests.battery import coverage
+from tests.battery.registry import HUGE, Entry, read
+
+TABLE = Path(__file__).with_name("entries.csv")
+MODERATE = tuple(entry for entry in read() if entry.params < HUGE)
+
+
+def committed(table: Path = TABLE) -> dict[str, str]:
+    """What came of each entry point, by its name."""
+    if not table.is_file():
+        return {}
+    with table.open(newline="") as file:
+        return {row["model"]: row["result"] for row in csv.DictReader(file)}
+
+
+def write(results: dict[str, str], table: Path) -> None:
+    """All rows, in the order of `models.csv`."""
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("model", "result"))
+        writer.writerows((entry.model, results[entry.model]) for entry in MODERATE if entry.model in results)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="entry points (default: those without a row)")
+    parser.add_argument("--part", default="0/1", help="I/N: every N-th entry point, from the I-th")
+    parser.add_argument("--out", type=Path, default=TABLE, help="the table (default: %(default)s)")
+    args = parser.parse_args()
+    unknown = set(args.names) - {entry.model for entry in MODERATE}
+    if unknown:
+        parser.error(f"received {', '.join(sorted(unknown))}; expected names in models.csv below {HUGE:,} parameters")
+    first, every = (int(number) for number in args.part.split("/"))
+    torch.set_num_threads(1)
+    results = committed(args.out)
+
+    def wanted(entry: Entry) -> bool:
+        return entry.model in args.names if args.names else entry.model not in results
+
+    for entry in (entry for entry in MODERATE[first::every] if wanted(entry)):
+        results[entry.model] = coverage.result(entry, shrunk=False)
+        write(results, args.out)
+        print(entry.model, results[entry.model], flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
