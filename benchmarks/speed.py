@@ -104,7 +104,7 @@ class Pair:
             before, after = interleaved([lambda: first(batch), lambda: second(batch)], settings.seconds)
         report = self.student.report
         speed = Speed(before, after, report["teacher"]["macs"] / report["student"]["macs"])
-        return ModelSpeed(batch_size, count, "cpu", channels_last=False, speed=speed)
+        return ModelSpeed(batch_size, count, "cpu", "float32", channels_last=False, speed=speed)
 
     def alone(self, batch_size: int, settings: Settings) -> dict[str, int]:
         """How many layers are factored, and how many of them are slower than the dense layer when timed alone."""

@@ -91,19 +91,20 @@ class ModelSpeed:
     """A whole student beside its teacher.
 
     Args:
-        batch_size, threads, device, channels_last: what was run, and how.
+        batch_size, threads, device, dtype, channels_last: what was run, and how.
         speed: the two times.
     """
 
     batch_size: int
     threads: int
     device: str
+    dtype: str
     channels_last: bool
     speed: Speed
 
     def as_json(self) -> dict[str, Any]:
         """A row of the contract (design 4.1), and more."""
-        about = {name: getattr(self, name) for name in ("batch_size", "threads", "device", "channels_last")}
+        about = {name: getattr(self, name) for name in ("batch_size", "threads", "device", "dtype", "channels_last")}
         return {**about, **self.speed.as_json("teacher", "student")}
 
 
@@ -182,7 +183,8 @@ def compare_models(
     models = [_laid_out(model, settings) for model in (teacher, student)]
     with threads(settings.threads) as count, evaluating(models[0]), evaluating(models[1]):
         speed = _timed(models, batch, settings.seconds, ratio, clock)
-    return ModelSpeed(len(example), count, str(example.device), settings.channels_last, speed)
+    dtype = str(example.dtype).removeprefix("torch.")
+    return ModelSpeed(len(example), count, str(example.device), dtype, settings.channels_last, speed)
 
 
 def compare_layers(

@@ -308,13 +308,36 @@ def test_bench_by_default(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatc
     def fake(_: nn.Module, __: nn.Module, batch: Tensor, settings: Settings) -> benchmark.ModelSpeed:
         asked.append((tuple(batch.shape), settings))
         times = Timing((1.0,) * 5)
-        return benchmark.ModelSpeed(len(batch), 1, "cpu", False, benchmark.Speed(times, times, 2.0))
+        return benchmark.ModelSpeed(len(batch), 1, "cpu", "float32", False, benchmark.Speed(times, times, 2.0))
 
     monkeypatch.setattr("hypercompress.cli.bench.compare_models", fake)
     code, out, err = run(folder, "--json")
     assert (code, err) == (0, "")
     assert asked == [((1, 3, 32, 32), Settings()), ((32, 3, 32, 32), Settings())]
     assert "layers" not in json.loads(out)
+
+
+@pytest.mark.parametrize("words", [(), ("--against", "test_resnet")])
+def test_bench_in_another_precision(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...]
+) -> None:
+    seen: set[torch.dtype] = set()
+
+    def spy(teacher: nn.Module, student: nn.Module, batch: Tensor, settings: Settings) -> benchmark.ModelSpeed:
+        seen.update(
+            t.dtype for model in (teacher, student) for t in model.state_dict().values() if t.is_floating_point()
+        )
+        seen.add(batch.dtype)
+        return compare_models(teacher, student, batch, settings)
+
+    monkeypatch.setattr("hypercompress.cli.bench.compare_models", spy)
+    short = ("--batch-size", 2, "--seconds", 0.01, "--dtype", "bfloat16", "--device", "cpu", "--layers", "--json")
+    code, out, err = run(folder, *short, *words)
+    assert (code, err) == (0, "")
+    assert seen == {torch.bfloat16}
+    result = json.loads(out)
+    assert result["rows"][0]["dtype"] == "bfloat16"
+    assert result["layers"]
 
 
 def test_bench_against_another_model(run: Run, folder: Path, student: Student) -> None:
@@ -337,6 +360,7 @@ def test_bench_against_another_model(run: Run, folder: Path, student: Student) -
     [
         (("--batch-size", 0), ["--batch-size 0"]),
         (("--threads", 0), ["received 0 threads"]),
+        (("--dtype", "float8"), ["float8", "bfloat16"]),
         (("--seconds", -1), ["received -1 seconds"]),
         (("--against", "test_resnt"), ["did you mean test_resnet"]),
         (("--model-args", "{}"), ["--model-args without a timm name"]),

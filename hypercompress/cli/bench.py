@@ -46,13 +46,15 @@ def _run(arguments: Namespace, sizes: Sequence[int], terminal: Terminal) -> dict
     device, settings = checks.device(arguments.device), _settings(arguments)
     terminal.phase("load models")
     student = from_pretrained(arguments.student).eval()
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else next(student.parameters()).dtype
     size = tuple(arguments.input_size or inputs.input_size(student.model))
     teacher, what = _dense_side(arguments, student, size, terminal)
     terminal.note("against", what)
     for model in (teacher, student):
-        inputs.output_shape(model.to(device), size)
+        inputs.output_shape(model.to(device, dtype), size)
     terminal.note("input", f"noise, {' x '.join(map(str, size))}")
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
+    terminal.note("precision", str(dtype).removeprefix("torch."))
     terminal.note("threads", str(settings.threads or f"{torch.get_num_threads()} (as torch chose)"))
     rows: list[ModelSpeed] = []
     layers: list[LayerSpeed] = []

@@ -186,6 +186,11 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--threads", type=int, metavar="N", help="of torch on the CPU (default: as torch chooses)")
     how.add_argument("--channels-last", action="store_true", help="lay images out as [batch, height, width, channels]")
     how.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="precision of weights and images (default: the student's own)",
+    )
+    how.add_argument(
         "--seconds",
         type=float,
         default=1.0,
