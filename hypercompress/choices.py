@@ -16,6 +16,7 @@ from hypercompress.reconstruction import reconstruct
 from hypercompress.specs import Budget, Generation, ModelSpec
 from hypercompress.student import Student
 
+FEW_STRENGTHS = (0.0, 0.5, 1.0)  # where each costs a regression of every layer
 LARGEST_OUTPUT = 2**26  # elements of one layer's output during reconstruction: 256 MiB in float32
 
 
@@ -73,8 +74,12 @@ def guarded(
         student = built(options[0])
     chosen = 0
     if isinstance(generator, HypernetGenerator):
-        options = generator.options(spec, sketches, budget, STRENGTHS, refit=bool(refitted))
-        chosen, student = best([lambda g=option: make(g) for option in options])  # type: ignore[misc]
+        first = student  # of strength 0, whatever follows
+        options = generator.options(
+            spec, sketches, budget, FEW_STRENGTHS if refitted else STRENGTHS, refit=bool(refitted)
+        )
+        others = [lambda g=option: make(g) for option in options[1:]]
+        chosen, student = best([lambda: first, *others])
     renewed = 0
     if norms and has_batch_norm(student) and any(batch_size(b) > 1 for b in split.statistics):
         kept = student

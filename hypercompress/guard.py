@@ -28,8 +28,8 @@ def choose(
 
     Args:
         teacher: what the candidates are compared with, by KL.
-        candidates: builders, called one at a time, so that two students at most are in memory; the first is the safe
-            choice.
+        candidates: builders, called one at a time, so that two new students at most are in memory; the first is the
+            safe choice.
         select, confirm: two disjoint lists of held-out batches.
     """
     index, best = 0, candidates[0]()

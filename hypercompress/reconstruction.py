@@ -1,17 +1,17 @@
-"""Sequential least-squares reconstruction: each factored layer learns its output factor on the inputs it really gets.
+"""Sequential reconstruction: each factored layer is fitted to the inputs it really gets.
 
 Truncation is optimal layer by layer, with the teacher's inputs. In the student every layer but the first gets inputs
 that the layers before it have already changed. So teacher and student run side by side on the same images, layer by
-layer: with ``h = R x`` what the student's layer has reduced and ``y`` what the teacher's layer gives, the output factor
-and the intercept become
+layer, and with x what the student's layer gets and y what the teacher's layer gives, both factors become those of
+reduced-rank regression (`factorize/regression.py`). Then, with ``h = R x``, the output factor and the intercept are
 
     E, c = argmin  mean || y - E h - c ||^2  +  ridge (|| E - E_0 ||^2 + || c - c_0 ||^2)
 
-with ``E_0, c_0`` as generated, before the student goes on with ``E h + c`` (asymmetric reconstruction,
-Zhang et al. 2016, "Accelerating very deep convolutional networks", sec. 3.2, with R kept; He et al. 2017, "Channel
-pruning", sec. 3.2). No gradient is needed, and no metric: each output is its own regression on r inputs. As in the
-`kfac` generator half of the variance that a fit loses is given back. ``c`` goes into the bias or the BatchNorm behind;
-where neither is there, the fit goes through zero.
+with ``E_0, c_0`` as they were, before the student goes on with ``E h + c`` (asymmetric reconstruction, Zhang et al.
+2016, "Accelerating very deep convolutional networks", sec. 3.2; He et al. 2017, "Channel pruning", sec. 3.2). Ranks
+stay, and so does the projection of the input channels where a layer is factored on both sides. No gradient is needed.
+As in the `kfac` generator half of the variance that a fit loses is given back. ``c`` goes into the bias or into the
+BatchNorm behind; where neither is there, the fit goes through zero.
 """
 
 import threading
@@ -26,14 +26,19 @@ from torch import Tensor, nn
 
 from hypercompress.calling import ForwardFn, call_model, evaluating
 from hypercompress.errors import ModelError
-from hypercompress.factorize import balance
+from hypercompress.factorize import balance, least_squares, projected, reduced_rank, squared
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
-from hypercompress.kinds import LowRank, factors_of, fill
-from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics
+from hypercompress.kinds import LowRank, Projected, as_weight, by_group, factors_of, fill, kind_of, matrix
+from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics, Side, Sketch
 from hypercompress.student import Student, low_rank_layers
 
-RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T]; between 1e-3 and 1e-1 the result is the same (LOG.md)
+RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T] and E[x x^T]; between 1e-3 and 1e-1 little changes (LOG.md)
+LEAST_ROWS, ROWS = (
+    2**14,
+    8,
+)  # inputs that a regression on d of them reads: the first, or so many times d if that is more
+CHUNK = 2**25  # elements of inputs that are laid out as rows at once: 128 MiB in float32
 SPREAD = 0.5  # share of the lost log standard deviation that is given back
 
 
@@ -98,7 +103,7 @@ class _Relay:
 
 
 @torch.no_grad()
-def reconstruct(
+def reconstruct(  # noqa: PLR0913  (each has a default)
     teacher: nn.Module,
     student: Student,
     spec: ModelSpec,
@@ -106,10 +111,11 @@ def reconstruct(
     batch: Any,
     forward_fn: ForwardFn | None = None,
     *,
+    both: bool = True,
     ridge: float = RIDGE,
     spread: float = SPREAD,
 ) -> None:
-    """Refit the output factors of ``student`` on ``batch``, in place, by one forward pass of each network.
+    """Fit the factors of ``student`` on ``batch``, in place, by one forward pass of each network.
 
     What a generator had changed in the norms behind the factored layers moves into ``E_0`` and ``c_0`` first; of the
     norms only the biases differ from the teacher's afterwards. A layer that runs several times stays as it is:
@@ -119,7 +125,8 @@ def reconstruct(
         teacher: what the student was made of; not modified.
         spec, sketches: the teacher's.
         batch: images in one batch; as many as memory takes.
-        ridge: weight of what was generated, as a share of the mean eigenvalue of ``E[h h^T]``.
+        both: fit both factors; else the output factor alone, for comparison and where directions are to be learned.
+        ridge: weight of what was there, as a share of the mean eigenvalue of the inputs' second moment.
         spread: share of the lost log standard deviation that is given back, in [0, 1].
 
     Raises:
@@ -138,6 +145,10 @@ def reconstruct(
             if free and not layer.bias:
                 shift = _take_over(student.model, layer, factored[layer.name], sketches[layer.name].follower)
             fits[layer.name] = fit = _Fit(layer, relay, (ridge, spread), shift, free=free)
+            if both:
+                fit.regression = _Regression(
+                    layer, teacher.get_submodule(layer.name), sketches[layer.name], ridge, centred=free
+                )
             leading = teacher.get_submodule(layer.name).register_forward_hook(relay.hook(layer.name))
             stack.callback(leading.remove)
             stack.callback(factored[layer.name].register_forward_hook(fit).remove)
@@ -176,6 +187,63 @@ def _take_over(
     return shift
 
 
+class _Regression:
+    """Puts the factors of reduced-rank regression into one layer of the student.
+
+    Args:
+        dense: the teacher's layer.
+        centred: whether an intercept is free.
+    """
+
+    def __init__(self, layer: LayerSpec, dense: nn.Module, sketch: Sketch, ridge: float, *, centred: bool) -> None:
+        self.layer, self.dense, self.sketch, self.ridge, self.centred = layer, dense, sketch, ridge, centred
+
+    def __call__(self, module: LowRank, x: Tensor, wanted: Tensor) -> None:
+        curvature, weight, source = self.sketch.curvature, self.sketch.weight, self.dense
+        inner = module.reduce
+        if isinstance(inner, Projected):  # its kernel is regressed on the channels that the projection gives
+            if curvature is not None and curvature.side is Side.INPUT:
+                return  # G is known as seen through the whole kernel only
+            x, source = inner.project(x), inner.core
+            inward = torch.linalg.pinv(matrix(inner.project).double()).to(weight.dtype)
+            weight, inner = projected(weight, inward, self.layer.taps), inner.core
+        if curvature is None:
+            return
+        moment, cross = self._moments(source, x, wanted)
+        factors = reduced_rank(weight, curvature, moment, cross, module.rank, self.ridge)
+        for part, value in ((inner, factors.reduce), (module.expand, factors.expand)):
+            assert isinstance(part.weight, Tensor)
+            part.weight.copy_(as_weight(part, value))
+
+    def _moments(
+        self, source: nn.Module, x: Tensor, wanted: Tensor
+    ) -> tuple[Float[Tensor, "*g d d"], Float[Tensor, "*g o d"]]:
+        """Second moment of the inputs, and with the outputs, over rows drawn from all of the batch."""
+        reads, gives = kind_of(source), kind_of(self.dense)
+        assert reads is not None  # a candidate has a kind, and so has the kernel of a low-rank layer
+        assert gives is not None
+        d = reads.matrix(source).shape[-1]
+        count = wanted.numel() // self.layer.out
+        share = min(1.0, max(LEAST_ROWS, ROWS * d) / count)
+        pieces = min(len(x), -(-count * d * self.layer.groups // CHUNK))
+        generator = torch.Generator().manual_seed(0)
+        total = x.new_zeros(())
+        for inputs, outputs in zip(x.tensor_split(pieces), wanted.tensor_split(pieces), strict=True):
+            rows = reads.input_rows(source, inputs)
+            targets = by_group(gives.rows(outputs), self.layer.groups)
+            if share < 1:
+                kept = torch.randperm(rows.shape[-2], generator=generator)[: max(1, round(share * rows.shape[-2]))]
+                rows, targets = (t.index_select(-2, kept.to(t.device)) for t in (rows, targets))
+            rows, targets = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (rows, targets))
+            one = rows.new_ones(*rows.shape[:-1], 1)
+            total = total + torch.cat([rows, targets, one], -1).mT @ torch.cat([rows, one], -1)
+        total = total.double() / total[..., -1:, -1:]
+        moment, cross, mean, means = total[..., :d, :d], total[..., d:-1, :d], total[..., -1, :d], total[..., d:-1, d]
+        if not self.centred:
+            return moment, cross
+        return moment - squared(mean), cross - means[..., :, None] * mean[..., None, :]
+
+
 class _Fit:
     """Forward hook of one factored layer of the student: takes the teacher's output, fits, and goes on with the fit.
 
@@ -189,9 +257,12 @@ class _Fit:
         self, layer: LayerSpec, relay: _Relay, weights: tuple[float, float], shift: Tensor | None, *, free: bool
     ) -> None:
         self.layer, self.relay, self.weights, self.shift, self.free = layer, relay, weights, shift, free
+        self.regression: _Regression | None = None
 
     def __call__(self, module: LowRank, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
         wanted = self.relay.take(self.layer.name)
+        if self.regression is not None and inputs[0].isfinite().all() and wanted.isfinite().all():
+            self.regression(module, inputs[0], wanted)
         reduced: Tensor = module.reduce(inputs[0])
         h, y = (t.movedim(self.layer.axis, -1).flatten(0, -2) for t in (reduced, wanted))
         if h.isfinite().all() and y.isfinite().all():
@@ -215,38 +286,3 @@ class _Fit:
             self.shift = shift.to(weight.dtype)
         elif module.bias is not None:
             module.bias.copy_(shift)
-
-
-def least_squares(
-    h: Float[Tensor, "n r"],
-    y: Float[Tensor, "n out"],
-    expand: Float[Tensor, "out r"],
-    shift: Float[Tensor, " out"] | None,
-    ridge: float,
-    spread: float,
-) -> tuple[Float[Tensor, "out r"], Float[Tensor, " out"]]:
-    """``E`` and ``c`` of the module docstring from ``E_0`` and ``c_0``, in float64.
-
-    Args:
-        shift: ``None``: no intercept, the fit goes through zero and no variance is given back.
-    """
-    h, y = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (h, y))
-    free = shift is not None
-    start = y.new_zeros(y.shape[1]) if shift is None else shift.to(y.dtype)
-    residual = y - h @ expand.to(h.dtype).T - start
-    centre_h, miss = (h.mean(0), residual.mean(0)) if free else (h.new_zeros(h.shape[1]), torch.zeros_like(start))
-    h, residual = h - centre_h, residual - miss
-    moment, cross = (h.T @ h).double() / len(h), (h.T @ residual).double() / len(h)
-    scale = moment.trace() / len(moment)
-    # Where nothing comes in there is nothing to fit, and any ridge above zero will do.
-    weight = torch.where(scale > 0, ridge * scale, torch.ones_like(scale))
-    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    change = torch.linalg.solve(moment + weight * identity, cross).T
-    fitted = expand.double() + change
-    if not free:
-        return fitted, start.double()
-    centre = start.double() + miss.double() / (1 + ridge) + expand.double() @ centre_h.double()
-    before, after = y.var(0, correction=0).double(), ((fitted @ moment) * fitted).sum(1)
-    ratio = (before.clamp_min(1e-12) / after.clamp_min(1e-12)).clamp(0.25, 4.0)
-    fitted = fitted * ratio[:, None] ** (spread / 2)
-    return fitted, centre - fitted @ centre_h.double()

@@ -15,6 +15,7 @@ from hypercompress.factorize.linalg import (
     squared,
     weighted_frame,
 )
+from hypercompress.factorize.regression import least_squares, reduced_rank
 
 __all__ = [
     "Frame",
@@ -25,9 +26,11 @@ __all__ = [
     "by_channel",
     "frame_of",
     "input_curvature",
+    "least_squares",
     "lost_output",
     "plain_frame",
     "projected",
+    "reduced_rank",
     "squared",
     "weighted_frame",
 ]

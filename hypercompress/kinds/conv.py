@@ -8,11 +8,12 @@ A convolution of g groups is factored on one side, group by group: both convolut
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from hypercompress.kinds.groups import stacked
+from hypercompress.kinds.groups import by_group, stacked
 from hypercompress.kinds.low_rank import LowRank, Projected
 from hypercompress.kinds.protocol import LayerKind
 
@@ -86,6 +87,13 @@ class ConvKind(LayerKind):
 
     def input_channels(self, module: nn.Module, x: Tensor) -> Float[Tensor, "n c"]:  # noqa: ARG002
         return self.rows(x)
+
+    def input_rows(self, module: nn.Module, x: Tensor) -> Float[Tensor, "*g n d"]:
+        """By torch's own unfolding where it knows the geometry: no product with an identity of d columns."""
+        if type(module) is not nn.Conv2d or isinstance(module.padding, str) or module.padding_mode != "zeros":
+            return super().input_rows(module, x)
+        rows = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+        return by_group(rows.mT.flatten(0, 1), module.groups)
 
     def input_mean(self, module: nn.Module, x: Tensor) -> Float[Tensor, "*g d"]:
         """Channel by channel, so that no matrix of d columns is ever formed."""

@@ -228,7 +228,8 @@ def _refitted_loss(
 def _refitted(case: Case, emission: Emission, images: Tensor) -> nn.Module:
     """The student as a network, refitted on ``images``."""
     student = build_student(case.teacher, case.spec, Generation(emission.factors(), emission.plan, "", 0.0))
-    reconstruct(case.teacher, student, case.spec, case.sketches[True], images)
+    # Of both factors nothing that a hypernetwork says of directions would be left to learn from.
+    reconstruct(case.teacher, student, case.spec, case.sketches[True], images, both=False)
     return student.model
 
 
