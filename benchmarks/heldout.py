@@ -22,7 +22,17 @@ from benchmarks.common import RESULTS, Results, say
 from benchmarks.protocol import budgets, rows
 from benchmarks.protocol.budgets import LEVELS, Cell, cells, find_budgets
 from benchmarks.protocol.figures import distilled_figure, free_figure
-from benchmarks.protocol.methods import ABLATIONS, OTHER, WITH_IMAGES, WITHOUT_IMAGES, Case, Hypernetworks, draws, table
+from benchmarks.protocol.methods import (
+    ABLATIONS,
+    OTHER,
+    WITH_IMAGES,
+    WITHOUT_IMAGES,
+    Case,
+    Hypernetworks,
+    draws,
+    refitted,
+    table,
+)
 from benchmarks.protocol.rows import Settings, measure
 from benchmarks.protocol.students import Starts
 from benchmarks.protocol.subject import Entry, Sizes, Subject, open_subject, read_entries
@@ -95,7 +105,7 @@ def _named(entry: Entry, work: Work, case: Case, cell: Cell, seed: int) -> dict[
         "seed": seed,
         "share": cell.share,
         "weights": work.hypernetworks.weights(case.method, entry.weights),
-        "settings": work.settings.text(case.steps),
+        "settings": work.settings.text(case.steps, refit=refitted(case)),
     }
 
 

@@ -40,6 +40,7 @@ def guarded(
     *,
     refit: bool,
     norms: bool,
+    both: bool = True,
 ) -> tuple[Generation, Student, dict[str, Any]]:
     """What is used of a generator's proposals, the student, and what was done to it, for its report.
 
@@ -48,6 +49,7 @@ def guarded(
         built: makes a student of a generation.
         answer: how models are run where they are compared.
         refit, norms: whether that choice is open at all.
+        both: as in `reconstruction.reconstruct`.
     """
     teacher, spec, sketches, generator, split = plan.teacher, plan.spec, plan.sketches, plan.generator, plan.split
     assert split is not None
@@ -65,7 +67,7 @@ def guarded(
 
         def reconstructed(generation: Generation) -> Student:
             student = built(generation)
-            reconstruct(teacher, student, spec, sketches, batch, forward_fn)
+            reconstruct(teacher, student, spec, sketches, batch, forward_fn, both=both)
             return student
 
         refitted, student = best([lambda: built(options[0]), lambda: reconstructed(options[0])])
@@ -76,7 +78,7 @@ def guarded(
     if isinstance(generator, HypernetGenerator):
         first = student  # of strength 0, whatever follows
         options = generator.options(
-            spec, sketches, budget, FEW_STRENGTHS if refitted else STRENGTHS, refit=bool(refitted)
+            spec, sketches, budget, FEW_STRENGTHS if refitted and both else STRENGTHS, refit=bool(refitted)
         )
         others = [lambda g=option: make(g) for option in options[1:]]
         chosen, student = best([lambda: first, *others])

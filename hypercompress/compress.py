@@ -184,9 +184,14 @@ def finish(
     architecture: Architecture | None = None,
     refit: bool = True,
     norms: bool = True,
+    both: bool = True,
     start: float | None = None,
 ) -> Student:
-    """The second half of `compress`: generate, guard, build, measure. One plan serves many budgets."""
+    """The second half of `compress`: generate, guard, build, measure. One plan serves many budgets.
+
+    Args:
+        both: refit both factors; else the output factor alone, for comparison.
+    """
     start = time.perf_counter() if start is None else start
     teacher, spec, split = plan.teacher, plan.spec, plan.split
     architecture = architecture or architecture_of(plan.original)
@@ -202,7 +207,9 @@ def finish(
         generation = plan.generator.generate(spec, plan.sketches, budget)
         student, steps = built(generation), {"refit": False, "norms": "kept"}
     else:
-        generation, student, steps = guarded(plan, budget, built, forward_fn, answer, refit=refit, norms=norms)
+        generation, student, steps = guarded(
+            plan, budget, built, forward_fn, answer, refit=refit, norms=norms, both=both
+        )
     fidelity = None if split is None else compare(teacher, student, split.confirm, answer)
     report = make_report(
         spec,

@@ -13,8 +13,10 @@ from hypercompress.generator import ANALYTIC, Generator, HypernetGenerator, Hype
 from hypercompress.generator.registry import RELEASED
 
 IMAGES, NONE = "images", "none"  # where statistics come from
-WITH_IMAGES = ("svd", "whitened", "kfac", "hypernet", "torch-pruning", "random", "kfac-search")
+OUTPUTS = "kfac-outputs"  # refitted in the output factor alone, as all were until 2026-11-26
+WITH_IMAGES = ("svd", "whitened", "kfac", "hypernet", "torch-pruning", "random", "kfac-search", OUTPUTS)
 NOISES: Mapping[str, Kind] = {"kfac-gauss": "gauss", "kfac-pink": "pink"}
+UNREFITTED = ("random", "torch-pruning")  # nothing of theirs is ever refitted
 SYNTHETIC = ("kfac-synthetic", "hypernet-synthetic")  # as ``generate --data synthetic``: refit, guard and all
 IMAGINED: Mapping[str, Kind] = {**NOISES, **dict.fromkeys(SYNTHETIC, "synthetic")}
 CLOSED_FORMS = ("svd", "prior", *NOISES)  # without images
@@ -61,7 +63,7 @@ class Hypernetworks:
         Raises:
             GeneratorError: no generator has this name.
         """
-        if method in {*NOISES, "kfac-synthetic"}:
+        if method in {*NOISES, "kfac-synthetic", OUTPUTS}:
             return ANALYTIC["kfac"]
         if method in ANALYTIC:
             return ANALYTIC[method]
@@ -103,3 +105,8 @@ def table(methods: list[str], steps: list[int]) -> list[Case]:
 def draws(case: Case) -> bool:
     """Whether anything depends on the seed."""
     return case.statistics == IMAGES or case.method in IMAGINED or case.method == NOISE
+
+
+def refitted(case: Case) -> bool:
+    """Whether the students that are measured may be refitted in both factors."""
+    return case.steps == 0 and draws(case) and case.method not in {OUTPUTS, NOISE, *NOISES, *UNREFITTED}

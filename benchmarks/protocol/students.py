@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.common import fidelity, size_of
 from benchmarks.distillation import from_random
 from benchmarks.protocol.budgets import Cell
-from benchmarks.protocol.methods import IMAGINED, NONE, SYNTHETIC, Case, Hypernetworks
+from benchmarks.protocol.methods import IMAGINED, NONE, OUTPUTS, SYNTHETIC, UNREFITTED, Case, Hypernetworks
 from benchmarks.protocol.noise import Kind, images_of
 from benchmarks.protocol.subject import STATISTICS_BATCH, Subject
 from benchmarks.pruning import parameters, prune
@@ -26,7 +26,6 @@ from hypercompress.prepared import Plan
 from hypercompress.specs import Unit
 
 PRUNING_STEPS = 100
-UNREFITTED = ("random", "torch-pruning")  # nothing of theirs is ever refitted
 # What Torch-Pruning raises where it does not understand a network; it has no error of its own.
 PRUNING_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
 
@@ -131,6 +130,7 @@ class Starts:
             cell.budget,
             refit=refit,
             norms=statistics != NONE or method in SYNTHETIC,
+            both=method != OUTPUTS,
             architecture=self.subject.architecture,
         )
         report = student.report

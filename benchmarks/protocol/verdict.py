@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import NOTHING, Column, Estimate, Gaps, Place, mean, ratio
-from benchmarks.protocol.methods import CLOSED_FORMS, IMAGES, NONE, SYNTHETIC
+from benchmarks.protocol.methods import CLOSED_FORMS, IMAGES, NONE, OUTPUTS, SYNTHETIC
 
 GENERATED, HARD = 0.7, ("0.8", "0.5")  # of kfac's gap at 0 steps, at these levels
 DISTILLED, LATER = 0.8, (100, 500)  # of kfac's gap after these steps, at all levels
@@ -22,7 +22,8 @@ def verdict(budgets: Results, results: Results) -> str:
     parts = [
         ("Budgets that do not exist", "\n".join(absent(budgets)) or "none"),
         ("Rows without a student", "\n".join(failures(results)) or "none"),
-        ("With images: gap of hypernet against kfac, points of top-1", with_images(gaps)),
+        ("With images: gap of hypernet against kfac, points of top-1", with_images(gaps, KFAC)),
+        (f"The same against {OUTPUTS}, the kfac that the budgets were found with", with_images(gaps, Column(OUTPUTS))),
         ("Teachers on which hypernet is worse than kfac by more than two standard errors", worse(gaps)),
         ("Without images: the way from the best closed form to kfac with images", without_images(gaps)),
         ("Every method: mean gap over its teachers, points of top-1", every_method(gaps)),
@@ -45,14 +46,14 @@ def failures(results: Results) -> Iterator[str]:
         yield f"{teacher}, {method}: {note} ({count} rows)"
 
 
-def with_images(gaps: Gaps) -> str:
+def with_images(gaps: Gaps, rival: Column) -> str:
     """A line for each budget and number of steps, and one for all budgets that a goal speaks of."""
     lines = []
     for steps in sorted({column.steps for column in gaps.columns if column.statistics == IMAGES}):
         goal = GENERATED if steps == 0 else DISTILLED if steps in LATER else None
         judged = [place for place in gaps.places if steps > 0 or place[1] in HARD]
         for places in [*([place] for place in gaps.places), *([judged] if len(judged) > 1 else [])]:
-            ours, theirs = (Column(c.method, IMAGES, steps) for c in (HYPERNET, KFAC))
+            ours, theirs = (Column(c.method, IMAGES, steps) for c in (HYPERNET, rival))
             found = gaps.together(places, [ours, theirs])
             pairs = [(a, b) for a, b in found.values()]
             if pairs:
@@ -60,7 +61,7 @@ def with_images(gaps: Gaps) -> str:
                 means = [mean(side).text(2, 100) for side in zip(*pairs, strict=True)]
                 wanted = goal if set(places) <= set(judged) else None
                 lines.append([_place(places), str(steps), str(len(pairs)), *means, whole.text(), _met(whole, wanted)])
-    header = ("budget", "steps", "teachers", "hypernet", "kfac", "ratio", "goal")
+    header = ("budget", "steps", "teachers", "hypernet", rival.method, "ratio", "goal")
     return markdown(header, lines) if lines else "no rows of both"
 
 

@@ -10,7 +10,7 @@ from benchmarks.common import Results
 from benchmarks.protocol import budgets, rows
 from benchmarks.protocol.figures import colour, distilled_figure, free_figure
 from benchmarks.protocol.gaps import Column, Gaps, mean, ratio
-from benchmarks.protocol.verdict import verdict, with_images, without_images, worse
+from benchmarks.protocol.verdict import KFAC, verdict, with_images, without_images, worse
 
 
 class Table:
@@ -70,12 +70,12 @@ def test_goals_with_images(table: Table) -> None:
     table.put("a", "kfac", [0.1], steps=500)
     table.put("a", "hypernet", [0.085], steps=500)
     table.put("c", "kfac", [0.5])  # without a rival: left out
-    text = with_images(table.gaps)
+    text = with_images(table.gaps, KFAC)
     assert line(text, "| params 80% | 0")[2:] == ["2", "10.00 ± 5.00", "15.00 ± 5.00", "0.67 ± 0.12", "0.7: reached"]
     assert line(text, "| params 80% | 500")[2:] == ["1", "8.50", "10.00", "0.85", "0.8: NOT reached"]
     table.put("a", "kfac", [0.1], level=0.95)
     table.put("a", "hypernet", [0.0], level=0.95)
-    text = with_images(table.gaps)
+    text = with_images(table.gaps, KFAC)
     assert line(text, "| params 95%")[-1] == "-"  # no goal at this level
     assert "all of" not in text.split("| 500 |")[0]  # one budget has a goal at 0 steps
 
@@ -84,7 +84,7 @@ def test_all_budgets_of_a_goal_are_weighed_by_teacher(table: Table) -> None:
     for level, kfac, ours in ((0.8, 0.1, 0.1), (0.5, 0.3, 0.1)):
         table.put("a", "kfac", [kfac], level=level)
         table.put("a", "hypernet", [ours], level=level)
-    assert line(with_images(table.gaps), "| all of 80%, 50%")[3:] == ["10.00", "20.00", "0.50", "0.7: reached"]
+    assert line(with_images(table.gaps, KFAC), "| all of 80%, 50%")[3:] == ["10.00", "20.00", "0.50", "0.7: reached"]
 
 
 def test_a_teacher_that_is_worse_is_named(table: Table) -> None:
