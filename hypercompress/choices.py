@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from hypercompress.reconstruction import reconstruct
 from hypercompress.specs import Budget, Generation, ModelSpec
 from hypercompress.student import Student
 
+FACTORS = ("none", "outputs", "both")  # that are refitted; the last needs more images, and gains more
 FEW_STRENGTHS = (0.0, 0.5, 1.0)  # where each costs a regression of every layer
 LARGEST_OUTPUT = 2**26  # elements of one layer's output during reconstruction: 256 MiB in float32
 
@@ -49,7 +51,7 @@ def guarded(
         built: makes a student of a generation.
         answer: how models are run where they are compared.
         refit, norms: whether that choice is open at all.
-        both: as in `reconstruction.reconstruct`.
+        both: whether both factors may be refitted; else the output factor alone.
     """
     teacher, spec, sketches, generator, split = plan.teacher, plan.spec, plan.sketches, plan.generator, plan.split
     assert split is not None
@@ -61,24 +63,27 @@ def guarded(
     def best(candidates: list[Callable[[], Student]]) -> tuple[int, Student]:
         return choose(teacher, candidates, split.select, split.confirm, answer)
 
-    make, refitted = built, 0
+    make, refitted = built, "none"
     if refit:
         batch = refit_batch(spec, split)
 
-        def reconstructed(generation: Generation) -> Student:
+        def reconstructed(generation: Generation, factors: str) -> Student:
             student = built(generation)
-            reconstruct(teacher, student, spec, sketches, batch, forward_fn, both=both)
+            if factors != "none":
+                reconstruct(teacher, student, spec, sketches, batch, forward_fn, both=factors == "both")
             return student
 
-        refitted, student = best([lambda: built(options[0]), lambda: reconstructed(options[0])])
-        make = reconstructed if refitted else built
+        forms = FACTORS if both else FACTORS[:2]
+        index, student = best([lambda form=form: reconstructed(options[0], form) for form in forms])  # type: ignore[misc]
+        refitted = forms[index]
+        make = partial(reconstructed, factors=refitted)
     else:
         student = built(options[0])
     chosen = 0
     if isinstance(generator, HypernetGenerator):
         first = student  # of strength 0, whatever follows
         options = generator.options(
-            spec, sketches, budget, FEW_STRENGTHS if refitted and both else STRENGTHS, refit=bool(refitted)
+            spec, sketches, budget, FEW_STRENGTHS if refitted == "both" else STRENGTHS, refit=refitted != "none"
         )
         others = [lambda g=option: make(g) for option in options[1:]]
         chosen, student = best([lambda: first, *others])
@@ -92,5 +97,5 @@ def guarded(
             return candidate
 
         renewed, student = best([lambda: kept, fresh])
-    steps = {"refit": bool(refitted), "norms": "re-estimated" if renewed else "kept"}
+    steps = {"refit": refitted != "none", "refitted": refitted, "norms": "re-estimated" if renewed else "kept"}
     return options[chosen], student, steps

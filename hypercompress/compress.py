@@ -205,7 +205,7 @@ def finish(
         budget = targeted(plan.original, spec, plan.sketches, plan.generator, budget, built, plan.timed, forward_fn)
     if split is None:
         generation = plan.generator.generate(spec, plan.sketches, budget)
-        student, steps = built(generation), {"refit": False, "norms": "kept"}
+        student, steps = built(generation), {"refit": False, "refitted": "none", "norms": "kept"}
     else:
         generation, student, steps = guarded(
             plan, budget, built, forward_fn, answer, refit=refit, norms=norms, both=both

@@ -26,6 +26,8 @@ from hypercompress.specs import Budget, ModelSpec, Unit
 from hypercompress.student import Student
 from hypercompress.unpacking import unpack
 
+REFITTED = {"none": "as generated", "outputs": "output factors refitted", "both": "both factors refitted"}
+
 
 def generate(arguments: Namespace) -> None:
     """Run the command.
@@ -238,5 +240,5 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
             f"{'synthetic ' if checks.synthetic(report['calibration']) else ''}images",
         )
     terminal.note("strength of the hypernetwork", f"{report['generator']['strength']:g}")
-    terminal.note("layer outputs", "reconstructed" if report["refit"] else "as generated")
+    terminal.note("layer outputs", REFITTED[report["refitted"]])
     terminal.note("norm moments", str(report["norms"]))
