@@ -33,8 +33,10 @@ from hypercompress.meta import (
 )
 from hypercompress.models import load_model
 from hypercompress.specs import Afterwards, Budget, Unit
+from hypercompress.unpacking import unpack
 from lightning_modules.data import CachedImages, open_part
 from lightning_modules.episodes import Entry, Episodes, Member, read_index
+from lightning_modules.statistics import recall
 from lightning_modules.teacher import Optimization, device_of_run, require_finite
 
 
@@ -73,6 +75,8 @@ class MetaTraining(LightningModule):
         episodes: what the steps are drawn from.
         optimization: optimiser and schedule.
         seed: of the draws.
+        statistics: folder that keeps what is measured of the teachers (`lightning_modules.statistics`); by default
+            ``.statistics`` in the zoo.
     """
 
     def __init__(
@@ -84,9 +88,11 @@ class MetaTraining(LightningModule):
         episodes: Episodes | None = None,
         optimization: Optimization | None = None,
         seed: int = 0,
+        statistics: Path | None = None,
     ) -> None:
         super().__init__()
         self.zoo, self.out, self.seed = Path(zoo), Path(out), seed
+        self.statistics = Path(statistics or self.zoo / ".statistics")
         self.network = Hypernetwork(network)
         self.objective, self.episodes = objective or Objective(), episodes or Episodes()
         self.optimization = optimization or Optimization("adamw", 1e-3, 1e-2, warmup=0.05)
@@ -96,15 +102,15 @@ class MetaTraining(LightningModule):
         self.bases: dict[tuple[str, Budget, str], float] = {}
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
-        """Load every teacher and measure its curvature, once."""
+        """Load every teacher, and measure its curvature or read what an earlier start measured."""
         if self.members:
             return
         for entry in read_index(self.zoo):
             rank_zero_info(f"zoo: {entry.name} ({entry.split})")
-            self.members.setdefault(entry.split, []).append(self.member(entry))
+            self.members.setdefault(entry.split, []).append(self.member(entry, self.statistics))
 
-    def member(self, entry: Entry) -> Member:
-        """A teacher with its images, its curvature measured."""
+    def member(self, entry: Entry, statistics: Path | None = None) -> Member:
+        """A teacher with its images; its statistics are kept in the folder ``statistics``, if there is one."""
         teacher, _ = load_model(str(entry.folder))
         preprocess = Preprocess.of(teacher)
         train, held_out = (_images(entry.data, preprocess, part) for part in (True, False))
@@ -112,7 +118,9 @@ class MetaTraining(LightningModule):
         count = min(self.episodes.calibration, len(train) // 2)  # of few images half are left for the steps
         calibration, device = train[chosen[:count]], device_of_run(self)
         batches, timed = calibration.to(device).split(128), bool(self.objective.latency)
-        case = prepare_case(entry.name, teacher.to(device), batches, timed=timed)
+        unpacked = unpack(teacher.to(device).eval().requires_grad_(False))
+        known = recall(statistics, entry.name, unpacked, batches)
+        case = prepare_case(entry.name, unpacked, batches, timed=timed, statistics=known)
         refit = calibration[: self.episodes.refit_images].to(device)
         return Member(case, refit, train[chosen[count:]], held_out[: self.episodes.validation])
 

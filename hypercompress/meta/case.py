@@ -1,7 +1,7 @@
 """A teacher prepared for meta-training, and the budgets worth learning on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from hypercompress.allocation import pareto
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.start import Start, on_device, start_of
-from hypercompress.inspection import inspect
 from hypercompress.latency import measure_latency
+from hypercompress.meta.statistics import Statistics, measure_statistics
 from hypercompress.sketch import sketch
 from hypercompress.specs import COUNTED, Budget, ModelSpec, Unit
 from hypercompress.unpacking import unpack
@@ -47,6 +47,7 @@ def prepare_case(
     watched: int = 4,
     timed: bool = False,
     seed: int = 0,
+    statistics: Statistics | None = None,
 ) -> Case:
     """Inspect a teacher and measure its curvature once.
 
@@ -55,14 +56,15 @@ def prepare_case(
         easiest_kl: predicted nats of KL at which a budget is too easy to learn from.
         watched: number of feature maps to compare, spread over the depth.
         timed: measure times on the first batch.
+        seed: of the random signs behind the curvature.
+        statistics: of this teacher, unpacked, on these images; measured if not given.
     """
     teacher = unpack(teacher.eval().requires_grad_(False))
-    spec = inspect(teacher, batches[0][:2])
-    device = batches[0].device
-    sketches: dict[bool, Sketches] = {
-        True: sketch(teacher, spec, batches, seed=seed),
-        False: sketch(teacher, spec, None),
-    }
+    known = statistics or measure_statistics(teacher, batches, seed=seed)
+    spec, device = known.spec, batches[0].device
+    free = sketch(teacher, spec, None)
+    measured_too = {name: replace(one, curvature=known.curvatures[name]) for name, one in free.items()}
+    sketches: dict[bool, Sketches] = {True: measured_too, False: free}
     exact = {measured: start_of(spec, sketches[measured]) for measured in (True, False)}
     starts = {measured: on_device(start, device, torch.float32) for measured, start in exact.items()}
     shares = {}

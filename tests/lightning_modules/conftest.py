@@ -1,5 +1,7 @@
 """A tiny teacher and its student on disk, and a trainer that leaves no files and makes no noise."""
 
+import csv
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -71,3 +73,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def trainer() -> Callable[..., Trainer]:
     """Builds a trainer for one CPU process that writes nothing."""
     return quiet
+
+
+@pytest.fixture
+def zoo(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A teacher to train on and one to validate on, a held-out one without its files, and the working folder."""
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "zoo"
+    with_rows = [("one", "train"), ("two", "validation"), ("three", "heldout")]
+    for name, _ in with_rows[:2]:
+        shutil.copytree(folders[0], place / name)
+    with (place / "zoo.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "data", "split"])
+        writer.writerows([(name, "fashion_mnist_mini", split) for name, split in with_rows])
+    return place

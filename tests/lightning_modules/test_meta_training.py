@@ -22,23 +22,6 @@ from lightning_modules import meta_training
 from lightning_modules.episodes import Episodes, read_index
 from lightning_modules.meta_training import MetaTraining, validation_budgets
 
-Folders = tuple[Path, Path]
-
-
-@pytest.fixture
-def zoo(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A teacher to train on and one to validate on, a held-out one without its files, and the working folder."""
-    monkeypatch.chdir(tmp_path)
-    place = tmp_path / "zoo"
-    with_rows = [("one", "train"), ("two", "validation"), ("three", "heldout")]
-    for name, _ in with_rows[:2]:
-        shutil.copytree(folders[0], place / name)
-    with (place / "zoo.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["name", "data", "split"])
-        writer.writerows([(name, "fashion_mnist_mini", split) for name, split in with_rows])
-    return place
-
 
 def fit(root: Path, zoo: Path, out: str, *more: str) -> Path:
     arguments = ["fit", "--config", str(root / "configs" / "debug" / "meta_train.yaml"), "--model.zoo", str(zoo)]
