@@ -4,96 +4,36 @@
 
 Each teacher becomes a student folder of its own, written whole or not at all; a folder that is there is not trained
 again, so an interrupted build goes on where it stopped. ``zoo.csv`` is the index: name, family, data, split, params,
-MACs, top-1. The split is the config's: a build writes it anew for teachers that are there.
+MACs, top-1. The split is the config's: a build writes it anew for teachers that are there. A variant is made from its
+base's folder: --only of a variant alone is refused where that is missing.
 """
 
 import argparse
 import csv
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
+from torch.optim.swa_utils import update_bn
 
 from hypercompress.errors import DataError, HypercompressError
 from hypercompress.fidelity import accuracy
 from hypercompress.inspection import inspect
 from hypercompress.models import is_student_folder, load_model
 from lightning_modules.callbacks import SaveStudent
-from lightning_modules.data import Augment, ImageDataModule, Inputs
-from lightning_modules.episodes import SPLITS
+from lightning_modules.data import ImageDataModule, Inputs
+from lightning_modules.perturbation import perturb_
+from lightning_modules.recipes import Recipe, Variant, read_recipes
 from lightning_modules.teacher import Optimization, Teacher
 
 COLUMNS = ("name", "family", "data", "split", "params", "macs", "top1")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One teacher of the zoo.
-
-    Args:
-        name: of its folder.
-        model: timm name.
-        split: ``train``, ``validation`` or ``heldout`` (`episodes.SPLITS`).
-        data: as `hypercompress.data.open_data` takes it; ``{root}`` is replaced by the command line's.
-        model_args: arguments of ``timm.create_model``.
-        pretrained_cfg: how images are prepared.
-        epochs: passes over the training images.
-        batch_size, limit, augment: see `ImageDataModule`.
-        optimization: optimiser and schedule.
-        seed: of initialisation and order.
-    """
-
-    name: str
-    model: str
-    split: str
-    data: str
-    model_args: dict[str, Any] = field(default_factory=dict)
-    pretrained_cfg: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 2
-    batch_size: int = 128
-    limit: int | None = None
-    augment: Augment = "flip"
-    optimization: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-
-
-def read_recipes(path: Path) -> list[Recipe]:
-    """Every teacher of a zoo config: ``defaults`` laid under each entry of ``teachers``.
-
-    Raises:
-        DataError: unreadable, or an entry that does not fit; all faults at once.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--defaults", type=dict[str, Any], default={})
-    parser.add_argument("--teachers", type=list[dict[str, Any]], required=True)
-    try:
-        config = parser.parse_path(path)
-    except (ArgumentError, OSError, TypeError) as error:
-        raise DataError(
-            f"received {path}, which is no zoo config ({' '.join(str(error).split())}); expected YAML with the lists "
-            "of configs/zoo.yaml; check it"
-        ) from error
-    recipes, faults = [], []
-    for entry in config.teachers:
-        try:
-            recipes.append(Recipe(**{**config.defaults, **entry}))
-        except TypeError as error:
-            faults.append(f"{entry.get('name', entry)}: {error}")
-    names = [recipe.name for recipe in recipes]
-    faults += [f"{name}: named twice" for name in {n for n in names if names.count(n) > 1}]
-    faults += [f"{r.name}: split {r.split}" for r in recipes if r.split not in SPLITS]
-    if faults:
-        raise DataError(f"received {path} with {'; '.join(faults)}; expected entries of the form of Recipe; mend them")
-    return recipes
-
-
 def train(recipe: Recipe, data: str, folder: Path) -> None:
-    """Train one teacher and write its folder."""
+    """Train one teacher and write its folder. The base of a variant is read from the folder beside it."""
     seed_everything(recipe.seed, verbose=False)
     system = Teacher(
         recipe.model,
@@ -104,6 +44,16 @@ def train(recipe: Recipe, data: str, folder: Path) -> None:
     images = ImageDataModule(
         data, inputs=Inputs(), batch_size=recipe.batch_size, limit=recipe.limit, augment=recipe.augment
     )
+    if isinstance(recipe, Variant):
+        base = str(folder.parent / recipe.base)
+        system.network.load_state_dict(load_model(base)[0].state_dict())
+        perturb_(system.network, recipe.noise, torch.Generator().manual_seed(recipe.seed))
+        if recipe.epochs == 0:
+            images.inputs = Inputs(like=base)  # there is no trainer to ask for the model
+            images.setup("fit")
+            update_bn(images.train_dataloader(), system.network)  # without BatchNorm it does nothing
+            system.student().save_pretrained(folder)
+            return
     trainer = Trainer(
         max_epochs=recipe.epochs,
         limit_val_batches=0,
@@ -145,8 +95,24 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
         return {row["name"]: dict(row) for row in csv.DictReader(file)}
 
 
+def require_bases(recipes: list[Recipe], out: Path) -> None:
+    """Raises DataError if a variant is to be made whose base is neither in ``out`` nor among the recipes."""
+    there = {r.name for r in recipes} | {path.name for path in out.glob("*") if is_student_folder(str(path))}
+    variants = [r for r in recipes if isinstance(r, Variant) and not is_student_folder(str(out / r.name))]
+    if missing := [f"{r.name} (base {r.base})" for r in variants if r.base not in there]:
+        raise DataError(
+            f"received --only with {', '.join(missing)}, whose base is not in {out}; expected it there or named too; "
+            "add the base to --only"
+        )
+
+
 def build(recipes: list[Recipe], out: Path, root: str) -> None:
-    """Train what is missing, in the order of the config, and keep the index up to date after each."""
+    """Train what is missing, in the order of the config, and keep the index up to date after each.
+
+    Raises:
+        DataError: a variant to be made whose base is neither there nor among the recipes.
+    """
+    require_bases(recipes, out)
     console, index = Console(), out / "zoo.csv"
     out.mkdir(parents=True, exist_ok=True)
     rows = read_rows(index)
