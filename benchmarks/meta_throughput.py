@@ -90,7 +90,8 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     device = torch.device(options.device)
     system = system_of(options.config, options.zoo).to(device)
-    train = [entry for entry in read_index(options.zoo) if entry.split == "train"]
+    index = read_index(options.zoo, system.episodes.teachers, system.episodes.leave_out)
+    train = [entry for entry in index if entry.split == "train"]
     chosen = [entry for entry in train if not options.only or entry.name in options.only]
     system.members = {"train": [system.member(entry) for entry in chosen]}
     taken = run(system, options.steps, device)

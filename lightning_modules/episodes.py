@@ -1,7 +1,8 @@
 """What meta-training draws its steps from: the zoo's index, and a teacher with its images."""
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -14,6 +15,7 @@ SPLITS = {
     "validation": "they choose its checkpoint and its settings",
     "heldout": "they judge the chosen one, once; meta-training never reads them",
 }
+LEFT_OUT = "left_out"  # of the one teacher that a run leaves out; no split of the zoo's
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Episodes:
         free: share of the steps without data, in [0, 1].
         validation: images of the held-out part on which students are judged.
         validation_steps: distillation steps of the look-ahead column of the validation.
+        teachers: names of the zoo's teachers that take part; empty: all.
+        leave_out: one that is never trained on, but judged at each validation, in columns of its own; none of the
+            validation's scores that choose the checkpoint is its.
     """
 
     images: int = 64
@@ -39,6 +44,8 @@ class Episodes:
     free: float = 0.3
     validation: int = 512
     validation_steps: int = 20
+    teachers: tuple[str, ...] = ()
+    leave_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,14 +68,18 @@ class Entry:
     split: str
 
 
-def read_index(zoo: Path) -> list[Entry]:
+def read_index(zoo: Path, teachers: Sequence[str] = (), leave_out: str | None = None) -> list[Entry]:
     """The teachers of ``zoo.csv`` that meta-training may read: those of the splits ``train`` and ``validation``.
 
     Columns: name, data and split; each teacher is a folder beside the file.
 
+    Args:
+        teachers: names of those that take part; empty: all.
+        leave_out: the one whose split becomes `LEFT_OUT`. With one left out there need be no teacher to validate on.
+
     Raises:
-        DataError: no index, an unknown split, or no teacher to train or to validate on. Indices from before there was
-            the split ``validation`` are refused by this.
+        DataError: no index, an unknown split, or no teacher to train or to validate on; a name that is not in the zoo
+            or that is held out. Indices from before there was the split ``validation`` are refused by this.
     """
     path = zoo / "zoo.csv"
     if not path.is_file():
@@ -80,10 +91,26 @@ def read_index(zoo: Path) -> list[Entry]:
             f"received {path} with split {', '.join(unknown)}; expected {', '.join(SPLITS)}; mend the zoo's config and "
             "run python -m lightning_modules.zoo again"
         )
-    for split in ("train", "validation"):
+    rows = [row for row in rows if row.split != "heldout"]
+    _require_names(path, rows, teachers, leave_out)
+    rows = [row for row in rows if not teachers or row.name in (*teachers, leave_out)]
+    rows = [replace(row, split=LEFT_OUT) if row.name == leave_out else row for row in rows]
+    for split in ("train", "validation") if leave_out is None else ("train",):
         if not any(row.split == split for row in rows):
             raise DataError(
-                f"received {path} without a teacher of split '{split}'; expected at least one; run python -m "
-                "lightning_modules.zoo again with a config that has one (nothing that is there is trained anew)"
+                f"received {path} without a teacher of split '{split}'{' among those named' if teachers else ''}; "
+                "expected at least one; run python -m lightning_modules.zoo again with a config that has one (nothing "
+                "that is there is trained anew)"
             )
-    return [row for row in rows if row.split != "heldout"]
+    return rows
+
+
+def _require_names(path: Path, rows: Sequence[Entry], teachers: Sequence[str], leave_out: str | None) -> None:
+    """Raises DataError if a name is not one of those that meta-training may read."""
+    asked = [*teachers, *([] if leave_out is None else [leave_out])]
+    known = [row.name for row in rows]
+    if unknown := sorted(set(asked) - set(known)):
+        raise DataError(
+            f"received teachers or leave_out with {', '.join(unknown)}; expected names of {path} that are not held "
+            f"out ({', '.join(known)}); correct the names, or build a zoo where they are not held out"
+        )

@@ -105,7 +105,7 @@ class MetaTraining(LightningModule):
         """Load every teacher, and measure its curvature or read what an earlier start measured."""
         if self.members:
             return
-        for entry in read_index(self.zoo):
+        for entry in read_index(self.zoo, self.episodes.teachers, self.episodes.leave_out):
             rank_zero_info(f"zoo: {entry.name} ({entry.split})")
             self.members.setdefault(entry.split, []).append(self.member(entry, self.statistics))
 
@@ -214,9 +214,12 @@ class MetaTraining(LightningModule):
             )
 
     def _keep(self, row: dict[str, float]) -> None:
-        """Write the network if it is the best on the teachers it was not trained on."""
+        """Write the network if it is the best on the teachers it was not trained on.
+
+        Without validation teachers nothing chooses, least of all the one left out: the latest is kept.
+        """
         score = math.fsum(value for key, value in row.items() if key.startswith("val/validation_"))
-        if score < self.best and self.trainer.is_global_zero:
+        if (score < self.best or "validation" not in self.members) and self.trainer.is_global_zero:
             self.best = score
             card: dict[str, Any] = {
                 "step": self.global_step,

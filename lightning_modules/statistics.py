@@ -77,7 +77,8 @@ def _read(path: Path, key: str, device: torch.device) -> Statistics | None:
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            # Copied: a tensor inside the file lies at any address, and sums depend on the alignment in their last bits.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
         if header["key"] == key and header["sha256"] == _content(tensors, header["spec"]):
             return restored({name: tensor.to(device) for name, tensor in tensors.items()}, header["spec"])
     except (OSError, SafetensorError, ValueError, TypeError, KeyError):

@@ -1,6 +1,7 @@
 """Every file under configs/ is read and instantiated, so none can fall behind the code."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ def label(path: Path) -> str:
 
 
 def is_zoo(path: Path) -> bool:
-    return path.stem in ("zoo", "zoo_large")
+    return path.stem in ("zoo", "zoo_large", "zoo_resnets")
 
 
 def test_how_many_there_are() -> None:
     names = {label(path) for path in CONFIGS}
-    assert names == FOLDERS | {f"debug/{name}" for name in FOLDERS} | {"quickstart", "zoo_large", "quickstart_teacher"}
-    assert len(CONFIGS) == 15
+    single = {"quickstart", "zoo_large", "quickstart_teacher", "zoo_resnets", "meta_train_resnets"}
+    assert names == FOLDERS | {f"debug/{name}" for name in FOLDERS} | single
+    assert len(CONFIGS) == 17
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=label)
@@ -69,8 +71,9 @@ def test_each_is_instantiated(
 def test_each_zoo_is_read(path: Path) -> None:
     recipes = read_recipes(path)
     splits = {recipe.split for recipe in recipes}
-    assert splits == ({"train", "validation", "heldout"} if path.stem == "zoo_large" else {"train", "validation"})
-    if path.parent.name != "debug":
+    of = {"zoo_large": {"train", "validation", "heldout"}, "zoo_resnets": {"train"}}  # there the run names the one out
+    assert splits == of.get(path.stem, {"train", "validation"})
+    if path.parent.name != "debug" and path.stem != "zoo_resnets":
         families = {split: {r.model for r in recipes if r.split == split} for split in splits}
         assert sum(r.split == "train" for r in recipes) >= 8
         assert len(families["train"]) >= 4
@@ -88,6 +91,17 @@ def test_held_out_families_and_data_are_seen_nowhere_else() -> None:
     assert not any(r.data == "digits" for r in seen)
     known = {r.model for r in seen}  # a model that is seen may be held out on data that are not
     assert all(r.data == "digits" for r in held_out if r.model in known)
+
+
+def test_the_five_resnets_are_those_of_the_large_zoo() -> None:
+    """But for the split, so that one may be copied to the other; the run leaves out one of them."""
+    five = read_recipes(ROOT / "configs" / "zoo_resnets.yaml")
+    large = {recipe.name: recipe for recipe in read_recipes(ROOT / "configs" / "zoo_large.yaml")}
+    assert [recipe.model for recipe in five] == [f"resnet{depth}" for depth in (18, 34, 50, 101, 152)]
+    assert all(replace(large[recipe.name], split="train") == recipe for recipe in five)
+    text = (ROOT / "configs" / "meta_train_resnets.yaml").read_text()
+    assert re.findall(r"leave_out: (\w+)", text) == ["resnet101_a"]
+    assert "resnet101_a" in {recipe.name for recipe in five}
 
 
 @pytest.mark.parametrize("name", sorted(FOLDERS))

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
@@ -17,7 +17,9 @@ import train
 from benchmarks import meta_throughput
 from hypercompress.errors import DataError
 from hypercompress.generator import HypernetGenerator, load_generator
+from hypercompress.models import load_model
 from hypercompress.specs import Unit
+from hypercompress.student import Student
 from lightning_modules import meta_training
 from lightning_modules.episodes import Episodes, read_index
 from lightning_modules.meta_training import MetaTraining, validation_budgets
@@ -158,3 +160,84 @@ def test_a_zoo_without_index_or_teachers_or_with_old_splits_is_refused(zoo: Path
         (zoo / "zoo.csv").write_text(f"name,data,split\n{rows}")
         with pytest.raises(DataError, match=message):
             read_index(zoo)
+
+
+def add(zoo: Path, name: str, split: str, changed: float = 0.0) -> None:
+    """Another teacher: the first one's with every weight changed a little."""
+    Student(_changed(zoo / "one", changed), load_model(str(zoo / "one"))[1]).save_pretrained(zoo / name)
+    with (zoo / "zoo.csv").open("a", newline="") as file:
+        csv.writer(file).writerow([name, "fashion_mnist_mini", split])
+
+
+def _changed(folder: Path, share: float) -> torch.nn.Module:
+    network = load_model(str(folder))[0]
+    for parameter in network.parameters():
+        parameter.data *= 1 + share
+    return network
+
+
+@IGNORED
+def test_one_left_out_is_judged_and_never_trained_on(root: Path, zoo: Path) -> None:
+    """Whichever it is, the network ends the same, bit for bit; the latest is kept, and the curve has its columns."""
+    add(zoo, "four", "train", 0.1)
+    add(zoo, "five", "train", 0.2)
+    ends, curves = [], []
+    for name in ("four", "five"):
+        words = ("--model.episodes.teachers", "[one]", "--model.episodes.leave_out", name)
+        out = fit(root, zoo, f"without_{name}", *words)
+        card = json.loads((out / "config.json").read_text())["training"]
+        assert card["teachers"] == {"train": ["one"], "left_out": [name]}
+        assert card["episodes"]["leave_out"] == name
+        assert card["step"] == 4  # of the two validations the second
+        columns = {key for row in card["curve"] for key in row if key.startswith("val/")}
+        assert {
+            "val/left_out_data_0",
+            "val/left_out_free_0",
+            "val/left_out_data_refit",
+            "val/left_out_data_1",
+        } < columns
+        assert not any(key.startswith("val/validation") for key in columns)
+        ends.append(last_weights())
+        curves.append([row["val/left_out_free_0"] for row in card["curve"]])
+        shutil.rmtree("runs")
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert bool(ends[0]["network.heads.layer.weight"].any())
+    assert curves[0] != curves[1]
+
+
+@IGNORED
+def test_the_one_left_out_chooses_nothing(zoo: Path) -> None:
+    """With a validation teacher that one chooses, whatever the score of the one left out."""
+    add(zoo, "four", "train")
+    episodes = Episodes(calibration=32, refit_images=8, leave_out="four")
+    system = MetaTraining(zoo, Path("out"), episodes=episodes)
+    system.setup("fit")
+    assert {split: [m.case.name for m in members] for split, members in system.members.items()} == {
+        "train": ["one"],
+        "validation": ["two"],
+        "left_out": ["four"],
+    }
+    system._trainer = Mock(is_global_zero=True, global_step=1)
+    for ours, theirs, best in ((0.5, 0.0, 0.5), (0.4, 9.0, 0.4), (0.6, -9.0, 0.4)):
+        system._keep({"step": 1.0, "val/validation_data_0": ours, "val/left_out_data_0": theirs})
+        assert system.best == best
+
+
+def test_a_named_part_of_the_zoo(zoo: Path) -> None:
+    add(zoo, "four", "train")
+    assert [entry.name for entry in read_index(zoo, ["four", "two"])] == ["two", "four"]
+    assert [(e.name, e.split) for e in read_index(zoo, ["four"], "one")] == [("one", "left_out"), ("four", "train")]
+    assert [(e.name, e.split) for e in read_index(zoo, ["four", "two"], "two")] == [
+        ("two", "left_out"),
+        ("four", "train"),
+    ]
+    for teachers, leave_out, message in (
+        (["one", "nobody"], None, "received teachers or leave_out with nobody; expected names of .*correct the names"),
+        ([], "nobody", "with nobody; expected"),
+        ([], "three", "with three; expected names of .* that are not held out .one, two, four.;"),
+        (["one", "three"], "two", "with three; expected"),
+        (["one"], None, "split 'validation' among those named; expected"),
+        (["one"], "one", "split 'train' among those named; expected"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_index(zoo, teachers, leave_out)
