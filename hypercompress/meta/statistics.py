@@ -17,7 +17,7 @@ INPUTS = "inputs."  # before the fields of `Curvature.inputs`
 
 @dataclass(frozen=True)
 class Statistics:
-    """A teacher's layers, and the curvature of those that may be factored."""
+    """A teacher's layers, without times (`latency` keeps those), and the curvature of those that may be factored."""
 
     spec: ModelSpec
     curvatures: Mapping[str, Curvature]
