@@ -7,6 +7,7 @@ A row is deterministic: the same code and the same timm give the same text. `tes
 contract of every row at each commit and compares.
 """
 
+import csv
 import sys
 import tempfile
 from collections import defaultdict
@@ -20,10 +21,11 @@ import torch
 from hypercompress.inspection import inspect
 from hypercompress.specs import LayerSpec, ModelSpec, Status
 from tests.battery.contract import CLASSES, RUNS, Subject, accepted_size, check
-from tests.battery.registry import TIMM, Entry, read, smallest
+from tests.battery.registry import HUGE, TIMM, Entry, read, smallest
 from tests.battery.shrunk import SHRUNK
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "coverage.md"
+ENTRIES = Path(__file__).with_name("entries.csv")  # written by `entries.py`
 PASS = "pass"
 TABLES = 1e-3  # of the cost: layers that run once a batch, on a table of positions, have no exact cost per sample
 COLUMNS = (
@@ -49,6 +51,8 @@ bit for bit, and leaves the teacher as it was.
 * *has a matrix, not factored*: share of the parameters and the reason, largest first; norms and vectors are left out.
 * *contract*: `pass`, or what failed. Each commit runs it on the model with the arguments of `tests/battery/shrunk.py`,
   if there are any; above a million parameters one layer of each role is factored. The slow tests factor whole models.
+
+{entries}
 
 """
 
@@ -127,12 +131,38 @@ def committed() -> dict[str, Row]:
     return rows
 
 
+def entries(table: Path = ENTRIES) -> dict[str, str]:
+    """What came of each entry point that is not huge, by its name."""
+    if not table.is_file():
+        return {}
+    with table.open(newline="") as file:
+        return {row["model"]: row["result"] for row in csv.DictReader(file)}
+
+
+def of_entries(results: dict[str, str]) -> str:
+    """The paragraph about them."""
+    failed = [f"`{name}`: {found}" for name, found in results.items() if found != PASS]
+    text = (
+        f"At their own sizes {len(results) - len(failed)} of the {len(results)} entry points of fewer than "
+        f"{HUGE // 10**6} million parameters keep it, one layer of each role factored\n"
+        "(`python -m tests.battery.entries`, `tests/battery/entries.csv`)."
+    )
+    return "\n* ".join([text, *failed])
+
+
 def page(rows: dict[str, Row]) -> str:
     """The whole file."""
     ordered = [rows[module] for module in sorted(rows)]
     passed = sum(row.result == PASS for row in ordered)
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *map(str, ordered), ""]
-    return HEAD.format(timm=TIMM, passed=passed, total=len(ordered), classes=CLASSES) + "\n".join(lines)
+    about = {
+        "timm": TIMM,
+        "passed": passed,
+        "total": len(ordered),
+        "classes": CLASSES,
+        "entries": of_entries(entries()),
+    }
+    return HEAD.format(**about) + "\n".join(lines)
 
 
 def main(modules: list[str]) -> None:

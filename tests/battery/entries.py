@@ -17,16 +17,7 @@ import torch
 from tests.battery import coverage
 from tests.battery.registry import HUGE, Entry, read
 
-TABLE = Path(__file__).with_name("entries.csv")
 MODERATE = tuple(entry for entry in read() if entry.params < HUGE)
-
-
-def committed(table: Path = TABLE) -> dict[str, str]:
-    """What came of each entry point, by its name."""
-    if not table.is_file():
-        return {}
-    with table.open(newline="") as file:
-        return {row["model"]: row["result"] for row in csv.DictReader(file)}
 
 
 def write(results: dict[str, str], table: Path) -> None:
@@ -41,14 +32,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="entry points (default: those without a row)")
     parser.add_argument("--part", default="0/1", help="I/N: every N-th entry point, from the I-th")
-    parser.add_argument("--out", type=Path, default=TABLE, help="the table (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=coverage.ENTRIES, help="the table (default: %(default)s)")
     args = parser.parse_args()
     unknown = set(args.names) - {entry.model for entry in MODERATE}
     if unknown:
         parser.error(f"received {', '.join(sorted(unknown))}; expected names in models.csv below {HUGE:,} parameters")
     first, every = (int(number) for number in args.part.split("/"))
     torch.set_num_threads(1)
-    results = committed(args.out)
+    results = coverage.entries(args.out)
 
     def wanted(entry: Entry) -> bool:
         return entry.model in args.names if args.names else entry.model not in results

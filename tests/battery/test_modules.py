@@ -33,6 +33,16 @@ def test_every_other_module_passes_and_the_page_is_as_written() -> None:
     assert coverage.PAGE.read_text() == coverage.page(rows)
 
 
+def test_every_entry_point_that_is_not_huge_has_a_result() -> None:
+    results = coverage.entries()
+    assert list(results) == [entry.model for entry in MODERATE]
+    passed = sum(result == coverage.PASS for result in results.values())
+    assert passed >= 0.99 * len(MODERATE)
+    failed = coverage.of_entries({"a": coverage.PASS, "b": "AssertionError: costs 3"})
+    assert failed.startswith("At their own sizes 1 of the 2 entry points")
+    assert failed.endswith("\n* `b`: AssertionError: costs 3")
+
+
 @pytest.mark.parametrize("entry", SMALLEST, ids=lambda entry: f"{entry.module}-{entry.model}")
 def test_smallest_model_of_a_module_keeps_the_contract(entry: Entry, tmp_path: Path) -> None:
     if not timm.is_model(entry.model):
