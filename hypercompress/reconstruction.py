@@ -9,7 +9,8 @@ reduced-rank regression (`factorize/regression.py`). Then, with ``h = R x``, the
 
 with ``E_0, c_0`` as they were, before the student goes on with ``E h + c`` (asymmetric reconstruction, Zhang et al.
 2016, "Accelerating very deep convolutional networks", sec. 3.2; He et al. 2017, "Channel pruning", sec. 3.2). Ranks
-stay, and so does the projection of the input channels where a layer is factored on both sides. No gradient is needed.
+stay, and so does the projection of the input channels where a layer is factored on both sides; and of a layer that has
+fewer rows of inputs than inputs the output factor alone is fitted. No gradient is needed.
 As in the `kfac` generator half of the variance that a fit loses is given back. ``c`` goes into the bias or into the
 BatchNorm behind; where neither is there, the fit goes through zero.
 """
@@ -207,8 +208,10 @@ class _Regression:
             x, source = inner.project(x), inner.core
             inward = torch.linalg.pinv(matrix(inner.project).double()).to(weight.dtype)
             weight, inner = projected(weight, inward, self.layer.taps), inner.core
-        if curvature is None:
-            return
+        reads = kind_of(source)
+        assert reads is not None  # a candidate has a kind, and so has the kernel of a low-rank layer
+        if curvature is None or wanted.numel() // self.layer.out < reads.matrix(source).shape[-1]:
+            return  # fewer rows than inputs: directions that none of them shows would be lost
         moment, cross = self._moments(source, x, wanted)
         factors = reduced_rank(weight, curvature, moment, cross, module.rank, self.ridge)
         for part, value in ((inner, factors.reduce), (module.expand, factors.expand)):
@@ -220,7 +223,7 @@ class _Regression:
     ) -> tuple[Float[Tensor, "*g d d"], Float[Tensor, "*g o d"]]:
         """Second moment of the inputs, and with the outputs, over rows drawn from all of the batch."""
         reads, gives = kind_of(source), kind_of(self.dense)
-        assert reads is not None  # a candidate has a kind, and so has the kernel of a low-rank layer
+        assert reads is not None
         assert gives is not None
         d = reads.matrix(source).shape[-1]
         count = wanted.numel() // self.layer.out

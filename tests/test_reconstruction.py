@@ -248,6 +248,22 @@ def test_a_lossless_student_stays_as_it_is() -> None:
     torch.testing.assert_close(student(x), teacher(x))
 
 
+def test_fewer_rows_than_inputs_leave_the_directions() -> None:
+    torch.manual_seed(0)
+    teacher = (
+        nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 36), nn.ReLU(), nn.Linear(36, 5)).double().eval()
+    )
+    x = torch.randn(200, 40, dtype=torch.float64)
+    spec, sketches, student = made(teacher, x, 0.5)
+    alone = copy.deepcopy(student)
+    reconstruct(teacher, student, spec, sketches, x[:35])
+    reconstruct(teacher, alone, spec, sketches, x[:35], both=False)
+    ours, theirs = (low_rank_layers(network.model) for network in (student, alone))
+    assert set(ours) == {"0", "2"}
+    assert torch.equal(ours["0"].reduce.weight, theirs["0"].reduce.weight)  # 40 inputs
+    assert not torch.equal(ours["2"].reduce.weight, theirs["2"].reduce.weight)  # 30
+
+
 class Twice(nn.Module):
     """One layer called two times, and one that runs on a table without a batch axis."""
 
