@@ -259,7 +259,7 @@ def test_fewer_rows_than_inputs_leave_the_directions() -> None:
     reconstruct(teacher, student, spec, sketches, x[:35])
     reconstruct(teacher, alone, spec, sketches, x[:35], both=False)
     ours, theirs = (low_rank_layers(network.model) for network in (student, alone))
-    assert set(ours) == {"0", "2"}
+    assert {"0", "2"} <= set(ours)
     assert torch.equal(ours["0"].reduce.weight, theirs["0"].reduce.weight)  # 40 inputs
     assert not torch.equal(ours["2"].reduce.weight, theirs["2"].reduce.weight)  # 30
 
