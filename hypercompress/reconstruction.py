@@ -35,10 +35,7 @@ from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics, Side, Sket
 from hypercompress.student import Student, low_rank_layers
 
 RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T] and E[x x^T]; between 1e-3 and 1e-1 little changes (LOG.md)
-LEAST_ROWS, ROWS = (
-    2**14,
-    8,
-)  # inputs that a regression on d of them reads: the first, or so many times d if that is more
+LEAST_ROWS, ROWS = 2**14, 4  # rows that a regression on d inputs reads: the first, or so many times d if that is more
 CHUNK = 2**25  # elements of inputs that are laid out as rows at once: 128 MiB in float32
 SPREAD = 0.5  # share of the lost log standard deviation that is given back
 
