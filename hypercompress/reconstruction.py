@@ -15,10 +15,7 @@ As in the `kfac` generator half of the variance that a fit loses is given back. 
 BatchNorm behind; where neither is there, the fit goes through zero.
 """
 
-import threading
-from collections.abc import Callable
 from contextlib import ExitStack
-from queue import Empty, Queue
 from typing import Any
 
 import torch
@@ -26,11 +23,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.calling import ForwardFn, call_model, evaluating
-from hypercompress.errors import ModelError
 from hypercompress.factorize import balance, least_squares, projected, reduced_rank, squared
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
 from hypercompress.kinds import LowRank, Projected, as_weight, by_group, factors_of, fill, kind_of, matrix
+from hypercompress.relay import Relay
 from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics, Side, Sketch
 from hypercompress.student import Student, low_rank_layers
 
@@ -38,66 +35,6 @@ RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T] and E[x x^T]; between 1e-3 an
 LEAST_ROWS, ROWS = 2**14, 4  # rows that a regression on d inputs reads: the first, or so many times d if that is more
 CHUNK = 2**25  # elements of inputs that are laid out as rows at once: 128 MiB in float32
 SPREAD = 0.5  # share of the lost log standard deviation that is given back
-
-
-class _StoppedError(Exception):
-    """Ends the teacher's forward pass early."""
-
-
-class _Relay:
-    """The teacher's forward pass in a thread of its own, one layer ahead of whoever takes its outputs."""
-
-    def __init__(self, run: Callable[[], object]) -> None:
-        self._slot: Queue[tuple[str | None, Any]] = Queue(maxsize=1)
-        self._stopped = False
-        self._thread = threading.Thread(target=self._lead, args=(run,), name="teacher", daemon=True)
-
-    def _lead(self, run: Callable[[], object]) -> None:
-        end: BaseException | None = None
-        try:
-            with torch.no_grad():  # grad mode belongs to a thread
-                run()
-        except _StoppedError:
-            pass
-        except BaseException as error:  # noqa: BLE001  (handed to the thread that waits for it)
-            end = error
-        self._slot.put((None, end))
-
-    def put(self, name: str, output: Tensor) -> None:
-        """Called by the teacher: waits until the output before was taken."""
-        if self._stopped:
-            raise _StoppedError
-        self._slot.put((name, output))
-
-    def hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        """Forward hook of one layer of the teacher."""
-        return lambda _module, _inputs, output: self.put(name, output)
-
-    def take(self, name: str) -> Tensor:
-        """The teacher's output of this call of the layer.
-
-        Raises:
-            ModelError: the two networks do not run the same layers in the same order. Whatever the teacher raised.
-        """
-        got, output = self._slot.get()
-        if isinstance(output, BaseException):
-            raise output
-        if got != name:
-            raise ModelError(f"received a student that runs {name} where its teacher runs {got}; expected one order")
-        assert isinstance(output, Tensor)
-        return output
-
-    def __enter__(self) -> "_Relay":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped = True
-        while self._thread.is_alive():
-            try:
-                self._slot.get_nowait()
-            except Empty:
-                self._thread.join(0.01)
 
 
 @torch.no_grad()
@@ -137,7 +74,7 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
     with ExitStack() as stack:
         stack.enter_context(evaluating(teacher))
         stack.enter_context(evaluating(student))
-        relay = _Relay(lambda: forward_fn(teacher, batch))
+        relay = Relay(lambda: forward_fn(teacher, batch))
         for layer in layers:
             free, shift = absorbs(layer, sketches[layer.name]), None
             if free and not layer.bias:
@@ -254,7 +191,7 @@ class _Fit:
     """
 
     def __init__(
-        self, layer: LayerSpec, relay: _Relay, weights: tuple[float, float], shift: Tensor | None, *, free: bool
+        self, layer: LayerSpec, relay: Relay, weights: tuple[float, float], shift: Tensor | None, *, free: bool
     ) -> None:
         self.layer, self.relay, self.weights, self.shift, self.free = layer, relay, weights, shift, free
         self.regression: _Regression | None = None
