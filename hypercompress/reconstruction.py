@@ -9,8 +9,8 @@ reduced-rank regression (`factorize/regression.py`). Then, with ``h = R x``, the
 
 with ``E_0, c_0`` as they were, before the student goes on with ``E h + c`` (asymmetric reconstruction, Zhang et al.
 2016, "Accelerating very deep convolutional networks", sec. 3.2; He et al. 2017, "Channel pruning", sec. 3.2). Ranks
-stay, and so does the projection of the input channels where a layer is factored on both sides; and of a layer that has
-fewer rows of inputs than inputs the output factor alone is fitted. No gradient is needed.
+stay, and so does the projection of the input channels where a layer is factored on both sides; and of a layer that sees
+too few rows for its number of inputs the output factor alone is fitted. No gradient is needed.
 As in the `kfac` generator half of the variance that a fit loses is given back. ``c`` goes into the bias or into the
 BatchNorm behind; where neither is there, the fit goes through zero.
 """
@@ -33,6 +33,7 @@ from hypercompress.student import Student, low_rank_layers
 
 RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T] and E[x x^T]; between 1e-3 and 1e-1 little changes (LOG.md)
 LEAST_ROWS, ROWS = 2**14, 4  # rows that a regression on d inputs reads: the first, or so many times d if that is more
+ENOUGH = 0.5  # rows for each input that a regression needs at least
 CHUNK = 2**25  # elements of inputs that are laid out as rows at once: 128 MiB in float32
 SPREAD = 0.5  # share of the lost log standard deviation that is given back
 
@@ -144,8 +145,8 @@ class _Regression:
             weight, inner = projected(weight, inward, self.layer.taps), inner.core
         reads = kind_of(source)
         assert reads is not None  # a candidate has a kind, and so has the kernel of a low-rank layer
-        if curvature is None or wanted.numel() // self.layer.out < reads.matrix(source).shape[-1]:
-            return  # fewer rows than inputs: directions that none of them shows would be lost
+        if curvature is None or wanted.numel() // self.layer.out < ENOUGH * reads.matrix(source).shape[-1]:
+            return  # too few rows: directions that none of them shows would be lost
         moment, cross = self._moments(source, x, wanted)
         factors = reduced_rank(weight, curvature, moment, cross, module.rank, self.ridge)
         for part, value in ((inner, factors.reduce), (module.expand, factors.expand)):
