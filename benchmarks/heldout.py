@@ -30,7 +30,7 @@ from benchmarks.protocol.methods import (
     Case,
     Hypernetworks,
     draws,
-    refitted,
+    refitted_both,
     table,
 )
 from benchmarks.protocol.rows import Settings, measure
@@ -105,7 +105,7 @@ def _named(entry: Entry, work: Work, case: Case, cell: Cell, seed: int) -> dict[
         "seed": seed,
         "share": cell.share,
         "weights": work.hypernetworks.weights(case.method, entry.weights),
-        "settings": work.settings.text(case.steps, refit=refitted(case)),
+        "settings": work.settings.text(case.steps, refit=refitted_both(case)),
     }
 
 

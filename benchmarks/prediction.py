@@ -52,7 +52,7 @@ def run(folder: Path, data: str, results: Results) -> None:
         predicted, kl = student.report["predicted_kl"], fidelity(plan.teacher, student, test).kl
         generated = fidelity(plan.teacher, bare, test).kl
         made = {"predicted_kl": predicted, "kl_scale": scale, "kl": kl, "kl_generated": generated}
-        made["refit"] = student.report["refit"]
+        made["refitted"] = student.report["refitted"]
         results.add({"teacher": name, "share": share, **made, "weights": weights})
         say(f"{name}, {share:g}: predicted {predicted:.5f} x {scale:.2f}, measured {kl:.5f} ({generated:.5f} bare)")
 

@@ -107,7 +107,7 @@ class Sweep:
             **{f"{name}{side}": getattr(f, key, None) for side, f in sides.items() for name, key in MEASURES.items()},
             "top1_teacher": given.top1_teacher,
             "predicted_kl": report["predicted_kl"],
-            "refit": report["refit"],
+            "refit": report["refitted"] != "none",
             "norms": report["norms"],
             "strength": report["generator"]["strength"],
             "seconds": seconds,

@@ -14,10 +14,9 @@ from hypercompress.generator import HypernetGenerator
 from hypercompress.guard import STRENGTHS, choose
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import reconstruct
-from hypercompress.specs import Budget, Generation, ModelSpec
+from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit
 from hypercompress.student import Student
 
-FACTORS = ("none", "outputs", "both")  # that are refitted; the last needs more images, and gains more
 FEW_STRENGTHS = (0.0, 0.5, 1.0)  # where each costs a regression of every layer
 LARGEST_OUTPUT = 2**26  # elements of one layer's output during reconstruction: 256 MiB in float32
 
@@ -43,8 +42,8 @@ def guarded(
     refit: bool,
     norms: bool,
     both: bool = True,
-) -> tuple[Generation, Student, dict[str, Any]]:
-    """What is used of a generator's proposals, the student, and what was done to it, for its report.
+) -> tuple[Generation, Student, Finishing]:
+    """What is used of a generator's proposals, the student, and what was done to it.
 
     Args:
         plan: with calibration batches.
@@ -63,17 +62,19 @@ def guarded(
     def best(candidates: list[Callable[[], Student]]) -> tuple[int, Student]:
         return choose(teacher, candidates, split.select, split.confirm, answer)
 
-    make, refitted = built, "none"
+    make, refitted = built, Refit.NONE
     if refit:
         batch = refit_batch(spec, split)
 
-        def reconstructed(generation: Generation, factors: str) -> Student:
+        def reconstructed(generation: Generation, factors: Refit) -> Student:
             student = built(generation)
-            if factors != "none":
-                reconstruct(teacher, student, spec, sketches, batch, forward_fn, both=factors == "both")
+            if factors is not Refit.NONE:
+                both = factors is Refit.BOTH
+                layers = reconstruct(teacher, student, spec, sketches, batch, forward_fn, both=both)
+                student.report = {"refitted": layers}
             return student
 
-        forms = FACTORS if both else FACTORS[:2]
+        forms = [form for form in Refit if both or form is not Refit.BOTH]
         index, student = best([lambda form=form: reconstructed(options[0], form) for form in forms])  # type: ignore[misc]
         refitted = forms[index]
         make = partial(reconstructed, factors=refitted)
@@ -83,7 +84,11 @@ def guarded(
     if isinstance(generator, HypernetGenerator):
         first = student  # of strength 0, whatever follows
         options = generator.options(
-            spec, sketches, budget, FEW_STRENGTHS if refitted == "both" else STRENGTHS, refit=refitted != "none"
+            spec,
+            sketches,
+            budget,
+            FEW_STRENGTHS if refitted is Refit.BOTH else STRENGTHS,
+            refit=refitted is not Refit.NONE,
         )
         others = [lambda g=option: make(g) for option in options[1:]]
         chosen, student = best([lambda: first, *others])
@@ -97,5 +102,5 @@ def guarded(
             return candidate
 
         renewed, student = best([lambda: kept, fresh])
-    steps = {"refit": refitted != "none", "refitted": refitted, "norms": "re-estimated" if renewed else "kept"}
-    return options[chosen], student, steps
+    finishing = Finishing(refitted, "re-estimated" if renewed else "kept", student.report.get("refitted", {}))
+    return options[chosen], student, finishing

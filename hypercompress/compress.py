@@ -22,7 +22,7 @@ from hypercompress.prepared import Plan
 from hypercompress.report import bytes_of, make_report
 from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, Generation, Unit
+from hypercompress.specs import Budget, Finishing, Generation, Unit
 from hypercompress.student import Student, build_student
 from hypercompress.targeting import targeted
 from hypercompress.unpacking import unpack
@@ -205,13 +205,13 @@ def finish(
         budget = targeted(plan.original, spec, plan.sketches, plan.generator, budget, built, plan.timed, forward_fn)
     if split is None:
         generation = plan.generator.generate(spec, plan.sketches, budget)
-        student, steps = built(generation), {"refit": False, "refitted": "none", "norms": "kept"}
+        student, finishing = built(generation), Finishing()
     else:
-        generation, student, steps = guarded(
+        generation, student, finishing = guarded(
             plan, budget, built, forward_fn, answer, refit=refit, norms=norms, both=both
         )
     fidelity = None if split is None else compare(teacher, student, split.confirm, answer)
-    report = make_report(
+    student.report = make_report(
         spec,
         target,
         generation,
@@ -220,8 +220,8 @@ def finish(
         seconds=time.perf_counter() - start,
         fidelity=fidelity,
         kl_scale=plan.kl_scale,
+        finishing=finishing,
     )
-    student.report = {**report, **steps}
     if plan.timed is not None:
         _time(student, plan, forward_fn)
     return student

@@ -15,6 +15,7 @@ As in the `kfac` generator half of the variance that a fit loses is given back. 
 BatchNorm behind; where neither is there, the fit goes through zero.
 """
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -28,7 +29,7 @@ from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
 from hypercompress.kinds import LowRank, Projected, as_weight, by_group, factors_of, fill, kind_of, matrix
 from hypercompress.relay import Relay
-from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics, Side, Sketch
+from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics, Refit, Side, Sketch
 from hypercompress.student import Student, low_rank_layers
 
 RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T] and E[x x^T]; between 1e-3 and 1e-1 little changes (LOG.md)
@@ -50,7 +51,7 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
     both: bool = True,
     ridge: float = RIDGE,
     spread: float = SPREAD,
-) -> None:
+) -> Mapping[str, Refit]:
     """Fit the factors of ``student`` on ``batch``, in place, by one forward pass of each network.
 
     What a generator had changed in the norms behind the factored layers moves into ``E_0`` and ``c_0`` first; of the
@@ -64,6 +65,9 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
         both: fit both factors; else the output factor alone, for comparison and where directions are to be learned.
         ridge: weight of what was there, as a share of the mean eigenvalue of the inputs' second moment.
         spread: share of the lost log standard deviation that is given back, in [0, 1].
+
+    Returns:
+        What was fitted of every factored layer, by dotted path.
 
     Raises:
         ModelError: the two do not run the same layers in the same order.
@@ -98,6 +102,7 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
             assert norm is not None  # absorbs() holds, and there is no bias
             scale = norm.weight / (norm.variance + norm.eps).sqrt()
             student.model.get_parameter(f"{layer.follower}.bias").add_(scale * shift)
+    return {name: fits[name].fitted if name in fits else Refit.NONE for name in factored}
 
 
 def _take_over(
@@ -134,24 +139,26 @@ class _Regression:
     def __init__(self, layer: LayerSpec, dense: nn.Module, sketch: Sketch, ridge: float, *, centred: bool) -> None:
         self.layer, self.dense, self.sketch, self.ridge, self.centred = layer, dense, sketch, ridge, centred
 
-    def __call__(self, module: LowRank, x: Tensor, wanted: Tensor) -> None:
+    def __call__(self, module: LowRank, x: Tensor, wanted: Tensor) -> bool:
+        """Whether the layer has new factors; it keeps its directions where the regression has too little to go by."""
         curvature, weight, source = self.sketch.curvature, self.sketch.weight, self.dense
         inner = module.reduce
         if isinstance(inner, Projected):  # its kernel is regressed on the channels that the projection gives
             if curvature is not None and curvature.side is Side.INPUT:
-                return  # G is known as seen through the whole kernel only
+                return False  # G is known as seen through the whole kernel only
             x, source = inner.project(x), inner.core
             inward = torch.linalg.pinv(matrix(inner.project).double()).to(weight.dtype)
             weight, inner = projected(weight, inward, self.layer.taps), inner.core
         reads = kind_of(source)
         assert reads is not None  # a candidate has a kind, and so has the kernel of a low-rank layer
         if curvature is None or wanted.numel() // self.layer.out < ENOUGH * reads.matrix(source).shape[-1]:
-            return  # too few rows: directions that none of them shows would be lost
+            return False  # too few rows: directions that none of them shows would be lost
         moment, cross = self._moments(source, x, wanted)
         factors = reduced_rank(weight, curvature, moment, cross, module.rank, self.ridge)
         for part, value in ((inner, factors.reduce), (module.expand, factors.expand)):
             assert isinstance(part.weight, Tensor)
             part.weight.copy_(as_weight(part, value))
+        return True
 
     def _moments(
         self, source: nn.Module, x: Tensor, wanted: Tensor
@@ -196,15 +203,18 @@ class _Fit:
     ) -> None:
         self.layer, self.relay, self.weights, self.shift, self.free = layer, relay, weights, shift, free
         self.regression: _Regression | None = None
+        self.fitted = Refit.NONE
 
     def __call__(self, module: LowRank, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
         wanted = self.relay.take(self.layer.name)
+        both = False
         if self.regression is not None and inputs[0].isfinite().all() and wanted.isfinite().all():
-            self.regression(module, inputs[0], wanted)
+            both = self.regression(module, inputs[0], wanted)
         reduced: Tensor = module.reduce(inputs[0])
         h, y = (t.movedim(self.layer.axis, -1).flatten(0, -2) for t in (reduced, wanted))
         if h.isfinite().all() and y.isfinite().all():
             self._fit(module, h, y)
+            self.fitted = Refit.BOTH if both else Refit.OUTPUTS
         fitted: Tensor = module.expand(reduced)
         if self.shift is None:
             return fitted

@@ -12,7 +12,7 @@ from torch import nn
 
 from hypercompress.card import transfer_line
 from hypercompress.fidelity import Fidelity
-from hypercompress.specs import Budget, Generation, LayerSpec, ModelSpec, RankPlan, Status, Unit
+from hypercompress.specs import Budget, Finishing, Generation, LayerSpec, ModelSpec, RankPlan, Refit, Status, Unit
 
 PIPED_WIDTH = 160  # columns of a table that no terminal limits
 
@@ -23,7 +23,7 @@ def bytes_of(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def make_report(
+def make_report(  # noqa: PLR0913  (by keyword)
     spec: ModelSpec,
     budget: Budget,
     generation: Generation,
@@ -33,6 +33,7 @@ def make_report(
     seconds: float,
     fidelity: Fidelity | None = None,
     kl_scale: float = 1.0,
+    finishing: Finishing | None = None,
 ) -> dict[str, Any]:
     """The object of the contract (design 4.1), ready for JSON.
 
@@ -40,9 +41,10 @@ def make_report(
         teacher_bytes, student_bytes: parameters and buffers, as stored.
         seconds: wall-clock time of the generation.
         kl_scale: what the predicted KL is multiplied by (`Plan.kl_scale`).
+        finishing: what was done to the student since it was built; ``None``: nothing.
     """
-    plan = generation.plan
-    rows = [layer_row(layer, plan) for layer in spec.layers]
+    plan, finishing = generation.plan, finishing or Finishing()
+    rows = [layer_row(layer, plan, finishing) for layer in spec.layers]
     saved = {unit: sum(r[f"{unit}_before"] - r[f"{unit}_after"] for r in rows) for unit in ("params", "macs")}
     return {
         "teacher": {"params": spec.params, "macs": spec.macs, "bytes": teacher_bytes},
@@ -52,6 +54,8 @@ def make_report(
         "fidelity": fidelity_json(fidelity),
         "generator": {"name": generation.generator, "strength": generation.strength},
         "seconds": seconds,
+        "refitted": str(finishing.refitted),
+        "norms": finishing.norms,
         "layers": rows,
     }
 
@@ -65,7 +69,7 @@ def fidelity_json(fidelity: Fidelity | None) -> dict[str, Any]:
     return {key: value if value is None or math.isfinite(value) else None for key, value in asdict(fidelity).items()}
 
 
-def layer_row(layer: LayerSpec, plan: RankPlan) -> dict[str, Any]:
+def layer_row(layer: LayerSpec, plan: RankPlan, finishing: Finishing) -> dict[str, Any]:
     """One layer before and after. A candidate that the plan leaves dense is ``kept``, with the reason."""
     rank, inner = plan.ranks.get(layer.name), plan.input_ranks.get(layer.name)
     status, reason = layer.status, layer.reason
@@ -88,6 +92,7 @@ def layer_row(layer: LayerSpec, plan: RankPlan) -> dict[str, Any]:
         "params_after": params,
         "macs_before": layer.dense_macs,
         "macs_after": macs,
+        "refitted": None if rank is None else str(finishing.layers.get(layer.name, Refit.NONE)),
     }
 
 

@@ -1,6 +1,7 @@
 """The facade: any module and any batch in, a student within budget out, the teacher untouched."""
 
 import copy
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ from torch import Tensor, nn
 
 import hypercompress
 from hypercompress.calibration import split_batches
+from hypercompress.choices import refit_batch
 from hypercompress.compress import compress, example_of, finish, prepare
+from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.fidelity import compare
 from hypercompress.generator import HypernetConfig, HypernetGenerator, Hypernetwork
+from hypercompress.models import load_model
+from hypercompress.reconstruction import reconstruct
 from hypercompress.report import bytes_of
-from hypercompress.specs import Budget, Generation, ModelSpec
+from hypercompress.specs import Budget, Generation, ModelSpec, Refit
 
 CPU = torch.device("cpu")
 
@@ -106,6 +111,35 @@ def test_reestimated_norms_are_taken_only_if_they_help() -> None:
         before, after = (compare(teacher, s, split.confirm).kl for s in (kept, free))
         assert after <= before
         assert (free.report["norms"] == "re-estimated") is (after < before)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_the_refit_is_the_one_that_held_out_images_favour(both: bool) -> None:
+    """Three students are made by hand; the guard is to take the one that wins on both of its splits."""
+    teacher, _ = load_model(str(files("hypercompress") / "pretrained" / "fashion_mnist_teacher"))
+    pixels = (torch.from_numpy(fashion_mnist_mini(train=True).images[:128]).float()[:, None] / 255 - 0.286) / 0.353
+    plan, seen = prepare(teacher, pixels.split(16), "kfac"), set()
+    assert plan.split is not None
+    for share in (0.03, 0.3):
+        bare = finish(plan, Budget(params=share), refit=False, norms=False)
+        batch, candidates = refit_batch(plan.spec, plan.split), {Refit.NONE: bare}
+        for form in (Refit.OUTPUTS, Refit.BOTH) if both else (Refit.OUTPUTS,):
+            candidates[form] = copy.deepcopy(bare)
+            reconstruct(plan.teacher, candidates[form], plan.spec, plan.sketches, batch, both=form is Refit.BOTH)
+        select, confirm = (
+            {form: compare(teacher, s, images).kl for form, s in candidates.items()}
+            for images in (plan.split.select, plan.split.confirm)
+        )
+        best = min(select, key=lambda form: select[form])
+        expected = best if confirm[best] < confirm[Refit.NONE] else Refit.NONE
+        student = finish(plan, Budget(params=share), norms=False, both=both)
+        assert student.report["refitted"] == expected
+        torch.testing.assert_close(student(pixels[:8]), candidates[expected](pixels[:8]))
+        rows = {row["name"]: row["refitted"] for row in student.report["layers"]}
+        assert {name for name, fitted in rows.items() if fitted is not None} == set(student.ranks)
+        assert {rows[name] for name in student.ranks} <= {"none", "outputs", str(expected)}
+        seen.add(expected)
+    assert seen == {Refit.NONE, Refit.BOTH if both else Refit.OUTPUTS}
 
 
 def test_one_plan_serves_many_budgets() -> None:

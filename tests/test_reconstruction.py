@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypercompress.kinds import factors_of
 from hypercompress.models import load_model
 from hypercompress.reconstruction import reconstruct
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, Curvature, Generation, ModelSpec, Side
+from hypercompress.specs import Budget, Curvature, Factors, Generation, ModelSpec, RankPlan, Side, Unit
 from hypercompress.student import Student, build_student, low_rank_layers
 
 
@@ -256,12 +257,58 @@ def test_too_few_rows_leave_the_directions() -> None:
     x = torch.randn(200, 40, dtype=torch.float64)
     spec, sketches, student = made(teacher, x, 0.5)
     alone = copy.deepcopy(student)
-    reconstruct(teacher, student, spec, sketches, x[:16])
-    reconstruct(teacher, alone, spec, sketches, x[:16], both=False)
+    fitted = reconstruct(teacher, student, spec, sketches, x[:16])
+    assert fitted == {"0": "outputs", "2": "both", "4": "outputs"}  # of 40, 30 and 36 inputs
+    assert set(reconstruct(teacher, alone, spec, sketches, x[:16], both=False).values()) == {"outputs"}
     ours, theirs = (low_rank_layers(network.model) for network in (student, alone))
-    assert {"0", "2"} <= set(ours)
-    assert torch.equal(ours["0"].reduce.weight, theirs["0"].reduce.weight)  # 40 inputs
-    assert not torch.equal(ours["2"].reduce.weight, theirs["2"].reduce.weight)  # 30
+    assert torch.equal(ours["0"].reduce.weight, theirs["0"].reduce.weight)
+    assert not torch.equal(ours["2"].reduce.weight, theirs["2"].reduce.weight)
+
+
+def two_sided(teacher: nn.Module, x: Tensor, rank: int, project: Tensor) -> tuple[ModelSpec, Any, Student, Student]:
+    """A student whose first layer is factored and whose second is so on one side, and one where it is on both."""
+    spec = inspect(teacher, x[:2])
+    sketches = sketch(teacher, spec, [x])
+    frames, students = ANALYTIC["kfac"].directions(spec, sketches).outputs, []
+    first, second = (layer.name for layer in spec.candidates)
+    plain = {name: frames[name].factors(sketches[name].weight, r) for name, r in ((first, 8), (second, rank))}
+    inward = torch.linalg.pinv(project)
+    kernel = torch.einsum("rct,cq->rqt", plain[second].reduce.unflatten(1, (len(inward), -1)), inward).flatten(1)
+    both = {**plain, second: replace(plain[second], reduce=kernel, project=project)}
+    for factors, inner in ((plain, {}), (both, {second: len(project)})):
+        plan = RankPlan({name: f.rank for name, f in factors.items()}, Unit.PARAMS, 0, 0.0, None, inner)
+        students.append(build_student(teacher, spec, Generation(Factors(factors, {}), plan, "kfac", 0.0)))
+    return spec, sketches, students[0], students[1]
+
+
+def convolutions(out: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 12, 5), nn.ReLU(), nn.Conv2d(12, out, (1, 2)), nn.ReLU()).double().eval()
+
+
+def test_a_layer_factored_on_both_sides_is_fitted_behind_its_projection() -> None:
+    """With all input channels kept, turned, it is the layer that is factored on one side."""
+    teacher, x = convolutions(9), images()
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64)).Q
+    spec, sketches, plain, both = two_sided(teacher, x, 4, turn)
+    torch.testing.assert_close(both(x), plain(x))
+    before = plain(x)
+    for student in (plain, both):
+        assert reconstruct(teacher, student, spec, sketches, x) == {"0": "both", "2": "both"}
+    torch.testing.assert_close(both(x), plain(x))
+    assert not torch.allclose(plain(x), before, rtol=1e-2)
+
+
+def test_where_curvature_lies_on_the_inputs_of_such_a_layer_its_directions_stay() -> None:
+    teacher, x = convolutions(40), images()
+    project = torch.linalg.qr(torch.randn(12, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)).Q.T
+    spec, sketches, plain, both = two_sided(teacher, x, 6, project)
+    alone = copy.deepcopy(both)
+    assert reconstruct(teacher, plain, spec, sketches, x) == {"0": "both", "2": "both"}
+    assert reconstruct(teacher, both, spec, sketches, x) == {"0": "both", "2": "outputs"}
+    products = [factors_of(low_rank_layers(student.model)["2"]).product() for student in (both, alone)]
+    assert torch.linalg.matrix_rank(torch.cat(products), rtol=1e-8) == 6  # the same rows, put together otherwise
+    assert not torch.allclose(both(x), alone(x), rtol=1e-2)
 
 
 class Twice(nn.Module):
@@ -283,7 +330,7 @@ def test_layers_called_twice_or_without_a_batch_axis() -> None:
     spec, sketches, student = made(teacher, x, 0.5)
     assert len(student.ranks) == 3
     before = copy.deepcopy(student.state_dict())
-    reconstruct(teacher, student, spec, sketches, x)
+    assert reconstruct(teacher, student, spec, sketches, x) == {"first": "both", "again": "none", "place": "both"}
     same = {key: torch.equal(before[key], value) for key, value in student.state_dict().items() if "expand.w" in key}
     assert same == {
         "model.first.expand.weight": False,

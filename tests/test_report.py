@@ -18,7 +18,18 @@ from hypercompress.sketch import sketch
 from hypercompress.specs import Budget
 from hypercompress.student import Student, build_student
 
-KEYS = {"teacher", "student", "budget", "predicted_kl", "fidelity", "generator", "seconds", "layers"}
+KEYS = {
+    "teacher",
+    "student",
+    "budget",
+    "predicted_kl",
+    "fidelity",
+    "generator",
+    "seconds",
+    "refitted",
+    "norms",
+    "layers",
+}
 ROW = {
     "name",
     "kind",
@@ -30,6 +41,7 @@ ROW = {
     "params_after",
     "macs_before",
     "macs_after",
+    "refitted",
 }
 
 

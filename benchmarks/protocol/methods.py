@@ -107,6 +107,16 @@ def draws(case: Case) -> bool:
     return case.statistics == IMAGES or case.method in IMAGINED or case.method == NOISE
 
 
-def refitted(case: Case) -> bool:
+def judged(method: str, statistics: str) -> bool:
+    """Whether there are images, real or synthetic, that the guard compares students on."""
+    return statistics == IMAGES or method in SYNTHETIC
+
+
+def refittable(method: str, statistics: str) -> bool:
+    """Whether a student may be refitted, in whichever factors."""
+    return judged(method, statistics) and method not in UNREFITTED
+
+
+def refitted_both(case: Case) -> bool:
     """Whether the students that are measured may be refitted in both factors."""
-    return case.steps == 0 and draws(case) and case.method not in {OUTPUTS, NOISE, *NOISES, *UNREFITTED}
+    return case.steps == 0 and refittable(case.method, case.statistics) and case.method != OUTPUTS

@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.common import fidelity, size_of
 from benchmarks.distillation import from_random
 from benchmarks.protocol.budgets import Cell
-from benchmarks.protocol.methods import IMAGINED, NONE, OUTPUTS, SYNTHETIC, UNREFITTED, Case, Hypernetworks
+from benchmarks.protocol.methods import IMAGINED, NONE, OUTPUTS, Case, Hypernetworks, judged, refittable
 from benchmarks.protocol.noise import Kind, images_of
 from benchmarks.protocol.subject import STATISTICS_BATCH, Subject
 from benchmarks.pruning import parameters, prune
@@ -23,7 +23,7 @@ from hypercompress.errors import HypercompressError
 from hypercompress.fidelity import Fidelity, reestimate_norms
 from hypercompress.generator import ANALYTIC
 from hypercompress.prepared import Plan
-from hypercompress.specs import Unit
+from hypercompress.specs import Refit, Unit
 
 PRUNING_STEPS = 100
 # What Torch-Pruning raises where it does not understand a network; it has no error of its own.
@@ -97,7 +97,7 @@ class Starts:
 
     def _make(self, method: str, statistics: str, cell: Cell, steps: int, *, refit: bool) -> Start:
         told = steps if method.startswith("hypernet") else 0  # only hypernetworks ask what follows
-        refit = refit and (statistics != NONE or method in SYNTHETIC) and method not in UNREFITTED
+        refit = refit and refittable(method, statistics)
         key = (method, statistics, cell, told, refit)
         if key not in self._known:
             try:
@@ -129,12 +129,16 @@ class Starts:
             plan,
             cell.budget,
             refit=refit,
-            norms=statistics != NONE or method in SYNTHETIC,
+            norms=judged(method, statistics),
             both=method != OUTPUTS,
             architecture=self.subject.architecture,
         )
         report = student.report
-        facts = {"refit": report["refit"], "strength": report["generator"]["strength"], "seconds": report["seconds"]}
+        facts = {
+            "refit": report["refitted"] != Refit.NONE,
+            "strength": report["generator"]["strength"],
+            "seconds": report["seconds"],
+        }
         return Start(student.model, note, facts)
 
     def _shape(self, cell: Cell) -> nn.Module:

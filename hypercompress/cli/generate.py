@@ -2,6 +2,7 @@
 
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from hypercompress.specs import Budget, ModelSpec, Unit
 from hypercompress.student import Student
 from hypercompress.unpacking import unpack
 
-REFITTED = {"none": "as generated", "outputs": "output factors refitted", "both": "both factors refitted"}
+REFITTED = {"none": "as generated", "outputs": "output factor refitted", "both": "both factors refitted"}
 
 
 def generate(arguments: Namespace) -> None:
@@ -240,5 +241,8 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
             f"{'synthetic ' if checks.synthetic(report['calibration']) else ''}images",
         )
     terminal.note("strength of the hypernetwork", f"{report['generator']['strength']:g}")
-    terminal.note("layer outputs", REFITTED[report["refitted"]])
+    counts = Counter(layer["refitted"] for layer in report["layers"] if layer["refitted"] is not None)
+    terminal.note(
+        "factored layers", ", ".join(f"{counts[name]} {text}" for name, text in REFITTED.items() if counts[name])
+    )
     terminal.note("norm moments", str(report["norms"]))

@@ -63,7 +63,7 @@ class Afterwards:
 
     Args:
         steps: distillation steps.
-        refit: whether its output factors are refitted (`reconstruction.py`).
+        refit: whether its factors are refitted (`reconstruction.py`).
     """
 
     steps: int = 0

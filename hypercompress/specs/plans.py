@@ -1,7 +1,8 @@
-"""What a generator answers: ranks and factors."""
+"""What a generator answers, ranks and factors, and what is done to the student that is built of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import torch
 from jaxtyping import Float
@@ -79,3 +80,26 @@ class Generation:
     plan: RankPlan
     generator: str
     strength: float
+
+
+class Refit(StrEnum):
+    """Which factors are fitted to a layer's real inputs (`reconstruction.py`); the last needs more images."""
+
+    NONE = "none"
+    OUTPUTS = "outputs"
+    BOTH = "both"
+
+
+@dataclass(frozen=True)
+class Finishing:
+    """What was done to a student after its factors were generated.
+
+    Args:
+        refitted: what is fitted wherever it can be.
+        norms: ``kept`` or ``re-estimated``.
+        layers: what was fitted of each factored layer; empty if nothing was.
+    """
+
+    refitted: Refit = Refit.NONE
+    norms: str = "kept"
+    layers: Mapping[str, Refit] = field(default_factory=dict)

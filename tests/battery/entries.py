@@ -1,6 +1,6 @@
 """The contract on every entry point of timm that is not huge, one row each in `entries.csv`.
 
-    python -m tests.battery.entries              run what has no row yet (two hours on one core, 6 GB)
+    python -m tests.battery.entries              run what has no row yet (all: 1 h 45 min on a shared core)
     python -m tests.battery.entries NAME ...     run these again
     python -m tests.battery.entries --part 0/2   every second one: two programs at once, with `--out` of their own
 
