@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from hypercompress.calling import ForwardFn, batch_size, call_model, evaluating, flat
+from hypercompress.counting import counting
 from hypercompress.errors import NonFiniteError
 from hypercompress.kinds import kind_of
 from hypercompress.specs import LayerSpec, ModelSpec, Status
@@ -30,7 +30,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.La
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside the block: FlopCounterMode fails on views of those that do."""
+    """No parameter asks for a gradient inside the block: the counter fails on views of those that do."""
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
@@ -135,9 +135,8 @@ def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
     for name, module in modules.items():
         handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name)))
-    counter = FlopCounterMode(display=False)
     try:
-        with evaluating(model), _frozen(model), torch.no_grad(), counter, _WeightReads(trace, owners):
+        with evaluating(model), _frozen(model), torch.no_grad(), counting() as counter, _WeightReads(trace, owners):
             forward_fn(model, example)
     finally:
         for handle in handles:

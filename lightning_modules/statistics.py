@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hypercompress.meta import Statistics, measure_statistics, packed, restored
 
-FORMAT = 1  # of the files
+FORMAT = 2  # of the files
 
 
 def recall(
