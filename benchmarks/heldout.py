@@ -32,6 +32,7 @@ from benchmarks.protocol.methods import (
     draws,
     refitted_both,
     table,
+    tilted,
 )
 from benchmarks.protocol.rows import Settings, measure
 from benchmarks.protocol.students import Starts
@@ -105,7 +106,7 @@ def _named(entry: Entry, work: Work, case: Case, cell: Cell, seed: int) -> dict[
         "seed": seed,
         "share": cell.share,
         "weights": work.hypernetworks.weights(case.method, entry.weights),
-        "settings": work.settings.text(case.steps, refit=refitted_both(case)),
+        "settings": work.settings.text(case.steps, refit=refitted_both(case), tilt=tilted(case)),
     }
 
 

@@ -1,7 +1,13 @@
-"""Three guarded choices, one after another: refit or not, the hypernetwork's strength, new norm moments or not."""
+"""Guarded choices, one after another: which factors are refitted, whether late layers get more of the budget, the
+hypernetwork's strength, new norm moments or not.
+
+A refit lets late layers make good what early ones lost, which the additive model behind the allocation does not know:
+at hard budgets a refitted student is better with more rank in its late layers (LOG.md, 2026-11-26).
+"""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +16,7 @@ from torch import nn
 from hypercompress.calibration import CalibrationSplit, join
 from hypercompress.calling import ForwardFn, batch_size
 from hypercompress.fidelity import reestimate_norms
-from hypercompress.generator import HypernetGenerator
+from hypercompress.generator import AnalyticGenerator, HypernetGenerator, by_depth, weighted
 from hypercompress.guard import STRENGTHS, choose
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import reconstruct
@@ -18,6 +24,8 @@ from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit
 from hypercompress.student import Student
 
 FEW_STRENGTHS = (0.0, 0.5, 1.0)  # where each costs a regression of every layer
+TILTS = (2.0, 4.0)  # of the allocation; the second is tried if the first was better
+HARD = 0.05  # nats predicted, below which a tilt does not help
 LARGEST_OUTPUT = 2**26  # elements of one layer's output during reconstruction: 256 MiB in float32
 
 
@@ -39,9 +47,9 @@ def guarded(
     forward_fn: ForwardFn | None,
     answer: ForwardFn,
     *,
-    refit: bool,
+    forms: Sequence[Refit],
     norms: bool,
-    both: bool = True,
+    bend: bool,
 ) -> tuple[Generation, Student, Finishing]:
     """What is used of a generator's proposals, the student, and what was done to it.
 
@@ -49,8 +57,9 @@ def guarded(
         plan: with calibration batches.
         built: makes a student of a generation.
         answer: how models are run where they are compared.
-        refit, norms: whether that choice is open at all.
-        both: whether both factors may be refitted; else the output factor alone.
+        forms: of the refit, to choose from; the first is none.
+        norms: whether new norm moments may be chosen.
+        bend: whether the allocation may be tilted towards the layers that run last.
     """
     teacher, spec, sketches, generator, split = plan.teacher, plan.spec, plan.sketches, plan.generator, plan.split
     assert split is not None
@@ -63,7 +72,7 @@ def guarded(
         return choose(teacher, candidates, split.select, split.confirm, answer)
 
     make, refitted = built, Refit.NONE
-    if refit:
+    if len(forms) > 1:
         batch = refit_batch(spec, split)
 
         def reconstructed(generation: Generation, factors: Refit) -> Student:
@@ -74,22 +83,19 @@ def guarded(
                 student.report = {"refitted": layers}
             return student
 
-        forms = [form for form in Refit if both or form is not Refit.BOTH]
         index, student = best([lambda form=form: reconstructed(options[0], form) for form in forms])  # type: ignore[misc]
         refitted = forms[index]
         make = partial(reconstructed, factors=refitted)
     else:
         student = built(options[0])
+    tilt = 0.0
+    if bend and refitted is Refit.BOTH and (options[0].plan.predicted_kl or 0.0) > HARD:
+        tilt, options[0], student = _bent(plan, budget, options[0], student, make, best)
     chosen = 0
     if isinstance(generator, HypernetGenerator):
         first = student  # of strength 0, whatever follows
-        options = generator.options(
-            spec,
-            sketches,
-            budget,
-            FEW_STRENGTHS if refitted is Refit.BOTH else STRENGTHS,
-            refit=refitted is not Refit.NONE,
-        )
+        strengths = (FEW_STRENGTHS if refitted is Refit.BOTH else STRENGTHS)[1:]
+        options += generator.options(spec, sketches, budget, strengths, refit=refitted is not Refit.NONE)
         others = [lambda g=option: make(g) for option in options[1:]]
         chosen, student = best([lambda: first, *others])
     renewed = 0
@@ -102,5 +108,31 @@ def guarded(
             return candidate
 
         renewed, student = best([lambda: kept, fresh])
-    finishing = Finishing(refitted, "re-estimated" if renewed else "kept", student.report.get("refitted", {}))
+    finishing = Finishing(
+        0.0 if chosen else tilt, refitted, "re-estimated" if renewed else "kept", student.report.get("refitted", {})
+    )
     return options[chosen], student, finishing
+
+
+def _bent(
+    plan: Plan,
+    budget: Budget,
+    even: Generation,
+    student: Student,
+    make: Callable[[Generation], Student],
+    best: Callable[[list[Callable[[], Student]]], tuple[int, Student]],
+) -> tuple[float, Generation, Student]:
+    """The tilt, generation and student that held-out images favour; those that are given if no other is better."""
+    generator, tilt, generation = plan.generator, 0.0, even
+    base = generator.base(plan.spec, plan.sketches) if isinstance(generator, HypernetGenerator) else generator
+    if not isinstance(base, AnalyticGenerator) or not base.nats:
+        return tilt, generation, student
+    base = replace(base, known=base.directions(plan.spec, plan.sketches))
+    for stronger in TILTS:
+        found = weighted(base, by_depth(plan.spec, stronger)).generate(plan.spec, plan.sketches, budget)
+        kept, bent = student, replace(found, generator=even.generator)
+        index, student = best([lambda kept=kept: kept, lambda bent=bent: make(bent)])  # type: ignore[misc]
+        if index == 0:
+            break
+        tilt, generation = stronger, bent
+    return tilt, generation, student

@@ -22,7 +22,7 @@ from hypercompress.prepared import Plan
 from hypercompress.report import bytes_of, make_report
 from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, Finishing, Generation, Unit
+from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit
 from hypercompress.student import Student, build_student
 from hypercompress.targeting import targeted
 from hypercompress.unpacking import unpack
@@ -208,7 +208,14 @@ def finish(
         student, finishing = built(generation), Finishing()
     else:
         generation, student, finishing = guarded(
-            plan, budget, built, forward_fn, answer, refit=refit, norms=norms, both=both
+            plan,
+            budget,
+            built,
+            forward_fn,
+            answer,
+            forms=tuple(Refit) if refit and both else (Refit.NONE, Refit.OUTPUTS)[: 1 + refit],
+            norms=norms,
+            bend=target.unit is not Unit.LATENCY,  # whose budget was found by students that are not bent
         )
     fidelity = None if split is None else compare(teacher, student, split.confirm, answer)
     student.report = make_report(

@@ -41,7 +41,7 @@ def make_report(  # noqa: PLR0913  (by keyword)
         teacher_bytes, student_bytes: parameters and buffers, as stored.
         seconds: wall-clock time of the generation.
         kl_scale: what the predicted KL is multiplied by (`Plan.kl_scale`).
-        finishing: what was done to the student since it was built; ``None``: nothing.
+        finishing: what held-out images decided, and what was done since it was built; ``None``: nothing.
     """
     plan, finishing = generation.plan, finishing or Finishing()
     rows = [layer_row(layer, plan, finishing) for layer in spec.layers]
@@ -54,6 +54,7 @@ def make_report(  # noqa: PLR0913  (by keyword)
         "fidelity": fidelity_json(fidelity),
         "generator": {"name": generation.generator, "strength": generation.strength},
         "seconds": seconds,
+        "tilt": finishing.tilt,
         "refitted": str(finishing.refitted),
         "norms": finishing.norms,
         "layers": rows,

@@ -4,40 +4,22 @@ The additive model behind the allocation breaks at hard budgets, where errors of
 blind tries on images find ranks that take up to a third of the KL away (LOG.md, 2026-11-25).
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hypercompress.calling import ForwardFn, Progress
 from hypercompress.fidelity import compare, remembering
-from hypercompress.generator import ANALYTIC, AnalyticGenerator
-from hypercompress.generator.protocol import Frames
+from hypercompress.generator import ANALYTIC, WeightedKfac, weighted
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import reconstruct
 from hypercompress.specs import Budget
 from hypercompress.student import build_student
 
 SCALES = (1.0, 0.5, 0.25)  # of the steps, in turn; in log energy
-
-
-@dataclass(frozen=True)
-class WeightedKfac(AnalyticGenerator):
-    """`kfac` whose allocation sees the energies of each layer times ``exp(weight)``; without weights it is `kfac`.
-
-    Args:
-        weights: by layer; absent: 0.
-    """
-
-    weights: Mapping[str, float] = field(default_factory=dict)
-
-    def energies(self, frames: Frames) -> dict[str, Tensor]:
-        found = super().energies(frames)
-        return {name: energy * math.exp(self.weights.get(name, 0.0)) for name, energy in found.items()}
 
 
 @dataclass(frozen=True)
@@ -80,13 +62,13 @@ def search(
     """
     teacher, spec, sketches, split = plan.teacher, plan.spec, plan.sketches, plan.split
     assert split is not None
-    generator, kfac = torch.Generator().manual_seed(seed), ANALYTIC["kfac"]
-    known = kfac.directions(spec, sketches)
+    generator = torch.Generator().manual_seed(seed)
+    kfac = replace(ANALYTIC["kfac"], known=ANALYTIC["kfac"].directions(spec, sketches))
     names = [layer.name for layer in spec.candidates]
     answer = remembering(teacher, forward_fn)
 
     def made(weights: Mapping[str, float]) -> WeightedKfac:
-        return WeightedKfac("kfac-search", kfac.metric, spread=kfac.spread, weights=weights, known=known)
+        return weighted(kfac, weights, "kfac-search")
 
     def judged(candidate: WeightedKfac, images: Sequence[Any]) -> float:
         student = build_student(teacher, spec, candidate.generate(spec, sketches, budget))

@@ -1,6 +1,7 @@
 """The facade: any module and any batch in, a student within budget out, the teacher untouched."""
 
 import copy
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from torch import Tensor, nn
 
 import hypercompress
 from hypercompress.calibration import split_batches
-from hypercompress.choices import refit_batch
+from hypercompress.choices import HARD, TILTS, refit_batch
 from hypercompress.compress import compress, example_of, finish, prepare
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.fidelity import compare
-from hypercompress.generator import HypernetConfig, HypernetGenerator, Hypernetwork
+from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator, Hypernetwork, by_depth, weighted
 from hypercompress.models import load_model
+from hypercompress.prepared import Plan
 from hypercompress.reconstruction import reconstruct
 from hypercompress.report import bytes_of
 from hypercompress.specs import Budget, Generation, ModelSpec, Refit
+from hypercompress.student import Student
 
 CPU = torch.device("cpu")
 
@@ -113,19 +116,31 @@ def test_reestimated_norms_are_taken_only_if_they_help() -> None:
         assert (free.report["norms"] == "re-estimated") is (after < before)
 
 
+def trained(images: int = 128) -> tuple[nn.Module, Tensor, Plan]:
+    """A network that loses something, images of its data, and its plan."""
+    teacher, _ = load_model(str(files("hypercompress") / "pretrained" / "fashion_mnist_teacher"))
+    pixels = (torch.from_numpy(fashion_mnist_mini(train=True).images[:images]).float()[:, None] / 255 - 0.286) / 0.353
+    return teacher, pixels, prepare(teacher, pixels.split(16), "kfac")
+
+
+def refitted(plan: Plan, student: Student, form: Refit) -> Student:
+    assert plan.split is not None
+    if form is not Refit.NONE:
+        batch = refit_batch(plan.spec, plan.split)
+        reconstruct(plan.teacher, student, plan.spec, plan.sketches, batch, both=form is Refit.BOTH)
+    return student
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_the_refit_is_the_one_that_held_out_images_favour(both: bool) -> None:
-    """Three students are made by hand; the guard is to take the one that wins on both of its splits."""
-    teacher, _ = load_model(str(files("hypercompress") / "pretrained" / "fashion_mnist_teacher"))
-    pixels = (torch.from_numpy(fashion_mnist_mini(train=True).images[:128]).float()[:, None] / 255 - 0.286) / 0.353
-    plan, seen = prepare(teacher, pixels.split(16), "kfac"), set()
+    """Students are made by hand; the guard is to take the one that wins on both of its splits."""
+    (teacher, pixels, plan), seen = trained(), set()
     assert plan.split is not None
     for share in (0.03, 0.3):
-        bare = finish(plan, Budget(params=share), refit=False, norms=False)
-        batch, candidates = refit_batch(plan.spec, plan.split), {Refit.NONE: bare}
-        for form in (Refit.OUTPUTS, Refit.BOTH) if both else (Refit.OUTPUTS,):
-            candidates[form] = copy.deepcopy(bare)
-            reconstruct(plan.teacher, candidates[form], plan.spec, plan.sketches, batch, both=form is Refit.BOTH)
+        candidates = {}
+        for form in Refit if both else (Refit.NONE, Refit.OUTPUTS):
+            bare = finish(plan, Budget(params=share), refit=False, norms=False)
+            candidates[form] = refitted(plan, bare, form)
         select, confirm = (
             {form: compare(teacher, s, images).kl for form, s in candidates.items()}
             for images in (plan.split.select, plan.split.confirm)
@@ -134,12 +149,41 @@ def test_the_refit_is_the_one_that_held_out_images_favour(both: bool) -> None:
         expected = best if confirm[best] < confirm[Refit.NONE] else Refit.NONE
         student = finish(plan, Budget(params=share), norms=False, both=both)
         assert student.report["refitted"] == expected
-        torch.testing.assert_close(student(pixels[:8]), candidates[expected](pixels[:8]))
+        if not student.report["tilt"]:
+            torch.testing.assert_close(student(pixels[:8]), candidates[expected](pixels[:8]))
         rows = {row["name"]: row["refitted"] for row in student.report["layers"]}
         assert {name for name, fitted in rows.items() if fitted is not None} == set(student.ranks)
         assert {rows[name] for name in student.ranks} <= {"none", "outputs", str(expected)}
         seen.add(expected)
     assert seen == {Refit.NONE, Refit.BOTH if both else Refit.OUTPUTS}
+
+
+def test_the_allocation_is_tilted_where_held_out_images_favour_it() -> None:
+    """The second tilt is tried only if the first was better, and the better one is what comes out."""
+    (teacher, pixels, plan), seen = trained(256), set()
+    assert plan.split is not None
+    kfac = ANALYTIC["kfac"]
+    for share in (0.03, 0.08, 0.5):
+        budget, candidates, expected = Budget(macs=share), {}, 0.0
+        for tilt in (0.0, *TILTS):
+            bent = replace(plan, generator=weighted(kfac, by_depth(plan.spec, tilt)))
+            candidates[tilt] = refitted(plan, finish(bent, budget, refit=False, norms=False), Refit.BOTH)
+        select, confirm = (
+            {tilt: compare(teacher, s, images).kl for tilt, s in candidates.items()}
+            for images in (plan.split.select, plan.split.confirm)
+        )
+        student = finish(plan, budget, norms=False)
+        hard = kfac.generate(plan.spec, plan.sketches, budget).plan.predicted_kl > HARD
+        for tilt in TILTS if student.report["refitted"] == "both" and hard else ():
+            if not (select[tilt] < select[expected] and confirm[tilt] < confirm[expected]):
+                break
+            expected = tilt
+        assert student.report["tilt"] == expected
+        assert student.report["budget"]["achieved"] <= share
+        if student.report["refitted"] == "both":
+            torch.testing.assert_close(student(pixels[:8]), candidates[expected](pixels[:8]))
+        seen.add(expected > 0)
+    assert seen == {False, True}
 
 
 def test_one_plan_serves_many_budgets() -> None:

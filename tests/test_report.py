@@ -26,6 +26,7 @@ KEYS = {
     "fidelity",
     "generator",
     "seconds",
+    "tilt",
     "refitted",
     "norms",
     "layers",

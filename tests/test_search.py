@@ -13,10 +13,10 @@ from hypercompress.compress import finish, prepare, searched
 from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.errors import GeneratorError
 from hypercompress.fidelity import compare
-from hypercompress.generator import ANALYTIC
+from hypercompress.generator import ANALYTIC, WeightedKfac
 from hypercompress.models import load_model
 from hypercompress.prepared import Plan
-from hypercompress.search import WeightedKfac, search
+from hypercompress.search import search
 
 TEACHER = Path(hypercompress.__file__).parent / "pretrained" / "fashion_mnist_teacher"
 BUDGET = Budget(params=0.05)

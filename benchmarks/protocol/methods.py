@@ -120,3 +120,8 @@ def refittable(method: str, statistics: str) -> bool:
 def refitted_both(case: Case) -> bool:
     """Whether the students that are measured may be refitted in both factors."""
     return case.steps == 0 and refittable(case.method, case.statistics) and case.method != OUTPUTS
+
+
+def tilted(case: Case) -> bool:
+    """Whether the allocation of the students that are measured may be tilted."""
+    return refitted_both(case) and case.method not in {"svd", "whitened"}

@@ -32,10 +32,11 @@ class Settings:
     sizes: Sizes
     rates: Sequence[float]
 
-    def text(self, steps: int, *, refit: bool = False) -> str:
-        """For the table; a student that is not distilled has no rate, and one that may be refitted says how."""
+    def text(self, steps: int, *, refit: bool = False, tilt: bool = False) -> str:
+        """For the table; a student that is not distilled has no rate, one that may be refitted or tilted says so."""
         rates = f", rates {' '.join(f'{rate:g}' for rate in self.rates)}, batch {BATCH}" if steps else ""
-        return f"{self.sizes}{rates}{', refit of both factors' if refit else ''}"
+        told = f"{', refit of both factors' if refit else ''}{', tilt' if tilt else ''}"
+        return f"{self.sizes}{rates}{told}"
 
 
 def measure(subject: Subject, starts: Starts, case: Case, cell: Cell, settings: Settings) -> dict[str, Any]:

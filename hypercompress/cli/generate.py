@@ -241,6 +241,8 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
             f"{'synthetic ' if checks.synthetic(report['calibration']) else ''}images",
         )
     terminal.note("strength of the hypernetwork", f"{report['generator']['strength']:g}")
+    if report["tilt"]:
+        terminal.note("allocation", f"late layers weigh e^{report['tilt']:g} times as much as early ones")
     counts = Counter(layer["refitted"] for layer in report["layers"] if layer["refitted"] is not None)
     terminal.note(
         "factored layers", ", ".join(f"{counts[name]} {text}" for name, text in REFITTED.items() if counts[name])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hypercompress.allocation import allocate
 from hypercompress.calling import Progress
+from hypercompress.generator.analytic import AnalyticGenerator
 from hypercompress.generator.config import HypernetConfig
 from hypercompress.generator.emission import emit
 from hypercompress.generator.encoder import Encoder
@@ -119,6 +120,11 @@ class HypernetGenerator:
             emission = emit(spec, sketches, bent, outputs.scaled(strength), budget)
             found.append(Generation(emission.factors(), emission.plan, self.name, strength))
         return found
+
+    def base(self, spec: ModelSpec, sketches: Sketches) -> AnalyticGenerator:
+        """The analytic generator behind strength 0, with the teacher's directions."""
+        start = self._start(spec, sketches)
+        return replace(start.base, known=start.directions)
 
     def _start(self, spec: ModelSpec, sketches: Sketches) -> Start:
         """The guard asks twice of one teacher with data: its directions are worth keeping till then."""

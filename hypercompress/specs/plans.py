@@ -92,14 +92,16 @@ class Refit(StrEnum):
 
 @dataclass(frozen=True)
 class Finishing:
-    """What was done to a student after its factors were generated.
+    """What held-out images decided, and what was done to the student since it was built.
 
     Args:
+        tilt: of the allocation, by depth (`generator.by_depth`).
         refitted: what is fitted wherever it can be.
         norms: ``kept`` or ``re-estimated``.
         layers: what was fitted of each factored layer; empty if nothing was.
     """
 
+    tilt: float = 0.0
     refitted: Refit = Refit.NONE
     norms: str = "kept"
     layers: Mapping[str, Refit] = field(default_factory=dict)
