@@ -11,7 +11,7 @@ images, of which a quarter is held out: on it one student a network is measured,
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ from hypercompress.compress import finish, prepare
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model
 from hypercompress.probe import kl_scale
-from hypercompress.specs import Budget
+from hypercompress.specs import Budget, Refit
 from lightning_modules.zoo import read_rows
 
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -51,32 +51,43 @@ def run(folder: Path, data: str, results: Results) -> None:
             continue
         predicted, kl = student.report["predicted_kl"], fidelity(plan.teacher, student, test).kl
         generated = fidelity(plan.teacher, bare, test).kl
-        made = {"predicted_kl": predicted, "kl_scale": scale, "kl": kl, "kl_generated": generated}
-        made["refitted"] = student.report["refitted"]
+        made = {"predicted_kl": predicted, "predicted_kl_generated": bare.report["predicted_kl"]}
+        made |= {"kl_scale": scale.of(Refit(student.report["refitted"])), "kl_scale_generated": scale.generated}
+        made |= {"kl": kl, "kl_generated": generated}
+        made |= {"refitted": student.report["refitted"], "tilt": student.report["tilt"]}
         results.add({"teacher": name, "share": share, **made, "weights": weights})
-        say(f"{name}, {share:g}: predicted {predicted:.5f} x {scale:.2f}, measured {kl:.5f} ({generated:.5f} bare)")
+        say(
+            f"{name}, {share:g}: predicted {predicted:.5f} x {made['kl_scale']:.2f}, measured {kl:.5f} "
+            f"({generated:.5f} bare)"
+        )
 
 
 def points(
-    results: Results, column: str, teacher: str | None = None, *, scaled: bool = True
+    results: Results, students: str = "", teacher: str | None = None, *, scaled: bool = True
 ) -> list[tuple[float, float]]:
     """Predicted and measured KL of the rows whose measured one lies where a prediction can be judged.
 
     Args:
+        students: what the columns end in: nothing for students as given, or ``_generated``.
         scaled: as one measured student says (`hypercompress/probe.py`); else of the additive model as it is.
     """
     rows = [row for row in results.rows if teacher in (None, row["teacher"])]
-    scales = [float(row["kl_scale"]) if scaled else 1.0 for row in rows]
-    pairs = [(scale * float(row["predicted_kl"]), float(row[column])) for scale, row in zip(scales, rows, strict=True)]
+    pairs = [_pair(row, students, scaled=scaled) for row in rows]
     return [(predicted, kl) for predicted, kl in pairs if SMALL <= kl < LARGE]
+
+
+def _pair(row: Mapping[str, str], students: str = "", *, scaled: bool = True) -> tuple[float, float]:
+    """Predicted and measured KL of a row."""
+    scale = float(row[f"kl_scale{students}"]) if scaled else 1.0
+    return scale * float(row[f"predicted_kl{students}"]), float(row[f"kl{students}"])
 
 
 def summary(results: Results) -> str:
     """How many predictions are within the factor, by what the students are."""
     lines = []
-    for column, name in (("kl", "as given"), ("kl_generated", "neither refitted nor norms re-estimated")):
+    for students, name in (("", "as given"), ("_generated", "neither refitted nor norms re-estimated")):
         for scaled in (True, False):
-            found = points(results, column, scaled=scaled)
+            found = points(results, students, scaled=scaled)
             near = sum(1 / FACTOR <= predicted / kl <= FACTOR for predicted, kl in found)
             deviation = math.sqrt(sum(math.log(predicted / kl) ** 2 for predicted, kl in found) / max(1, len(found)))
             lines.append(
@@ -95,7 +106,7 @@ def figure(results: Results, path: Path) -> None:
     axes.fill_between(ends, [e / FACTOR for e in ends], [e * FACTOR for e in ends], color="tab:gray", alpha=0.2)
     for index, name in enumerate(values(results, "teacher")):
         rows = [row for row in results.rows if row["teacher"] == name]
-        found = sorted((float(row["kl_scale"]) * float(row["predicted_kl"]), float(row["kl"])) for row in rows)
+        found = sorted(_pair(row) for row in rows)
         axes.plot(*zip(*found, strict=True), "o-", markersize=3, linewidth=0.7, color=f"C{index % 10}", label=name)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     axes.set(

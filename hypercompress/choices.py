@@ -9,35 +9,26 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from torch import nn
 
-from hypercompress.calibration import CalibrationSplit, join
 from hypercompress.calling import ForwardFn, batch_size
 from hypercompress.fidelity import reestimate_norms
 from hypercompress.generator import AnalyticGenerator, HypernetGenerator, by_depth, weighted
 from hypercompress.guard import STRENGTHS, choose
 from hypercompress.prepared import Plan
-from hypercompress.reconstruction import reconstruct
-from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit
+from hypercompress.reconstruction import reconstruct, refit_batch
+from hypercompress.specs import Budget, Finishing, Generation, Refit
 from hypercompress.student import Student
 
 FEW_STRENGTHS = (0.0, 0.5, 1.0)  # where each costs a regression of every layer
 TILTS = (2.0, 4.0)  # of the allocation; the second is tried if the first was better
 HARD = 0.05  # nats predicted, below which a tilt does not help
-LARGEST_OUTPUT = 2**26  # elements of one layer's output during reconstruction: 256 MiB in float32
 
 
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether there are running moments that could be estimated again."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
-
-
-def refit_batch(spec: ModelSpec, split: CalibrationSplit) -> Any:
-    """The calibration samples that students are refitted on: as many as the largest output allows."""
-    largest = max((layer.positions * layer.out for layer in spec.candidates), default=1)
-    return join(split.statistics, max(2, LARGEST_OUTPUT // largest))
 
 
 def guarded(

@@ -12,13 +12,14 @@ from torch import nn
 from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.calibration import CalibrationSplit, resized, split_batches
 from hypercompress.calling import ForwardFn, Progress, batch_size
-from hypercompress.choices import guarded, refit_batch
+from hypercompress.choices import guarded
 from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.fidelity import compare, remembering
 from hypercompress.generator import Generator, load_generator
 from hypercompress.inspection import inspect
 from hypercompress.latency import measure_latency, times_of
 from hypercompress.prepared import Plan
+from hypercompress.reconstruction import refit_batch
 from hypercompress.report import bytes_of, make_report
 from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
@@ -226,7 +227,7 @@ def finish(
         student_bytes=bytes_of(student),
         seconds=time.perf_counter() - start,
         fidelity=fidelity,
-        kl_scale=plan.kl_scale,
+        kl_scale=plan.kl_scale.of(finishing.refitted),
         finishing=finishing,
     )
     if plan.timed is not None:

@@ -1,13 +1,13 @@
 """A teacher prepared: all that is known before there is a budget."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from hypercompress.calibration import CalibrationSplit
 from hypercompress.generator import Generator
-from hypercompress.specs import ModelSpec
+from hypercompress.specs import KlScale, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Plan:
         split: calibration batches, by use.
         generator: what makes the factors.
         timed: the batch that latency is measured with, if it was.
-        kl_scale: what a predicted KL is multiplied by (`probe.kl_scale`); 1 is the additive model as it is.
+        kl_scale: what a predicted KL is multiplied by (`probe.kl_scale`).
     """
 
     original: nn.Module
@@ -31,4 +31,4 @@ class Plan:
     split: CalibrationSplit | None
     generator: Generator
     timed: Any = None
-    kl_scale: float = 1.0
+    kl_scale: KlScale = field(default_factory=KlScale)

@@ -25,7 +25,8 @@ UNSUPPORTED = {
 }
 # Models with layers that run once a batch, on a table of positions: a cost per sample is not exact there.
 TABLES = {"test_vit_relpos"}
-RUNS = [Run("svd", Budget(params=0.7)), Run("kfac", Budget(macs=0.75)), Run("hypernet", Budget(params=0.7))]
+BUDGETS = (Budget(params=0.7), Budget(macs=0.75))
+RUNS = [Run("svd", BUDGETS[0]), *(Run(generator, budget) for generator in ("kfac", "hypernet") for budget in BUDGETS)]
 _SUBJECTS: dict[str, Subject] = {}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import hypercompress
 from hypercompress.calibration import split_batches
-from hypercompress.choices import HARD, TILTS, refit_batch
+from hypercompress.choices import HARD, TILTS
 from hypercompress.compress import compress, example_of, finish, prepare
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import GeneratorError, ModelError
@@ -21,7 +21,7 @@ from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator, Hypernetwork, by_depth, weighted
 from hypercompress.models import load_model
 from hypercompress.prepared import Plan
-from hypercompress.reconstruction import reconstruct
+from hypercompress.reconstruction import reconstruct, refit_batch
 from hypercompress.report import bytes_of
 from hypercompress.specs import Budget, Generation, ModelSpec, Refit
 from hypercompress.student import Student

@@ -12,7 +12,7 @@ from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC
 from hypercompress.prepared import Plan
 from hypercompress.probe import PROBE, kl_scale
-from hypercompress.specs import Budget
+from hypercompress.specs import Budget, KlScale, Refit
 
 TOKENS, WIDTH, CLASSES = 16, 32, 24
 
@@ -43,8 +43,8 @@ def plan_of(*, alike: bool, inner: nn.Module | None = None, sizes: tuple[int, ..
 
 def test_tokens_that_are_alike_are_taken_for_independent_and_the_scale_says_by_how_much() -> None:
     # One gradient a token, TOKENS times the same: its outer product is TOKENS times what independent ones would give.
-    assert kl_scale(plan_of(alike=True)) == pytest.approx(TOKENS, rel=0.35)
-    assert kl_scale(plan_of(alike=False)) == pytest.approx(1, rel=0.35)
+    assert kl_scale(plan_of(alike=True)).generated == pytest.approx(TOKENS, rel=0.35)
+    assert kl_scale(plan_of(alike=False)).generated == pytest.approx(1, rel=0.35)
 
 
 def test_the_scaled_prediction_holds_for_students_that_were_not_measured() -> None:
@@ -73,10 +73,24 @@ def test_the_student_that_is_measured_is_the_one_nearest_the_probe() -> None:
 def test_a_report_says_the_scaled_prediction() -> None:
     plan = plan_of(alike=False)
     plain, scaled = (
-        finish(replace(plan, kl_scale=scale), Budget(params=0.6), refit=False).report["predicted_kl"]
+        finish(replace(plan, kl_scale=KlScale(scale, 99.0)), Budget(params=0.6), refit=False).report["predicted_kl"]
         for scale in (1.0, 3.0)
     )
     assert scaled == pytest.approx(3 * plain)
+
+
+def test_a_refitted_student_has_a_scale_of_its_own() -> None:
+    """It is measured as it is refitted, and multiplies the prediction of students that are."""
+    plan = plan_of(alike=False, inner=nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH)))
+    scale = kl_scale(plan)
+    assert scale.refitted < 0.95 * scale.generated
+    assert scale.best == scale.refitted
+    alone = kl_scale(plan, refit=False)
+    assert alone == KlScale(scale.generated, scale.generated)
+    assert [scale.of(refit) for refit in Refit] == [scale.generated, scale.refitted, scale.refitted]
+    plain, told = (finish(replace(plan, kl_scale=s), Budget(params=0.4)).report for s in (KlScale(), scale))
+    assert told["refitted"] == "both"
+    assert told["predicted_kl"] == pytest.approx(scale.refitted * plain["predicted_kl"])
 
 
 def test_nothing_to_measure_leaves_predictions_as_they_are() -> None:
@@ -85,7 +99,7 @@ def test_nothing_to_measure_leaves_predictions_as_they_are() -> None:
         name: replace(sketch, curvature=replace(sketch.curvature, fisher=torch.zeros_like(sketch.curvature.fisher)))
         for name, sketch in plan.sketches.items()
     }
-    assert kl_scale(replace(plan, sketches=zero)) == 1.0
+    assert kl_scale(replace(plan, sketches=zero)) == KlScale()
 
 
 def test_without_images_there_is_nothing_to_measure_on() -> None:

@@ -82,7 +82,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     trade_off = None
     if arguments.pareto is not None:
         terminal.phase("trade-off")
-        trade_off = pareto.measured(plan)
+        trade_off = pareto.measured(plan, refit=not arguments.no_refit)
         plan = replace(plan, kl_scale=trade_off.scale)
     result: dict[str, Any] = {}
     if budget is not None:

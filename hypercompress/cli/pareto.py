@@ -21,7 +21,7 @@ from hypercompress.errors import ArtefactError, GeneratorError, HypercompressErr
 from hypercompress.generator import ANALYTIC
 from hypercompress.prepared import Plan
 from hypercompress.probe import kl_scale
-from hypercompress.specs import COUNTED, Unit
+from hypercompress.specs import COUNTED, KlScale, Unit
 
 GENERATOR = "kfac"  # the only one whose energies are nats; a hypernetwork starts from it
 CSV, PNG = "pareto.csv", "pareto.png"
@@ -33,10 +33,10 @@ Curves = Mapping[Unit, Sequence[ParetoPoint]]
 
 @dataclass(frozen=True)
 class TradeOff:
-    """The curves of both counted units, their predicted KL already multiplied by the measured ``scale``."""
+    """The curves of both counted units, their predicted KL already multiplied by ``scale.best``, as measured."""
 
     curves: Curves
-    scale: float
+    scale: KlScale
 
 
 def folder(arguments: Namespace) -> Path:
@@ -87,13 +87,13 @@ def _free(present: Sequence[str], overwrite: bool) -> None:
         )
 
 
-def measured(plan: Plan) -> TradeOff:
-    """Every budget at once, and one student to say how far the predictions are off."""
+def measured(plan: Plan, *, refit: bool = True) -> TradeOff:
+    """Every budget at once, and one student to say how far the predictions are off; ``refit``: as students will be."""
     generator = ANALYTIC[GENERATOR]
     known = generator.directions(plan.spec, plan.sketches)
     energies, inputs = generator.energies(known.outputs), generator.energies(known.inputs)
-    scale = kl_scale(plan, known)
-    curves = {unit: thinned(cleaned(pareto(plan.spec, energies, unit, inputs), scale)) for unit in COUNTED}
+    scale = kl_scale(plan, known, refit=refit)
+    curves = {unit: thinned(cleaned(pareto(plan.spec, energies, unit, inputs), scale.best)) for unit in COUNTED}
     return TradeOff(curves, scale)
 
 
@@ -103,10 +103,10 @@ def write(trade_off: TradeOff, where: Path, overwrite: bool, terminal: Terminal)
     _free([str(where / name) for name in (CSV, PNG) if (where / name).exists()], overwrite)
     replace_files({where / CSV: as_csv(curves).encode(), where / PNG: as_png(curves)})
     terminal.show(as_table(curves))
-    terminal.note("predicted KL", f"times {trade_off.scale:.2f}, as one student was measured")
+    terminal.note("predicted KL", f"times {trade_off.scale.best:.2f}, as one student was measured")
     terminal.show(f"saved: {where / CSV}, {where / PNG}")
     points = {str(unit): [vars(point) for point in curve] for unit, curve in curves.items()}
-    return {"csv": str(where / CSV), "png": str(where / PNG), "kl_scale": trade_off.scale, **points}
+    return {"csv": str(where / CSV), "png": str(where / PNG), "kl_scale": trade_off.scale.best, **points}
 
 
 def cleaned(points: Sequence[ParetoPoint], scale: float) -> list[ParetoPoint]:

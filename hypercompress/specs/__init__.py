@@ -10,7 +10,7 @@ a matrix then has a leading axis ``g``, in the order of the channels; a layer th
 
 from hypercompress.specs.budget import COUNTED, Afterwards, Budget, Unit
 from hypercompress.specs.layers import LayerSpec, Measured, ModelSpec, Side, Status
-from hypercompress.specs.plans import Factors, Finishing, Generation, LayerFactors, RankPlan, Refit
+from hypercompress.specs.plans import Factors, Finishing, Generation, KlScale, LayerFactors, RankPlan, Refit
 from hypercompress.specs.sketches import Curvature, NormStatistics, Sketch
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Factors",
     "Finishing",
     "Generation",
+    "KlScale",
     "LayerFactors",
     "LayerSpec",
     "Measured",

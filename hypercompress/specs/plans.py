@@ -91,6 +91,28 @@ class Refit(StrEnum):
 
 
 @dataclass(frozen=True)
+class KlScale:
+    """What a predicted KL is multiplied by (`probe.py`); 1 is the additive model as it is.
+
+    Args:
+        generated: of students as generated.
+        refitted: of those whose factors are refitted.
+    """
+
+    generated: float = 1.0
+    refitted: float = 1.0
+
+    @property
+    def best(self) -> float:
+        """Of the students that the guard would keep."""
+        return min(self.generated, self.refitted)
+
+    def of(self, refit: Refit) -> float:
+        """Of a student that was finished so."""
+        return self.generated if refit is Refit.NONE else self.refitted
+
+
+@dataclass(frozen=True)
 class Finishing:
     """What held-out images decided, and what was done to the student since it was built.
 
