@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnxruntime
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import hypercompress
+from benchmarks import families
 from hypercompress import Budget, Student
 from hypercompress.calibration import split_batches
 from hypercompress.cli import main
@@ -66,18 +66,9 @@ class Moody(nn.Module):
         return output
 
 
-def alive(model: nn.Module) -> nn.Module:
-    """Every branch counts: timm starts some at zero, and equal tensors would be stored once."""
-    generator = torch.Generator().manual_seed(1)
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and (tensor.ndim == 1 or not tensor.any()):
-            tensor.data += 0.1 * torch.rand(tensor.shape, generator=generator)
-    return model.eval()
-
-
 def student_of(name: str) -> Student:
     torch.manual_seed(0)
-    model = alive(timm.create_model(name, pretrained=False, num_classes=10))
+    model = families.alive(timm.create_model(name, pretrained=False, num_classes=10))
     return hypercompress.compress(model, Budget(params=0.6), generator="svd")
 
 
@@ -474,51 +465,11 @@ def test_a_kill_while_exporting(run: Run, root: Path, folder: Path, tmp_path: Pa
 
 # Many families.
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "coat_lite_tiny": {"img_size": 64},
-    "convnext_atto": {},
-    "densenet121": {},
-    "dla46_c": {},
-    "edgenext_xx_small": {},
-    "efficientformer_l1": {},
-    "efficientnet_lite0": {},
-    "fastvit_t8": {},
-    "ghostnet_050": {},
-    "hgnetv2_b0": {},
-    "inception_next_atto": {},
-    "lcnet_050": {},
-    "levit_128s": {},
-    "mambaout_femto": {},
-    "mixer_s32_224": {"img_size": 64},
-    "mnasnet_small": {},
-    "mobilenetv2_050": {},
-    "mobilenetv3_small_050": {},
-    "mobilevit_xxs": {},
-    "mobilevitv2_050": {},
-    "pit_ti_224": {"img_size": 64},
-    "poolformer_s12": {},
-    "regnetx_002": {},
-    "regnety_002": {},
-    "repvgg_a0": {},
-    "resmlp_12_224": {"img_size": 64},
-    "resnet18": {},
-    "starnet_s1": {},
-    "swin_tiny_patch4_window7_224": {},
-    "test_maxvit": {},
-    "test_vit_relpos": {},
-    "vit_tiny_patch16_224": {"img_size": 64},
-}
-FIXED = {"efficientformer_l1", "levit_128s", "swin_tiny_patch4_window7_224", "test_maxvit", "test_vit_relpos"}
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", families.FAMILIES)
 def test_many_families(tmp_path: Path, name: str, record_property: Callable[[str, object], None]) -> None:
-    torch.manual_seed(0)
-    model = alive(timm.create_model(name, pretrained=False, num_classes=10, **FAMILIES[name]))
-    channels, *sides = model.pretrained_cfg["input_size"]
-    size = (channels, *sides) if name in FIXED else (channels, 64, 64)
-    student = hypercompress.compress(model, Budget(params=0.7), generator="svd", example=torch.randn(2, *size))
+    student, size = families.student_of(name)
     for kind in FORMATS:
         exported = export(student, tmp_path / kind, kind, input_size=size)
         assert kind != "onnx" or exported.bytes <= 1.06 * bytes_of(student) + 2**18  # LeViT stores its biases as tables
