@@ -8,7 +8,6 @@ at hard budgets a refitted student is better with more rank in its late layers (
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from torch import nn
 
@@ -21,7 +20,7 @@ from hypercompress.reconstruction import reconstruct, refit_batch
 from hypercompress.specs import Budget, Finishing, Generation, Refit
 from hypercompress.student import Student
 
-FEW_STRENGTHS = (0.0, 0.5, 1.0)  # where each costs a regression of every layer
+FEW_STRENGTHS = (0.0, 1.0)  # where each costs a regression of every layer
 TILTS = (2.0, 4.0)  # of the allocation; the second is tried if the first was better
 HARD = 0.05  # nats predicted, below which a tilt does not help
 
@@ -52,78 +51,106 @@ def guarded(
         norms: whether new norm moments may be chosen.
         bend: whether the allocation may be tilted towards the layers that run last.
     """
-    teacher, spec, sketches, generator, split = plan.teacher, plan.spec, plan.sketches, plan.generator, plan.split
-    assert split is not None
-    if isinstance(generator, HypernetGenerator):
-        options = generator.options(spec, sketches, budget, STRENGTHS[:1])
-    else:
-        options = [generator.generate(spec, sketches, budget)]
+    choices = _Choices(plan, budget, built, forward_fn, answer)
+    choices.refit(forms)
+    if bend:
+        choices.tilt()
+    choices.strength()
+    if norms:
+        choices.norms()
+    return choices.generation, choices.student, choices.finishing
 
-    def best(candidates: list[Callable[[], Student]]) -> tuple[int, Student]:
-        return choose(teacher, candidates, split.select, split.confirm, answer)
 
-    make, refitted = built, Refit.NONE
-    if len(forms) > 1:
-        batch = refit_batch(spec, split)
+class _Choices:
+    """The student so far; each method tries others and keeps the better one."""
 
-        def reconstructed(generation: Generation, factors: Refit) -> Student:
-            student = built(generation)
-            if factors is not Refit.NONE:
-                both = factors is Refit.BOTH
-                layers = reconstruct(teacher, student, spec, sketches, batch, forward_fn, both=both)
-                student.report = {"refitted": layers}
-            return student
+    def __init__(
+        self,
+        plan: Plan,
+        budget: Budget,
+        built: Callable[[Generation], Student],
+        forward_fn: ForwardFn | None,
+        answer: ForwardFn,
+    ) -> None:
+        assert plan.split is not None
+        self.plan, self.budget, self.built, self.forward_fn, self.answer = plan, budget, built, forward_fn, answer
+        self.split, self.batch, self.finishing = plan.split, None, Finishing()
+        self.base: AnalyticGenerator | None = None  # whose allocation can be tilted
+        generator = plan.generator
+        if isinstance(generator, HypernetGenerator):
+            self.base = generator.base(plan.spec, plan.sketches)
+            self.generation = generator.options(plan.spec, plan.sketches, budget, STRENGTHS[:1])[0]
+        else:
+            if isinstance(generator, AnalyticGenerator) and generator.nats:
+                known = generator.directions(plan.spec, plan.sketches)
+                generator = self.base = replace(generator, known=known)
+            self.generation = generator.generate(plan.spec, plan.sketches, budget)
+        self.student = built(self.generation)
 
-        index, student = best([lambda form=form: reconstructed(options[0], form) for form in forms])  # type: ignore[misc]
-        refitted = forms[index]
-        make = partial(reconstructed, factors=refitted)
-    else:
-        student = built(options[0])
-    tilt = 0.0
-    if bend and refitted is Refit.BOTH and (options[0].plan.predicted_kl or 0.0) > HARD:
-        tilt, options[0], student = _bent(plan, budget, options[0], student, make, best)
-    chosen = 0
-    if isinstance(generator, HypernetGenerator):
-        first = student  # of strength 0, whatever follows
+    def refit(self, forms: Sequence[Refit]) -> None:
+        """The factors that are refitted, from here on of every student."""
+        if len(forms) == 1:
+            return
+        self.batch = refit_batch(self.plan.spec, self.split)
+        generation = self.generation
+        index = self._choose([lambda form=form: self._made(generation, form) for form in forms[1:]])  # type: ignore[misc]
+        self.finishing = replace(self.finishing, refitted=forms[index])
+
+    def tilt(self) -> None:
+        """How far the allocation leans towards the layers that run last."""
+        hard = (self.generation.plan.predicted_kl or 0.0) > HARD
+        if self.base is None or self.finishing.refitted is not Refit.BOTH or not hard:
+            return
+        for tilt in TILTS:
+            bent = weighted(self.base, by_depth(self.plan.spec, tilt), self.plan.generator.name)
+            generation = bent.generate(self.plan.spec, self.plan.sketches, self.budget)
+            if self._choose([lambda g=generation: self._made(g, Refit.BOTH)]) == 0:  # type: ignore[misc]
+                break
+            self.generation, self.finishing = generation, replace(self.finishing, tilt=tilt)
+
+    def strength(self) -> None:
+        """How much of what a hypernetwork says is followed."""
+        generator, refitted = self.plan.generator, self.finishing.refitted
+        if not isinstance(generator, HypernetGenerator):
+            return
         strengths = (FEW_STRENGTHS if refitted is Refit.BOTH else STRENGTHS)[1:]
-        options += generator.options(spec, sketches, budget, strengths, refit=refitted is not Refit.NONE)
-        others = [lambda g=option: make(g) for option in options[1:]]
-        chosen, student = best([lambda: first, *others])
-    renewed = 0
-    if norms and has_batch_norm(student) and any(batch_size(b) > 1 for b in split.statistics):
-        kept = student
+        options = generator.options(
+            self.plan.spec, self.plan.sketches, self.budget, strengths, refit=refitted is not Refit.NONE
+        )
+        index = self._choose([lambda g=option: self._made(g, refitted) for option in options])  # type: ignore[misc]
+        if index > 0:
+            self.generation, self.finishing = options[index - 1], replace(self.finishing, tilt=0.0)
+
+    def norms(self) -> None:
+        """Whether BatchNorm's moments are those of the student or the teacher's."""
+        images = self.split.statistics
+        if not has_batch_norm(self.student) or all(batch_size(batch) < 2 for batch in images):
+            return
+        kept = self.student
 
         def fresh() -> Student:
             candidate = copy.deepcopy(kept)
-            reestimate_norms(candidate, split.statistics, forward_fn)
+            reestimate_norms(candidate, images, self.forward_fn)
             return candidate
 
-        renewed, student = best([lambda: kept, fresh])
-    finishing = Finishing(
-        0.0 if chosen else tilt, refitted, "re-estimated" if renewed else "kept", student.report.get("refitted", {})
-    )
-    return options[chosen], student, finishing
+        if self._choose([fresh]):
+            self.finishing = replace(self.finishing, norms="re-estimated")
 
+    def _choose(self, others: list[Callable[[], Student]]) -> int:
+        """0 if the student stays, else the number of the one that replaces it."""
+        kept = self.student
+        candidates = [lambda: kept, *others]
+        index, self.student = choose(self.plan.teacher, candidates, self.split.select, self.split.confirm, self.answer)
+        if index > 0:
+            self.finishing = replace(self.finishing, layers=self.student.report.get("refitted", {}))
+        return index
 
-def _bent(
-    plan: Plan,
-    budget: Budget,
-    even: Generation,
-    student: Student,
-    make: Callable[[Generation], Student],
-    best: Callable[[list[Callable[[], Student]]], tuple[int, Student]],
-) -> tuple[float, Generation, Student]:
-    """The tilt, generation and student that held-out images favour; those that are given if no other is better."""
-    generator, tilt, generation = plan.generator, 0.0, even
-    base = generator.base(plan.spec, plan.sketches) if isinstance(generator, HypernetGenerator) else generator
-    if not isinstance(base, AnalyticGenerator) or not base.nats:
-        return tilt, generation, student
-    base = replace(base, known=base.directions(plan.spec, plan.sketches))
-    for stronger in TILTS:
-        found = weighted(base, by_depth(plan.spec, stronger)).generate(plan.spec, plan.sketches, budget)
-        kept, bent = student, replace(found, generator=even.generator)
-        index, student = best([lambda kept=kept: kept, lambda bent=bent: make(bent)])  # type: ignore[misc]
-        if index == 0:
-            break
-        tilt, generation = stronger, bent
-    return tilt, generation, student
+    def _made(self, generation: Generation, form: Refit) -> Student:
+        student = self.built(generation)
+        if form is not Refit.NONE:
+            plan, both = self.plan, form is Refit.BOTH
+            layers = reconstruct(
+                plan.teacher, student, plan.spec, plan.sketches, self.batch, self.forward_fn, both=both
+            )
+            student.report = {"refitted": layers}
+        return student

@@ -37,7 +37,7 @@ RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T] and E[x x^T]; between 1e-3 an
 LEAST_ROWS, ROWS = 2**14, 4  # rows that a regression on d inputs reads: the first, or so many times d if that is more
 ENOUGH = 0.5  # rows for each input that a regression needs at least
 CHUNK = 2**25  # elements of inputs that are laid out as rows at once: 128 MiB in float32
-LARGEST_OUTPUT = 2**26  # elements of one layer's output during reconstruction: 256 MiB in float32
+LARGEST_OUTPUT = 3 * 2**24  # elements of one layer's output during reconstruction: 192 MiB in float32
 SPREAD = 0.5  # share of the lost log standard deviation that is given back
 
 

@@ -244,7 +244,6 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
     if report["tilt"]:
         terminal.note("allocation", f"late layers weigh e^{report['tilt']:g} times as much as early ones")
     counts = Counter(layer["refitted"] for layer in report["layers"] if layer["refitted"] is not None)
-    terminal.note(
-        "factored layers", ", ".join(f"{counts[name]} {text}" for name, text in REFITTED.items() if counts[name])
-    )
+    told = ", ".join(f"{counts[name]} {text}" for name, text in REFITTED.items() if counts[name])
+    terminal.note("factored layers", told or "none")
     terminal.note("norm moments", str(report["norms"]))
