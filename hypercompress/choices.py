@@ -78,7 +78,8 @@ class _Choices:
         self.base: AnalyticGenerator | None = None  # whose allocation can be tilted
         generator = plan.generator
         if isinstance(generator, HypernetGenerator):
-            self.base = generator.base(plan.spec, plan.sketches)
+            base = generator.base(plan.spec, plan.sketches)
+            self.base = base if base.nats else None
             self.generation = generator.options(plan.spec, plan.sketches, budget, STRENGTHS[:1])[0]
         else:
             if isinstance(generator, AnalyticGenerator) and generator.nats:
