@@ -14,6 +14,7 @@ from hypercompress.fidelity import reestimate_norms
 from hypercompress.generator import Generator, load_generator
 from hypercompress.generator.registry import RELEASED
 from hypercompress.prepared import Plan
+from hypercompress.specs import Refit
 
 WITH_DATA = ("svd", "whitened", "kfac", "hypernet")
 WITHOUT_DATA = ("svd", "prior", "hypernet")
@@ -107,7 +108,7 @@ class Sweep:
             **{f"{name}{side}": getattr(f, key, None) for side, f in sides.items() for name, key in MEASURES.items()},
             "top1_teacher": given.top1_teacher,
             "predicted_kl": report["predicted_kl"],
-            "refit": report["refitted"] != "none",
+            "refit": report["refitted"] != Refit.NONE,
             "norms": report["norms"],
             "strength": report["generator"]["strength"],
             "seconds": seconds,

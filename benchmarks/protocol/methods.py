@@ -124,4 +124,5 @@ def refitted_both(case: Case) -> bool:
 
 def tilted(case: Case) -> bool:
     """Whether the allocation of the students that are measured may be tilted."""
-    return refitted_both(case) and case.method not in {"svd", "whitened"}
+    analytic = ANALYTIC.get(case.method)
+    return refitted_both(case) and (analytic is None or analytic.nats)

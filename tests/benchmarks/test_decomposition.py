@@ -22,7 +22,7 @@ def test_errors_are_measured_from_the_best_of_the_rank() -> None:
     found = compare([(noisy, Side.OUTPUT), (noisy, Side.OUTPUT)], 0.25)
     assert -1e-3 < found["excess_error_mean"] <= found["excess_error_max"] < 0.1
     best = torch.linalg.svdvals(noisy.double())[9:].norm()
-    assert abs(decomposition.truncated(noisy, Side.OUTPUT)(9) - noisy).norm() - best < 1e-6
+    torch.testing.assert_close((decomposition.truncated(noisy, Side.OUTPUT)(9) - noisy).norm(), best)
 
 
 def test_a_row_for_each_share(tmp_path: Path) -> None:
