@@ -84,7 +84,9 @@ class Student(nn.Module):
         """A copy with each pair of factors multiplied out and attention packed again, of the teacher's own structure (a
         convolution that standardises its weight becomes a plain one).
 
-        The product is computed in float64, so outputs differ from the student's by float32 rounding of one layer each.
+        Products are computed in float64 and rounded once to the layer's dtype: a weight is within a relative 2^-24 of
+        the factors' product in float32 (the whole bound: `LowRank.filled`), and outputs differ from the student's by no
+        more than rounding in each layer.
         """
         model, ties = copy_of(self.model), Ties()
         # Deepest first: of a student of a student the factors may be factored in turn.

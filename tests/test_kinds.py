@@ -2,6 +2,7 @@
 
 import copy
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hypercompress.factorize import by_channel, plain_frame
 from hypercompress.inspection import inspect
 from hypercompress.kinds import ConvKind, LowRank, factors_of, fill, kind_of, low_rank_like
 from hypercompress.kinds.registry import _KINDS
-from hypercompress.specs import Side, Status
+from hypercompress.specs import LayerFactors, Side, Status
 
 SAME_CONVS: dict[type[nn.Module], dict[str, Any]] = {Conv2dSame: {}, StdConv2dSame: {}, ScaledStdConv2dSame: {}}
 
@@ -137,6 +138,49 @@ def test_full_rank_on_both_sides_is_the_dense_layer(case: tuple[nn.Module, Tenso
     torch.testing.assert_close(layer(x), wanted, rtol=0, atol=tolerance)
     torch.testing.assert_close(layer.to_dense()(x), wanted, rtol=0, atol=tolerance)
     torch.testing.assert_close(factors_of(layer).product(), matrix(dense), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@settings(max_examples=100)
+@given(layers, st.booleans())
+def test_the_dense_form_is_the_product_rounded_once(
+    dtype: torch.dtype, case: tuple[nn.Module, Tensor], both: bool
+) -> None:
+    """The bound of `LowRank.filled`, against the product in exact arithmetic."""
+    dense = case[0]
+    kind = kind_of(dense)
+    assert kind is not None
+    both = both and isinstance(kind, ConvKind) and kind.taps(dense) > 1 and not getattr(dense, "transposed", False)
+    layer = low_rank_like(dense, 3, 2 if both else None).to(dtype)
+    found, factors = matrix(layer.to_dense()), factors_of(layer).to(torch.float64)
+    exact = torch.tensor([[float(x) for x in row] for row in multiplied_out(factors)], dtype=torch.float64)
+    absolute = LayerFactors(
+        factors.expand.abs(), factors.reduce.abs(), None, None if factors.project is None else factors.project.abs()
+    )
+    bound = torch.finfo(dtype).eps / 2 * exact.abs() + (3 + 2 * both) * 2.0**-52 * absolute.product()
+    assert found.dtype is dtype
+    assert ((found.double() - exact).abs() <= bound).all()
+
+
+def multiplied_out(factors: LayerFactors) -> list[list[Fraction]]:
+    """The product of a layer's factors, exactly."""
+
+    def times(left: list[list[Fraction]], right: list[list[Fraction]]) -> list[list[Fraction]]:
+        columns = list(zip(*right, strict=True))
+        return [
+            [sum((a * b for a, b in zip(row, column, strict=True)), Fraction()) for column in columns] for row in left
+        ]
+
+    def exactly(values: Tensor) -> list[list[Fraction]]:
+        return [[Fraction(value) for value in row] for row in values.tolist()]
+
+    expand, reduce = exactly(factors.expand), exactly(factors.reduce)
+    if factors.project is None:
+        return times(expand, reduce)
+    project, taps = exactly(factors.project), factors.reduce.shape[1] // len(factors.project)
+    # One tap at a time: [r, q] from the core, then its columns back in their places.
+    found = [times(times(expand, [row[tap::taps] for row in reduce]), project) for tap in range(taps)]
+    return [[entry for column in zip(*rows, strict=True) for entry in column] for rows in zip(*found, strict=True)]
 
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")

@@ -35,6 +35,11 @@ class LayerFactors:
         kernel = self.reduce.unflatten(1, (len(self.project), -1))
         return self.expand @ torch.einsum("rqt,qc->rct", kernel, self.project).flatten(1)
 
+    def to(self, dtype: torch.dtype) -> "LayerFactors":
+        """All of them in another dtype."""
+        bias, project = (None if tensor is None else tensor.to(dtype) for tensor in (self.bias, self.project))
+        return LayerFactors(self.expand.to(dtype), self.reduce.to(dtype), bias, project)
+
     @property
     def input_rank(self) -> int | None:
         return None if self.project is None else int(self.project.shape[0])

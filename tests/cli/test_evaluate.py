@@ -1,0 +1,80 @@
+"""`hypercompress evaluate` on good input: its numbers are those of the library."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import hypercompress
+from hypercompress.data import Preprocess, loader, open_data
+from tests.cli.words import ARGS, CALIBRATE, DATA, SIZE, Run, write_images
+
+
+def test_evaluate_json_equals_an_independent_computation(
+    run: Run, student: Path, weights: Path, teacher: tuple[object, ...]
+) -> None:
+    words = (*DATA, "--against", *teacher, "--images", 200, "--json", "--batch-size", 33, "--device", "cpu")
+    code, out, err = run("evaluate", student, *words)
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    result = json.loads(out)
+    assert set(result) == {"top1", "agreement", "kl", "images", "seconds"}
+
+    small = hypercompress.from_pretrained(student)
+    dense, _ = hypercompress.models.load_model("test_resnet", checkpoint=weights, model_args=json.loads(ARGS))
+    images = open_data("fashion_mnist_mini", Preprocess.of(small), train=False)
+    x, y = next(iter(loader(images, batch_size=200, limit=200, seed=0)))
+    with torch.no_grad():
+        p, q = dense(x).double().softmax(1), small(x).double().softmax(1)
+    assert result["images"] == 200
+    assert result["seconds"] > 0
+    assert result["top1"] == pytest.approx((q.argmax(1) == y).double().mean().item(), abs=1e-6)
+    assert result["agreement"] == pytest.approx((p.argmax(1) == q.argmax(1)).double().mean().item(), abs=1e-6)
+    assert result["kl"] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-4)
+
+
+def test_evaluate_without_a_teacher(run: Run, student: Path) -> None:
+    code, out, err = run("evaluate", student, *DATA, "--images", 50, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result["agreement"] is None
+    assert result["kl"] is None
+    assert 0 <= result["top1"] <= 1
+    code, out, err = run("evaluate", student, *DATA, "--images", 50)
+    assert (code, err) == (0, "")
+    assert "not measured" in out
+
+
+def test_a_teacher_of_the_same_name_takes_the_students_arguments(run: Run, student: Path, weights: Path) -> None:
+    words = (*DATA, "--against", "test_resnet", "--checkpoint", weights, "--images", 50)
+    code, out, err = run("evaluate", student, *words)
+    assert (code, err) == (0, "")
+    assert "arguments of --against: " in out
+
+
+def test_a_teacher_against_itself(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    words = ("--params", 1, "--generator", "kfac", *CALIBRATE)
+    assert run("generate", name, tmp_path / "s", *rest, *words)[0] == 0
+    code, out, _ = run("evaluate", tmp_path / "s", *DATA, "--against", *teacher, "--images", 50, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["agreement"] == 1
+    assert result["kl"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_timm_model_can_be_evaluated(run: Run, teacher: tuple[object, ...]) -> None:
+    code, out, err = run("evaluate", *teacher, *SIZE, *DATA, "--images", 50, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["images"] == 50
+
+
+def test_unlabelled_images(run: Run, student: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "flat", 9)
+    code, out, err = run("evaluate", student, "--data", tmp_path / "flat", "--against", student, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert (result["top1"], result["agreement"], result["images"]) == (None, 1, 9)
+    code, _, err = run("evaluate", student, "--data", tmp_path / "flat")
+    assert code == 2
+    assert err.startswith("error: received the unlabelled images")

@@ -1,0 +1,250 @@
+"""`hypercompress generate` on good input: what it writes and what it prints."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import hypercompress
+from hypercompress.cli.terminal import Terminal
+from hypercompress.generator import registry
+from hypercompress.latency import _forms
+from hypercompress.specs import Unit
+from tests.cli.words import ARGS, CALIBRATE, DATA, SIZE, Run, write_images
+
+
+def test_generate_writes_the_student_of_the_contract(student: Path, weights: Path) -> None:
+    assert {path.name for path in student.iterdir()} == {"README.md", "config.json", "model.safetensors", "report.json"}
+    report = json.loads((student / "report.json").read_text())
+    assert {"teacher", "student", "budget", "predicted_kl", "fidelity", "generator", "seconds", "layers"} <= set(report)
+    loaded = hypercompress.from_pretrained(student)
+    dense = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    count, whole = (sum(p.numel() for p in model.parameters()) for model in (loaded, dense))
+    assert count <= 0.3 * whole
+    assert report["student"]["params"] == count
+    assert report["budget"] == {"unit": "params", "target": 0.3, "achieved": pytest.approx(count / whole)}
+    assert report["fidelity"]["images"] > 0
+    assert report["predicted_kl"] > 0
+
+
+def test_the_student_knows_its_preprocessing(student: Path) -> None:
+    cfg = hypercompress.from_pretrained(student).pretrained_cfg
+    assert (tuple(cfg["input_size"]), tuple(cfg["mean"]), tuple(cfg["std"])) == ((1, 32, 32), (0.286,), (0.353,))
+
+
+def test_generate_searches_for_ranks(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    words = ("generate", name, tmp_path / "s", *rest, "--params", 0.3, *CALIBRATE, "--search", 0.5, "--json")
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["search"]["seconds"] == 0.5
+    assert report["search"]["tries"] >= 1
+    assert report["budget"]["achieved"] <= 0.3
+    code, out, err = run("generate", name, tmp_path / "t", *rest, "--latency", 0.9, "--search", 5, "--generator", "svd")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: received --search with no --data, --latency, --generator svd; expected seconds above 0, --data to "
+        "judge by, --params or --macs, and --generator auto, hypernet or kfac; change that or drop --search\n"
+    )
+
+
+def test_generate_makes_its_own_images(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    """The whole pipeline runs on them: statistics, guard, measured fidelity, and the report says what they are."""
+    name, *rest = teacher
+    words = ("generate", name, tmp_path / "s", *rest, "--params", 0.3, *SIZE)
+    code, out, err = run(*words, "--data", "synthetic:48")
+    assert (code, err) == (0, "")
+    assert re.search(r"calibration: 48 synthetic images \(matched to the moments of \d+ BatchNorms\)", out)
+    assert "held-out synthetic images" in out
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert report["calibration"] == "synthetic:48"
+    assert report["fidelity"]["images"] > 0
+    assert "calibrated on synthetic:48" in (tmp_path / "s" / "README.md").read_text()
+    code, out, _ = run("report", tmp_path / "s")
+    assert "calibrated on synthetic:48" in out
+    code, out, _ = run(*words[:2], tmp_path / "blind", *words[3:], "--json")
+    assert json.loads(out)["calibration"] is None
+
+
+def test_generate_without_data_says_how_to_do_better(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    code, out, _ = run("generate", name, tmp_path / "s", *rest, "--params", 0.3)
+    assert code == 0
+    assert "--data synthetic" in out
+
+
+@pytest.mark.parametrize("data", ["synthetic:", "synthetic:5", "synthetic:many", "synthetic:-1"])
+def test_generate_refuses_a_count_of_images_that_is_none(run: Run, tmp_path: Path, data: str) -> None:
+    code, out, err = run("generate", "test_resnet", tmp_path / "s", "--params", 0.3, "--data", data)
+    assert (code, out) == (2, "")
+    assert err == (
+        f"error: received data {data!r}; expected synthetic or synthetic:COUNT with at least 6 images; pass "
+        "synthetic:256\n"
+    )
+
+
+def test_only_generate_takes_images_that_are_made(run: Run, student: Path) -> None:
+    code, _, err = run("evaluate", student, "--data", "synthetic:64")
+    assert code == 2
+    assert "expected real images: synthetic ones only calibrate generate; pass a folder" in err
+
+
+def test_generate_prints_each_derived_default(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    code, out, err = run("generate", name, tmp_path / "s", *rest, "--macs", 0.8, "--generator", "whitened", *CALIBRATE)
+    assert (code, err) == (0, "")
+    assert "preprocessing: 1 x 32 x 32, mean 0.286, std 0.353" in out
+    assert re.search(r"^device: (cpu|cuda) \(chosen\)$", out, flags=re.MULTILINE)
+    assert "calibration: 96 of 4096 images of fashion_mnist_mini, in batches of 6" in out
+    assert "generator: whitened" in out
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert report["student"]["macs"] <= 0.8 * report["teacher"]["macs"]
+    assert f"{report['student']['macs']:,}" in out
+
+
+def test_fast_times_the_student_and_says_so(
+    run: Run, teacher: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times are made up: every form is as much faster as it has fewer multiply-accumulates."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "hypercompress.latency._ratios",
+        lambda layer, *_: [(r, q, layer.cost(Unit.MACS, r, q or None) / layer.dense_macs) for r, q in _forms(layer)],
+    )
+    name, *rest = teacher
+    code, out, _ = run("generate", name, tmp_path / "s", *rest, "--macs", 0.8, "--fast", "--generator", "svd")
+    assert code == 0
+    assert re.search(r"^measured time: .* ms -> .* ms at batch size 1$", out, flags=re.MULTILINE)
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert report["budget"]["unit"] == "macs"
+    assert report["budget"]["achieved"] <= 0.8
+    assert report["latency"]["batch_size"] == 1
+
+
+@pytest.mark.parametrize(
+    ("tilt", "told"), [(0.0, []), (2.0, ["allocation: late layers weigh e^2 times as much as early ones"])]
+)
+def test_a_tilted_allocation_is_told(
+    tilt: float, told: list[str], student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = json.loads((student / "report.json").read_text())
+    with Terminal(quiet=False) as terminal:
+        generate_module.show_student({**report, "tilt": tilt}, terminal)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("allocation")] == told
+
+
+def test_the_bar_names_the_layer_at_hand() -> None:
+    with Terminal(quiet=True) as terminal:
+        terminal.phase("generate", 2)
+        terminal.progress("factorize", 1, "layer1.conv1")
+        (task,) = terminal.bar.tasks
+        assert (task.description, task.completed, task.fields["at"]) == ("generate", 1, "layer1.conv1")
+
+
+def test_generate_json_is_the_report(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    code, out, err = run("generate", name, tmp_path / "s", *rest, "--params", 0.4, "--generator", "svd", "--json")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert json.loads(out) == json.loads((tmp_path / "s" / "report.json").read_text())
+
+
+def test_generate_is_deterministic_and_leaves_the_checkpoint(
+    run: Run, teacher: tuple[object, ...], student: Path, weights: Path, tmp_path: Path
+) -> None:
+    before = weights.read_bytes()
+    name, *rest = teacher
+    torch.manual_seed(99)  # whatever the process did before
+    words = ("--params", 0.3, "--generator", "kfac", *CALIBRATE, "--device", "cpu")
+    assert run("generate", name, tmp_path / "again", *rest, *words)[0] == 0
+    if not torch.cuda.is_available():
+        assert (tmp_path / "again" / "model.safetensors").read_bytes() == (student / "model.safetensors").read_bytes()
+    assert weights.read_bytes() == before
+
+
+def test_random_weights_follow_the_seed(run: Run, tmp_path: Path) -> None:
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        words = ("--params", 0.5, "--generator", "svd", "--no-pretrained", "--seed", seed)
+        assert run("generate", "test_resnet", tmp_path / folder, *words)[0] == 0
+    first, same, other = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in "abc")
+    assert first == same
+    assert first != other
+
+
+def test_no_norms_keeps_the_moments(run: Run, teacher: tuple[object, ...], weights: Path, tmp_path: Path) -> None:
+    name, *rest = teacher
+    words = ("--params", 0.1, "--generator", "svd", "--no-norms", *CALIBRATE)
+    assert run("generate", name, tmp_path / "s", *rest, *words)[0] == 0
+    model = hypercompress.from_pretrained(tmp_path / "s").model
+    dense, _ = hypercompress.models.load_model("test_resnet", checkpoint=weights, model_args=json.loads(ARGS))
+    for key, value in dense.state_dict().items():
+        if key.endswith(("running_mean", "running_var")):
+            assert torch.equal(value, model.state_dict()[key])
+
+
+def test_generate_reads_the_train_split_and_evaluate_the_other(
+    run: Run, teacher: tuple[object, ...], tmp_path: Path
+) -> None:
+    for split, count in (("train", 8), ("val", 3)):
+        for label, name in enumerate(("cat", "dog")):
+            write_images(tmp_path / "photos" / split / name, count, seed=label)
+    name, *rest = teacher
+    words = ("--params", 0.5, "--generator", "kfac", *SIZE, "--data", tmp_path / "photos")
+    code, out, err = run("generate", name, tmp_path / "s", *rest, *words)
+    assert (code, err) == (0, "")
+    assert "calibration: 16 of 16 images" in out
+    code, out, err = run("evaluate", tmp_path / "s", "--data", tmp_path / "photos")
+    assert (code, err) == (0, "")
+    assert "2 in the data, 10 in the model" in out
+    assert re.search(r"images\W+6\W", out)
+
+
+def test_few_images_are_cut_such_that_none_is_alone(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    for count, (used, size) in {7: (6, 2), 33: (32, 2), 96: (96, 6), 97: (96, 6)}.items():
+        words = ("--params", 0.5, "--generator", "svd", *SIZE, *DATA, "--images", count, "--overwrite")
+        code, out, err = run("generate", name, tmp_path / "s", *rest, *words)
+        assert (code, err) == (0, "")
+        assert f"calibration: {used} of 4096 images of fashion_mnist_mini, in batches of {size}\n" in out
+
+
+def test_the_released_hypernetwork_is_what_auto_means(
+    run: Run, teacher: tuple[object, ...], hypernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "RELEASED", hypernet)
+    name, *rest = teacher
+    code, out, err = run("generate", name, tmp_path / "s", *rest, "--params", 0.3, *CALIBRATE)
+    assert (code, err) == (0, "")
+    assert "generator: hypernet (chosen by auto)" in out
+    code, out, err = run("generate", name, tmp_path / "free", *rest, "--params", 0.3)
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "free" / "report.json").read_text())["fidelity"]["kl"] is None
+
+
+def test_a_hypernetwork_by_its_folder(run: Run, teacher: tuple[object, ...], hypernet: Path, tmp_path: Path) -> None:
+    name, *rest = teacher
+    code, out, err = run("generate", name, tmp_path / "s", *rest, "--params", 0.3, "--generator", hypernet, *CALIBRATE)
+    assert (code, err) == (0, "")
+    assert "generator: mine\n" in out
+
+
+def test_a_student_can_be_compressed_further(run: Run, student: Path, tmp_path: Path) -> None:
+    code, _, err = run("generate", student, tmp_path / "smaller", "--params", 0.15, "--generator", "kfac", *CALIBRATE)
+    assert (code, err) == (0, "")
+    before, after = hypercompress.from_pretrained(student), hypercompress.from_pretrained(tmp_path / "smaller")
+    assert sum(p.numel() for p in after.parameters()) < 0.55 * sum(p.numel() for p in before.parameters())
+    assert after.architecture == before.architecture
+
+
+def test_overwrite_replaces_a_student(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    words = ("generate", name, tmp_path / "s", *rest, "--generator", "svd")
+    assert run(*words, "--params", 0.5)[0] == 0
+    (tmp_path / "s" / "notes.txt").write_text("of the old one")
+    assert run(*words, "--params", 0.3, "--overwrite")[0] == 0
+    assert json.loads((tmp_path / "s" / "report.json").read_text())["budget"]["target"] == 0.3
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    assert not (tmp_path / "s" / "notes.txt").exists()

@@ -1,0 +1,64 @@
+"""`--pareto`: the whole trade-off, without a student."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hypercompress.allocation import ParetoPoint
+from hypercompress.cli.pareto import best_within, thinned
+from tests.cli.words import CALIBRATE, Run, rows_of
+
+
+def test_pareto_needs_no_budget_and_builds_no_student(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    code, out, err = run(
+        "generate", name, tmp_path / "s", *rest, "--generator", "kfac", *CALIBRATE, "--pareto", tmp_path / "plots"
+    )
+    assert (code, err) == (0, "")
+    assert "predicted KL, --params" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["plots"]
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["pareto.csv", "pareto.png"]
+    with Image.open(tmp_path / "plots" / "pareto.png") as picture:
+        picture.load()
+    for points in rows_of(tmp_path / "plots" / "pareto.csv").values():
+        shares, losses = [p.share for p in points], [p.predicted_kl for p in points]
+        assert shares == sorted(shares)
+        assert losses == sorted(losses, reverse=True)
+        assert (shares[-1], losses[-1]) == (pytest.approx(1), 0)
+
+
+def test_pareto_lies_beside_out_and_predicts_its_student(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    words = ("--generator", "kfac", "--params", 0.2, *CALIBRATE, "--pareto", "--json")
+    code, out, err = run("generate", name, tmp_path / "s", *rest, *words)
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    points = rows_of(tmp_path / "pareto.csv")["params"]
+    assert [vars(point) for point in points] == result["pareto"]["params"]
+    before, after = best_within(points, 0.2), next(point for point in points if point.share > 0.2)
+    assert before is not None  # single ranks fill what the steps of the curve leave over
+    assert after.predicted_kl <= result["predicted_kl"] <= before.predicted_kl
+
+
+def test_pareto_refuses(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    (tmp_path / "pareto.csv").write_text("mine")
+    words = ("generate", name, *rest, "--pareto", tmp_path)
+    code, out, err = run(*words, "--generator", "svd")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    for part in ("--pareto without data", "no nats of KL", "pareto.csv, which exist"):
+        assert part in err
+    assert (tmp_path / "pareto.csv").read_text() == "mine"
+    assert run(*words, "--generator", "kfac", *CALIBRATE, "--overwrite")[0] == 0
+    assert (tmp_path / "pareto.csv").read_text().startswith("unit,share,predicted_kl\n")
+
+
+def test_thinning_keeps_the_ends() -> None:
+    points = [ParetoPoint(0.1 + 0.9 * (i / 9999) ** 3, 1 - i / 9999) for i in range(10_000)]
+    few = thinned(points, 100)
+    assert len(few) <= 100
+    assert (few[0], few[-1]) == (points[0], points[-1])
+    assert set(few) <= set(points)
+    assert thinned(few, 100) == few
