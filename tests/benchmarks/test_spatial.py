@@ -49,7 +49,7 @@ def test_a_kernel_of_two_convolutions_has_their_rank() -> None:
 def test_the_least_loss_is_that_of_the_best_mixture() -> None:
     """Beside all mixtures of two hulls on a grid."""
     layers = [hull([(1, 5.0), (2, 3.0), (3, 2.9), (4, 1.0)], 8), hull([(2, 4.0), (3, 1.0)], 6)]
-    assert [tuple(corner) for corner in layers[0]] == [(1, 5), (4, 1), (8, 0)]  # (2, 3) and (3, 2.9) lie above
+    assert [tuple(corner) for corner in layers[0]] == [(1, 5), (2, 3), (4, 1), (8, 0)]  # (3, 2.9) lies above
 
     def loss(corners: spatial.Points, cost: float) -> float:
         return float(np.interp(cost, corners[:, 0], corners[:, 1]))
@@ -61,8 +61,9 @@ def test_the_least_loss_is_that_of_the_best_mixture() -> None:
     assert least_loss(layers, 2.9) is None
 
 
-def test_more_forms_never_lose(tmp_path: Path) -> None:
+def test_more_forms_never_lose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of a small trained network."""
+    monkeypatch.setattr(spatial, "IMAGES", 128)
     spatial.main(["--data", "fashion_mnist_mini", "--teacher", str(PACKAGED), "--out", str(tmp_path)])
     with (tmp_path / "spatial.csv").open() as file:
         rows = {(row["unit"], row["share"], row["forms"]): row["predicted_kl"] for row in csv.DictReader(file)}

@@ -9,6 +9,7 @@ import timm
 import torch
 
 import hypercompress
+from hypercompress.cli.generate import show_student
 from hypercompress.cli.terminal import Terminal
 from hypercompress.generator import registry
 from hypercompress.latency import _forms
@@ -133,7 +134,7 @@ def test_a_tilted_allocation_is_told(
 ) -> None:
     report = json.loads((student / "report.json").read_text())
     with Terminal(quiet=False) as terminal:
-        generate_module.show_student({**report, "tilt": tilt}, terminal)
+        show_student({**report, "tilt": tilt}, terminal)
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("allocation")] == told
 
 
