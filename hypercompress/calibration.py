@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypercompress.calling import batch_size
+from hypercompress.calling import batch_size, flat
 from hypercompress.errors import DataError
 
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
@@ -63,6 +63,14 @@ def cut(batch: Any, pieces: int) -> Iterator[Any]:
         return tensor.tensor_split(pieces)[index]
 
     return (_mapped(lambda tensors, i=i: part(tensors[0], i), [batch]) for i in range(pieces))  # type: ignore[misc]
+
+
+def pieces(batches: Iterable[Any], most: int) -> Iterator[Any]:
+    """The batches, each in even parts of at most ``most`` samples; one whose tensors differ in length stays whole."""
+    for batch in batches:
+        lengths = {len(value) for value in flat(batch) if isinstance(value, Tensor) and value.ndim}
+        count = -(-max(lengths) // most) if len(lengths) == 1 else 1
+        yield from cut(batch, count) if count > 1 else (batch,)
 
 
 def join(batches: Sequence[Any], most: int) -> Any:

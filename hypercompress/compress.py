@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hypercompress.architecture import Architecture, architecture_of
-from hypercompress.calibration import CalibrationSplit, resized, split_batches
+from hypercompress.calibration import CalibrationSplit, pieces, resized, split_batches
 from hypercompress.calling import ForwardFn, Progress, batch_size
 from hypercompress.choices import guarded
 from hypercompress.errors import GeneratorError, ModelError
@@ -23,12 +23,13 @@ from hypercompress.reconstruction import refit_batch
 from hypercompress.report import bytes_of, make_report
 from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit
+from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit, Unit
 from hypercompress.student import Student, build_student
 from hypercompress.targeting import targeted
 from hypercompress.unpacking import unpack
 
 SEARCHED = ("hypernet", "kfac")  # generators whose start is `kfac`
+LARGEST_PASS = 3 * 2**25  # elements of all layers' outputs in one backward pass: with what lies between, about 1 GB
 
 
 def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any) -> Any:
@@ -44,6 +45,11 @@ def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any)
         )
     first = next(teacher.parameters())
     return torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
+
+
+def samples_of_a_pass(spec: ModelSpec) -> int:
+    """Samples whose outputs of all layers are `LARGEST_PASS` elements at most."""
+    return max(1, LARGEST_PASS // max(1, sum(layer.positions * layer.out for layer in spec.layers)))
 
 
 def prepare(
@@ -79,7 +85,9 @@ def prepare(
     if latency_batch is not None:
         timed = resized(example, latency_batch)
         spec = measure_latency(teacher, spec, timed, forward_fn=forward_fn, progress=progress)
-    batches = None if split is None else split.statistics
+    batches: Iterable[Any] | None = None if split is None else split.statistics
+    if batches is not None and device.type == "cpu":  # where small batches take no longer, and memory is all there is
+        batches = pieces(batches, samples_of_a_pass(spec))
     sketches = sketch(teacher, spec, batches, forward_fn=forward_fn, seed=seed, progress=progress)
     return Plan(original, teacher, spec, sketches, split, chosen, timed)
 

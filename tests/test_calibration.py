@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hypercompress.calibration import cut, join, resized, split_batches, to_device
+from hypercompress.calibration import cut, join, pieces, resized, split_batches, to_device
 from hypercompress.errors import DataError
 
 CPU = torch.device("cpu")
@@ -51,6 +51,25 @@ def test_named_tuples_stay_named() -> None:
     assert to_device(pair, CPU)._fields == ("image", "label")
     assert isinstance(next(cut(pair, 3)), Pair)
     assert torch.equal(join([pair, pair], 20).label, torch.cat([pair.label, pair.label]))
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(9, [5, 8]), (8, [5, 8]), (5, [5, 4, 4]), (3, [3, 2, 3, 3, 2]), (1, 13 * [1])]
+)
+def test_pieces_are_even_and_keep_every_sample_in_order(most: int, sizes: list[int]) -> None:
+    data = torch.arange(13.0)[:, None]
+    found = list(pieces([Pair(data[:5], data[:5] + 1), Pair(data[5:], data[5:] + 1)], most))
+    assert [len(pair.image) for pair in found] == sizes
+    assert all(isinstance(pair, Pair) and torch.equal(pair.label, pair.image + 1) for pair in found)
+    torch.testing.assert_close(torch.cat([pair.image for pair in found]), data)
+
+
+def test_what_cannot_be_cut_stays_whole() -> None:
+    """Packed sequences: as many rows as there are words, and a length for each sample."""
+    packed = {"words": torch.zeros(12), "lengths": torch.tensor([5, 4, 3]), "scale": torch.tensor(2.0)}
+    (found,) = pieces([packed], 2)
+    assert found is packed
+    assert len(list(pieces([{**packed, "words": torch.zeros(3)}], 2))) == 2
 
 
 @pytest.mark.parametrize("most", [1, 4, 7, 100])

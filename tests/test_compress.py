@@ -1,6 +1,7 @@
 """The facade: any module and any batch in, a student within budget out, the teacher untouched."""
 
 import copy
+import sys
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -184,6 +185,27 @@ def test_the_allocation_is_tilted_where_held_out_images_favour_it() -> None:
             torch.testing.assert_close(student(pixels[:8]), candidates[expected](pixels[:8]))
         seen.add(expected > 0)
     assert seen == {False, True}
+
+
+def test_memory_bounds_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large batch as many samples at once as have few enough outputs; what is measured is the same."""
+    model, data = network(), [torch.randn(24, 1, 7, 7) for _ in range(3)]
+    whole = prepare(model, data, "kfac")
+    outputs = sum(layer.positions * layer.out for layer in whole.spec.layers)
+    assert outputs == 16 * 9 + 32 + 4
+    monkeypatch.setattr(sys.modules["hypercompress.compress"], "LARGEST_PASS", 5 * outputs + 1)
+    sizes: list[int] = []
+    model[-1].register_forward_hook(
+        lambda _m, inputs, _o: sizes.append(len(inputs[0])) if torch.is_grad_enabled() else None
+    )
+    cut = prepare(model, data, "kfac")
+    assert sizes == [5, 5, 5, 5, 4]
+    for name, sketch in whole.sketches.items():
+        found, wanted = cut.sketches[name].curvature, sketch.curvature
+        assert found is not None
+        assert wanted is not None
+        torch.testing.assert_close(found.signal, wanted.signal)
+        torch.testing.assert_close(found.mean, wanted.mean)
 
 
 def test_one_plan_serves_many_budgets() -> None:
