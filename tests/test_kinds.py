@@ -12,6 +12,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.linear import Linear as TimmLinear
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
 
@@ -67,7 +68,8 @@ def linears(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
         draw(st.integers(1, 12)),
         draw(st.lists(st.integers(1, 3), max_size=3)),
     )
-    dense = nn.Linear(inside, outside, bias=draw(st.booleans()), dtype=torch.float64)
+    module_class = draw(st.sampled_from([nn.Linear, TimmLinear]))
+    dense = module_class(inside, outside, bias=draw(st.booleans()), dtype=torch.float64)
     return dense, random(*lead, inside)
 
 

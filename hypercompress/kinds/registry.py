@@ -1,6 +1,7 @@
 """The kinds that are known, by the exact class of a module: a subclass may compute something else."""
 
 from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.linear import Linear as TimmLinear
 from torch import nn
 
 from hypercompress.kinds.conv import ConvKind
@@ -11,6 +12,7 @@ from hypercompress.kinds.transposed import TransposedKind
 
 _KINDS: dict[type[nn.Module], LayerKind] = {
     nn.Linear: LinearKind(),
+    TimmLinear: LinearKind(TimmLinear),  # the classifier of MobileNetV3, GhostNet, LCNet and their kin
     nn.Conv1d: ConvKind("conv1d", nn.Conv1d),
     nn.Conv2d: ConvKind("conv2d", nn.Conv2d),
     nn.Conv3d: ConvKind("conv3d", nn.Conv3d),
