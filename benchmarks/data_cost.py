@@ -91,10 +91,11 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     results = Results(options.out / "data_cost.csv", KEY, ())
     for name in options.models:
-        row = {"model": name, "images": options.images, "batch_size": options.batch_size}
+        images, batch_size, generator = options.images, options.batch_size, options.generator
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # whose memory no other network has filled
-            found = fresh.submit(measured, *row.values(), options.generator).result()
-        results.add({**row, "generator": options.generator, **found})
+            found = fresh.submit(measured, name, images, batch_size, generator).result()
+        row = {"model": name, "images": images, "batch_size": batch_size, "generator": generator}
+        results.add({**row, **found})
         allowed = 3 * found["megabytes_model"] + 2000
         verdict = "within" if found["added_passes"] <= LIMIT else "ABOVE"
         say(
