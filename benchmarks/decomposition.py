@@ -8,7 +8,7 @@ iterations, ten directions more than asked), at a share of the rank at which a f
 one. Error: how much farther the randomized approximation is from the weights than the best of its rank (Frobenius
 norm; 0 is exact). A generator needs all directions' energies to choose ranks with; the randomized one gives those that
 it found. With ``--checkpoint`` the first model has these weights, else all are as initialised, whose flat spectra are
-the hard case for the error. Writes ``decomposition.csv``. Two CPU cores, about five minutes.
+the hard case for the error. Writes ``decomposition.csv``. One CPU core, about five minutes.
 """
 
 import argparse

@@ -257,7 +257,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES, metavar="N", help="default: 1 16")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, help="on the CPU (default: as torch chooses)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each model in each row (default: 1)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each model in each row (default: 0.5)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the file goes (default: benchmarks/results)")
     options = parser.parse_args(words)
     count = torch.get_num_threads() if options.threads is None else options.threads
