@@ -18,14 +18,25 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def write_network(network: nn.Module, folder: Path, weights: str, version: int, card: Mapping[str, Any] | None) -> None:
-    """Write the weights and ``config.json``: format, hash, shape (``network.config``) and ``card``, of the training."""
+    """Write the weights and ``config.json``: format, hash, shape (``network.config``) and ``card``, of the training.
+
+    Both are written whole beside what is there, and then take its place: a full disk leaves the old network.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = save({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
-    (folder / weights).write_bytes(data)
     shape: Any = network.config
     digest = hashlib.sha256(data).hexdigest()
     config = {"format": version, "sha256": digest, "config": asdict(shape), "training": dict(card or {})}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    contents = {weights: data, CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
+    drafts = {name: folder / f"{name}.new" for name in contents}
+    try:
+        for name, draft in drafts.items():
+            draft.write_bytes(contents[name])
+        for name, draft in drafts.items():
+            draft.replace(folder / name)
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
 
 
 def read_network(

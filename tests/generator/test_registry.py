@@ -28,6 +28,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "mine"
 
 
+def test_a_full_disk_leaves_the_network_that_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    write = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if self.name.startswith("config.json"):
+            write(self, data[:10])
+            raise OSError(28, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_hypernetwork(Hypernetwork(HypernetConfig(width=16, depth=1, heads=2)), folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
 @pytest.mark.parametrize("name", list(ANALYTIC))
 def test_analytic_generators_by_name(name: str) -> None:
     assert load_generator(name) is ANALYTIC[name]
