@@ -12,8 +12,8 @@ changes inside a convolution count as the convolution, products inside fused att
 `products_gflop` are the operations of convolutions and products of one batch, attention aside (two for each
 multiply-accumulate), and `products_gflop_per_second` what was reached in their time.
 
-Writes ``profile.csv``. One thread, about five minutes. Threads that must wait for a core make all kinds but products look
-longer than they are: on a busy machine ask for one.
+Writes ``profile.csv``. One thread, about five minutes. On a busy machine several threads wait for each other in every
+operation, and neither times nor shares mean much: ask for one.
 """
 
 import argparse
