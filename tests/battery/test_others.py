@@ -19,6 +19,7 @@ from hypercompress.inspection import inspect
 from hypercompress.specs import Budget, Status
 from hypercompress.student import Student, from_pretrained
 from hypercompress.unpacking import unpack
+from tests.battery.contract import learning, unreached
 
 Maker = Callable[[], nn.Module]
 
@@ -79,11 +80,8 @@ def check(make: Maker, batch: Any, folder: Path, *, budget: Budget, **options: A
     loaded = from_pretrained(folder / "student", skeleton=make())
     with torch.no_grad():
         assert torch.equal(call_model(loaded, batch), wanted)
-    taught = copy.deepcopy(teacher)
-    for model in (taught, loaded):
-        call_model(model, batch).square().sum().backward()
-    unlearned = {name for name, p in taught.named_parameters() if p.grad is None}
-    assert {name for name, p in loaded.model.named_parameters() if p.grad is None} <= unlearned
+    taught = unpack(teacher)
+    assert unreached(loaded.model, taught, batch, learning(taught, batch)) == []
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     assert all(p.grad is None for p in teacher.parameters())
     return teacher, student
