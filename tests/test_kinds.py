@@ -25,6 +25,7 @@ from hypercompress.inspection import inspect
 from hypercompress.kinds import ConvKind, LowRank, factors_of, fill, kind_of, low_rank_like
 from hypercompress.kinds.registry import _KINDS
 from hypercompress.specs import LayerFactors, Side, Status
+from tests.test_groups import grouped
 
 SAME_CONVS: dict[type[nn.Module], dict[str, Any]] = {Conv2dSame: {}, StdConv2dSame: {}, ScaledStdConv2dSame: {}}
 
@@ -144,7 +145,7 @@ def test_full_rank_on_both_sides_is_the_dense_layer(case: tuple[nn.Module, Tenso
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @settings(max_examples=100)
-@given(layers, st.booleans())
+@given(st.one_of(layers, grouped()), st.booleans())
 def test_the_dense_form_is_the_product_rounded_once(
     dtype: torch.dtype, case: tuple[nn.Module, Tensor], both: bool
 ) -> None:
@@ -153,15 +154,24 @@ def test_the_dense_form_is_the_product_rounded_once(
     kind = kind_of(dense)
     assert kind is not None
     both = both and isinstance(kind, ConvKind) and kind.taps(dense) > 1 and not getattr(dense, "transposed", False)
+    both = both and kind.groups(dense) == 1
     layer = low_rank_like(dense, 3, 2 if both else None).to(dtype)
     found, factors = matrix(layer.to_dense()), factors_of(layer).to(torch.float64)
-    exact = torch.tensor([[float(x) for x in row] for row in multiplied_out(factors)], dtype=torch.float64)
+    products = [[[float(x) for x in row] for row in multiplied_out(group)] for group in groups_of(factors)]
+    exact = torch.tensor(products, dtype=torch.float64).reshape(found.shape)
     absolute = LayerFactors(
         factors.expand.abs(), factors.reduce.abs(), None, None if factors.project is None else factors.project.abs()
     )
     bound = torch.finfo(dtype).eps / 2 * exact.abs() + (3 + 2 * both) * 2.0**-52 * absolute.product()
     assert found.dtype is dtype
     assert ((found.double() - exact).abs() <= bound).all()
+
+
+def groups_of(factors: LayerFactors) -> list[LayerFactors]:
+    """The factors of each group on its own."""
+    if factors.expand.ndim == 2:
+        return [factors]
+    return [LayerFactors(expand, reduce) for expand, reduce in zip(factors.expand, factors.reduce, strict=True)]
 
 
 def multiplied_out(factors: LayerFactors) -> list[list[Fraction]]:
