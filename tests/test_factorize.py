@@ -98,6 +98,26 @@ def test_no_other_matrix_of_the_rank_is_better(outside: int, inside: int, seed: 
     assert all(least <= cost(weight - other, S, G) * (1 + 1e-9) for other in others)
 
 
+METRICS = (Metric(fisher=False), Metric(), Metric(centred=False), Metric(signal=False))
+
+
+@settings(max_examples=500)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 10_000), st.sampled_from(METRICS), st.integers(0, 3))
+def test_full_rank_in_any_metric_is_the_dense_matrix(
+    outside: int, inside: int, seed: int, metric: Metric, dead: int
+) -> None:
+    """To 1e-10 of the largest weight, also where inputs or gradients have directions that never occur."""
+    weight, mean = random(outside, inside, seed=seed), random(inside, seed=seed + 1)
+    seen, wanted = (
+        random(inside, max(1, inside - dead), seed=seed + 2),
+        random(outside, max(1, outside - dead), seed=seed + 3),
+    )
+    S, G = seen @ seen.T + mean.outer(mean), wanted @ wanted.T
+    frame = weighted_frame(curvature_from(weight, S, G, mean), metric)
+    found = product(frame.factors(weight, min(outside, inside)))
+    torch.testing.assert_close(found, weight, rtol=0, atol=1e-10 * float(weight.abs().max()))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mean_that_truncation_takes_is_what_the_dense_layer_adds(shape: tuple[int, int]) -> None:
     weight, S, G, mean = random(*shape), covariance(shape[1], 3), covariance(shape[0], 7), random(shape[1])
