@@ -25,7 +25,7 @@ from benchmarks.common import RESULTS, Results, Set, digest, markdown, read_set,
 from hypercompress.compress import finish, prepare
 from hypercompress.errors import ExportError
 from hypercompress.export import export
-from hypercompress.export.int8 import _dynamic, _static, choose, convolution_share
+from hypercompress.export.int8 import choose, convolution_share, write_dynamic, write_static
 from hypercompress.export.onnx_file import OnnxModel
 from hypercompress.fidelity import compare
 from hypercompress.models import load_model
@@ -46,7 +46,7 @@ def written(student: Student, calibration: Sequence[Tensor], folder: Path) -> di
     """A file for each way; a way that the quantizer refuses is said and left out."""
     files = {way: folder / f"{way}.onnx" for way in WAYS}
     export(student, files["float"])
-    for way, quantized in (("static", partial(_static, batches=calibration)), ("dynamic", _dynamic)):
+    for way, quantized in (("static", partial(write_static, batches=calibration)), ("dynamic", write_dynamic)):
         try:
             quantized(files["float"], files[way])
         except ExportError as error:

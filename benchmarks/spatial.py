@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.common import RESULTS, Results, digest, markdown, read_set, say
+from hypercompress.allocation import Form, Point, hulls, lower_hull, tail
 from hypercompress.compress import prepare
 from hypercompress.generator import ANALYTIC
 from hypercompress.models import load_model
@@ -30,7 +31,7 @@ KEY = ("teacher", "unit", "share", "forms")
 SHARES = (0.3, 0.15, 0.06, 0.03)
 FORMS = ("one side", "one side, spatial", "one or both", "one or both, spatial")
 IMAGES = 1024
-STEP = 1.1  # ranks above a few are tried in steps of a tenth
+KFAC = ANALYTIC["kfac"]
 Points = NDArray[np.float64]  # [n, 2]: cost and nats lost
 
 
@@ -68,55 +69,33 @@ def spatial_cost(layer: LayerSpec, unit: Unit, kernel: tuple[int, int]) -> float
     return first * math.sqrt(layer.input_positions * layer.positions) + second * layer.positions
 
 
-def ranks(most: int) -> list[int]:
-    """Those that are tried."""
-    found = [1]
-    while found[-1] < most:
-        found.append(min(most, max(found[-1] + 1, int(found[-1] * STEP))))
-    return found
-
-
-def tail(energy: Tensor) -> NDArray[np.float64]:
-    """Nats lost at each rank."""
-    values = energy.double().numpy() / 2
-    return np.concatenate([np.cumsum(values[::-1])[::-1], [0.0]])
-
-
-def hull(points: Sequence[tuple[float, float]], dense: float) -> Points:
-    """The lower convex hull up to the dense layer, cheapest first."""
-    corners: list[tuple[float, float]] = []
-    for cost, loss in [*sorted(point for point in points if point[0] < dense), (dense, 0.0)]:
-        if corners and loss >= corners[-1][1]:
-            continue
-        while len(corners) > 1:
-            (c0, l0), (c1, l1) = corners[-2:]
-            if (l1 - loss) * (c1 - c0) <= (l0 - l1) * (cost - c1):
-                break
-            corners.pop()
-        corners.append((cost, loss))
-    return np.array(corners)
+def with_spatial(menu: Sequence[Point], plan: Plan, layer: LayerSpec, unit: Unit) -> list[Point]:
+    """A layer's hull with spatial forms on it, if it can have them; the ranks of a spatial one stand for its form."""
+    sketch = plan.sketches[layer.name]
+    if not layer.projects or sketch.curvature is None:
+        return list(menu)
+    height, width = plan.teacher.get_parameter(f"{layer.name}.weight").shape[-2:]
+    centred = KFAC.metric_for(layer, sketch).centred
+    lost = tail(spatial_energies(sketch.weight, sketch.curvature, (height, width), centred=centred))
+    step = spatial_cost(layer, unit, (height, width))
+    spatial = [(Form(rank), round(rank * step), float(lost[rank])) for rank in range(1, len(lost))]
+    front: list[Point] = []
+    for point in sorted([*menu, *spatial], key=lambda point: point[1:]):
+        if point[1] <= layer.dense_cost(unit) and (not front or point[2] < front[-1][2]):
+            front.append(point)
+    return lower_hull(front)
 
 
 def menus(plan: Plan, unit: Unit) -> dict[str, list[Points]]:
-    """The hull of every candidate, by the forms it may take."""
-    found: dict[str, list[Points]] = {forms: [] for forms in FORMS}
-    generator = ANALYTIC["kfac"]
-    known = generator.directions(plan.spec, plan.sketches)
-    for layer in plan.spec.candidates:
-        outer, sketch = tail(known.outputs[layer.name].total), plan.sketches[layer.name]
-        one = [(float(layer.cost(unit, r)), float(outer[r])) for r in ranks(layer.full_rank)]
-        both, third = [], []
-        if layer.projects and sketch.curvature is not None:
-            inner = tail(known.inputs[layer.name].total)
-            pairs = [(r, q) for r in ranks(layer.full_rank) for q in ranks(layer.channels)]
-            both = [(float(layer.cost(unit, r, q)), float(outer[r] + inner[q])) for r, q in pairs]
-            height, width = plan.teacher.get_parameter(f"{layer.name}.weight").shape[-2:]
-            centred = generator.metric_for(layer, sketch).centred
-            energies = spatial_energies(sketch.weight, sketch.curvature, (height, width), centred=centred)
-            lost, step = tail(energies), spatial_cost(layer, unit, (height, width))
-            third = [(r * step, float(lost[r])) for r in ranks(len(energies))]
-        for forms, points in zip(FORMS, (one, one + third, one + both, one + both + third), strict=True):
-            found[forms].append(hull(points, float(layer.dense_cost(unit))))
+    """Costs and nats at the corners of every candidate's hull, by the forms it may take."""
+    known = KFAC.directions(plan.spec, plan.sketches)
+    outputs, inputs = KFAC.energies(known.outputs), KFAC.energies(known.inputs)
+    found: dict[str, list[Points]] = {}
+    for forms, inner in (("one side", {}), ("one or both", inputs)):
+        hull = hulls(plan.spec, outputs, unit, inner)
+        spatial = [with_spatial(hull[layer.name], plan, layer, unit) for layer in plan.spec.candidates]
+        for name, layers in ((forms, [*hull.values()]), (f"{forms}, spatial", spatial)):
+            found[name] = [np.array([(cost, loss / 2) for _, cost, loss in corners]) for corners in layers]
     return found
 
 

@@ -9,7 +9,7 @@ ranks cost more than they save. What the pass leaves over is then filled with si
 below to within one rank.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -42,6 +42,9 @@ class Form:
 
     rank: int | None = None
     input_rank: int | None = None
+
+
+Point = tuple[Form, int, float]  # a form, its cost and what it loses
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class _Curve:
         assert self.inner is not None  # its form has an input rank
         return float(self.tail[form.rank] + self.inner[form.input_rank])
 
-    def hull(self) -> list[tuple[Form, int, float]]:
+    def hull(self) -> list[Point]:
         """Form, cost and loss at the corners from the cheapest to the dense layer, slopes not increasing."""
         rank, inner, cost = _forms(self.spec, self.unit)
         loss = self.tail[rank]
@@ -123,14 +126,11 @@ class _Curve:
             rank, inner, cost, loss = rank[here], inner[here], cost[here], loss[here]
         else:
             loss = loss + np.where(inner > 0, self.inner[inner], 0.0)
-        corners: list[tuple[Form, int, float]] = []
         order = np.lexsort((loss, cost))
         best = np.minimum.accumulate(loss[order])
-        front = order[np.diff(best, prepend=np.inf) < 0]
-        for at in front.tolist():
-            _append(corners, (Form(int(rank[at]), int(inner[at]) or None), int(cost[at]), float(loss[at])))
-        _append(corners, (Form(), self.cost(Form()), 0.0))
-        return corners
+        front = order[np.diff(best, prepend=np.inf) < 0].tolist()
+        forms = [(Form(int(rank[at]), int(inner[at]) or None), int(cost[at]), float(loss[at])) for at in front]
+        return lower_hull([*forms, (Form(), self.cost(Form()), 0.0)])
 
     def moves(self, room: int) -> Iterator[tuple[float, Form]]:
         """Single steps that fit into ``room``, as (gain per cost, form)."""
@@ -160,17 +160,25 @@ class _Curve:
         return all(self.spec.cost(unit, rank, inner) < self.spec.dense_cost(unit) for unit in COUNTED)
 
 
-def _append(corners: list[tuple[Form, int, float]], point: tuple[Form, int, float]) -> None:
-    """Add a point to a lower convex hull."""
-    while len(corners) > 1:
-        (_, c0, l0), (_, c1, l1), (_, c2, l2) = corners[-2], corners[-1], point
-        if (l1 - l2) * (c1 - c0) <= (l0 - l1) * (c2 - c1):
-            break
-        corners.pop()
-    corners.append(point)
+def lower_hull(points: Sequence[Point]) -> list[Point]:
+    """The corners of the lower convex hull of points whose costs rise and whose losses fall."""
+    corners: list[Point] = []
+    for point in points:
+        while len(corners) > 1:
+            (_, c0, l0), (_, c1, l1), (_, c2, l2) = corners[-2], corners[-1], point
+            if (l1 - l2) * (c1 - c0) <= (l0 - l1) * (c2 - c1):
+                break
+            corners.pop()
+        corners.append(point)
+    return corners
 
 
-def _tail(energy: Tensor) -> NDArray[np.float64]:
+def hulls(spec: ModelSpec, energies: Energies, unit: Unit, inputs: InputEnergies = NONE) -> dict[str, list[Point]]:
+    """Each candidate's menu, as the allocation sees it: form, cost and energy lost at the corners of its hull."""
+    return {curve.spec.name: curve.hull() for curve in _curves(spec, energies, inputs, unit)}
+
+
+def tail(energy: Tensor) -> NDArray[np.float64]:
     """What is lost at each rank. Energies only order the steps: if they ever rise, their running minimum counts."""
     values = np.minimum.accumulate(energy.detach().double().cpu().numpy())
     return np.concatenate([np.cumsum(values[::-1])[::-1], [0.0]])
@@ -180,7 +188,7 @@ def _curves(spec: ModelSpec, energies: Energies, inputs: InputEnergies, unit: Un
     curves = []
     for layer in spec.candidates:
         inner = inputs.get(layer.name) if layer.projects else None
-        curves.append(_Curve(layer, unit, _tail(energies[layer.name]), None if inner is None else _tail(inner)))
+        curves.append(_Curve(layer, unit, tail(energies[layer.name]), None if inner is None else tail(inner)))
     return curves
 
 

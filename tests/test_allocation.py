@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hypercompress.allocation import allocate, pareto, predicted_kl
+from hypercompress.allocation import Form, allocate, lower_hull, pareto, predicted_kl
 from hypercompress.errors import BudgetError
 from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
@@ -289,3 +289,8 @@ def test_plans_are_data() -> None:
     plan = RankPlan({"a": 1}, Unit.PARAMS, 3, 0.5, None)
     with pytest.raises(AttributeError, match="cannot assign"):
         plan.cost = 4  # type: ignore[misc]
+
+
+def test_the_hull_keeps_what_lies_below_its_neighbours() -> None:
+    points = [(Form(cost), cost, loss) for cost, loss in ((1, 5.0), (2, 3.0), (3, 2.9), (4, 1.0), (8, 0.0))]
+    assert [cost for _, cost, _ in lower_hull(points)] == [1, 2, 4, 8]  # (3, 2.9) lies above the line from 2 to 4

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,15 @@ from torch import Tensor, nn
 import hypercompress
 from hypercompress import Budget, Student, benchmark
 from hypercompress.benchmark import Settings, compare_layers, compare_models, dense_twin
-from hypercompress.cli import main
 from hypercompress.errors import BenchmarkError
 from hypercompress.inspection import inspect
 from hypercompress.specs import LayerSpec
 from hypercompress.student import low_rank_layers
 from hypercompress.timing import BLOCKS, LEAST_BLOCKS, WARM_UPS, Timing, interleaved, threads
+from tests.cli.words import Run
 
 SHORT = Settings(seconds=0.01)
 CONTRACT = {"batch_size", "threads", "device", "teacher_ms", "student_ms", "speedup", "macs_ratio"}
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 class FakeClock:
@@ -74,16 +73,9 @@ def folder(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: exit code, standard output, standard error."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(["bench", *map(str, words)])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+def run(run: Run) -> Run:
+    """`hypercompress bench`."""
+    return partial(run, "bench")
 
 
 def images(count: int = 2) -> Tensor:

@@ -19,10 +19,10 @@ import hypercompress
 from benchmarks import families
 from hypercompress import Budget, Student
 from hypercompress.calibration import split_batches
-from hypercompress.cli import main
 from hypercompress.errors import ArtefactError, DataError, ExportError, ModelError
 from hypercompress.export import FORMATS, Exported, checked, export, int8, onnx_file, program
 from hypercompress.report import bytes_of
+from tests.cli.words import Run
 
 NAMES = ("test_resnet", "test_vit")
 SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -332,21 +332,6 @@ def test_a_student_compiles_as_one_graph() -> None:
 
 
 # The command line.
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: exit code, standard output, standard error."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

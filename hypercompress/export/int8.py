@@ -63,10 +63,10 @@ def quantize(
     batches = noise.split(32) if data is None else [_images(batch).to(noise.device) for batch in data]
     if method == "static":
         split = split_batches(batches, noise.device)
-        _static(float_file, file, split.statistics)
+        write_static(float_file, file, split.statistics)
         batches = [*split.select, *split.confirm]
     else:
-        _dynamic(float_file, file)
+        write_dynamic(float_file, file)
     fidelity = compare(model, OnnxModel(file), batches)
     return Int8(
         method,
@@ -123,7 +123,12 @@ def _images(batch: Any) -> Float[Tensor, "b ..."]:
     return images
 
 
-def _dynamic(source: Path, file: Path) -> None:
+def write_dynamic(source: Path, file: Path) -> None:
+    """Quantize the matrix products of a file; activations get their scale in each run.
+
+    Raises:
+        ExportError: onnxruntime's quantizer refuses the file.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with understood("a file that onnxruntime's quantizer refuses", "operations that it knows"), quiet():
@@ -132,7 +137,12 @@ def _dynamic(source: Path, file: Path) -> None:
         )
 
 
-def _static(source: Path, file: Path, batches: Iterable[Tensor]) -> None:
+def write_static(source: Path, file: Path, batches: Iterable[Tensor]) -> None:
+    """Quantize every operation that has an integer form; activations get the ranges seen on ``batches`` [b, ...].
+
+    Raises:
+        ExportError: onnxruntime's quantizer refuses the file.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped

@@ -67,8 +67,8 @@ def test_a_way_that_is_refused_is_left_out(
         raise ExportError("received an operation")
 
     monkeypatch.setattr(int8, "export", lambda student, file: None)
-    monkeypatch.setattr(int8, "_static", lambda source, file, batches: None)
-    monkeypatch.setattr(int8, "_dynamic", refuse)
+    monkeypatch.setattr(int8, "write_static", lambda source, file, batches: None)
+    monkeypatch.setattr(int8, "write_dynamic", refuse)
     assert list(int8.written(nn.Identity(), [], tmp_path)) == ["float", "static"]  # type: ignore[arg-type]
     assert "dynamic: received an operation" in capsys.readouterr().out
 

@@ -1,7 +1,5 @@
-"""A small network on disk, a student of it and a hypernetwork, and a way to call the command line."""
+"""A small network on disk, a student of it and a hypernetwork."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,35 +9,7 @@ from safetensors.torch import save_file
 
 from hypercompress.cli import main
 from hypercompress.generator import HypernetConfig, Hypernetwork, save_hypernetwork
-from tests.cli.words import ARGS, CALIBRATE, Run
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The networks are tiny: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: exit code, standard output, standard error."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+from tests.cli.words import ARGS, CALIBRATE
 
 
 @pytest.fixture(scope="session")
@@ -69,8 +39,7 @@ def student(teacher: tuple[object, ...], tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("students") / "student"
     name, *rest = teacher
     words = ["generate", name, folder, *rest, "--params", 0.3, "--generator", "kfac", *CALIBRATE]
-    with one_thread():
-        assert main([str(word) for word in words]) == 0
+    assert main([str(word) for word in words]) == 0
     return folder
 
 

@@ -1,7 +1,6 @@
 """``hypercompress transfer``: what it writes and says, the same numbers as `adapt`, and bad input in one line."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,22 @@ from torch import Tensor
 
 from hypercompress import adapt, from_pretrained
 from hypercompress.architecture import load_timm
-from hypercompress.cli import main
 from hypercompress.data import Preprocess, open_data
 from hypercompress.transfer import registry
 from hypercompress.transfer.support import draw_shots
+from tests.cli.words import Run
 
 ARGS = ("--no-pretrained", "--model-args", '{"num_classes": 7, "in_chans": 1}')
 SIZE = ("--input-size", "1", "32", "32", "--mean", "0.286", "--std", "0.353")
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: exit code, standard output, standard error."""
+def run(run: Run) -> Run:
+    """`hypercompress transfer`, from one random state each time."""
 
     def call(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
         torch.manual_seed(0)
-        code = main(["transfer", *(str(word) for word in words)])
-        out, err = capsys.readouterr()
-        return code, out, err
+        return run("transfer", *words)
 
     return call
 
