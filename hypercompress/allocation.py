@@ -9,7 +9,7 @@ ranks cost more than they save. What the pass leaves over is then filled with si
 below to within one rank.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hypercompress.errors import BudgetError
+from hypercompress.hull import Form, Point, lower_hull, tail
 from hypercompress.specs import COUNTED, Budget, LayerSpec, ModelSpec, RankPlan, Unit
 
 Energies = Mapping[str, Float[Tensor, " m"]]
 InputEnergies = Mapping[str, Float[Tensor, " c"]]
 NONE: InputEnergies = {}
+LEAST = Form(1)
 FINE = 48  # ranks up to here are tried one by one on the two-sided menu, above it in steps of a twentieth
 
 
@@ -34,17 +36,6 @@ class ParetoPoint:
 
     share: float
     predicted_kl: float
-
-
-@dataclass(frozen=True)
-class Form:
-    """What stands in a layer's place; no rank: the dense layer."""
-
-    rank: int | None = None
-    input_rank: int | None = None
-
-
-Point = tuple[Form, int, float]  # a form, its cost and what it loses
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ class _Curve:
     unit: Unit
     tail: NDArray[np.float64]  # tail[r] = energy lost at rank r
     inner: NDArray[np.float64] | None
-    form: Form = Form(1)
+    form: Form = LEAST
 
     def cost(self, form: Form | None = None) -> int:
         form = form or self.form
@@ -160,28 +151,9 @@ class _Curve:
         return all(self.spec.cost(unit, rank, inner) < self.spec.dense_cost(unit) for unit in COUNTED)
 
 
-def lower_hull(points: Sequence[Point]) -> list[Point]:
-    """The corners of the lower convex hull of points whose costs rise and whose losses fall."""
-    corners: list[Point] = []
-    for point in points:
-        while len(corners) > 1:
-            (_, c0, l0), (_, c1, l1), (_, c2, l2) = corners[-2], corners[-1], point
-            if (l1 - l2) * (c1 - c0) <= (l0 - l1) * (c2 - c1):
-                break
-            corners.pop()
-        corners.append(point)
-    return corners
-
-
 def hulls(spec: ModelSpec, energies: Energies, unit: Unit, inputs: InputEnergies = NONE) -> dict[str, list[Point]]:
     """Each candidate's menu, as the allocation sees it: form, cost and energy lost at the corners of its hull."""
     return {curve.spec.name: curve.hull() for curve in _curves(spec, energies, inputs, unit)}
-
-
-def tail(energy: Tensor) -> NDArray[np.float64]:
-    """What is lost at each rank. Energies only order the steps: if they ever rise, their running minimum counts."""
-    values = np.minimum.accumulate(energy.detach().double().cpu().numpy())
-    return np.concatenate([np.cumsum(values[::-1])[::-1], [0.0]])
 
 
 def _curves(spec: ModelSpec, energies: Energies, inputs: InputEnergies, unit: Unit) -> list[_Curve]:

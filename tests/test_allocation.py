@@ -11,9 +11,10 @@ from hypothesis import assume, given, settings
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hypercompress.allocation import Form, allocate, lower_hull, pareto, predicted_kl
+from hypercompress.allocation import allocate, pareto, predicted_kl
 from hypercompress.errors import BudgetError
 from hypercompress.generator import ANALYTIC
+from hypercompress.hull import Form, lower_hull
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
 from hypercompress.specs import COUNTED, Budget, LayerSpec, ModelSpec, RankPlan, Status, Unit
