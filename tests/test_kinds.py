@@ -25,7 +25,7 @@ from hypercompress.inspection import inspect
 from hypercompress.kinds import ConvKind, LowRank, factors_of, fill, kind_of, low_rank_like
 from hypercompress.kinds.registry import _KINDS
 from hypercompress.specs import LayerFactors, Side, Status
-from tests.test_groups import grouped
+from tests.strategies import grouped
 
 SAME_CONVS: dict[type[nn.Module], dict[str, Any]] = {Conv2dSame: {}, StdConv2dSame: {}, ScaledStdConv2dSame: {}}
 

@@ -1,6 +1,6 @@
 """What a student folder keeps of its teacher's code: a name, arguments and input description, as plain JSON values.
 
-`build` turns an `Architecture` into a module with no network and no pickle.
+`build` makes a module of an `Architecture`: offline, and without unpickling anything.
 """
 
 import json
