@@ -214,19 +214,24 @@ class _Fit:
         self.fitted = Refit.NONE
 
     def __call__(self, module: LowRank, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
-        wanted = self.relay.take(self.layer.name)
-        both = False
-        if self.regression is not None and inputs[0].isfinite().all() and wanted.isfinite().all():
-            both = self.regression(module, inputs[0], wanted)
-        reduced: Tensor = module.reduce(inputs[0])
-        h, y = (t.movedim(self.layer.axis, -1).flatten(0, -2) for t in (reduced, wanted))
-        if h.isfinite().all() and y.isfinite().all():
-            self._fit(module, h, y)
-            self.fitted = Refit.BOTH if both else Refit.OUTPUTS
+        with self.relay.borrow(self.layer.name) as wanted:
+            reduced = self._refit(module, inputs[0], wanted)
         fitted: Tensor = module.expand(reduced)
         if self.shift is None:
             return fitted
         return (fitted.movedim(self.layer.axis, -1) + self.shift).movedim(-1, self.layer.axis)
+
+    def _refit(self, module: LowRank, x: Tensor, wanted: Tensor) -> Tensor:
+        """Fit both factors, or the output factor; returns what the input factor gives."""
+        both = False
+        if self.regression is not None and x.isfinite().all() and wanted.isfinite().all():
+            both = self.regression(module, x, wanted)
+        reduced: Tensor = module.reduce(x)
+        h, y = (t.movedim(self.layer.axis, -1).flatten(0, -2) for t in (reduced, wanted))
+        if h.isfinite().all() and y.isfinite().all():
+            self._fit(module, h, y)
+            self.fitted = Refit.BOTH if both else Refit.OUTPUTS
+        return reduced
 
     def _fit(self, module: LowRank, h: Float[Tensor, "n r"], y: Float[Tensor, "n out"]) -> None:
         weight = module.expand.weight

@@ -1,7 +1,8 @@
-"""Two networks side by side on the same images: one hands its layers' outputs to the other, one layer ahead."""
+"""Two networks side by side on the same images: one lends its layers' outputs to the other, layer by layer."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import Empty, Queue
 from typing import Any
 
@@ -16,10 +17,14 @@ class _StoppedError(Exception):
 
 
 class Relay:
-    """The teacher's forward pass in a thread of its own, one layer ahead of whoever takes its outputs."""
+    """The teacher's forward pass in a thread of its own, which waits while one of its outputs is read.
+
+    It must wait: what follows a layer may write into that layer's output (``ReLU(inplace=True)``, ``x += shortcut``).
+    """
 
     def __init__(self, run: Callable[[], object]) -> None:
         self._slot: Queue[tuple[str | None, Any]] = Queue(maxsize=1)
+        self._returned = threading.Semaphore(0)
         self._stopped = False
         self._thread = threading.Thread(target=self._lead, args=(run,), name="teacher", daemon=True)
 
@@ -34,18 +39,21 @@ class Relay:
             end = error
         self._slot.put((None, end))
 
-    def put(self, name: str, output: Tensor) -> None:
-        """Called by the teacher: waits until the output before was taken."""
+    def lend(self, name: str, output: Tensor) -> None:
+        """Called by the teacher: waits until the output was read."""
+        if not self._stopped:
+            self._slot.put((name, output))
+            self._returned.acquire()
         if self._stopped:
             raise _StoppedError
-        self._slot.put((name, output))
 
     def hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         """Forward hook of one layer of the teacher."""
-        return lambda _module, _inputs, output: self.put(name, output)
+        return lambda _module, _inputs, output: self.lend(name, output)
 
-    def take(self, name: str) -> Tensor:
-        """The teacher's output of this call of the layer.
+    @contextmanager
+    def borrow(self, name: str) -> Iterator[Tensor]:
+        """The teacher's output of this call of the layer, as it left the layer, to be read inside the block.
 
         Raises:
             ModelError: the two networks do not run the same layers in the same order. Whatever the teacher raised.
@@ -56,7 +64,10 @@ class Relay:
         if got != name:
             raise ModelError(f"received a student that runs {name} where its teacher runs {got}; expected one order")
         assert isinstance(output, Tensor)
-        return output
+        try:
+            yield output
+        finally:
+            self._returned.release()
 
     def __enter__(self) -> "Relay":
         self._thread.start()
@@ -64,6 +75,7 @@ class Relay:
 
     def __exit__(self, *_: object) -> None:
         self._stopped = True
+        self._returned.release()  # the teacher may wait for an output that nobody will read
         while self._thread.is_alive():
             try:
                 self._slot.get_nowait()

@@ -366,6 +366,21 @@ def test_an_error_on_either_side_surfaces_and_no_thread_stays(broken: str) -> No
     assert not any(module._forward_hooks for model in (teacher, student) for module in model.modules())
 
 
+@pytest.mark.parametrize("both", [True, False])
+def test_what_the_teacher_writes_in_place_changes_nothing(both: bool) -> None:
+    x, students = images(), []
+    for inplace in (False, True):
+        teacher = network()
+        for place in (2, 4, 7):
+            teacher[place] = nn.ReLU(inplace=inplace)
+        spec, sketches, student = made(teacher, x, 0.35)
+        reconstruct(teacher, student, spec, sketches, x, both=both)
+        students.append(student.state_dict())
+    assert {"model.0.expand.weight", "model.3.expand.weight", "model.6.expand.weight"} <= students[0].keys()
+    for key, value in students[0].items():
+        assert torch.equal(value, students[1][key]), key
+
+
 def test_networks_that_run_another_order_are_refused() -> None:
     teacher, x = network(), images()
     spec, sketches, student = made(teacher, x, 0.35)

@@ -1,0 +1,63 @@
+"""Two networks side by side: what is borrowed stays as it was lent, and no thread is left behind."""
+
+import threading
+
+import pytest
+import torch
+
+from hypercompress.errors import ModelError
+from hypercompress.relay import Relay
+
+
+def test_the_lender_waits_until_its_output_was_read() -> None:
+    lent, overwritten = torch.ones(3), threading.Event()
+
+    def run() -> None:
+        relay.lend("first", lent)
+        lent.zero_()
+        overwritten.set()
+        relay.lend("second", lent)
+
+    relay = Relay(run)
+    with relay:
+        with relay.borrow("first") as output:
+            assert not overwritten.wait(0.05)
+            assert torch.equal(output, torch.ones(3))
+        assert overwritten.wait(10)
+        with relay.borrow("second") as output:
+            assert torch.equal(output, torch.zeros(3))
+
+
+@pytest.mark.parametrize("borrowed", [0, 1])
+def test_a_lender_that_nobody_reads_any_more_ends(borrowed: int) -> None:
+    before, reached = threading.active_count(), []
+
+    def run() -> None:
+        for name in "abc":
+            relay.lend(name, torch.ones(1))
+            reached.append(name)
+
+    relay = Relay(run)
+    with relay:
+        for name in "abc"[:borrowed]:
+            with relay.borrow(name):
+                pass
+    assert threading.active_count() == before
+    assert len(reached) <= borrowed
+
+
+def test_the_lenders_error_and_its_end_are_told() -> None:
+    def broken() -> None:
+        raise RuntimeError("out of luck")
+
+    with Relay(broken) as relay, pytest.raises(RuntimeError, match="out of luck"), relay.borrow("first"):
+        pass
+    order = "runs first where its teacher runs None"
+    with Relay(lambda: None) as relay, pytest.raises(ModelError, match=order), relay.borrow("first"):
+        pass
+
+
+def test_an_error_inside_the_block_surfaces() -> None:
+    relay = Relay(lambda: relay.lend("first", torch.ones(1)))
+    with pytest.raises(ZeroDivisionError), relay, relay.borrow("first"):
+        raise ZeroDivisionError
