@@ -14,7 +14,7 @@ from torch import nn
 from hypercompress.calling import ForwardFn, batch_size
 from hypercompress.fidelity import reestimate_norms
 from hypercompress.generator import AnalyticGenerator, HypernetGenerator, by_depth, weighted
-from hypercompress.guard import STRENGTHS, choose
+from hypercompress.guard import STRENGTHS, Judge, choose
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import reconstruct, refit_batch
 from hypercompress.specs import Budget, Finishing, Generation, Refit
@@ -35,7 +35,7 @@ def guarded(
     budget: Budget,
     built: Callable[[Generation], Student],
     forward_fn: ForwardFn | None,
-    answer: ForwardFn,
+    judge: Judge,
     *,
     forms: Sequence[Refit],
     norms: bool,
@@ -46,12 +46,12 @@ def guarded(
     Args:
         plan: with calibration batches.
         built: makes a student of a generation.
-        answer: how models are run where they are compared.
+        judge: of the plan's held-out batches.
         forms: of the refit, to choose from; the first is none.
         norms: whether new norm moments may be chosen.
         bend: whether the allocation may be tilted towards the layers that run last.
     """
-    choices = _Choices(plan, budget, built, forward_fn, answer)
+    choices = _Choices(plan, budget, built, forward_fn, judge)
     choices.refit(forms)
     if bend:
         choices.tilt()
@@ -70,10 +70,10 @@ class _Choices:
         budget: Budget,
         built: Callable[[Generation], Student],
         forward_fn: ForwardFn | None,
-        answer: ForwardFn,
+        judge: Judge,
     ) -> None:
         assert plan.split is not None
-        self.plan, self.budget, self.built, self.forward_fn, self.answer = plan, budget, built, forward_fn, answer
+        self.plan, self.budget, self.built, self.forward_fn, self.judge = plan, budget, built, forward_fn, judge
         self.split, self.batch, self.finishing = plan.split, None, Finishing()
         self.base: AnalyticGenerator | None = None  # whose allocation can be tilted
         generator = plan.generator
@@ -123,9 +123,15 @@ class _Choices:
             self.generation, self.finishing = options[index - 1], replace(self.finishing, tilt=0.0)
 
     def norms(self) -> None:
-        """Whether BatchNorm's moments are those of the student or the teacher's."""
+        """Whether BatchNorm's moments are those of the student or the teacher's.
+
+        A refitted student keeps the teacher's, which its layers were fitted to give: others, estimated from the few
+        images at hand, were worse in all of 65 (LOG.md).
+        """
         images = self.split.statistics
-        if not has_batch_norm(self.student) or all(batch_size(batch) < 2 for batch in images):
+        if self.finishing.refitted is not Refit.NONE or all(batch_size(batch) < 2 for batch in images):
+            return
+        if not has_batch_norm(self.student):
             return
         kept = self.student
 
@@ -140,8 +146,7 @@ class _Choices:
     def _choose(self, others: list[Callable[[], Student]]) -> int:
         """0 if the student stays, else the number of the one that replaces it."""
         kept = self.student
-        candidates = [lambda: kept, *others]
-        index, self.student = choose(self.plan.teacher, candidates, self.split.select, self.split.confirm, self.answer)
+        index, self.student = choose(self.judge, [lambda: kept, *others])
         if index > 0:
             self.finishing = replace(self.finishing, layers=self.student.report.get("refitted", {}))
         return index

@@ -14,8 +14,8 @@ from hypercompress.calibration import CalibrationSplit, pieces, resized, split_b
 from hypercompress.calling import ForwardFn, Progress, batch_size
 from hypercompress.choices import guarded
 from hypercompress.errors import GeneratorError, ModelError
-from hypercompress.fidelity import compare, remembering
 from hypercompress.generator import Generator, load_generator
+from hypercompress.guard import Judge
 from hypercompress.inspection import inspect
 from hypercompress.latency import measure_latency, times_of
 from hypercompress.prepared import Plan
@@ -122,7 +122,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         refit: with data, reconstruct the layers' outputs one after another (`reconstruction.py`) if held-out images
             say that it helps.
-        norms: with data, re-estimate BatchNorm moments if held-out images say that it helps.
+        norms: with data, re-estimate BatchNorm moments if there is no refit and held-out images say that it helps.
         fast: time the forms of every layer on this machine, and use only those that are faster than the dense layer; a
             latency budget always does.
         latency_batch: samples of the batch that is timed.
@@ -208,25 +208,25 @@ def finish(
     def built(generation: Generation) -> Student:
         return build_student(teacher, spec, generation, architecture)
 
-    answer = remembering(teacher, forward_fn)  # for comparing students, never for what hooks must see
     target = budget
     if budget.unit is Unit.LATENCY:
         budget = targeted(plan.original, spec, plan.sketches, plan.generator, budget, built, plan.timed, forward_fn)
     if split is None:
         generation = plan.generator.generate(spec, plan.sketches, budget)
-        student, finishing = built(generation), Finishing()
+        student, finishing, fidelity = built(generation), Finishing(), None
     else:
+        judge = Judge(teacher, split.select, split.confirm, forward_fn)
         generation, student, finishing = guarded(
             plan,
             budget,
             built,
             forward_fn,
-            answer,
+            judge,
             forms=tuple(Refit) if refit and both else (Refit.NONE, Refit.OUTPUTS)[: 1 + refit],
             norms=norms,
             bend=target.unit is not Unit.LATENCY,  # whose budget was found by students that are not bent
         )
-    fidelity = None if split is None else compare(teacher, student, split.confirm, answer)
+        fidelity = judge.confirmed(student)
     student.report = make_report(
         spec,
         target,

@@ -6,42 +6,64 @@ it has the least KL on the selection split *and* beats the safe one on the confi
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from hypercompress.calling import ForwardFn
-from hypercompress.fidelity import compare
+from hypercompress.fidelity import Fidelity, compare, remembering
 
 Model = TypeVar("Model", bound=nn.Module)
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def choose(
-    teacher: nn.Module,
-    candidates: Sequence[Callable[[], Model]],
-    select: Sequence[Any],
-    confirm: Sequence[Any],
-    forward_fn: ForwardFn | None = None,
-) -> tuple[int, Model]:
+class Judge:
+    """How far students are from their teacher on two disjoint lists of held-out batches.
+
+    A student is measured once: one that took part in one choice and stays takes part in the next as it was.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, select: Sequence[Any], confirm: Sequence[Any], forward_fn: ForwardFn | None = None
+    ) -> None:
+        self._teacher, self._answer = teacher, remembering(teacher, forward_fn)
+        self._splits = {"select": select, "confirm": confirm}
+        self._known: dict[str, WeakKeyDictionary[nn.Module, Fidelity]]
+        self._known = {split: WeakKeyDictionary() for split in self._splits}
+
+    def selected(self, student: nn.Module) -> Fidelity:
+        """On the batches that choices are made by."""
+        return self._measured("select", student)
+
+    def confirmed(self, student: nn.Module) -> Fidelity:
+        """On the batches that choices are confirmed by."""
+        return self._measured("confirm", student)
+
+    def _measured(self, split: str, student: nn.Module) -> Fidelity:
+        known = self._known[split]
+        if student not in known:
+            known[student] = compare(self._teacher, student, self._splits[split], self._answer)
+        return known[student]
+
+
+def choose(judge: Judge, candidates: Sequence[Callable[[], Model]]) -> tuple[int, Model]:
     """Index of the candidate to use, and the candidate.
 
     Args:
-        teacher: what the candidates are compared with, by KL.
+        judge: measures the candidates by KL.
         candidates: builders, called one at a time, so that two new students at most are in memory; the first is the
             safe choice.
-        select, confirm: two disjoint lists of held-out batches.
     """
     index, best = 0, candidates[0]()
-    least = compare(teacher, best, select, forward_fn).kl
+    least = judge.selected(best).kl
     for place, build in enumerate(candidates[1:], start=1):
         candidate = build()
-        kl = compare(teacher, candidate, select, forward_fn).kl
+        kl = judge.selected(candidate).kl
         if kl < least:
             index, best, least = place, candidate, kl
     if index > 0:
-        risky = compare(teacher, best, confirm, forward_fn).kl
         safe = candidates[0]()
-        if not risky < compare(teacher, safe, confirm, forward_fn).kl:
+        if not judge.confirmed(best).kl < judge.confirmed(safe).kl:
             return 0, safe
     return index, best

@@ -109,13 +109,25 @@ def test_guarded_student_is_no_worse_than_the_analytic_one_on_unseen_images() ->
     assert kl["hypernet"] <= kl["kfac"] * (1 + 1e-6)
 
 
-def test_reestimated_norms_are_taken_only_if_they_help() -> None:
-    teacher, split = network(), split_batches(batches(), CPU)
-    for share in (0.25, 0.6):
-        kept, free = (compress(teacher, Budget(params=share), batches(), "svd", norms=norms) for norms in (False, True))
-        before, after = (compare(teacher, s, split.confirm).kl for s in (kept, free))
-        assert after <= before
-        assert (free.report["norms"] == "re-estimated") is (after < before)
+@pytest.mark.parametrize(("share", "taken"), [(0.05, True), (0.2, False)])
+def test_reestimated_norms_are_taken_only_if_they_help(share: float, taken: bool) -> None:
+    teacher, x, plan = trained()
+    assert plan.split is not None
+    kept, free = (
+        compress(teacher, Budget(params=share), x.split(16), "svd", refit=False, norms=norms) for norms in (False, True)
+    )
+    before, after = (compare(teacher, s, plan.split.confirm).kl for s in (kept, free))
+    assert (after < before) is taken
+    assert after <= before
+    assert free.report["norms"] == ("re-estimated" if taken else "kept")
+
+
+@pytest.mark.parametrize("form", ["both", "outputs"])
+def test_a_refitted_student_keeps_its_norms(form: str) -> None:
+    teacher, x, _ = trained()
+    name = {"both": "svd", "outputs": "kfac"}[form]
+    report = compress(teacher, Budget(params=0.05), x.split(16), name).report
+    assert (report["refitted"], report["norms"]) == (form, "kept")
 
 
 def trained(images: int = 128) -> tuple[nn.Module, Tensor, Plan]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 
 from hypercompress.fidelity import compare
-from hypercompress.guard import STRENGTHS, choose
+from hypercompress.guard import STRENGTHS, Judge, choose
 
 
 class Offset(nn.Module):
@@ -31,7 +31,7 @@ gaps = st.floats(0, 5)
 @given(st.lists(st.tuples(gaps, gaps), min_size=1, max_size=5))
 def test_choice_is_never_worse_on_the_confirmation_split(candidates: list[tuple[float, float]]) -> None:
     models = [Offset(*pair) for pair in candidates]
-    index, model = choose(TEACHER, [lambda m=m: m for m in models], SELECT, CONFIRM)
+    index, model = choose(Judge(TEACHER, SELECT, CONFIRM), [lambda m=m: m for m in models])
     assert model is models[index]
     kl = [compare(TEACHER, model, CONFIRM).kl for model in models]
     assert kl[index] <= kl[0]
@@ -52,7 +52,26 @@ def test_choice_is_never_worse_on_the_confirmation_split(candidates: list[tuple[
 )
 def test_choices(candidates: list[tuple[float, float]], index: int) -> None:
     models = [Offset(*pair) for pair in candidates]
-    assert choose(TEACHER, [lambda m=m: m for m in models], SELECT, CONFIRM)[0] == index
+    assert choose(Judge(TEACHER, SELECT, CONFIRM), [lambda m=m: m for m in models])[0] == index
+
+
+def test_a_student_that_stays_is_measured_once() -> None:
+    runs = list[nn.Module]()
+
+    def forward(model: nn.Module, batch: Tensor) -> Tensor:
+        runs.append(model)
+        output: Tensor = model(batch)
+        return output
+
+    judge, safe, better, worse = (
+        Judge(TEACHER, SELECT, CONFIRM, forward),
+        *(Offset(*pair) for pair in ((1.0, 1.0), (0.5, 0.5), (2.0, 2.0))),
+    )
+    assert choose(judge, [lambda: safe, lambda: better]) == (1, better)
+    assert choose(judge, [lambda: better, lambda: worse]) == (0, better)
+    assert judge.confirmed(better).kl == compare(TEACHER, better, CONFIRM).kl
+    assert judge.selected(better).kl == compare(TEACHER, better, SELECT).kl
+    assert [runs.count(model) for model in (TEACHER, safe, better, worse)] == [2, 2, 2, 1]
 
 
 def test_the_safe_strength_comes_first() -> None:
