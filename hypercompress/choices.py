@@ -126,7 +126,7 @@ class _Choices:
         """Whether BatchNorm's moments are those of the student or the teacher's.
 
         A refitted student keeps the teacher's, which its layers were fitted to give: others, estimated from the few
-        images at hand, were worse in all of 65 (LOG.md).
+        images at hand, were worse in all of 61 (LOG.md).
         """
         images = self.split.statistics
         if self.finishing.refitted is not Refit.NONE or all(batch_size(batch) < 2 for batch in images):

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 NAME = "qkv"
+# timm's attention of BEiT, EVA and Swin v2 reads the projection's weight itself, to give it a bias of three parts,
+# unless this attribute of it is true: then it calls the layer and adds the bias afterwards.
+SWITCH = "qkv_bias_separate"
 
 
 class SplitProjection(nn.Module):
@@ -22,6 +25,8 @@ class SplitProjection(nn.Module):
 
     Shape: as `torch.nn.Linear`: ``[..., d]`` to ``[..., 3 e]``.
     """
+
+    switched = False  # whether the module that holds it was told to call it
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
@@ -44,6 +49,18 @@ class SplitProjection(nn.Module):
         """What the fused layer has under this name, for code that looks at it."""
         biases: list[Any] = [self.q.bias, self.k.bias, self.v.bias]
         return None if biases[0] is None else torch.cat(biases)
+
+    def switch(self, holder: nn.Module) -> None:
+        """Have the attention layer that holds it call it, if that would read its weight instead."""
+        if getattr(holder, SWITCH, True) is False:
+            setattr(holder, SWITCH, True)
+            self.switched = True
+
+    def switch_back(self, holder: nn.Module) -> None:
+        """Undo `switch`."""
+        if self.switched:
+            setattr(holder, SWITCH, False)
+            self.switched = False
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.q(x), self.k(x), self.v(x)], -1)

@@ -22,7 +22,7 @@ VECTORS = {"in_proj_bias", "bias_k", "bias_v"}
 def unpack(model: nn.Module) -> nn.Module:
     """A copy of the model with every layer unpacked that can be; the model itself if there is none.
 
-    It computes the same, except what an encoder's fused kernels leave at padded positions (`unpack_layers`).
+    It computes the same to rounding, except what an encoder's fused kernels leave at padding (`unpack_layers`).
     """
     held = holders(model)
     modules = dict(model.named_modules())
@@ -49,7 +49,9 @@ def unpack_layers(model: nn.Module, names: Iterable[str]) -> None:
             continue
         if divisible(name, module, held):
             assert isinstance(module, nn.Linear)
-            model.set_submodule(name, SplitProjection(module))
+            split = SplitProjection(module)
+            model.set_submodule(name, split)
+            split.switch(_holder(model, name))
             continue
         if not isinstance(module, nn.MultiheadAttention):
             raise TypeError(
@@ -85,6 +87,12 @@ def pack_layers(model: nn.Module, kind: type[nn.Module] | None = None) -> None:
     for name, module in unpacked_layers(model, kind).items():
         if all(type(layer) is nn.Linear for layer in module.children()):
             model.set_submodule(name, module.pack())
+            if isinstance(module, SplitProjection):
+                module.switch_back(_holder(model, name))
+
+
+def _holder(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
 
 
 def unpacked_layers(model: nn.Module, kind: type[nn.Module] | None = None) -> dict[str, Unpacked]:

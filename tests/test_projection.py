@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import hypercompress
 from hypercompress import Budget, compress
 from hypercompress.inspection import inspect
-from hypercompress.projection import SplitProjection
+from hypercompress.projection import SWITCH, SplitProjection
 from hypercompress.specs import Status
 from hypercompress.unpacking import divisible, holders, pack_layers, unpack, unpacked_layers
 
@@ -107,9 +107,70 @@ def test_only_a_plain_layer_of_that_name_is_taken_apart() -> None:
     assert not divisible("qkv", model["qkv"], holders(model))
 
 
-def test_a_weight_that_the_attention_reads_is_still_reported() -> None:
-    model = timm.create_model("beit_base_patch16_224", embed_dim=48, depth=1, num_heads=3, pretrained=False).eval()
-    spec = inspect(unpack(model), torch.randn(1, 3, 224, 224))
-    parts = [layer for layer in spec.layers if ".qkv." in layer.name or layer.name.endswith(".qkv")]
+READERS = {
+    "beit_base_patch16_224": {"embed_dim": 48, "depth": 2, "num_heads": 3},
+    "vit_tiny_patch16_dinov3_qkvb": {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 64},
+    "swinv2_tiny_window16_256": {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2]},
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_attention_that_would_read_the_weight_calls_the_three_layers(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False, num_classes=5, **READERS[name]).eval()
+    for key, parameter in model.named_parameters():
+        if "_bias" in key:
+            nn.init.normal_(parameter, std=0.5)
+    size = model.pretrained_cfg["input_size"][-1]
+    x = torch.randn(12, 3, *[READERS[name].get("img_size", size)] * 2, generator=torch.Generator().manual_seed(1))
+    holders_ = [module for module in model.modules() if hasattr(module, SWITCH)]
+    assert holders_
+    apart = unpack(model)
+    assert len(unpacked_layers(apart)) == len(holders_)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(apart(x), expected, rtol=1e-4, atol=1e-5)
+    parts = [layer for layer in inspect(apart, x[:2]).layers if ".qkv." in layer.name]
+    assert len(parts) == 3 * len(holders_)
+    assert all(layer.status is Status.FACTORED for layer in parts)
+
+    student = compress(model, Budget(macs=0.6), x.split(4), "kfac")
+    assert any(".qkv." in layer for layer in student.ranks)
+    assert not any(getattr(module, SWITCH) for module in holders_)  # the teacher's own
+    student.save_pretrained(tmp_path / "s")
+    loaded = hypercompress.from_pretrained(tmp_path / "s")
+    with torch.no_grad():
+        assert torch.equal(loaded(x), student(x))
+        dense = student.to_dense()
+        torch.testing.assert_close(dense(x), student(x), rtol=1e-4, atol=1e-5)
+    assert not any(getattr(module, SWITCH, False) for module in dense.modules())
+    assert [n for n, _ in dense.named_parameters()] == [n for n, _ in model.named_parameters()]
+
+
+def test_what_is_fused_again_is_read_again() -> None:
+    model = timm.create_model("beit_base_patch16_224", embed_dim=48, depth=1, num_heads=3, pretrained=False)
+    apart = unpack(model)
+    assert getattr(apart.blocks[0].attn, SWITCH)
+    pack_layers(apart)
+    assert not getattr(apart.blocks[0].attn, SWITCH)
+    chosen = timm.create_model("beit_base_patch16_224", embed_dim=48, depth=1, num_heads=3, pretrained=False)
+    setattr(chosen.blocks[0].attn, SWITCH, True)  # by whoever made it
+    apart = unpack(chosen)
+    pack_layers(apart)
+    assert getattr(apart.blocks[0].attn, SWITCH)
+
+
+def test_a_weight_that_an_attention_reads_is_still_reported() -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.head = nn.Linear(12, 36), nn.Linear(36, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(nn.functional.linear(x, self.qkv.weight, self.qkv.bias))
+            return y
+
+    spec = inspect(unpack(Reading().eval()), torch.randn(2, 12))
+    parts = [layer for layer in spec.layers if layer.name.startswith("qkv")]
     assert parts
     assert all(layer.status is Status.UNSUPPORTED and "read directly" in layer.reason for layer in parts)

@@ -20,6 +20,7 @@ import torch
 
 from hypercompress.inspection import inspect
 from hypercompress.specs import LayerSpec, ModelSpec, Status
+from hypercompress.unpacking import unpack
 from tests.battery.contract import CLASSES, RUNS, Subject, accepted_size, check
 from tests.battery.registry import HUGE, TIMM, Entry, read, smallest
 from tests.battery.shrunk import SHRUNK
@@ -97,7 +98,7 @@ def describe(entry: Entry) -> tuple[str, str, str]:
     torch.manual_seed(0)
     model = timm.create_model(entry.model, pretrained=False, num_classes=CLASSES).eval()
     images = torch.randn(2, *accepted_size(model), generator=torch.Generator().manual_seed(1))
-    spec = inspect(model, images)
+    spec = inspect(unpack(model), images)  # as a generation reads it
     counts = [sum(layer.status is status for layer in spec.layers) for status in Status]
     share = sum(layer.dense_params for layer in spec.candidates) / spec.params
     return f"{share:.1%}", " / ".join(map(str, counts)), reasons(spec)
