@@ -252,11 +252,11 @@ def inspect(model: nn.Module, example: Any, forward_fn: ForwardFn | None = None)
     """
     require_finite(model)
     trace = _trace(model, example, forward_fn or call_model)
-    held, modules = holders(model), dict(model.named_modules(remove_duplicate=False))
+    held, modules = holders(model), dict(model.named_modules())
     sharing = Sharing(modules, held, trace.order, lambda name: _judge(name, modules[name], trace, held))
     layers = [
         _layer(name, module, trace, sharing)
-        for name, module in model.named_modules()
+        for name, module in modules.items()
         if any(True for _ in module.parameters(recurse=False))
     ]
     layers.sort(key=lambda layer: (layer.depth < 0, layer.depth))

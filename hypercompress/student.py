@@ -16,7 +16,7 @@ from hypercompress.projection import SplitProjection
 from hypercompress.report import print_report
 from hypercompress.specs import Generation, ModelSpec, Unit
 from hypercompress.ties import Ties
-from hypercompress.unpacking import pack_layers, unpack_layers, unpacked_layers
+from hypercompress.unpacking import pack_layers, replace_module, unpack_layers, unpacked_layers
 
 
 class Student(nn.Module):
@@ -125,12 +125,6 @@ class Student(nn.Module):
 def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
     """The factored layers of a model by dotted path."""
     return {n: m for n, m in model.named_modules() if isinstance(m, LowRank)}
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` at a dotted path."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
 
 
 def build_student(

@@ -20,7 +20,7 @@ class Sharing:
     """Which layers of a model are one.
 
     Args:
-        modules: by every dotted path that they have.
+        modules: by dotted path. One under several names is one layer that is called several times, and has the first.
         held: the paths that hold each matrix (`unpacking.holders`).
         order: place of each path in a forward pass; what was never called is absent.
         alone: what becomes of the module at a path if it shares nothing, and the reason if it cannot be factored.
@@ -61,8 +61,6 @@ def why_apart(module: nn.Module, name: str, other: nn.Module) -> str:
     Args:
         name: dotted path of the other.
     """
-    if other is module:
-        return "it is one module under several names"
     if type(other) is not type(module):
         return f"{name} is of another class ({type(other).__name__})"
     if other._parameters.get("weight") is not module._parameters.get("weight"):

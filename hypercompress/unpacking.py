@@ -50,7 +50,7 @@ def unpack_layers(model: nn.Module, names: Iterable[str]) -> None:
         if divisible(name, module, held):
             assert isinstance(module, nn.Linear)
             split = SplitProjection(module)
-            model.set_submodule(name, split)
+            replace_module(model, name, split)
             split.switch(_holder(model, name))
             continue
         if not isinstance(module, nn.MultiheadAttention):
@@ -61,7 +61,7 @@ def unpack_layers(model: nn.Module, names: Iterable[str]) -> None:
             raise TypeError(
                 f"received nn.MultiheadAttention at {name}; expected one that can be unpacked, but {reason}"
             )
-        model.set_submodule(name, UnpackedAttention(module))
+        replace_module(model, name, UnpackedAttention(module))
     # In evaluation an encoder makes a padded batch a nested tensor, for the fused kernel, which leaves zeros at the
     # padding. Its layers no longer run fused: they get the batch as it is, as they do in training.
     for module in model.modules():
@@ -86,13 +86,21 @@ def pack_layers(model: nn.Module, kind: type[nn.Module] | None = None) -> None:
     """Pack every unpacked layer (of one ``kind``) again whose parts are plain linear layers, in place."""
     for name, module in unpacked_layers(model, kind).items():
         if all(type(layer) is nn.Linear for layer in module.children()):
-            model.set_submodule(name, module.pack())
+            replace_module(model, name, module.pack())
             if isinstance(module, SplitProjection):
                 module.switch_back(_holder(model, name))
 
 
 def _holder(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name.rpartition(".")[0])
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` at a dotted path, and wherever else the module is that stands there."""
+    old = model.get_submodule(name)
+    for parent in list(model.modules()):
+        for leaf in [leaf for leaf, child in parent._modules.items() if child is old]:
+            setattr(parent, leaf, module)
 
 
 def unpacked_layers(model: nn.Module, kind: type[nn.Module] | None = None) -> dict[str, Unpacked]:
@@ -102,9 +110,9 @@ def unpacked_layers(model: nn.Module, kind: type[nn.Module] | None = None) -> di
 
 
 def holders(model: nn.Module) -> dict[int, list[str]]:
-    """Storage pointer of each matrix -> the dotted paths of the modules that hold it."""
+    """Storage pointer of each matrix -> the dotted paths of the modules that hold it, of each its first."""
     found: dict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             if parameter.ndim > 1 and name not in found[parameter.untyped_storage().data_ptr()]:
                 found[parameter.untyped_storage().data_ptr()].append(name)

@@ -139,10 +139,13 @@ def test_tied_weights_are_counted_once_and_named() -> None:
     assert spec.params == 54 + 42
 
 
-def test_module_under_two_names_is_tied() -> None:
+def test_module_under_two_names_is_one_layer_called_twice() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
     model.append(model[0])
-    assert row(inspect(model, torch.randn(2, 6)), "0").status is Status.TIED
+    spec = inspect(model, torch.randn(2, 6))
+    assert [layer.name for layer in spec.layers] == ["0"]
+    assert (row(spec, "0").status, row(spec, "0").calls, row(spec, "0").positions) == (Status.FACTORED, 2, 2)
+    assert (spec.params, spec.macs) == (42, 72)
 
 
 @pytest.mark.parametrize("how", ["weight", "transposed", "forward", "detached"])

@@ -22,7 +22,8 @@ from hypercompress.inspection import inspect
 from hypercompress.kinds import LowRankConv, LowRankLinear
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Factors, Generation, ModelSpec, RankPlan, Unit
-from hypercompress.student import Student, build_student, from_pretrained, low_rank_layers, replace_module
+from hypercompress.student import Student, build_student, from_pretrained, low_rank_layers
+from hypercompress.unpacking import replace_module
 
 SMALL: dict[str, Any] = {"num_classes": 7, "in_chans": 1}
 
@@ -311,6 +312,11 @@ def test_modules_are_replaced_by_dotted_path() -> None:
     replace_module(model, "0.0", nn.Identity())
     replace_module(model, "1", nn.Tanh())
     assert [type(m) for m in (model[0][0], model[1])] == [nn.Identity, nn.Tanh]
+    layer = nn.Linear(2, 2)
+    model = nn.Sequential(layer, nn.Sequential(layer), nn.Linear(2, 2), layer)
+    replace_module(model, "0", nn.Identity())
+    assert model[0] is model[1][0] is model[3]
+    assert [type(m) for m in (model[0], model[2])] == [nn.Identity, nn.Linear]
 
 
 def test_table_of_layers_is_printed(student: Student, capsys: pytest.CaptureFixture[str]) -> None:

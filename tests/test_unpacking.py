@@ -222,8 +222,16 @@ def tied(model: Pooled) -> None:
     model.head.weight = model.attention.out_proj.weight
 
 
-def called_twice(model: Pooled) -> None:
+def test_an_attention_under_two_names_is_unpacked_under_both() -> None:
+    model, x = Pooled().eval(), torch.randn(2, 4, 16)
     model.again = model.attention
+    apart = unpack(model)
+    assert isinstance(apart.again, UnpackedAttention)
+    assert apart.again is apart.attention
+    torch.testing.assert_close(apart(x), model(x))
+    pack_layers(apart)
+    assert type(apart.again) is nn.MultiheadAttention
+    assert apart.again is apart.attention
 
 
 @pytest.mark.parametrize(
@@ -238,7 +246,6 @@ def called_twice(model: Pooled) -> None:
         (adapted, Status.UNSUPPORTED, "it holds other parameters or modules than torch gives it"),
         (with_a_buffer, Status.UNSUPPORTED, "it holds other parameters or modules than torch gives it"),
         (tied, Status.UNSUPPORTED, "it shares a weight with head"),
-        (called_twice, Status.TIED, "shares its weight with again"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
