@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hypercompress.architecture import Architecture, architecture_of
+from hypercompress.architecture import Architecture, architecture_of, own_input_size
 from hypercompress.calibration import CalibrationSplit, pieces, resized, split_batches
 from hypercompress.calling import ForwardFn, Progress, batch_size
 from hypercompress.choices import guarded
@@ -38,7 +38,7 @@ def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any)
         return example
     if split is not None:
         return next(iter(split.statistics))
-    size = (getattr(teacher, "pretrained_cfg", None) or {}).get("input_size")
+    size = own_input_size(teacher)
     if size is None:
         raise ModelError(
             "received a model without pretrained_cfg and no data; expected an example of its input; pass example="
@@ -112,7 +112,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     """Generate a compact student of ``teacher``; no gradient step is taken.
 
     Args:
-        teacher: any module; not modified.
+        teacher: any module; not modified. A `Student` counts as the dense network that its factors make.
         budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
         data: calibration batches (tensors, tuples or dicts; labels are not read); ``None``: from weights alone.
         generator: ``auto`` (the released hypernetwork), ``hypernet``, ``svd``, ``whitened``, ``kfac``, ``prior``, a
@@ -138,6 +138,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         >>> student = compress(teacher, Budget(params=0.4), data=loader)  # doctest: +SKIP
     """
     start = time.perf_counter()
+    if isinstance(teacher, Student):
+        architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
     plan = prepare(
         teacher,
         data,

@@ -1,5 +1,6 @@
 """The compact student: the teacher's architecture with low-rank layers in place, and its artefact on disk."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,22 @@ class Student(nn.Module):
     def reset_classifier(self, *args: Any, **kwargs: Any) -> None:
         """timm's ``reset_classifier``; the new head (and pooling, if given) is rebuilt so after a reload."""
         self.model.reset_classifier(*args, **kwargs)  # type: ignore[operator]
-        if self.architecture is not None:
-            changed: dict[str, Any] = {"num_classes": getattr(self.model, "num_classes", None)}
-            pooling = args[1] if len(args) > 1 else kwargs.get("global_pool")
-            if pooling is not None:
-                changed["global_pool"] = pooling
-            args_ = {**self.architecture.args, **changed}
-            self.architecture = Architecture(self.architecture.name, args_, self.architecture.pretrained_cfg)
+        pooling = args[1] if len(args) > 1 else kwargs.get("global_pool")
+        changed = {} if pooling is None else {"global_pool": pooling}
+        self._built_with(num_classes=getattr(self.model, "num_classes", None), **changed)
+
+    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
+        """timm's ``set_input_size``; the new image size [h, w] is rebuilt so after a reload."""
+        self.model.set_input_size(*args, **kwargs)  # type: ignore[operator]
+        size = args[0] if args else kwargs.get("img_size")
+        if size is not None:
+            self._built_with(img_size=[size, size] if isinstance(size, int) else list(size))
+
+    def _built_with(self, **changed: Any) -> None:
+        """Let the network be built with other arguments after a reload."""
+        old = self.architecture
+        if old is not None:
+            self.architecture = Architecture(old.name, {**old.args, **changed}, old.pretrained_cfg)
 
     def to_dense(self) -> nn.Module:
         """A copy with each pair of factors multiplied out and attention packed again, of the teacher's own structure (a
@@ -103,16 +113,26 @@ class Student(nn.Module):
         """Write the student folder of the contract: config.json, model.safetensors, README.md, report.json.
 
         Everything is written beside the folder first and then moved in one step, so a full disk or a kill leaves
-        what was there before.
+        what was there before. A network that was changed so that timm no longer builds it is saved with a warning:
+        loading it takes a skeleton.
 
         Raises:
             ArtefactError: the folder exists and ``overwrite`` is false, or cannot be written.
         """
+        architecture = self.architecture
+        if architecture is not None and (other := self._differing(architecture)):
+            warnings.warn(
+                f"received a student with other {', '.join(other[:3])}{' and more' if other[3:] else ''} than timm "
+                f"builds in {architecture.name}; expected the network as it was compressed; it is saved, and loads "
+                "with from_pretrained(folder, skeleton=the dense network with the same changes)",
+                stacklevel=2,
+            )
+            architecture = None
         artefact.save(
             Path(folder),
             state=self.model.state_dict(),
             config={
-                "architecture": _as_json(self.architecture),
+                "architecture": _as_json(architecture),
                 "ranks": self.ranks,
                 "input_ranks": self.input_ranks,
                 "unpacked": self.unpacked,
@@ -120,6 +140,17 @@ class Student(nn.Module):
             report=self.report,
             overwrite=overwrite,
         )
+
+    def _differing(self, architecture: Architecture) -> list[str]:
+        """Names of the tensors, outside of what is factored or unpacked, in which a rebuilt network would differ."""
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            built = build(architecture)
+        replaced = tuple(f"{name}." for name in (*self.ranks, *self.unpacked))
+        ours, theirs = (
+            {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(replaced)}
+            for model in (self.model, built)
+        )
+        return sorted({name for name, _ in ours.items() ^ theirs.items()})
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hypercompress.architecture import Architecture, architecture_of, build, load_timm, read_weights
+import hypercompress
+from hypercompress.architecture import Architecture, architecture_of, build, load_timm, own_input_size, read_weights
 from hypercompress.errors import ModelError, NonFiniteError
 
 SMALL = {"num_classes": 10, "in_chans": 1}
@@ -417,3 +418,23 @@ def test_real_pretrained_weights_load(assets: Path) -> None:
     assert recognised is not None
     assert recognised.name.startswith("tf_efficientnet_lite0")
     assert architecture.args == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "size"),
+    [
+        ("test_resnet", {"in_chans": 1}, (1, 160, 160)),
+        ("test_vit", {"in_chans": 1, "img_size": 64}, (1, 64, 64)),
+        ("test_vit", {}, (3, 160, 160)),
+    ],
+)
+def test_a_model_is_compressed_and_exported_at_its_own_input_size(
+    name: str, args: dict[str, Any], size: tuple[int, ...], tmp_path: Path
+) -> None:
+    model = timm.create_model(name, num_classes=5, **args).eval()
+    assert own_input_size(model) == size
+    student = hypercompress.compress(model, hypercompress.Budget(params=0.5), generator="svd")
+    assert own_input_size(student) == size
+    exported = hypercompress.export(student, tmp_path / "s.pt2")
+    assert Path(exported.file).is_file()
+    assert own_input_size(nn.Linear(2, 2)) is None

@@ -322,3 +322,41 @@ def test_modules_are_replaced_by_dotted_path() -> None:
 def test_table_of_layers_is_printed(student: Student, capsys: pytest.CaptureFixture[str]) -> None:
     student.print_compression()
     assert "no report: this student was not made by generate" in capsys.readouterr().out
+
+
+def vit_student() -> Student:
+    torch.manual_seed(0)
+    teacher = timm.create_model("test_vit", num_classes=10).eval()
+    return hypercompress.compress(teacher, Budget(params=0.5), generator="svd")
+
+
+def test_a_changed_input_size_survives_a_reload(tmp_path: Path) -> None:
+    student, x = vit_student(), torch.randn(2, 3, 128, 96)
+    student.set_input_size(img_size=(128, 96))
+    student.save_pretrained(tmp_path / "s")
+    with torch.no_grad():
+        assert torch.equal(from_pretrained(tmp_path / "s")(x), student(x))
+
+
+def test_what_timm_builds_no_more_is_saved_for_a_skeleton(tmp_path: Path) -> None:
+    student = vit_student()
+    student.reset_classifier(7, "avg")  # timm keeps the norm that create_model(global_pool="avg") moves
+    with pytest.warns(UserWarning, match=r"received a student with other .*norm.* than timm builds in test_vit"):
+        student.save_pretrained(tmp_path / "s")
+    with pytest.raises(ArtefactError, match="pass skeleton=YourModel"):
+        from_pretrained(tmp_path / "s")
+    skeleton, x = timm.create_model("test_vit", num_classes=10), torch.randn(2, 3, 160, 160)
+    skeleton.reset_classifier(7, "avg")
+    with torch.no_grad():
+        assert torch.equal(from_pretrained(tmp_path / "s", skeleton)(x), student(x))
+
+
+def test_a_student_of_a_student_is_one_of_the_dense_network(tmp_path: Path) -> None:
+    first = vit_student()
+    student = hypercompress.compress(first, Budget(params=0.4), generator="svd")
+    assert student.report["teacher"]["params"] == first.report["teacher"]["params"]
+    assert student.architecture == first.architecture
+    student.save_pretrained(tmp_path / "s")
+    x = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(from_pretrained(tmp_path / "s")(x), student(x))

@@ -46,6 +46,15 @@ def architecture_of(module: nn.Module) -> Architecture | None:
     return candidate if same else None
 
 
+def own_input_size(module: nn.Module) -> tuple[int, int, int] | None:
+    """The size [c, h, w] of one image that a timm model or a student of one takes; ``None`` if it does not say.
+
+    timm notes the size of the pretrained weights, also where ``in_chans`` or ``img_size`` were others.
+    """
+    cfg = cfg_of(module)
+    return input_size(cfg, _args_of(module, cfg)) if "input_size" in cfg else None
+
+
 def _same_function(module: nn.Module, rebuilt: nn.Module, size: Iterable[int]) -> bool:
     """Whether two modules print alike, hold the same names and shapes, and agree on one random input."""
     state = module.state_dict()
@@ -67,13 +76,22 @@ def _args_of(module: nn.Module, cfg: Mapping[str, Any]) -> dict[str, Any]:
         args["num_classes"] = classes
     stem = cfg.get("first_conv")
     if isinstance(stem, str) and "in_chans" not in args:
-        seen, usual = module.get_parameter(f"{stem}.weight").shape[1], cfg["input_size"][0]
-        args["in_chans"] = usual if seen > usual and seen % usual == 0 else seen  # some stems fold pixels into channels
+        weight, usual = getattr(_part(module, stem), "weight", None), cfg["input_size"][0]
+        if isinstance(weight, Tensor):
+            seen = weight.shape[1]  # some stems fold pixels into channels
+            args["in_chans"] = usual if seen > usual and seen % usual == 0 else seen
     if cfg.get("fixed_input_size") and "img_size" not in args:
         size = getattr(getattr(module, "patch_embed", None), "img_size", None)
         if isinstance(size, tuple) and size != tuple(cfg["input_size"])[1:]:
             args["img_size"] = list(size)
     return args
+
+
+def _part(module: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -4,7 +4,7 @@ Shape letters: ``b`` inputs in a batch.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from hypercompress.architecture import own_input_size
 from hypercompress.artefact import staging_beside, sync
 from hypercompress.calling import evaluating
 from hypercompress.errors import ArtefactError, ExportError, ModelError
@@ -221,8 +222,7 @@ def require_finite(running: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 
 def _input_size(model: nn.Module, given: Sequence[int] | None) -> tuple[int, ...]:
-    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    size = given or cfg.get("input_size")
+    size = given or own_input_size(model)
     if not size:
         raise ModelError("received a model without an input size; expected to know it; pass input_size=(c, h, w)")
     return tuple(size)
