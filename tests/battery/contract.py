@@ -21,6 +21,7 @@ from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.calling import call_model
 from hypercompress.generator import ANALYTIC, Generator, HypernetConfig, HypernetGenerator, Hypernetwork
 from hypercompress.inspection import inspect
+from hypercompress.kinds import LowRank
 from hypercompress.projection import SplitProjection
 from hypercompress.report import make_report
 from hypercompress.sketch import sketch
@@ -217,7 +218,7 @@ def unreached(student: nn.Module, teacher: nn.Module, batch: Any, wanted: set[st
     A ReLU that is off at every position of the images hides what lies before it, and need not be off in the teacher. So
     a zero only counts if it is one for images of another brightness too.
     """
-    factored = list(low_rank_layers(student))
+    factored = [name for name, module in student.named_modules(remove_duplicate=False) if isinstance(module, LowRank)]
     missing = {name for name, _ in student.named_parameters(remove_duplicate=False)}
     for factor in BRIGHTNESS:
         found = gradients(student, batch, factor=factor)
