@@ -145,7 +145,9 @@ class Student(nn.Module):
         """Names of the tensors, outside of what is factored or unpacked, in which a rebuilt network would differ."""
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             built = build(architecture)
-        replaced = tuple(f"{name}." for name in (*self.ranks, *self.unpacked))
+        changed = {id(self.model.get_submodule(name)) for name in (*self.ranks, *self.unpacked)}
+        everywhere = self.model.named_modules(remove_duplicate=False)
+        replaced = tuple(f"{name}." for name, module in everywhere if id(module) in changed)
         ours, theirs = (
             {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(replaced)}
             for model in (self.model, built)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -537,3 +538,16 @@ def test_standardised_layers_of_one_matrix_are_one() -> None:
     assert (layer.status, layer.shared, layer.side) == (Status.FACTORED, ("b",), Side.OUTPUT)
     student = compress(model, Budget(params=0.5), generator="svd", example=x)
     assert {"a", "b"} <= set(student.ranks)
+
+
+def test_what_timm_builds_under_several_names_loads_again(tmp_path: Path) -> None:
+    args = {"embed_dims": [16, 32, 32, 32], "serial_depths": [1, 1, 1, 1], "parallel_depth": 1, "num_heads": 2}
+    model = timm.create_model("coat_mini", img_size=64, num_classes=5, **args).eval()
+    student, x = compress(model, Budget(params=0.6), generator="svd"), torch.randn(2, 3, 64, 64)
+    shared = {name for name in student.ranks if name.startswith("parallel_blocks.0.mlp2")}
+    assert shared
+    student.save_pretrained(tmp_path / "s")
+    loaded = from_pretrained(tmp_path / "s")
+    assert loaded.model.parallel_blocks[0].mlp2 is loaded.model.parallel_blocks[0].mlp3
+    with torch.no_grad():
+        assert torch.equal(loaded(x), student(x))

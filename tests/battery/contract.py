@@ -26,7 +26,7 @@ from hypercompress.projection import SplitProjection
 from hypercompress.report import make_report
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Generation, LayerSpec, ModelSpec, Sketch, Status, Unit
-from hypercompress.student import Student, build_student, from_pretrained, low_rank_layers
+from hypercompress.student import Student, build_student, from_pretrained
 from hypercompress.unpacking import unpack
 
 CLASSES = 10
