@@ -541,7 +541,7 @@ def test_standardised_layers_of_one_matrix_are_one() -> None:
 
 
 def test_what_timm_builds_under_several_names_loads_again(tmp_path: Path) -> None:
-    args = {"embed_dims": [16, 32, 32, 32], "serial_depths": [1, 1, 1, 1], "parallel_depth": 1, "num_heads": 2}
+    args = {"embed_dims": [16, 32, 32, 32], "serial_depths": [1, 1, 1, 1], "parallel_depth": 1, "num_heads": 8}
     model = timm.create_model("coat_mini", img_size=64, num_classes=5, **args).eval()
     student, x = compress(model, Budget(params=0.6), generator="svd"), torch.randn(2, 3, 64, 64)
     shared = {name for name in student.ranks if name.startswith("parallel_blocks.0.mlp2")}
