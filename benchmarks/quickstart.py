@@ -172,7 +172,7 @@ def table(rows: Iterable[Row]) -> Table:
     for column in shown.columns[1:]:
         column.justify = "right"
     for row in rows:
-        quality = (f"{100 * (row.measured.top1_student or 0):.1f} %", f"{100 * row.measured.agreement:.1f} %")
+        quality = (f"{100 * (row.measured.top1_student or 0):.1f} %", f"{100 * (row.measured.agreement or 0):.1f} %")
         cost = (f"{row.params:,}", f"{row.macs:,}", f"{row.ms:.1f}")
         shown.add_row(row.name, *cost, *quality, f"{row.measured.kl:.3f}")
     return shown

@@ -25,6 +25,7 @@ from hypercompress.calling import ForwardFn, Progress, call_model, evaluating
 from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.factorize import input_curvature
 from hypercompress.kinds import by_group, kind_of
+from hypercompress.outputs import logits_of
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 
 
@@ -115,16 +116,19 @@ class _Recorder:
 def fisher_probe(output: Tensor, generator: torch.Generator) -> Float[Tensor, ""]:
     """A scalar whose gradient with respect to ``output`` is a random vector with the output's Fisher as covariance.
 
-    ``output`` [b, c] with c > 1 is read as class logits, whose Fisher is ``diag(p) - p p^T = R R^T`` with
-    ``R = (I - p 1^T) diag(p)^(1/2)``: the gradient is ``R z`` with random signs z (Hutchinson 1990). Anything else is
-    the mean of a unit-variance Gaussian, whose Fisher is the identity: the gradient is z.
+    Class logits (`outputs.logits_of`) have the Fisher ``diag(p) - p p^T = R R^T`` with
+    ``R = (I - p 1^T) diag(p)^(1/2)``: the gradient is ``R z`` with random signs z (Hutchinson 1990), over the root of
+    the number of a sample's rows, as the KL is their mean. Anything else is the mean of a unit-variance Gaussian, whose
+    Fisher is the identity: the gradient is z.
     """
-    signs = torch.randint(0, 2, output.shape, generator=generator).mul_(2).sub_(1).to(output.device)
-    if output.ndim == 2 and output.shape[1] > 1:
-        p = F.softmax(output.detach().float(), dim=1)
-        root = p.sqrt() * signs
-        return (output.float() * (root - p * root.sum(1, keepdim=True))).sum()
-    return (output * signs.to(output.dtype)).sum()
+    signs = torch.randint(0, 2, output.shape, generator=generator).mul_(2).sub_(1).to(output)
+    rows, chosen = logits_of(output), logits_of(signs)
+    if rows is None or chosen is None:
+        return (output * signs).sum()
+    p = F.softmax(rows.detach().float(), dim=-1)
+    root = p.sqrt() * chosen
+    probe: Tensor = (rows.float() * (root - p * root.sum(-1, keepdim=True))).sum() / rows.shape[1] ** 0.5
+    return probe
 
 
 def measure(

@@ -12,6 +12,7 @@ from torchmetrics.aggregation import MeanMetric
 
 from hypercompress.calling import ForwardFn, batch_size, call_model, evaluating
 from hypercompress.errors import DataError
+from hypercompress.outputs import logits_of
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,15 @@ class Fidelity:
     """A student against its teacher on a set of images.
 
     Args:
-        agreement: share of images on which both name the same class; outputs are read as class logits.
-        kl: mean of KL(teacher || student) in nats; infinity if the student gave NaN anywhere.
+        agreement: share of images (or positions, where each has logits) on which both name the same class; ``None``
+            where outputs are numbers (`outputs.logits_of`).
+        kl: mean of KL(teacher || student) in nats, of numbers as means of unit-variance Gaussians; infinity if the
+            student gave NaN anywhere.
         top1_teacher, top1_student: accuracy; ``None`` without labels.
         images: number of images measured.
     """
 
-    agreement: float
+    agreement: float | None
     kl: float
     top1_teacher: float | None
     top1_student: float | None
@@ -70,23 +73,28 @@ def compare(
     forward_fn = forward_fn or call_model
     names = ("agreement", "kl", "top1_teacher", "top1_student")
     means = {name: MeanMetric(nan_strategy=math.inf).to(next(teacher.parameters()).device) for name in names}
-    images, labelled = 0, True
+    images, labelled, classes = 0, True, True
     with evaluating(teacher), evaluating(student):
         for batch in batches:
             expected, got = forward_fn(teacher, batch).float(), forward_fn(student, batch).float()
-            labels, count = labels_of(batch), len(expected)
-            log_p, log_q = F.log_softmax(expected, -1), F.log_softmax(got, -1)
-            means["agreement"].update((expected.argmax(-1) == got.argmax(-1)).float())
-            means["kl"].update((log_p.exp() * (log_p - log_q)).sum(-1))
-            labelled = labelled and labels is not None
-            if labels is not None:
-                means["top1_teacher"].update((expected.argmax(-1) == labels).float())
-                means["top1_student"].update((got.argmax(-1) == labels).float())
-            images += count
+            theirs, ours = logits_of(expected), logits_of(got)
+            labels = labels_of(batch) if theirs is not None and theirs.shape[1] == 1 else None
+            labelled, classes = labelled and labels is not None, classes and theirs is not None
+            if theirs is None or ours is None:
+                means["kl"].update((expected - got).square().flatten(1).sum(1) / 2)
+            else:
+                log_p, log_q, named = F.log_softmax(theirs, -1), F.log_softmax(ours, -1), theirs.argmax(-1)
+                means["agreement"].update((named == ours.argmax(-1)).float())
+                means["kl"].update((log_p.exp() * (log_p - log_q)).sum(-1))
+                if labels is not None:
+                    means["top1_teacher"].update((named[:, 0] == labels).float())
+                    means["top1_student"].update((ours[:, 0].argmax(-1) == labels).float())
+            images += len(expected)
     if images == 0:
         raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
-    values = {name: float(mean.compute()) for name, mean in means.items() if labelled or not name.startswith("top1")}
-    return Fidelity(values["agreement"], values["kl"], values.get("top1_teacher"), values.get("top1_student"), images)
+    values = {name: float(mean.compute()) for name, mean in means.items() if mean.update_called}
+    teacher_top1, student_top1 = (values[f"top1_{who}"] if labelled else None for who in ("teacher", "student"))
+    return Fidelity(values["agreement"] if classes else None, values["kl"], teacher_top1, student_top1, images)
 
 
 @torch.no_grad()

@@ -8,13 +8,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hypercompress.outputs import logits_of
+
 
 def distillation_kl(
-    student: Float[Tensor, "*b c"], teacher: Float[Tensor, "*b c"], temperature: float = 1.0
+    student: Float[Tensor, "b ..."], teacher: Float[Tensor, "b ..."], temperature: float = 1.0
 ) -> Float[Tensor, ""]:
-    """``T^2 KL(teacher || student)`` of the softened predictions, mean over the batch (Hinton et al. 2015, sec. 2)."""
-    log_q = F.log_softmax(student.float() / temperature, -1)
-    log_p = F.log_softmax(teacher.float() / temperature, -1)
+    """``T^2 KL(teacher || student)`` of the softened predictions, mean over the batch (Hinton et al. 2015, sec. 2).
+
+    Of outputs that are numbers (`outputs.logits_of`) half the squared difference, which no temperature softens.
+    """
+    ours, theirs = logits_of(student.float()), logits_of(teacher.float())
+    if ours is None or theirs is None:
+        return (student.float() - teacher.float()).square().flatten(1).sum(1).mean() / 2
+    log_q, log_p = F.log_softmax(ours / temperature, -1), F.log_softmax(theirs / temperature, -1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean() * temperature**2
 
 

@@ -157,13 +157,13 @@ def test_layer_called_twice_counts_both_calls(hidden: int) -> None:
     expect(model, "0", x, found["0"])
 
 
-@pytest.mark.parametrize("shape", [(6, 1), (6, 2, 3, 3)], ids=["one output", "a map"])
+@pytest.mark.parametrize("shape", [(6, 1), (6, 1, 3, 3)], ids=["one output", "a map"])
 def test_outputs_that_are_no_logits_get_a_gaussian_likelihood(shape: tuple[int, ...]) -> None:
     if len(shape) == 2:
         model = Net(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
         x = images(6, 4)
     else:
-        model = Net(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 1))
+        model = Net(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 1, 1))
         x = images(6, 2, 3, 3)
     assert model(x).shape == shape
     _, found = measured(model, x)
@@ -391,7 +391,7 @@ def test_energies_and_plan_agree_on_the_prediction() -> None:
     assert plan.predicted_kl == pytest.approx(lost / 2)
 
 
-@pytest.mark.parametrize("shape", [(1, 4), (1, 3, 2), (1, 1)], ids=["logits", "map", "scalar"])
+@pytest.mark.parametrize("shape", [(1, 4), (1, 1, 3, 2), (1, 1)], ids=["logits", "map", "scalar"])
 def test_probe_has_the_fisher_of_the_outputs_as_covariance(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     output = torch.randn(shape, generator=generator) * 2

@@ -100,5 +100,6 @@ def _show(exported: Exported, terminal: Terminal) -> None:
         int8 = exported.int8
         what = "inputs of noise" if int8.measured_on == "noise" else "images"
         terminal.note("int8", f"{int8.method}, {exported.bytes / int8.float_bytes:.0%} of {int8.float_bytes:,} bytes")
-        terminal.note("measured", f"agreement {int8.agreement:.4f}, KL {int8.kl:.4g} nats on {int8.images} {what}")
+        agreement = "" if int8.agreement is None else f"agreement {int8.agreement:.4f}, "
+        terminal.note("measured", f"{agreement}KL {int8.kl:.4g} nats on {int8.images} {what}")
     terminal.note("saved", exported.file)

@@ -235,9 +235,10 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
     if report["predicted_kl"] is not None:
         terminal.note("predicted KL", f"{report['predicted_kl']:.4g} nats")
     if fidelity["images"]:
+        agreement = "" if fidelity["agreement"] is None else f", agreement {fidelity['agreement']:.4f}"
         terminal.note(
             "measured",
-            f"KL {fidelity['kl']:.4g} nats, agreement {fidelity['agreement']:.4f} on {fidelity['images']} held-out "
+            f"KL {fidelity['kl']:.4g} nats{agreement} on {fidelity['images']} held-out "
             f"{'synthetic ' if checks.synthetic(report['calibration']) else ''}images",
         )
     terminal.note("strength of the hypernetwork", f"{report['generator']['strength']:g}")

@@ -37,7 +37,7 @@ class Int8:
 
     method: str
     float_bytes: int
-    agreement: float
+    agreement: float | None
     kl: float
     images: int
     measured_on: str
