@@ -20,6 +20,7 @@ from hypercompress.inspection import inspect
 from hypercompress.latency import measure_latency, times_of
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import refit_batch
+from hypercompress.replaceable import replaceable
 from hypercompress.report import bytes_of, make_report
 from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
@@ -81,7 +82,7 @@ def prepare(
     device = next(teacher.parameters()).device
     split = None if data is None else split_batches(data, device)
     example = example_of(teacher, split, example)
-    spec, timed = inspect(teacher, example, forward_fn), None
+    spec, timed = replaceable(teacher, inspect(teacher, example, forward_fn), example, forward_fn), None
     if latency_batch is not None:
         timed = resized(example, latency_batch)
         spec = measure_latency(teacher, spec, timed, forward_fn=forward_fn, progress=progress)

@@ -8,8 +8,11 @@ from torch import nn
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def copy_of(model: Model) -> Model:
+def copy_of(model: Model, *, weights: bool = True) -> Model:
     """A deep copy without what the model keeps from an earlier evaluation pass.
+
+    Args:
+        weights: copy parameters and buffers too; else both have the same.
 
     LeViT, EfficientFormer and TinyViT keep biases that they computed in evaluation mode, and drop them on ``train()``:
     they hang on an autograd graph, which cannot be copied, and would be stale in a model with other weights.
@@ -17,7 +20,8 @@ def copy_of(model: Model) -> Model:
     flags = [module.training for module in model.modules()]
     model.train()
     try:
-        copied = copy.deepcopy(model)
+        shared = [] if weights else [*model.parameters(), *model.buffers()]
+        copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     finally:
         for module, training in zip(model.modules(), flags, strict=True):
             module.training = training

@@ -379,11 +379,11 @@ class Autoencoder(nn.Module):
     def __init__(self, change: Callable[["Autoencoder"], None]) -> None:
         super().__init__()
         self.a, self.b, self.c = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
-        self.run: Callable[[Tensor], Tensor] = lambda x: self.b(self.a(x))
+        self.run: Callable[[Autoencoder, Tensor], Tensor] = lambda model, x: model.b(model.a(x))
         change(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c(self.run(x))
+        return self.c(self.run(self, x))
 
 
 def as_view(model: Autoencoder) -> None:
@@ -408,31 +408,31 @@ def transposed_class(model: Autoencoder) -> None:
 
 def in_a_function(model: Autoencoder) -> None:
     model.b.weight = model.a.weight
-    model.run = lambda x: F.linear(model.b(model.a(x)), model.a.weight)
+    model.run = lambda model, x: F.linear(model.b(model.a(x)), model.a.weight)
 
 
 def never_called(model: Autoencoder) -> None:
     model.b.weight = model.a.weight
-    model.run = lambda x: model.a(x).relu()
+    model.run = lambda model, x: model.a(x).relu()
 
 
 def embedded(model: Autoencoder) -> None:
     model.b = nn.Embedding(12, 12)  # type: ignore[assignment]
     model.b.weight = model.a.weight
-    model.run = lambda x: model.a(x) + model.b(torch.zeros(len(x), dtype=torch.int64))
+    model.run = lambda model, x: model.a(x) + model.b(torch.zeros(len(x), dtype=torch.int64))
 
 
 def with_an_argument(model: Autoencoder) -> None:
     model.a, model.b = (nn.ConvTranspose1d(12, 12, 3, stride=2) for _ in range(2))  # type: ignore[assignment]
     model.b.weight = model.a.weight
-    model.run = lambda x: model.a(x[..., None]).mean(-1) + model.b(x[..., None], output_size=(4,)).mean(-1)  # type: ignore[call-arg]
+    model.run = lambda model, x: model.a(x[..., None]).mean(-1) + model.b(x[..., None], output_size=(4,)).mean(-1)  # type: ignore[call-arg]
 
 
 def standardised(conv: type[nn.Module], **options: Any) -> Callable[[Autoencoder], None]:
     def change(model: Autoencoder) -> None:
         model.a, model.b = conv(12, 12, 3, padding=1), conv(12, 12, 3, padding=1, **options)
         model.b.weight = model.a.weight
-        model.run = lambda x: model.b(model.a(x[..., None, None]))[..., 0, 0]
+        model.run = lambda model, x: model.b(model.a(x[..., None, None]))[..., 0, 0]
 
     return change
 
@@ -525,7 +525,7 @@ def test_a_module_under_several_names_is_one_layer_called_several_times(unit: Un
 
 def test_an_encoder_that_is_read_transposed_is_no_layer() -> None:
     def change(model: Autoencoder) -> None:
-        model.run = lambda x: F.linear(model.b(model.a(x)), model.a.weight.t())
+        model.run = lambda model, x: F.linear(model.b(model.a(x)), model.a.weight.t())
 
     model = Autoencoder(change)
     layer = row(inspect(model, torch.randn(3, 12)), "a")
