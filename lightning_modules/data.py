@@ -7,26 +7,19 @@ Shape letters: ``n`` images in the set; ``b`` images in a batch; ``c h w`` chann
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64
 from lightning.pytorch import LightningDataModule
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch import nn
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from hypercompress.data import ImageData, Preprocess, loader, open_data
+from hypercompress.data import Preprocess
 from hypercompress.errors import DataError
 from hypercompress.models import load_model
-
-Augment = Literal["none", "flip", "shift", "crop"]
-CACHE_BYTES = 2**30  # a set whose float32 tensors fit into so much memory is prepared once
-SHIFT = 1 / 14  # of the side: 2 pixels of 28
+from lightning_modules.images import Augment, CachedImages, Images, open_part
 
 
 @dataclass(frozen=True)
@@ -58,8 +51,8 @@ class Inputs:
 class ImageDataModule(LightningDataModule):
     """Batches ``(images [b, c, h, w], labels [b])``; the labels of an unlabelled set are -1.
 
-    A set of up to 1 GiB of tensors is prepared once and kept in memory, and augmented by the batch: on two cores that
-    is thirty times faster than preparing 28 x 28 images one by one in each epoch.
+    A set of up to 1 GiB of tensors (what ``limit`` leaves of it) is prepared once and kept in memory: on two cores
+    that is thirty times faster than preparing 28 x 28 images one by one in each epoch. The batches are the same.
 
     Args:
         data: an image folder or ``name[:root]``; see `hypercompress.data.open_data`.
@@ -98,9 +91,9 @@ class ImageDataModule(LightningDataModule):
         """Open what the stage needs, once."""
         preprocess = self.preprocess()
         if stage == "fit" and self._train is None:
-            self._train = limited(open_part(self.data, preprocess, True, self.augment), self.limit)
+            self._train = open_part(self.data, preprocess, True, self.augment, self.limit)
         if self._val is None:
-            self._val = limited(open_part(self.val_data or self.data, preprocess, False, "none"), self.val_limit)
+            self._val = open_part(self.val_data or self.data, preprocess, False, "none", self.val_limit)
 
     def preprocess(self) -> Preprocess:
         """How the images are prepared."""
@@ -127,11 +120,14 @@ class ImageDataModule(LightningDataModule):
         """As for validation."""
         return self.val_dataloader()
 
-    def _options(self, data: Dataset[Any]) -> dict[str, Any]:
-        if isinstance(data, CachedImages):
-            return {"batch_size": self.batch_size, "collate_fn": _batch}
-        workers = {"num_workers": self.workers, "persistent_workers": self.workers > 0}
-        return {"batch_size": self.batch_size, "collate_fn": _collate, **workers}
+    def _options(self, data: Images) -> dict[str, Any]:
+        workers = 0 if isinstance(data, CachedImages) else self.workers
+        return {
+            "batch_size": self.batch_size,
+            "collate_fn": _batch,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+        }
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -155,104 +151,9 @@ class ResumableLoader(DataLoader[Any]):
         self.done = self.skip = state["done"] % max(1, len(self))
 
 
-class CachedImages(Dataset[tuple[Tensor, Tensor]]):
-    """Prepared images in memory, fetched and augmented by the batch.
-
-    Args:
-        images, labels: the prepared set; never changed.
-        classes: names of the classes; empty when unlabelled.
-        augment: what to do to a fetched batch.
-    """
-
-    def __init__(
-        self,
-        images: Float[Tensor, "n c h w"],
-        labels: Int64[Tensor, " n"],
-        classes: Sequence[str] = (),
-        augment: Augment = "none",
-    ) -> None:
-        self.images, self.labels, self.classes, self.augment = images, labels, tuple(classes), augment
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
-
-    def __getitems__(self, indices: list[int]) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
-        """torch's loader prefers this to one call per image."""
-        chosen = torch.tensor(indices)
-        images = self.images[chosen]
-        random = torch.Generator().manual_seed(hash(tuple(indices)) % 2**63)
-        if self.augment != "none":
-            images = flipped(images, random)
-        if self.augment == "shift":
-            images = shifted(images, max(1, round(images.shape[-1] * SHIFT)), random)
-        return images, self.labels[chosen]
-
-
-Images = CachedImages | ImageData | Subset[Any]
-
-
-def limited(data: CachedImages | ImageData, limit: int | None) -> Images:
-    """A random subset, the same on each call and in each process; all images if there are fewer.
-
-    Raises:
-        DataError: a limit below 1.
-    """
-    if limit is None or limit >= len(data):
-        return data
-    if limit < 1:
-        raise DataError(f"received a limit of {limit} images; expected at least 1; raise it or leave it out")
-    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:limit]
-    if isinstance(data, CachedImages):
-        return CachedImages(data.images[chosen], data.labels[chosen], data.classes, data.augment)
-    return Subset(data, chosen.tolist())
-
-
-def open_part(text: str, preprocess: Preprocess, train: bool, augment: Augment) -> CachedImages | ImageData:
-    """The training or the held-out images, in memory if they fit and are not cropped at random."""
-    data = open_data(text, preprocess, train=train, augment=augment == "crop")
-    size = 4 * len(data) * torch.Size(preprocess.input_size).numel()
-    if augment == "crop" or size > CACHE_BYTES:
-        return data
-    images, labels = _prepared(text, preprocess, train)
-    return CachedImages(images, labels, data.classes, augment)
-
-
-@lru_cache(maxsize=4)
-def _prepared(text: str, preprocess: Preprocess, train: bool) -> tuple[Tensor, Tensor]:
-    """Every image of a set. Remembered, so that a zoo prepares its images once."""
-    data = open_data(text, preprocess, train=train)
-    batches = list(loader(data, batch_size=1024))
-    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
-
-
-def flipped(images: Float[Tensor, "b c h w"], random: torch.Generator) -> Float[Tensor, "b c h w"]:
-    """Each image mirrored left to right with probability one half."""
-    mirror = torch.rand(len(images), generator=random) < 0.5
-    return torch.where(mirror[:, None, None, None], images.flip(-1), images)
-
-
-def shifted(images: Float[Tensor, "b c h w"], most: int, random: torch.Generator) -> Float[Tensor, "b c h w"]:
-    """Each image moved by -most to +most pixels, independently in both directions; the edge is repeated."""
-    count, channels, height, width = images.shape
-    padded = F.pad(images, (most, most, most, most), mode="replicate")
-    start = torch.randint(0, 2 * most + 1, (2, count, 1), generator=random)
-    rows, columns = start[0] + torch.arange(height), start[1] + torch.arange(width)
-    image, channel = torch.arange(count)[:, None, None, None], torch.arange(channels)[None, :, None, None]
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
 def _batch(batch: Any) -> Any:
-    """`CachedImages` has made the batch already."""
+    """The set has made the batch already."""
     return batch
-
-
-def _collate(items: list[Any]) -> tuple[Tensor, Tensor]:
-    """torch's own batches are lists."""
-    images, labels = default_collate(items)
-    return images, labels
 
 
 def _opened(data: Images | None) -> Images:

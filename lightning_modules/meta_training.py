@@ -34,8 +34,8 @@ from hypercompress.meta import (
 from hypercompress.models import load_model
 from hypercompress.specs import Afterwards, Budget, Unit
 from hypercompress.unpacking import unpack
-from lightning_modules.data import CachedImages, open_part
 from lightning_modules.episodes import Entry, Episodes, Member, read_index
+from lightning_modules.images import CachedImages, open_part
 from lightning_modules.statistics import recall
 from lightning_modules.teacher import Optimization, device_of_run, require_finite
 

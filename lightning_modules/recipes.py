@@ -8,8 +8,8 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from hypercompress.errors import DataError
-from lightning_modules.data import Augment
 from lightning_modules.episodes import SPLITS
+from lightning_modules.images import Augment
 
 
 @dataclass(frozen=True)

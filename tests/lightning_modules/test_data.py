@@ -10,8 +10,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import DataError
-from lightning_modules import data as module
-from lightning_modules.data import CachedImages, ImageDataModule, Inputs, ResumableLoader, flipped, open_part, shifted
+from lightning_modules import images as module
+from lightning_modules.data import ImageDataModule, Inputs, ResumableLoader
+from lightning_modules.images import CachedImages, PreparedImages, flipped, open_part, shifted
 
 GREY = Inputs(input_size=(1, 28, 28), mean=(0.286,), std=(0.353,))
 
@@ -136,6 +137,35 @@ def test_what_cannot_be_kept_is_prepared_image_by_image(why: str, monkeypatch: p
     batch, labels = next(iter(images.train_dataloader()))
     assert batch.shape == (16, 1, 28, 28)
     assert labels.shape == (16,)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("augment", ["flip", "shift"])
+def test_a_set_too_large_for_memory_gives_the_same_augmented_batches(
+    augment: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = opened(augment=augment, batch_size=32, limit=96)
+    monkeypatch.setattr(module, "CACHE_BYTES", 1000)
+    large = opened(augment=augment, batch_size=32, limit=96, workers=workers)
+    assert isinstance(large.train_dataloader().dataset, PreparedImages)
+    for number in (0, 1):
+        assert torch.equal(epoch(cached, number), epoch(large, number))
+    for ours, theirs in zip(cached.train_dataloader(), large.train_dataloader(), strict=True):
+        assert torch.equal(ours[1], theirs[1])
+    before, after = (data.val_dataloader() for data in (cached, large))
+    assert torch.equal(next(iter(before))[0], next(iter(after))[0])
+
+
+def test_the_size_of_a_set_is_that_of_what_the_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CACHE_BYTES", 4 * 100 * 28 * 28)
+    whole, some = open_part("digits", GREY.preprocess(), True, "flip"), opened(limit=100)
+    assert isinstance(whole, PreparedImages)
+    kept = some.train_dataloader().dataset
+    assert isinstance(kept, CachedImages)
+    preprocess = GREY.preprocess()
+    every = open_data("digits", preprocess, train=True)
+    place = int(torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[7])
+    assert torch.equal(kept.images[7], every[place][0])
 
 
 def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypercompress import from_pretrained
 from hypercompress.data import Preprocess
 from hypercompress.errors import DataError, ModelError, NonFiniteError
 from lightning_modules.callbacks import SaveStudent
-from lightning_modules.data import CachedImages, ImageDataModule
+from lightning_modules.data import ImageDataModule
+from lightning_modules.images import CachedImages
 from lightning_modules.teacher import Optimization, Teacher, require_labels
 
 MODEL_ARGS = {"in_chans": 1, "num_classes": 10}

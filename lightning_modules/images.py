@@ -1,0 +1,147 @@
+"""The images that a system trains and validates on: in memory or prepared as they are used, augmented by the batch.
+
+Shape letters: ``n`` images in the set; ``b`` images in a batch; ``c h w`` channels, height and width of one image.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hypercompress.data import ImageData, Preprocess, loader, open_data
+from hypercompress.errors import DataError
+
+Augment = Literal["none", "flip", "shift", "crop"]
+CACHE_BYTES = 2**30  # a set whose float32 tensors fit into so much memory is prepared once
+SHIFT = 1 / 14  # of the side: 2 pixels of 28
+
+
+class CachedImages(Dataset[tuple[Tensor, Tensor]]):
+    """Prepared images in memory, fetched and augmented by the batch.
+
+    Args:
+        images, labels: the prepared set; never changed.
+        classes: names of the classes; empty when unlabelled.
+        augment: what to do to a fetched batch.
+    """
+
+    def __init__(
+        self,
+        images: Float[Tensor, "n c h w"],
+        labels: Int64[Tensor, " n"],
+        classes: Sequence[str] = (),
+        augment: Augment = "none",
+    ) -> None:
+        self.images, self.labels, self.classes, self.augment = images, labels, tuple(classes), augment
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
+        """torch's loader prefers this to one call per image."""
+        chosen = torch.tensor(indices)
+        return augmented(self.images[chosen], indices, self.augment), self.labels[chosen]
+
+
+class PreparedImages(Dataset[tuple[Tensor, Tensor]]):
+    """Images that do not stay in memory: prepared as they are fetched. The batches are those of `CachedImages`.
+
+    Args:
+        data: the set; it crops by itself where ``augment`` says so.
+        augment: what to do to a fetched batch.
+    """
+
+    def __init__(self, data: ImageData, augment: Augment = "none") -> None:
+        self.data, self.classes, self.augment = data, data.classes, augment
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = self.data[index]
+        return image, torch.tensor(label)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
+        """torch's loader prefers this to one call per image."""
+        items = [self[index] for index in indices]
+        images = torch.stack([image for image, _ in items])
+        return augmented(images, indices, self.augment), torch.stack([label for _, label in items])
+
+
+Images = CachedImages | PreparedImages
+
+
+def open_part(text: str, preprocess: Preprocess, train: bool, augment: Augment, limit: int | None = None) -> Images:
+    """The training or the held-out images, in memory if they fit and are not cropped at random.
+
+    Args:
+        text: see `hypercompress.data.open_data`.
+        limit: a random subset of so many, the same on each call and in each process; all if there are fewer.
+
+    Raises:
+        DataError: unknown or unreadable data, or a limit below 1.
+    """
+    data = limited(open_data(text, preprocess, train=train, augment=augment == "crop"), limit)
+    size = 4 * len(data) * torch.Size(preprocess.input_size).numel()
+    if augment == "crop" or size > CACHE_BYTES:
+        return PreparedImages(data, augment)
+    images, labels = _prepared(text, preprocess, train, limit)
+    return CachedImages(images, labels, data.classes, augment)
+
+
+def limited(data: ImageData, limit: int | None) -> ImageData:
+    """A random subset of ``limit`` images, the same for the same set; all of them if there are fewer.
+
+    Raises:
+        DataError: a limit below 1.
+    """
+    if limit is None or limit >= len(data):
+        return data
+    if limit < 1:
+        raise DataError(f"received a limit of {limit} images; expected at least 1; raise it or leave it out")
+    return data.only(torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:limit].tolist())
+
+
+@lru_cache(maxsize=4)
+def _prepared(text: str, preprocess: Preprocess, train: bool, limit: int | None) -> tuple[Tensor, Tensor]:
+    """Every image of a set, or of its subset. Remembered, so that a zoo prepares its images once."""
+    data = limited(open_data(text, preprocess, train=train), limit)
+    batches = list(loader(data, batch_size=1024))
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def augmented(images: Float[Tensor, "b c h w"], indices: list[int], augment: Augment) -> Float[Tensor, "b c h w"]:
+    """A batch flipped and shifted as ``augment`` says; what is drawn follows from its places in the set.
+
+    Random crops need the whole image, so they are made before (`Preprocess.transform`), flips included.
+    """
+    random = torch.Generator().manual_seed(hash(tuple(indices)) % 2**63)
+    if augment in ("flip", "shift"):
+        images = flipped(images, random)
+    if augment == "shift":
+        images = shifted(images, max(1, round(images.shape[-1] * SHIFT)), random)
+    return images
+
+
+def flipped(images: Float[Tensor, "b c h w"], random: torch.Generator) -> Float[Tensor, "b c h w"]:
+    """Each image mirrored left to right with probability one half."""
+    mirror = torch.rand(len(images), generator=random) < 0.5
+    return torch.where(mirror[:, None, None, None], images.flip(-1), images)
+
+
+def shifted(images: Float[Tensor, "b c h w"], most: int, random: torch.Generator) -> Float[Tensor, "b c h w"]:
+    """Each image moved by -most to +most pixels, independently in both directions; the edge is repeated."""
+    count, channels, height, width = images.shape
+    padded = F.pad(images, (most, most, most, most), mode="replicate")
+    start = torch.randint(0, 2 * most + 1, (2, count, 1), generator=random)
+    rows, columns = start[0] + torch.arange(height), start[1] + torch.arange(width)
+    image, channel = torch.arange(count)[:, None, None, None], torch.arange(channels)[None, :, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
