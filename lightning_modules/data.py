@@ -1,9 +1,10 @@
 """One data module for every system: an image folder or a registered data set, prepared as the model wants it.
 
-The order of the images follows from the seed and the epoch, and the augmentation of a batch from its images, so a run
-that goes on from a checkpoint in the middle of an epoch sees what the whole run would have seen.
+The order of the images follows from the seed and the epoch, flips and shifts of a batch from its images, and the crop
+of an image from its place and the epoch; the random states that a step starts from (dropout, stochastic depth) are in
+the checkpoint. So a run that goes on from a checkpoint in the middle of an epoch is what the whole run would have been.
 
-Shape letters: ``n`` images in the set; ``b`` images in a batch; ``c h w`` channels, height and width of one image.
+Shape letters: ``b`` images in a batch; ``c h w`` channels, height and width of one image.
 """
 
 import os
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import nn
 from torch.utils.data import DataLoader
@@ -20,6 +22,7 @@ from hypercompress.data import Preprocess
 from hypercompress.errors import DataError
 from hypercompress.models import load_model
 from lightning_modules.images import Augment, CachedImages, Images, open_part
+from lightning_modules.randomness import random_states, set_random_states
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,10 @@ class ImageDataModule(LightningDataModule):
         ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         # The same seed on every rank, as Lightning's own samplers take it.
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            data, ranks, rank, shuffle=True, seed=seed, drop_last=len(data) > ranks
-        )
-        return ResumableLoader(data, sampler=sampler, drop_last=len(sampler) > self.batch_size, **self._options(data))
+        sampler = Order(data, ranks, rank, shuffle=True, seed=seed, drop_last=len(data) > ranks)
+        loader = ResumableLoader(data, sampler=sampler, drop_last=len(sampler) > self.batch_size, **self._options(data))
+        loader.most = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         """In order, not augmented."""
@@ -127,28 +130,52 @@ class ImageDataModule(LightningDataModule):
             "collate_fn": _batch,
             "num_workers": workers,
             "persistent_workers": workers > 0,
+            # Workers are seeded from it, not from the random state of the training, which a resumed run has to meet.
+            "generator": torch.Generator().manual_seed(0),
         }
 
 
+class Order(DistributedSampler[Any]):
+    """A rank's shuffled places in a set of ``n`` images, those of epoch ``e`` counted from ``e n``.
+
+    So the set, in whatever process, knows the epoch of what it fetches (`lightning_modules.images`).
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        images = len(self.dataset)  # type: ignore[arg-type]  # torch's Dataset promises no length
+        return (self.epoch * images + place for place in super().__iter__())
+
+
 class ResumableLoader(DataLoader[Any]):
-    """A loader that goes on in the middle of an epoch; Lightning keeps its state in the checkpoint."""
+    """A loader that goes on in the middle of an epoch; Lightning keeps its state in the checkpoint.
+
+    With it go the random states as they were after the last step, because nothing that runs from there to the next
+    step draws from them: they are set right before the first batch after the checkpoint.
+    """
 
     done = 0  # batches of this epoch that were handed out
     skip = 0  # of them before the checkpoint
+    most: int | float = 1.0  # batches that an epoch uses, as trainer.limit_train_batches says it: a float is a share
+    random: dict[str, Any] | None = None  # states to go on from
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is all that a loop needs
         skip, self.skip = self.skip, 0
         for self.done, batch in enumerate(super().__iter__(), 1):
             if self.done > skip:
+                if self.random is not None:
+                    set_random_states(self.random)
+                    self.random = None
                 yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """How far this epoch is."""
-        return {"done": self.done}
+        return {"done": self.done, "random": random_states()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; a whole epoch leaves nothing to skip in the next."""
-        self.done = self.skip = state["done"] % max(1, len(self))
+        whole = int(self.most * len(self)) if isinstance(self.most, float) else min(self.most, len(self))
+        self.done = self.skip = state["done"] % max(1, whole)
+        self.random = state.get("random")
 
 
 def _batch(batch: Any) -> Any:

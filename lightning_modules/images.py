@@ -1,5 +1,7 @@
 """The images that a system trains and validates on: in memory or prepared as they are used, augmented by the batch.
 
+Sets are asked for places counted on from epoch to epoch: that of image i of n in epoch e is ``e n + i``.
+
 Shape letters: ``n`` images in the set; ``b`` images in a batch; ``c h w`` channels, height and width of one image.
 """
 
@@ -15,6 +17,7 @@ from torch.utils.data import Dataset
 
 from hypercompress.data import ImageData, Preprocess, loader, open_data
 from hypercompress.errors import DataError
+from lightning_modules.randomness import seeded
 
 Augment = Literal["none", "flip", "shift", "crop"]
 CACHE_BYTES = 2**30  # a set whose float32 tensors fit into so much memory is prepared once
@@ -47,8 +50,9 @@ class CachedImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
         """torch's loader prefers this to one call per image."""
-        chosen = torch.tensor(indices)
-        return augmented(self.images[chosen], indices, self.augment), self.labels[chosen]
+        places = [index % len(self) for index in indices]
+        chosen = torch.tensor(places)
+        return augmented(self.images[chosen], places, self.augment), self.labels[chosen]
 
 
 class PreparedImages(Dataset[tuple[Tensor, Tensor]]):
@@ -66,14 +70,16 @@ class PreparedImages(Dataset[tuple[Tensor, Tensor]]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, label = self.data[index]
+        with seeded(index):
+            image, label = self.data[index % len(self)]
         return image, torch.tensor(label)
 
     def __getitems__(self, indices: list[int]) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
         """torch's loader prefers this to one call per image."""
         items = [self[index] for index in indices]
         images = torch.stack([image for image, _ in items])
-        return augmented(images, indices, self.augment), torch.stack([label for _, label in items])
+        places = [index % len(self) for index in indices]
+        return augmented(images, places, self.augment), torch.stack([label for _, label in items])
 
 
 Images = CachedImages | PreparedImages

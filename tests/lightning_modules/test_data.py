@@ -85,6 +85,30 @@ def test_a_loader_goes_on_where_it_was(augment: str, monkeypatch: pytest.MonkeyP
         assert len([batch for batch, _ in rest]) == 5  # skipped once
 
 
+@pytest.mark.parametrize(("limit", "used"), [(3, 3), (0.5, 2), (9, 5), (1.0, 5)])
+def test_an_epoch_that_the_trainer_cuts_short_is_whole(limit: float, used: int) -> None:
+    loader = opened(batch_size=32, limit=160).train_dataloader()
+    assert isinstance(loader, ResumableLoader)
+    loader.most = limit
+    for done, skip in ((used, 0), (used - 1, used - 1)):
+        loader.load_state_dict({"done": done})
+        assert loader.skip == skip
+
+
+def test_crops_follow_from_image_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = opened(augment="crop", batch_size=16, limit=48)
+    first = epoch(images, 0)
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    assert torch.equal(first, epoch(images, 0))
+    assert torch.equal(torch.get_rng_state(), state)
+    data = images.train_dataloader().dataset
+    assert isinstance(data, PreparedImages)
+    one, same, later = (data[place][0] for place in (5, 5, 5 + 48))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, later)  # the same image, an epoch later
+
+
 def test_a_limit_is_the_same_subset_each_time() -> None:
     one, two = (opened(limit=50, batch_size=50).train_dataloader().dataset for _ in range(2))
     assert isinstance(one, CachedImages)

@@ -1,0 +1,37 @@
+"""The random states that training draws from: Python's, and torch's of the CPU and of this process's GPU."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def random_states() -> dict[str, Any]:
+    """The states as they are, as data that torch reads back with ``weights_only=True``."""
+    states = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Go on from ``random_states()``. A GPU's state is passed over where there is none."""
+    random.setstate(states["python"])
+    torch.set_rng_state(states["torch"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The states of the CPU follow from ``seed`` in the block, and are what they were afterwards."""
+    python, cpu = random.getstate(), torch.get_rng_state()
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        torch.set_rng_state(cpu)
