@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hypercompress.errors import ModelError
 from hypercompress.outputs import logits_of
 
 
@@ -42,10 +43,19 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Float[
 
 @contextmanager
 def watching(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
-    """Collects the outputs of the named modules of one forward pass after another."""
+    """Collects the outputs of the named modules of one forward pass after another.
+
+    Raises:
+        ModelError: in such a pass: a module returns something other than one tensor.
+    """
     seen: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+    def keep(module: nn.Module, _inputs: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            raise ModelError(
+                f"received {type(output).__name__} from a watched {type(module).__name__}; expected one tensor; leave "
+                "the module out"
+            )
         seen.append(output)
 
     handles = [model.get_submodule(name).register_forward_hook(keep) for name in names]

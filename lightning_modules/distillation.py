@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
+from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
 from hypercompress.fidelity import accuracy, compare
 from hypercompress.losses import distillation_kl, feature_loss, watching
 from hypercompress.models import load_model
 from hypercompress.report import fidelity_json
 from hypercompress.student import Student, from_pretrained
+from lightning_modules.data import ImageDataModule
+from lightning_modules.matching import comparable, probed
 from lightning_modules.teacher import Batch, Optimization, SettingError, require_finite, require_labels, reset
 
 
@@ -59,7 +62,8 @@ class Losses:
     Args:
         logits: of the KL to the teacher's softened predictions.
         temperature: of both predictions in it.
-        features: of the un-pooled feature error, on the maps that timm names in ``feature_info``.
+        features: of the un-pooled feature error, on the maps that timm names in ``feature_info`` and that are single
+            tensors of one shape in student and teacher.
         labels: of the cross-entropy with the labels.
     """
 
@@ -99,7 +103,7 @@ class Distillation(LightningModule):
         optimization: optimiser and schedule.
 
     Raises:
-        ArtefactError, ModelError: the student or the teacher cannot be loaded, or they do not match.
+        ArtefactError, ModelError: the student or the teacher cannot be loaded, or (at ``setup``) they do not match.
         NonFiniteError: the loss became NaN or infinite.
     """
 
@@ -121,7 +125,7 @@ class Distillation(LightningModule):
                 "both weights to 0 and that of the labels above"
             )
         self._outside = None if teacher is None else Outside(teacher.load())
-        self.watched = self._common_features() if self.losses.features > 0 else ()
+        self.watched = self._common_features() if self.losses.features > 0 else ()  # setup leaves the comparable ones
         names = ("kl", "agreement", "top1_teacher", "top1_student")
         self.metrics = nn.ModuleDict({name: MeanMetric() for name in names})
         self.fidelity: dict[str, Any] = fidelity_json(None)
@@ -138,13 +142,41 @@ class Distillation(LightningModule):
         theirs = {name for name, _ in self.teacher.named_modules()}
         ours = {name for name, _ in self.network.named_modules()}
         found = tuple(name for name in names if name in ours and name in theirs)
-        rank_zero_info(f"feature loss on: {', '.join(found) if found else 'nothing (the model names no feature maps)'}")
-        if not found and self.losses.logits == self.losses.labels == 0:
-            raise ModelError(
-                "received a weight on features alone for a model whose feature_info names no module that the teacher "
-                "has too; expected something to learn from; set the weight of the logits above 0"
-            )
+        self._require_terms(found, "whose feature_info names no module that the teacher has too")
         return found
+
+    def _require_terms(self, watched: tuple[str, ...], why: str) -> None:
+        if not watched and self.losses.features > 0 and self.losses.logits == self.losses.labels == 0:
+            raise ModelError(
+                f"received a weight on features alone for a model {why}; expected something to learn from; set the "
+                "weight of the logits above 0"
+            )
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
+        """The size of the images is known: keep the feature maps that can be compared, and say which cannot.
+
+        Raises:
+            ModelError: student and teacher differ in the shape of their logits, or one does not take the images; a
+                weight on features alone, and no two maps that are alike.
+        """
+        if self.teacher is None:
+            return
+        size = self._preprocess().input_size
+        ours = probed(self.network, self.watched, size, "student")
+        self.watched, wrong = comparable(ours, probed(self.teacher, self.watched, size, "teacher"))
+        if self.losses.features > 0:
+            rank_zero_info(f"feature loss on: {', '.join(self.watched) or 'nothing (no feature maps in common)'}")
+        if wrong:
+            listed = "; ".join(f"{name} ({fault})" for name, fault in wrong.items())
+            rank_zero_info(f"feature loss leaves out: {listed}")
+        self._require_terms(
+            self.watched, f"whose feature maps all differ from the teacher's or are no tensors ({len(wrong)})"
+        )
+
+    def _preprocess(self) -> Preprocess:
+        """How the images of this run are prepared: as the data module says, else as the student does."""
+        data = getattr(self.trainer, "datamodule", None)
+        return data.preprocess() if isinstance(data, ImageDataModule) else Preprocess.of(self.network)
 
     def student(self) -> Student:
         """The network as trained so far, with what was measured at the end of the fit (null before)."""

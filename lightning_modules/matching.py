@@ -1,0 +1,93 @@
+"""What two networks can be compared on: one pass of an empty batch through both tells it before training does."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypercompress.architecture.names import one_line
+from hypercompress.calling import call_model, evaluating
+from hypercompress.errors import HypercompressError, ModelError
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes of what a network returned for two images.
+
+    Args:
+        logits: of the output.
+        maps: of the outputs of named modules, call by call; ``None`` for what is no single tensor.
+    """
+
+    logits: tuple[int, ...]
+    maps: dict[str, list[tuple[int, ...] | None]]
+
+
+def probed(network: nn.Module, names: Sequence[str], size: Sequence[int], whose: str) -> Shapes:
+    """Run two empty images through a network.
+
+    Args:
+        names: dotted paths of the modules to look at.
+        size: channels, height and width in pixels.
+        whose: ``student`` or ``teacher``, for the message.
+
+    Raises:
+        ModelError: it does not take such images, or returns something other than one tensor.
+    """
+    maps: dict[str, list[tuple[int, ...] | None]] = {name: [] for name in names}
+
+    def keep(name: str, output: Any) -> None:
+        maps[name].append(tuple(output.shape) if isinstance(output, Tensor) else None)
+
+    handles = [
+        network.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: keep(name, output)
+        )
+        for name in names
+    ]
+    try:
+        with evaluating(network), torch.no_grad():
+            logits = call_model(network, torch.zeros(2, *size).to(next(network.parameters())))
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
+        if isinstance(error, HypercompressError | torch.OutOfMemoryError):
+            raise
+        raise ModelError(
+            f"received images of {' x '.join(map(str, size))} that the {whose} does not take ({one_line(error)}); "
+            "expected a size that student and teacher were built for; change data.inputs.input_size or the teacher's "
+            "model_args"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Shapes(tuple(logits.shape), maps)
+
+
+def comparable(student: Shapes, teacher: Shapes) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The names whose outputs are single tensors of equal shapes, and the others with what is wrong with them.
+
+    Raises:
+        ModelError: the logits differ in shape.
+    """
+    if student.logits != teacher.logits:
+        raise ModelError(
+            f"received outputs of {list(student.logits[1:])} from the student and {list(teacher.logits[1:])} from the "
+            "teacher; expected equal shapes; name the teacher that the student was made from, or give it the student's "
+            "model_args"
+        )
+    faults = {name: _fault(shapes, teacher.maps[name]) for name, shapes in student.maps.items()}
+    wrong = {name: fault for name, fault in faults.items() if fault}
+    return tuple(name for name in faults if name not in wrong), wrong
+
+
+def _fault(student: list[tuple[int, ...] | None], teacher: list[tuple[int, ...] | None]) -> str:
+    """Why two modules cannot be compared; empty if they can."""
+    if not student or not teacher:
+        return "is not called"
+    if None in student or None in teacher:
+        return "returns no single tensor"
+    if student != teacher:
+        ours, theirs = (" ".join(str(list((shape or ())[1:])) for shape in shapes) for shapes in (student, teacher))
+        return f"{ours} in the student, {theirs} in the teacher"
+    return ""
