@@ -17,42 +17,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torch.utils.hooks import RemovableHandle
 from torchmetrics import MeanMetric
 
 from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
 from hypercompress.fidelity import accuracy, compare
 from hypercompress.losses import distillation_kl, feature_loss, watching
-from hypercompress.models import load_model
 from hypercompress.report import fidelity_json
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.data import ImageDataModule
 from lightning_modules.matching import comparable, probed
+from lightning_modules.source import Outside, TeacherSource
 from lightning_modules.teacher import Batch, Optimization, SettingError, require_finite, require_labels, reset
-
-
-@dataclass(frozen=True)
-class TeacherSource:
-    """The teacher, in any form of MODEL.
-
-    Args:
-        model: a timm name or a student folder.
-        checkpoint: weights of a timm model.
-        model_args: arguments of ``timm.create_model``.
-        pretrained: load hub weights if there is no checkpoint.
-    """
-
-    model: str
-    checkpoint: Path | None = None
-    model_args: dict[str, Any] | None = None
-    pretrained: bool = True
-
-    def load(self) -> nn.Module:
-        """The network, frozen, in evaluation mode."""
-        network, _ = load_model(
-            self.model, checkpoint=self.checkpoint, model_args=self.model_args, pretrained=self.pretrained
-        )
-        return network.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -80,16 +57,6 @@ class Losses:
                 f"{self.temperature:g}; expected weights of 0 or more, one above 0, and a temperature above 0; change "
                 "them"
             )
-
-
-class Outside:
-    """Keeps a module out of the one that uses it: no sub-module, and not copied with it (for a moving average)."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Outside":
-        return self
 
 
 class Distillation(LightningModule):
@@ -125,6 +92,8 @@ class Distillation(LightningModule):
                 "both weights to 0 and that of the labels above"
             )
         self._outside = None if teacher is None else Outside(teacher.load())
+        self._source = teacher
+        self._own_images: RemovableHandle | None = None
         self.watched = self._common_features() if self.losses.features > 0 else ()  # setup leaves the comparable ones
         names = ("kl", "agreement", "top1_teacher", "top1_student")
         self.metrics = nn.ModuleDict({name: MeanMetric() for name in names})
@@ -153,15 +122,21 @@ class Distillation(LightningModule):
             )
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
-        """The size of the images is known: keep the feature maps that can be compared, and say which cannot.
+        """It is known how the images are prepared: give the teacher its own normalisation where that differs, keep the
+        feature maps that can be compared, and say which cannot.
 
         Raises:
+            DataError: ``mean`` or ``std`` of the teacher do not fit.
             ModelError: student and teacher differ in the shape of their logits, or one does not take the images; a
                 weight on features alone, and no two maps that are alike.
         """
-        if self.teacher is None:
+        if self.teacher is None or self._source is None:
             return
-        size = self._preprocess().input_size
+        given = self._preprocess()
+        size = given.input_size
+        if self._own_images is not None:  # of an earlier run with other images
+            self._own_images.remove()
+        self._own_images = self._source.renormalize_(self.teacher, given)
         ours = probed(self.network, self.watched, size, "student")
         self.watched, wrong = comparable(ours, probed(self.teacher, self.watched, size, "teacher"))
         if self.losses.features > 0:

@@ -11,7 +11,7 @@ from torch import nn
 
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
-from hypercompress.data import ImageData, Preprocess, loader, open_data
+from hypercompress.data import ImageData, Preprocess, loader, open_data, other_normalization, renormalize_
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.fidelity import accuracy, compare
 from hypercompress.models import is_student_folder
@@ -41,11 +41,13 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     terminal.phase("load models")
     student, architecture = inputs.load(student_source, overrides.input_size)
     preprocess = Preprocess.of(student, overrides.input_size, overrides.mean, overrides.std)
+    inputs.show_preprocessing(terminal, preprocess, overrides, "STUDENT")
     teacher = None
     if teacher_source is not None:
         source = inputs.like(teacher_source, architecture, terminal)
         teacher, _ = inputs.load(source, preprocess.input_size)
-    inputs.show_preprocessing(terminal, preprocess, overrides, "STUDENT")
+        if overrides.mean is None and overrides.std is None:
+            _renormalize(teacher, source, preprocess, terminal)
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
     models = [model.to(device) for model in (student, teacher) if model is not None]
     shapes = [inputs.output_shape(model, preprocess.input_size) for model in models]
@@ -70,6 +72,22 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     result = {**measured(student, teacher, moved), "images": count, "seconds": time.perf_counter() - start}
     terminal.show(_table(result))
     return result
+
+
+def _renormalize(teacher: nn.Module, source: inputs.Source, given: Preprocess, terminal: Terminal) -> None:
+    """A teacher whose own normalisation is known and differs gets its own; STUDENT's says nothing about its training.
+
+    Of a checkpoint or random weights nothing is known: timm's entry is that of other weights.
+    """
+    known = is_student_folder(source.text) or (source.pretrained and source.checkpoint is None)
+    own = other_normalization(teacher, given) if known else None
+    if own is None:
+        return
+    renormalize_(teacher, given, own)
+    numbers = [" ".join(f"{value:g}" for value in values) for values in (own.mean, own.std)]
+    terminal.note(
+        "preprocessing of --against", f"mean {numbers[0]}, std {numbers[1]} (its own; else give --mean, --std)"
+    )
 
 
 def measured(student: nn.Module, teacher: nn.Module | None, batches: Iterable[Any]) -> dict[str, float | None]:

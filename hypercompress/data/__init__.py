@@ -5,6 +5,7 @@ from hypercompress.data.folder import check_splits, open_folder
 from hypercompress.data.images import ImageData, loader
 from hypercompress.data.preprocess import Preprocess
 from hypercompress.data.registry import open_data, registered_names
+from hypercompress.data.renormalized import other_normalization, renormalize_
 
 __all__ = [
     "Episode",
@@ -15,8 +16,10 @@ __all__ = [
     "loader",
     "open_data",
     "open_folder",
+    "other_normalization",
     "read_pool",
     "registered_names",
+    "renormalize_",
     "sample_episode",
     "split_classes",
 ]

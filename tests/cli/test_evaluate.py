@@ -1,5 +1,6 @@
 """`hypercompress evaluate` on good input: its numbers are those of the library."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -78,3 +79,35 @@ def test_unlabelled_images(run: Run, student: Path, tmp_path: Path) -> None:
     code, _, err = run("evaluate", student, "--data", tmp_path / "flat")
     assert code == 2
     assert err.startswith("error: received the unlabelled images")
+
+
+def test_a_teacher_of_another_normalisation_gets_its_own_images(run: Run, student: Path, tmp_path: Path) -> None:
+    """STUDENT is the teacher, said to want other images; what is given on the command line is for both."""
+    small = hypercompress.from_pretrained(student)
+    assert small.architecture is not None
+    stated = {**small.architecture.pretrained_cfg, "mean": [0.0], "std": [0.1]}
+    small.architecture = dataclasses.replace(small.architecture, pretrained_cfg=stated)
+    small.save_pretrained(tmp_path / "other")
+    words = ("evaluate", tmp_path / "other", *DATA, "--against", student, "--images", 50)
+    code, out, _ = run(*words)
+    assert code == 0
+    assert "preprocessing of --against" in out
+    assert "mean 0.286, std 0.353 (its own" in out
+    found = json.loads(run(*words, "--json")[1])
+    assert found["agreement"] < 1
+    assert found["kl"] > 0
+
+    wanted, given = (
+        loader(open_data("fashion_mnist_mini", p, train=False), batch_size=50, limit=50) for p in both(small)
+    )
+    with torch.no_grad():
+        p, q = (small.model.double()(next(iter(images))[0].double()).softmax(1) for images in (wanted, given))
+    assert found["kl"] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-3)
+
+    result = json.loads(run(*words, "--mean", 0.2, "--std", 0.3, "--json")[1])
+    assert result["kl"] == pytest.approx(0, abs=1e-9)
+
+
+def both(model: torch.nn.Module) -> tuple[Preprocess, Preprocess]:
+    given = Preprocess.of(model)
+    return dataclasses.replace(given, mean=(0.286,), std=(0.353,)), dataclasses.replace(given, mean=(0.0,), std=(0.1,))

@@ -9,7 +9,8 @@ from torch import nn
 from hypercompress.errors import ArtefactError
 from lightning_modules.callbacks import SaveStudent, checksum
 from lightning_modules.data import ImageDataModule
-from lightning_modules.distillation import Distillation, TeacherSource
+from lightning_modules.distillation import Distillation
+from lightning_modules.source import TeacherSource
 
 Folders = tuple[Path, Path]
 

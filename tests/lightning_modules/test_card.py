@@ -13,9 +13,10 @@ from lightning.pytorch import Trainer
 
 from hypercompress.generator import HypernetConfig
 from lightning_modules.data import ImageDataModule
-from lightning_modules.distillation import Distillation, TeacherSource
+from lightning_modules.distillation import Distillation
 from lightning_modules.episodes import Episodes
 from lightning_modules.meta_training import EpisodeModule, MetaTraining
+from lightning_modules.source import TeacherSource
 from lightning_modules.teacher import Optimization, device_of_run
 
 Folders = tuple[Path, Path]

@@ -1,6 +1,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from safetensors.torch import save_file
 
 from hypercompress import Budget, compress, from_pretrained
 from hypercompress.architecture import load_timm
@@ -17,7 +19,8 @@ from hypercompress.models import load_model
 from hypercompress.student import Student
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule
-from lightning_modules.distillation import Distillation, Losses, TeacherSource
+from lightning_modules.distillation import Distillation, Losses
+from lightning_modules.source import TeacherSource
 from lightning_modules.teacher import Optimization
 
 Folders = tuple[Path, Path]
@@ -228,3 +231,32 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     with pytest.raises(NonFiniteError, match=r"at step [1-7]"):
         run.fit(system(folders, lr=1e30), images())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_another_normalisation_gets_its_own_images(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The student is the teacher, said to want other images: one of the two gets images that it does not know."""
+    own, architecture = load_model(str(folders[0]))
+    assert architecture is not None
+    stated = {**architecture.pretrained_cfg, "mean": [0.0], "std": [0.1]}
+    Student(own, replace(architecture, pretrained_cfg=stated)).save_pretrained(tmp_path / "student")
+    data = images()
+    distillation = Distillation(tmp_path / "student", TeacherSource(str(folders[0])))
+    with caplog.at_level("INFO"):
+        measured = [trainer().validate(distillation, data, verbose=False)[0] for _ in range(2)]
+    assert "images of mean [0.0], std [0.1] are brought to the teacher's mean [0.286], std [0.353]" in caplog.text
+    alone = trainer().validate(system((folders[0], folders[0])), images(), verbose=False)[0]["val/top1_teacher"]
+    assert [found["val/top1_teacher"] for found in measured] == [pytest.approx(alone)] * 2
+    assert alone > measured[0]["val/top1_student"] + 0.1  # the same weights without their own images
+
+    # Of a checkpoint timm's entry says nothing; what is said wins.
+    save_file(own.state_dict(), tmp_path / "weights.safetensors")
+    arguments = {"in_chans": 1, "num_classes": 10}
+    source = TeacherSource(architecture.name, tmp_path / "weights.safetensors", arguments)
+    for known, top1 in (
+        (source, measured[0]["val/top1_student"]),
+        (replace(source, mean=(0.286,), std=(0.353,)), alone),
+    ):
+        again = trainer().validate(Distillation(tmp_path / "student", known), images(), verbose=False)[0]
+        assert again["val/top1_teacher"] == pytest.approx(top1)

@@ -15,8 +15,9 @@ from hypercompress.errors import ModelError
 from hypercompress.losses import watching
 from hypercompress.student import Student
 from lightning_modules.data import ImageDataModule
-from lightning_modules.distillation import Distillation, Losses, TeacherSource
+from lightning_modules.distillation import Distillation, Losses
 from lightning_modules.matching import comparable, probed
+from lightning_modules.source import TeacherSource
 
 Folders = tuple[Path, Path]
 CFG = {"input_size": [1, 32, 32], "mean": [0.286], "std": [0.353]}
