@@ -4,8 +4,9 @@
 
 Each teacher becomes a student folder of its own, written whole or not at all; a folder that is there is not trained
 again, so an interrupted build goes on where it stopped. ``zoo.csv`` is the index: name, family, data, split, params,
-MACs, top-1. The split is the config's: a build writes it anew for teachers that are there. A variant is made from its
-base's folder: --only of a variant alone is refused where that is missing.
+MACs, top-1; a teacher that is trained anew is measured anew. The split is the config's: a build writes it anew for
+teachers that are there. A variant is made from its base's folder: --only of a variant alone is refused where that is
+missing.
 """
 
 import argparse
@@ -118,10 +119,13 @@ def build(recipes: list[Recipe], out: Path, root: str) -> None:
     rows = read_rows(index)
     for place, recipe in enumerate(recipes, 1):
         folder, data = out / recipe.name, recipe.data.format(root=root)
-        if not is_student_folder(str(folder)):
+        trained = not is_student_folder(str(folder))
+        if trained:
             console.print(f"[{place}/{len(recipes)}] training {recipe.name}: {recipe.model} on {data}")
+            if recipe.name in rows:  # the row of a folder that is gone: no index says it of the next one
+                write_index(index, [row for name, row in rows.items() if name != recipe.name])
             train(recipe, data, folder)
-        if recipe.name not in rows:
+        if trained or recipe.name not in rows:
             rows[recipe.name] = describe(recipe, data, folder)
         rows[recipe.name]["split"] = recipe.split
         write_index(index, list(rows.values()))

@@ -1,4 +1,5 @@
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,28 @@ def test_a_zoo_is_built_once(config: Path, tmp_path: Path, monkeypatch: pytest.M
     assert len(trained) == 2
     assert [row["split"] for row in rows(tmp_path)] == ["train", "heldout", "train"]
     assert [row["top1"] for row in rows(tmp_path)] == measured
+
+
+def test_a_teacher_that_is_trained_anew_is_described_anew(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--config", str(config), "--out", str(tmp_path), "--only", "test_efficientnet", "test_mambaout"]
+    assert zoo.main(arguments) == 0
+    found = rows(tmp_path)
+    zoo.write_index(tmp_path / "zoo.csv", [{**row, "top1": "0.0001"} for row in found])
+    shutil.rmtree(tmp_path / "test_efficientnet")
+    assert zoo.main(arguments) == 0
+    assert rows(tmp_path) == [found[0], {**found[1], "top1": "0.0001"}]  # in its place; the other is not measured again
+
+    # Interrupted between training and measuring: the old row is gone, and the next build measures.
+    shutil.rmtree(tmp_path / "test_efficientnet")
+    with monkeypatch.context() as patched:
+        patched.setattr(zoo, "describe", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            zoo.main(arguments)
+    assert [row["name"] for row in rows(tmp_path)] == ["test_mambaout"]
+    assert zoo.main(arguments) == 0
+    assert found[0] in rows(tmp_path)
 
 
 def test_an_interrupted_teacher_leaves_nothing(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
