@@ -15,7 +15,8 @@ from hypercompress.errors import DataError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
 DECODED_AT_MOST = 20_000  # images that are decoded once before use; larger folders have only their headers read
 NAMED = 5
-SPLITS = ("train", "val", "test")
+TRAINING = ("train", "training")  # names of a split's folder, in order of preference, without regard to case
+HELD_OUT = ("val", "valid", "validation", "test", "testing")
 
 
 class FileImages:
@@ -44,12 +45,14 @@ def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: boo
     Args:
         root: class sub-folders (labels follow their sorted names), or images (label -1). If it holds ``train`` beside
             ``val`` or ``test``, one of these is opened: ``train``, or for ``train=False`` ``val``, else ``test``; the
-            classes are those of ``train``.
+            classes are those of ``train``. ``training``, ``valid``, ``validation`` and ``testing`` are names of a
+            split too, and case does not matter.
         train: which of the two.
         augment: see `Preprocess.transform`.
 
     Raises:
-        DataError: no such folder, no readable image, or a class that ``train`` does not have.
+        DataError: no such folder, no readable image, a class that ``train`` does not have, or a folder beside
+            ``train`` that has its classes but no name of a split.
 
     Unreadable images are left out; one warning counts them and names the first five; ``skipped`` holds all names.
     """
@@ -84,7 +87,8 @@ def check_splits(root: Path) -> None:
     """The classes of ``val`` or ``test`` are those of ``train`` beside it; no image is read.
 
     Raises:
-        DataError: one of them has a class that ``train`` lacks.
+        DataError: one of them has a class that ``train`` lacks, or a folder beside ``train`` has its classes but no
+            name of a split.
     """
     if root.is_dir():
         _choose(root, train=False)
@@ -93,22 +97,40 @@ def check_splits(root: Path) -> None:
 def _choose(root: Path, train: bool) -> tuple[Path, list[str]]:
     """The folder to read and the names of its classes, none if it is flat."""
     inside = _folders(root)
-    others = [split for split in SPLITS[1:] if split in inside]
-    if "train" in inside and others:
-        chosen, classes = root / ("train" if train else others[0]), _folders(root / "train")
+    training, held_out = _split(inside, TRAINING), _split(inside, HELD_OUT)
+    if training and held_out:
+        chosen, classes = root / (training if train else held_out), _folders(root / training)
         strange = sorted(set(_folders(chosen)) - set(classes))
         if strange:
             raise DataError(
-                f"received {chosen} with classes {', '.join(strange)} that {root / 'train'} lacks; expected the same "
+                f"received {chosen} with classes {', '.join(strange)} that {root / training} lacks; expected the same "
                 "classes; rename or remove the folders"
             )
         return chosen, classes if _folders(chosen) else []
-    if inside and set(inside) <= set(SPLITS):
+    if inside and {name.lower() for name in inside} <= {*TRAINING, *HELD_OUT}:
         raise DataError(
             f"received {root} with {' and '.join(inside)} inside; expected train beside val or test; pass one of the "
             f"folders, such as {root / inside[0]}"
         )
+    if training:
+        _refuse_unnamed_split(root, training, inside)
     return root, inside
+
+
+def _split(inside: Sequence[str], names: Sequence[str]) -> str | None:
+    """The folder that bears the first of a split's names."""
+    return next((folder for name in names for folder in inside if folder.lower() == name), None)
+
+
+def _refuse_unnamed_split(root: Path, training: str, inside: Sequence[str]) -> None:
+    """A folder beside ``train`` with the same classes is the other split, whatever it is called, and no class."""
+    classes = _folders(root / training)
+    same = [name for name in inside if name != training and _folders(root / name) == classes]
+    if classes and same:
+        raise DataError(
+            f"received {root} with {', '.join(same)} beside {training}, of the same classes; expected the held-out "
+            f"images in {', '.join(HELD_OUT[:-1])} or {HELD_OUT[-1]}; rename the folder or pass one of them"
+        )
 
 
 def _list(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int], list[str]]:

@@ -57,6 +57,34 @@ def test_splits_are_chosen_by_purpose(held_out: list[str], expected: str, tmp_pa
         assert data.classes == ("a",)
 
 
+@pytest.mark.parametrize(
+    ("training", "held_out"),
+    [("train", "valid"), ("train", "validation"), ("Train", "Val"), ("training", "testing"), ("TRAINING", "Test")],
+)
+def test_a_split_has_more_than_one_name(training: str, held_out: str, tmp_path: Path) -> None:
+    for name, grey in [(training, 10), (held_out, 20)]:
+        for label in "ab":
+            paint(tmp_path / name / label / "1.png", grey)
+    for train, grey in [(True, 10), (False, 20)]:
+        data = open_data(str(tmp_path), PLAIN, train=train)
+        assert (data.classes, len(data)) == (("a", "b"), 2)
+        assert round(float(data[0][0].mean()) * 255) == grey
+
+
+def test_a_split_of_an_unknown_name_is_no_class(tmp_path: Path) -> None:
+    for name in ("train", "holdout"):
+        for label in "ab":
+            paint(tmp_path / name / label / "1.png")
+    with pytest.raises(DataError, match=r"with holdout beside train, of the same classes; .* val, valid, .*; rename"):
+        open_data(str(tmp_path), PLAIN, train=True)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    paint(tmp_path / "train" / "1.png")
+    paint(tmp_path / "plane" / "1.png")
+    assert open_data(str(tmp_path), PLAIN, train=True).classes == ("plane", "train")
+
+
 def test_labels_mean_the_same_in_both_splits(tmp_path: Path) -> None:
     for name in "abc":
         paint(tmp_path / "train" / name / "1.png")
