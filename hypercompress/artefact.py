@@ -7,12 +7,8 @@ README.md           the model card
 """
 
 import contextlib
-import ctypes
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,8 +22,10 @@ from torch import Tensor, nn
 
 from hypercompress.card import model_card
 from hypercompress.errors import ArtefactError
+from hypercompress.replacing import leftover, name_fault, replaced
 
 FORMAT = 2  # 1: every layer factored on one side, nothing unpacked
+KEYS = frozenset({"format", "sha256", "aliases", "architecture", "ranks"})  # of every student's config.json
 WEIGHTS, CONFIG, REPORT, CARD = "model.safetensors", "config.json", "report.json", "README.md"
 
 
@@ -42,23 +40,15 @@ class Saved:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its place when the block ends well, and vanishes otherwise.
-
-    On Linux the two change places in one system call. Elsewhere, between moving the old folder aside and the new one
-    in, a kill leaves the old one as ``.NAME.old``, complete. What a killed process left is cleared by the next one.
+    """A temporary folder that takes the place of ``folder`` when the block ends well; see `replaced`.
 
     Raises:
         ArtefactError: ``folder`` exists and ``overwrite`` is false, or the disk refuses.
     """
     refuse_existing(folder, overwrite)
     try:
-        with staging_beside(folder) as staging:
+        with replaced(folder, last=CONFIG) as staging:
             yield staging
-            for path in staging.iterdir():
-                path.chmod(0o644)  # safetensors writes files that nobody else may read
-                sync(path)
-            staging.chmod(0o755)
-            _exchange(staging, folder)
     except (OSError, SafetensorError) as error:
         if isinstance(error, ArtefactError):
             raise
@@ -68,85 +58,31 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         ) from error
 
 
-@contextlib.contextmanager
-def staging_beside(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that is gone when the block ends. Those of killed processes go first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(path)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-{os.getpid()}-", dir=path.parent))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def refuse_existing(folder: Path, overwrite: bool) -> None:
-    """Raises ArtefactError if ``folder`` is in the way; cheap, so call it before the work starts."""
+    """Raises ArtefactError if ``folder`` is in the way or no name; cheap, so call it before the work starts."""
+    if (fault := name_fault(folder)) is not None:
+        raise ArtefactError(f"received the output {folder}, {fault}; choose another path")
     if folder.exists() and not folder.is_dir():
         raise ArtefactError(f"received the output {folder}, a file; expected a folder; choose another path")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not all(leftover(path, folder.resolve()) for path in folder.iterdir()):
         if not overwrite:
             raise ArtefactError(
                 f"received the output folder {folder}, which exists; expected a new path; choose another or pass "
                 "--overwrite"
             )
-        if not (folder / CONFIG).is_file():
+        if not _is_student(folder):
             raise ArtefactError(
-                f"received --overwrite for {folder}, which is no student folder (no {CONFIG}); expected one; remove "
-                "it yourself or choose another path"
+                f"received --overwrite for {folder}, which is no student folder (no {CONFIG} of one); expected one; "
+                "remove it yourself or choose another path"
             )
 
 
-def sync(path: Path) -> None:
-    """Wait until the file is on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _clear_leftovers(folder: Path) -> None:
-    """Remove temporary folders of processes that are no more."""
-    for path in folder.parent.glob(f".{folder.name}.new-*-*"):
-        pid = path.name.split(".new-")[1].split("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
+def _is_student(folder: Path) -> bool:
+    """Other programs' folders have a ``config.json``, too: only a student's has all of `KEYS`."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return set(json.loads((folder / CONFIG).read_text(encoding="utf-8"))) >= KEYS
+    except (OSError, ValueError, TypeError):
         return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _exchange(staging: Path, folder: Path) -> None:
-    """Put ``staging`` in the place of ``folder``; afterwards ``staging`` may hold what was there."""
-    if not folder.exists():
-        staging.rename(folder)
-        return
-    if _swap(staging, folder):
-        return
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
-    try:
-        staging.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _swap(one: Path, other: Path) -> bool:
-    """Exchange two paths atomically with Linux's renameat2; False where the system has no such call."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError, TypeError):
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return bool(renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def save(
@@ -164,9 +100,14 @@ def save(
             "sha256": _sha256(staging / WEIGHTS),
             "aliases": aliases,
         }
-        (staging / CONFIG).write_text(json.dumps({**header, **config}, indent=2, sort_keys=True) + "\n")
-        (staging / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-        (staging / CARD).write_text(model_card(config, report))
+        _write_text(staging / CONFIG, json.dumps({**header, **config}, indent=2, sort_keys=True) + "\n")
+        _write_text(staging / REPORT, json.dumps(report, indent=2) + "\n")
+        _write_text(staging / CARD, model_card(config, report))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """In one encoding everywhere; names of files that are no text in it are written as escapes."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -201,9 +142,9 @@ def load(folder: Path) -> Saved:
             f"received {folder} without {' and '.join(missing)}; expected a student folder; check the path"
         )
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        report = json.loads((folder / REPORT).read_text()) if (folder / REPORT).is_file() else {}
-        known = {"format", "sha256", "aliases", "architecture", "ranks"} <= set(config)
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).is_file() else {}
+        known = set(config) >= KEYS
     except (ValueError, TypeError) as error:
         raise ArtefactError(f"received {folder} with unreadable JSON ({error}); expected a student folder") from error
     if not known:

@@ -23,6 +23,7 @@ from hypercompress.errors import BudgetError, HypercompressError
 from hypercompress.generator import load_generator
 from hypercompress.inversion import remembering_norms, synthesize
 from hypercompress.prepared import Plan
+from hypercompress.replacing import prepared_in
 from hypercompress.specs import Budget, ModelSpec, Unit
 from hypercompress.student import Student
 from hypercompress.unpacking import unpack
@@ -180,7 +181,7 @@ def _output(arguments: Namespace) -> None:
         raise HypercompressError("received no OUT; expected a folder for the student; add a path after MODEL")
     if out is not None and student:
         refuse_existing(out, arguments.overwrite)
-        checks.writable(out.parent)
+        checks.writable(prepared_in(out))
 
 
 def _generator(arguments: Namespace) -> None:

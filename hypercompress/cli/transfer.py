@@ -17,6 +17,7 @@ from hypercompress.data import ImageData, Preprocess, check_splits, loader, open
 from hypercompress.errors import DataError
 from hypercompress.inspection import require_finite
 from hypercompress.models import is_student_folder
+from hypercompress.replacing import prepared_in
 from hypercompress.student import Student, from_pretrained
 from hypercompress.transfer import adapt, load_network
 from hypercompress.transfer.ridge import check_labels
@@ -32,7 +33,7 @@ def transfer(arguments: Namespace) -> None:
     checks.require(
         lambda: checks.model(arguments.model),
         lambda: refuse_existing(arguments.out, arguments.overwrite),
-        lambda: checks.writable(arguments.out.parent),
+        lambda: checks.writable(prepared_in(arguments.out)),
         lambda: load_network(arguments.network),
         lambda: check_splits(Path(arguments.data).expanduser()),
         lambda: checks.at_least("--shots", arguments.shots, 1),

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from hypercompress.architecture import own_input_size
-from hypercompress.artefact import staging_beside, sync
 from hypercompress.calling import evaluating
 from hypercompress.errors import ArtefactError, ExportError, ModelError
 from hypercompress.export import onnx_file, program
 from hypercompress.export.int8 import NOISE, Int8, quantize
+from hypercompress.replacing import allowed_mode, staging_beside, sync
 from hypercompress.report import bytes_of
 from hypercompress.student import Student
 
@@ -162,7 +162,7 @@ def _whole_file(file: Path, overwrite: bool) -> Iterator[Path]:
         with staging_beside(file) as folder:
             staged = folder / file.name
             yield staged
-            staged.chmod(0o644)
+            staged.chmod(allowed_mode(folder) & 0o666)
             sync(staged)
             staged.replace(file)
     except ArtefactError:

@@ -244,8 +244,8 @@ def test_overwrite_replaces_a_student(run: Run, teacher: tuple[object, ...], tmp
     name, *rest = teacher
     words = ("generate", name, tmp_path / "s", *rest, "--generator", "svd")
     assert run(*words, "--params", 0.5)[0] == 0
-    (tmp_path / "s" / "notes.txt").write_text("of the old one")
+    (tmp_path / "s" / "notes.txt").write_text("mine")
     assert run(*words, "--params", 0.3, "--overwrite")[0] == 0
     assert json.loads((tmp_path / "s" / "report.json").read_text())["budget"]["target"] == 0.3
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
-    assert not (tmp_path / "s" / "notes.txt").exists()
+    assert (tmp_path / "s" / "notes.txt").read_text() == "mine"
