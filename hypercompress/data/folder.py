@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from hypercompress.data.images import UNLABELLED, ImageData
-from hypercompress.data.preprocess import Preprocess
+from hypercompress.data.preprocess import Preprocess, of_known_range
 from hypercompress.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
@@ -157,21 +157,24 @@ def _is_image(path: Path) -> bool:
 
 
 def _readable(path: Path) -> bool:
-    """Whether the whole image can be decoded; JPEGs at an eighth of the size, which reads every byte but is quick."""
+    """Whether the whole image can be decoded; JPEGs at an eighth of the size, which reads every byte but is quick.
+
+    Floats, and integers of more than 16 bits, are decoded but no image that is understood.
+    """
     try:
         with Image.open(path) as image:
             image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
+            return of_known_range(image)
     except Exception:  # noqa: BLE001 - Pillow's decoders raise anything on a corrupt file
         return False
-    return True
 
 
 def _recognisable(path: Path) -> bool:
-    """Whether Pillow knows the format."""
+    """Whether Pillow knows the format, and its range; only the rare images of 32 bits are decoded for that."""
     try:
-        with Image.open(path):
-            return True
+        with Image.open(path) as image:
+            return of_known_range(image)
     except Exception:  # noqa: BLE001 - as above
         return False
 

@@ -115,11 +115,19 @@ class _Transform:
         self.steps = steps
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "c h w"]:
-        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 255, which is white
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode.startswith("I"):  # 16 bits, as they are or in 32: Pillow would clip them to 255, which is white
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
         elif image.mode == "P" and "transparency" in image.info:  # Pillow warns unless this goes by way of RGBA
             image = image.convert("RGBA")
         return self.steps(image.convert(self.mode))
+
+
+def of_known_range(image: Image.Image) -> bool:
+    """Whether what is black and what is white is known: floats have no such bounds, integers those of 16 bits."""
+    if image.mode == "I":
+        values = np.asarray(image)
+        return bool(values.min() >= 0 and values.max() <= 65535)
+    return image.mode != "F"
 
 
 def _size(model: nn.Module, cfg: Mapping[str, Any], wanted: Sequence[int] | None) -> tuple[int, int, int]:

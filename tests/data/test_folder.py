@@ -128,6 +128,28 @@ def test_unreadable_images_are_named_and_left_out(
     assert (len(data), data[0][1], data.classes) == (1, 1, ("a", "b"))
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("a.pgm", np.uint16), ("a.png", np.uint16), ("a.tif", np.int32)])
+def test_sixteen_bits_are_scaled_not_clipped(name: str, dtype: type, tmp_path: Path) -> None:
+    image = Image.fromarray(np.full((8, 8), 100 * 256, dtype))
+    image.save(tmp_path / name)
+    data = open_data(str(tmp_path), PLAIN, train=True)
+    assert round(float(data[0][0].mean()) * 255) == 100
+
+
+@pytest.mark.parametrize("header_only", [False, True])
+def test_images_of_unknown_range_are_named_and_left_out(
+    header_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if header_only:
+        monkeypatch.setattr(folder, "DECODED_AT_MOST", 0)
+    paint(tmp_path / "good.png")
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((8, 8), 70_000, np.int32)).save(tmp_path / "large.tif")
+    Image.fromarray(np.full((8, 8), -1, np.int32)).save(tmp_path / "negative.tif")
+    with pytest.warns(UserWarning, match=r"skipped 3 of 4 images: float\.tif, large\.tif, negative\.tif$"):
+        assert len(open_data(str(tmp_path), PLAIN, train=True)) == 1
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_a_truncated_image_is_noticed_before_use(suffix: str, tmp_path: Path) -> None:
     good, bad = noisy_jpeg(tmp_path / f"a.{suffix}"), noisy_jpeg(tmp_path / f"b.{suffix}")
