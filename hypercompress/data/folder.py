@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,11 +54,12 @@ def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: boo
         DataError: no such folder, no readable image, a class that ``train`` does not have, or a folder beside
             ``train`` that has its classes but no name of a split.
 
-    Unreadable images are left out; one warning counts them and names the first five; ``skipped`` holds all names.
+    Unreadable images are left out; one warning counts them and names the first five; ``skipped`` holds all names. A
+    sub-folder without images in either split is no class; another warning names those. Hidden folders are not read.
     """
     if not root.is_dir():
         raise DataError(f"received {root}, which is no folder; expected a folder of images; check the path")
-    chosen, classes = _choose(root, train)
+    chosen, classes, empty = _choose(root, train)
     paths, labels, loose = _list(chosen, classes)
     if not paths:
         raise DataError(
@@ -73,6 +74,8 @@ def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: boo
             f"received {chosen}, where none of {len(paths)} images can be read: {_named(skipped)}; expected images; "
             "replace the files"
         )
+    if empty:
+        warnings.warn(f"{chosen}: left out {len(empty)} folders without images: {_named(empty)}", stacklevel=2)
     skipped += loose
     if skipped:
         total = len(paths) + len(loose)
@@ -94,27 +97,36 @@ def check_splits(root: Path) -> None:
         _choose(root, train=False)
 
 
-def _choose(root: Path, train: bool) -> tuple[Path, list[str]]:
-    """The folder to read and the names of its classes, none if it is flat."""
-    inside = _folders(root)
-    training, held_out = _split(inside, TRAINING), _split(inside, HELD_OUT)
+def _choose(root: Path, train: bool) -> tuple[Path, list[str], list[str]]:
+    """The folder to read, the names of its classes, none if it is flat, and its sub-folders without images."""
+    inside, empty = _folders(root)
+    training, held_out = (_split(inside, names) or _split(empty, names) for names in (TRAINING, HELD_OUT))
     if training and held_out:
-        chosen, classes = root / (training if train else held_out), _folders(root / training)
-        strange = sorted(set(_folders(chosen)) - set(classes))
-        if strange:
-            raise DataError(
-                f"received {chosen} with classes {', '.join(strange)} that {root / training} lacks; expected the same "
-                "classes; rename or remove the folders"
-            )
-        return chosen, classes if _folders(chosen) else []
+        return _choose_split(root / training, root / held_out, train)
     if inside and {name.lower() for name in inside} <= {*TRAINING, *HELD_OUT}:
         raise DataError(
             f"received {root} with {' and '.join(inside)} inside; expected train beside val or test; pass one of the "
             f"folders, such as {root / inside[0]}"
         )
-    if training:
+    if training in inside:
         _refuse_unnamed_split(root, training, inside)
-    return root, inside
+    return root, inside, empty if inside else []
+
+
+def _choose_split(training: Path, held_out: Path, train: bool) -> tuple[Path, list[str], list[str]]:
+    """As `_choose`; the classes are the folders of ``training`` with images in one of the splits."""
+    (found, empty), (others, _) = _folders(training), _folders(held_out)
+    strange = sorted(set(others) - {*found, *empty})
+    if strange and not train:
+        raise DataError(
+            f"received {held_out} with classes {', '.join(strange)} that {training} lacks; expected the same "
+            "classes; rename or remove the folders"
+        )
+    chosen, inside = (training, found) if train else (held_out, others)
+    if not inside:
+        return chosen, [], []
+    classes = sorted({*found, *empty} & {*found, *others})
+    return chosen, classes, sorted({*found, *empty} - {*classes})
 
 
 def _split(inside: Sequence[str], names: Sequence[str]) -> str | None:
@@ -124,8 +136,8 @@ def _split(inside: Sequence[str], names: Sequence[str]) -> str | None:
 
 def _refuse_unnamed_split(root: Path, training: str, inside: Sequence[str]) -> None:
     """A folder beside ``train`` with the same classes is the other split, whatever it is called, and no class."""
-    classes = _folders(root / training)
-    same = [name for name in inside if name != training and _folders(root / name) == classes]
+    classes, _ = _folders(root / training)
+    same = [name for name in inside if name != training and _folders(root / name)[0] == classes]
     if classes and same:
         raise DataError(
             f"received {root} with {', '.join(same)} beside {training}, of the same classes; expected the held-out "
@@ -140,16 +152,25 @@ def _list(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int], 
         return beside, [UNLABELLED] * len(beside), []
     paths, labels = list[Path](), list[int]()
     for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).rglob("*") if _is_image(path))
+        found = sorted(_images(folder / name))
         paths += found
         labels += [label] * len(found)
-    if not paths:  # sub-folders without images are no classes
-        return beside, [UNLABELLED] * len(beside), []
     return paths, labels, [path.name for path in beside]
 
 
-def _folders(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _folders(root: Path) -> tuple[list[str], list[str]]:
+    """Names of the sub-folders with an image somewhere below, and of those without (annotations, ``__MACOSX``)."""
+    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    empty = [name for name in names if next(_images(root / name), None) is None]
+    return [name for name in names if name not in empty], empty
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """Every image below a folder; hidden folders (``.ipynb_checkpoints``) hold none of the user's."""
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts[:-1])
+        if not hidden and _is_image(path):
+            yield path
 
 
 def _is_image(path: Path) -> bool:

@@ -100,6 +100,40 @@ def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
         open_data(str(tmp_path), PLAIN, train=False)
 
 
+def test_a_folder_without_images_is_no_class(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        paint(tmp_path / name / "1.png")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "1.xml").write_text("no image")
+    paint(tmp_path / "__MACOSX" / "._1.png")
+    paint(tmp_path / "cat" / ".ipynb_checkpoints" / "1-checkpoint.png")
+    paint(tmp_path / ".thumbnails" / "1.png")
+    with pytest.warns(UserWarning, match=r"left out 2 folders without images: __MACOSX, annotations$"):
+        data = open_data(str(tmp_path), PLAIN, train=True)
+    assert (data.classes, data.labels.tolist()) == (("cat", "dog"), [0, 1])
+
+
+def test_a_class_may_have_images_in_one_split_only(tmp_path: Path) -> None:
+    for split, names in {"train": "ac", "val": "bc"}.items():
+        for name in names:
+            paint(tmp_path / split / name / "1.png")
+    for name in "bd":
+        (tmp_path / "train" / name).mkdir()
+    (tmp_path / "val" / "annotations").mkdir()
+    for train, labels in [(True, [0, 2]), (False, [1, 2])]:
+        with pytest.warns(UserWarning, match="left out 1 folders without images: d$"):
+            data = open_data(str(tmp_path), PLAIN, train=train)
+        assert (data.classes, data.labels.tolist()) == (("a", "b", "c"), labels)
+
+
+def test_a_split_without_images_is_still_a_split(tmp_path: Path) -> None:
+    paint(tmp_path / "train" / "a" / "1.png")
+    (tmp_path / "val").mkdir()
+    assert open_data(str(tmp_path), PLAIN, train=True).classes == ("a",)
+    with pytest.raises(DataError, match="val, which holds no images"):
+        open_data(str(tmp_path), PLAIN, train=False)
+
+
 def test_a_lonely_split_is_no_class(tmp_path: Path) -> None:
     paint(tmp_path / "train" / "a" / "1.png")
     with pytest.raises(DataError, match="with train inside; expected train beside val or test; pass one"):
