@@ -58,12 +58,12 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         )
 
     terminal.phase("read images")
-    images = open_data(arguments.data, preprocess, train=False)
-    labelled = _labelled(images, shapes[0], terminal)
-    if teacher is None and not labelled:
+    names = inputs.class_names(arguments.student) or inputs.class_names(arguments.against)
+    images = _named(open_data(arguments.data, preprocess, train=False), shapes[0], names, terminal)
+    if teacher is None and not images.labelled:
         raise DataError(
-            f"received the unlabelled images of {arguments.data} and no --against; expected something to compare "
-            "with; sort the images into class sub-folders or pass --against MODEL"
+            f"received images of {arguments.data} without labels of the model's classes and no --against; expected "
+            "something to compare with; sort the images into sub-folders of these classes or pass --against MODEL"
         )
     count = min(len(images), arguments.images or len(images))
     batches = loader(images, batch_size=arguments.batch_size, seed=arguments.seed, limit=count)
@@ -129,17 +129,15 @@ def _sources(arguments: Namespace) -> tuple[inputs.Source, inputs.Source | None]
     return source(arguments.student), None if arguments.against is None else source(arguments.against)
 
 
-def _labelled(images: ImageData, outputs: tuple[int, ...], terminal: Terminal) -> bool:
-    """Whether top-1 means something; labels that the model cannot name are a mistake."""
+def _named(images: ImageData, outputs: tuple[int, ...], names: list[str], terminal: Terminal) -> ImageData:
+    """The images, labelled where top-1 means something; more classes than the model can name are a mistake."""
     classes = len(images.classes)
     if images.labelled and outputs and classes > outputs[0]:
         raise DataError(
             f"received images of {classes} classes for a model of {outputs[0]} outputs; expected a class for each "
             "label; use the data set the model was trained for"
         )
-    if images.labelled and outputs and classes < outputs[0]:
-        terminal.note("classes", f"{classes} in the data, {outputs[0]} in the model: top1 compares them by index")
-    return images.labelled
+    return inputs.comparable(images, outputs[0], names, terminal) if outputs else images
 
 
 def _table(result: dict[str, Any]) -> Table:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypercompress import artefact
 from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
 from hypercompress.calibration import to_device
@@ -159,6 +160,35 @@ def _blank(model: nn.Module, size: Sequence[int]) -> Tensor:
 def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
     """The batches, moved one at a time."""
     return (to_device(batch, device) for batch in batches)
+
+
+def class_names(text: str | None) -> list[str]:
+    """Names of a model's outputs where they are known: of a student folder that was moved to a task."""
+    if text is None or not is_student_folder(text):
+        return []
+    return list((artefact.load(Path(text)).report.get("transfer") or {}).get("classes") or [])
+
+
+def comparable(images: ImageData, outputs: int, names: Sequence[str], terminal: Terminal) -> ImageData:
+    """The images with labels as the model numbers its classes; without labels, and a note, where that is unknown.
+
+    Args:
+        outputs: of the model.
+        names: of the outputs, by `class_names`; empty where they are unknown: then as many classes count as the same.
+    """
+    if not images.labelled or images.classes == tuple(names):
+        return images
+    if len(names) == outputs:
+        if set(images.classes) <= set(names):
+            return images.numbered(names)
+        strange = [name for name in images.classes if name not in names]
+        why = f"the model has no class {', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''}"
+    elif len(images.classes) == outputs:
+        return images
+    else:
+        why = f"{len(images.classes)} classes in the data, {outputs} in the model"
+    terminal.note("top1", f"not measured ({why})")
+    return images.unlabelled()
 
 
 def calibration(images: ImageData, *, limit: int, batch_size: int, seed: int) -> tuple[Iterable[Any], int, int]:

@@ -64,6 +64,16 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         """The images at these places, in this order."""
         return ImageData(_Part(self.source, chosen), self.transform, classes=self.classes, skipped=self.skipped)
 
+    def unlabelled(self) -> "ImageData":
+        """The images without their labels."""
+        source = _Relabelled(self.source, [UNLABELLED] * len(self.classes))
+        return ImageData(source, self.transform, classes=(), skipped=self.skipped)
+
+    def numbered(self, names: Sequence[str]) -> "ImageData":
+        """The images with the labels that their classes have among ``names``, which holds all of them."""
+        source = _Relabelled(self.source, [list(names).index(name) for name in self.classes])
+        return ImageData(source, self.transform, classes=names, skipped=self.skipped)
+
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:
         image, label = self.source[index]
         return self.transform(image), int(label)
@@ -80,6 +90,20 @@ class _Part:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.source[self.chosen[index]]
+
+
+class _Relabelled:
+    """A source with other labels: ``new[old]``."""
+
+    def __init__(self, source: ImageSource, new: Sequence[int]) -> None:
+        self.source, self.new = source, list(new)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.source[index]
+        return image, self.new[int(label)]
 
 
 def loader(

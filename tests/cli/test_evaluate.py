@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import hypercompress
 from hypercompress.data import Preprocess, loader, open_data
@@ -78,7 +81,8 @@ def test_unlabelled_images(run: Run, student: Path, tmp_path: Path) -> None:
     assert (result["top1"], result["agreement"], result["images"]) == (None, 1, 9)
     code, _, err = run("evaluate", student, "--data", tmp_path / "flat")
     assert code == 2
-    assert err.startswith("error: received the unlabelled images")
+    assert err.startswith("error: received images of")
+    assert "without labels of the model's classes and no --against" in err
 
 
 def test_a_teacher_of_another_normalisation_gets_its_own_images(run: Run, student: Path, tmp_path: Path) -> None:
@@ -111,3 +115,36 @@ def test_a_teacher_of_another_normalisation_gets_its_own_images(run: Run, studen
 def both(model: torch.nn.Module) -> tuple[Preprocess, Preprocess]:
     given = Preprocess.of(model)
     return dataclasses.replace(given, mean=(0.286,), std=(0.353,)), dataclasses.replace(given, mean=(0.0,), std=(0.1,))
+
+
+def test_labels_of_another_number_of_classes_measure_nothing(run: Run, student: Path, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "few" / name, 3)
+    code, out, err = run("evaluate", student, "--data", tmp_path / "few", "--against", student)
+    assert (code, err) == (0, "")
+    assert "top1: not measured (2 classes in the data, 10 in the model)" in out
+    code, _, err = run("evaluate", student, "--data", tmp_path / "few")
+    assert code == 2
+    assert "without labels of the model's classes" in err
+
+
+def test_classes_are_compared_by_name(run: Run, weights: Path, tmp_path: Path) -> None:
+    """A student that was moved to three classes is tried on two of them, and on one that it does not know."""
+    for grey, name in enumerate("abc"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        for index in range(4):
+            pixels = np.random.default_rng(index).integers(0, 56, (32, 32)) + 90 * grey
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "all" / name / f"{index}.png")
+    words = ("--checkpoint", weights, "--model-args", ARGS, *SIZE, "--data", tmp_path / "all")
+    assert run("transfer", "test_resnet", tmp_path / "moved", *words)[0] == 0
+    whole = json.loads(run("evaluate", tmp_path / "moved", "--data", tmp_path / "all", "--json")[1])
+    assert whole["top1"] == 1
+    shutil.rmtree(tmp_path / "all" / "a")
+    code, out, err = run("evaluate", tmp_path / "moved", "--data", tmp_path / "all", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["top1"] == 1
+    (tmp_path / "all" / "b").rename(tmp_path / "all" / "x")
+    words = ("--data", tmp_path / "all", "--against", tmp_path / "moved")
+    code, out, err = run("evaluate", tmp_path / "moved", *words)
+    assert (code, err) == (0, "")
+    assert "top1: not measured (the model has no class x)" in out

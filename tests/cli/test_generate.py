@@ -197,9 +197,9 @@ def test_generate_reads_the_train_split_and_evaluate_the_other(
     code, out, err = run("generate", name, tmp_path / "s", *rest, *words)
     assert (code, err) == (0, "")
     assert "calibration: 16 of 16 images" in out
-    code, out, err = run("evaluate", tmp_path / "s", "--data", tmp_path / "photos")
+    code, out, err = run("evaluate", tmp_path / "s", "--data", tmp_path / "photos", "--against", tmp_path / "s")
     assert (code, err) == (0, "")
-    assert "2 in the data, 10 in the model" in out
+    assert "2 classes in the data, 10 in the model" in out
     assert re.search(r"images\W+6\W", out)
 
 
