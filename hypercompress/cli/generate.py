@@ -134,6 +134,8 @@ def _images(
         return None, 0, start
     terminal.phase("read images")
     images = open_data(arguments.data, preprocess, train=True)
+    if outputs := inputs.output_shape(teacher, preprocess.input_size):
+        images = inputs.comparable(images, outputs[0], inputs.class_names(arguments.model), terminal)
     options = {"limit": arguments.images, "batch_size": arguments.batch_size, "seed": arguments.seed}
     batches, count, size = inputs.calibration(images, **options)
     batches = list(terminal.counted("prepare images", batches, count))

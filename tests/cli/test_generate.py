@@ -197,6 +197,10 @@ def test_generate_reads_the_train_split_and_evaluate_the_other(
     code, out, err = run("generate", name, tmp_path / "s", *rest, *words)
     assert (code, err) == (0, "")
     assert "calibration: 16 of 16 images" in out
+    assert "top1: not measured (2 classes in the data, 10 in the model)" in out
+    fidelity = json.loads((tmp_path / "s" / "report.json").read_text())["fidelity"]
+    assert (fidelity["top1_teacher"], fidelity["top1_student"]) == (None, None)
+    assert fidelity["agreement"] is not None
     code, out, err = run("evaluate", tmp_path / "s", "--data", tmp_path / "photos", "--against", tmp_path / "s")
     assert (code, err) == (0, "")
     assert "2 classes in the data, 10 in the model" in out
