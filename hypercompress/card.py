@@ -14,6 +14,21 @@ def transfer_line(transfer: Mapping[str, Any]) -> str:
     )
 
 
+def trained_line(report: Mapping[str, Any]) -> str:
+    """How long the student was trained after it was made; empty if it was not."""
+    steps = report.get("distilled_steps")
+    return f"Trained for {steps:,} steps after that." if steps else ""
+
+
+def fidelity_line(report: Mapping[str, Any]) -> str:
+    """What was measured, and on what where the report says so; empty if nothing was."""
+    values = {name: value for name, value in (report.get("fidelity") or {}).items() if value is not None}
+    if not values:
+        return ""
+    where = f", measured on {report['measured_on']}" if report.get("measured_on") else ""
+    return f"Fidelity: {', '.join(f'{name} {value}' for name, value in values.items())}{where}."
+
+
 def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """README.md of a student folder: what it is, how small, how close, how to load it."""
     architecture = config["architecture"]
@@ -42,10 +57,10 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
                 f"Generator: {report['generator']['name']}, strength {report['generator']['strength']:g}."
             ),
         ]
-        if report.get("fidelity"):
-            lines += ["", "Fidelity: " + ", ".join(f"{k} {v}" for k, v in report["fidelity"].items() if v is not None)]
         if report.get("calibration"):
-            lines += ["", f"It was calibrated on {report['calibration']}: on a part of that the fidelity was measured."]
+            lines += ["", f"It was calibrated on {report['calibration']}."]
+    for line in (trained_line(report), fidelity_line(report)):
+        lines += ["", line] if line else []
     argument = "" if architecture else ", skeleton=YourModel()"
     lines += [
         "",

@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from hypercompress.card import transfer_line
+from hypercompress.card import trained_line, transfer_line
 from hypercompress.fidelity import Fidelity
 from hypercompress.specs import Budget, Finishing, Generation, LayerSpec, ModelSpec, RankPlan, Refit, Status, Unit
 
 PIPED_WIDTH = 160  # columns of a table that no terminal limits
+HELD_OUT = "held-out calibration images"
 
 
 def bytes_of(model: nn.Module) -> int:
@@ -52,6 +53,7 @@ def make_report(  # noqa: PLR0913  (by keyword)
         "budget": {"unit": str(budget.unit), "target": budget.share, "achieved": plan.achieved},
         "predicted_kl": None if plan.predicted_kl is None else plan.predicted_kl * kl_scale,
         "fidelity": fidelity_json(fidelity),
+        "measured_on": None if fidelity is None else HELD_OUT,
         "generator": {"name": generation.generator, "strength": generation.strength},
         "seconds": seconds,
         "tilt": finishing.tilt,
@@ -126,7 +128,8 @@ def summary(report: Mapping[str, Any]) -> str:
     """The totals in a few lines."""
     if "transfer" in report:
         before = report.get("before")
-        return transfer_line(report["transfer"]) + (f"\nBefore that:\n{summary(before)}" if before else "")
+        told = [line for line in (transfer_line(report["transfer"]), trained_line(report)) if line]
+        return "\n".join(told) + (f"\nBefore that:\n{summary(before)}" if before else "")
     if not report:
         return "no report: this student was not made by generate"
     teacher, student, budget = report["teacher"], report["student"], report["budget"]
@@ -140,10 +143,13 @@ def summary(report: Mapping[str, Any]) -> str:
     fidelity = report["fidelity"]
     if fidelity["images"]:
         parts = [f"{k} {v:.4g}" for k, v in fidelity.items() if v is not None]
-        lines.append(f"measured: {', '.join(parts)}")
+        where = f" on {report['measured_on']}" if report.get("measured_on") else ""
+        lines.append(f"measured{where}: {', '.join(parts)}")
     if report.get("calibration"):
         lines.append(f"calibrated on {report['calibration']}")
     lines.append(f"generator: {report['generator']['name']}, strength {report['generator']['strength']:g}")
+    if trained := trained_line(report):
+        lines.append(trained)
     return "\n".join(lines)
 
 

@@ -98,6 +98,7 @@ class Distillation(LightningModule):
         names = ("kl", "agreement", "top1_teacher", "top1_student")
         self.metrics = nn.ModuleDict({name: MeanMetric() for name in names})
         self.fidelity: dict[str, Any] = fidelity_json(None)
+        self.measured_on: str | None = None
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -157,7 +158,7 @@ class Distillation(LightningModule):
         """The network as trained so far, with what was measured at the end of the fit (null before)."""
         report = dict(self.report)
         if report:
-            report["fidelity"] = self.fidelity
+            report["fidelity"], report["measured_on"] = self.fidelity, self.measured_on
             report["distilled_steps"] = int(report.get("distilled_steps", 0)) + self.global_step
         return Student(self.network, self.architecture, report)
 
@@ -237,6 +238,7 @@ class Distillation(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is None or not self.trainer.limit_val_batches:
             return
+        self.measured_on = "validation images" if (name := _data_of(data)) is None else f"validation images of {name}"
         if self.teacher is not None:
             self.fidelity = fidelity_json(compare(self.teacher, self.network, self._held_out(data.val_dataloader())))
         else:
@@ -253,3 +255,9 @@ class Distillation(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return self.optimization.configure([self.network], int(self.trainer.estimated_stepping_batches))
+
+
+def _data_of(module: Any) -> str | None:
+    """What a data module validates on, if it is one of ours."""
+    name = getattr(module, "val_data", None) or getattr(module, "data", None)
+    return name if isinstance(name, str) else None

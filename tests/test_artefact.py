@@ -47,7 +47,7 @@ def test_round_trip(tmp_path: Path) -> None:
     card = (tmp_path / "s" / CARD).read_text()
     assert "| student | 2,000 | 25,000 | 8,000 |" in card
     assert "Budget: 0.5 of the teacher's params, achieved 0.4987. Generator: kfac, strength 0." in card
-    assert "Fidelity: agreement 0.9, kl 0.01, images 10" in card
+    assert "Fidelity: agreement 0.9, kl 0.01, images 10." in card  # an old report does not say on what
     assert 'from_pretrained(".", skeleton=YourModel())' in card
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
@@ -306,3 +306,15 @@ def test_the_umask_is_obeyed(tmp_path: Path, umask: int, folder: int, file: int)
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == folder
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "s").iterdir()} == {file}
+
+
+def test_the_card_says_what_was_measured_on_what_and_how_long_it_was_trained(tmp_path: Path) -> None:
+    more = {"calibration": "photos", "measured_on": "validation images of others", "distilled_steps": 1200}
+    save(tmp_path / "s", state={}, config=CONFIGURATION, report={**REPORTED, **more}, overwrite=False)
+    card = (tmp_path / "s" / CARD).read_text()
+    assert "It was calibrated on photos.\n" in card
+    assert "Trained for 1,200 steps after that.\n" in card
+    assert "Fidelity: agreement 0.9, kl 0.01, images 10, measured on validation images of others.\n" in card
+    nothing = {**REPORTED, "fidelity": dict.fromkeys(REPORTED["fidelity"]), "measured_on": None}
+    save(tmp_path / "s", state={}, config=CONFIGURATION, report=nothing, overwrite=True)
+    assert "Fidelity" not in (tmp_path / "s" / CARD).read_text()

@@ -24,6 +24,7 @@ KEYS = {
     "budget",
     "predicted_kl",
     "fidelity",
+    "measured_on",
     "generator",
     "seconds",
     "tilt",
@@ -113,7 +114,7 @@ def test_table_names_every_layer_and_the_totals() -> None:
 
 def test_summary_says_what_is_known() -> None:
     report = made()[2]
-    assert "measured: agreement 0.75, kl 0.02, images 4" in summary(report)
+    assert "measured on held-out calibration images: agreement 0.75, kl 0.02, images 4" in summary(report)
     silent = {**report, "predicted_kl": None, "fidelity": fidelity_json(None)}
     assert "predicted" not in summary(silent)
     assert "measured" not in summary(silent)

@@ -67,6 +67,11 @@ def test_the_report_holds_what_an_independent_measurement_gives(
     for key in ("agreement", "kl", "top1_teacher", "top1_student"):
         assert report["fidelity"][key] == pytest.approx(getattr(measured, key), abs=1e-6)
     assert report["distilled_steps"] == 4
+    assert report["measured_on"] == "validation images of fashion_mnist_mini"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Trained for 4 steps" in card
+    assert "images 128, measured on validation images of fashion_mnist_mini." in card
+    assert "calibration images" not in card
     assert report["layers"] == before["layers"]
     assert student.ranks == from_pretrained(folders[1]).ranks
 
