@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from hypercompress.errors import ArtefactError
+from hypercompress.replacing import replaced
 
 CONFIG = "config.json"
 Network = TypeVar("Network", bound=nn.Module)
@@ -20,23 +21,15 @@ Network = TypeVar("Network", bound=nn.Module)
 def write_network(network: nn.Module, folder: Path, weights: str, version: int, card: Mapping[str, Any] | None) -> None:
     """Write the weights and ``config.json``: format, hash, shape (``network.config``) and ``card``, of the training.
 
-    Both are written whole beside what is there, and then take its place: a full disk leaves the old network.
+    They take the place of the old ones together (`replaced`): a full disk or an interrupt leaves the old network.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     data = save({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
     shape: Any = network.config
     digest = hashlib.sha256(data).hexdigest()
     config = {"format": version, "sha256": digest, "config": asdict(shape), "training": dict(card or {})}
-    contents = {weights: data, CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
-    drafts = {name: folder / f"{name}.new" for name in contents}
-    try:
-        for name, draft in drafts.items():
-            draft.write_bytes(contents[name])
-        for name, draft in drafts.items():
-            draft.replace(folder / name)
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
+    with replaced(folder, last=CONFIG) as staging:
+        (staging / weights).write_bytes(data)
+        (staging / CONFIG).write_bytes((json.dumps(config, indent=2) + "\n").encode())
 
 
 def read_network(

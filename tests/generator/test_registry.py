@@ -1,5 +1,6 @@
 """Generators by name, and hypernetworks on disk."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,26 @@ def test_a_full_disk_leaves_the_network_that_was_there(folder: Path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         save_hypernetwork(Hypernetwork(HypernetConfig(width=16, depth=1, heads=2)), folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_an_interrupt_leaves_one_whole_network(step: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[Path] = []
+    replace = Path.replace
+
+    def interrupted(path: Path, target: Path) -> Path:
+        moved.append(path)
+        if len(moved) == step:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    (folder / "notes.txt").write_text("mine")
+    with contextlib.suppress(KeyboardInterrupt):
+        save_hypernetwork(Hypernetwork(HypernetConfig(width=16, depth=1, heads=2)), folder)
+    load_hypernetwork(folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 @pytest.mark.parametrize("name", list(ANALYTIC))
