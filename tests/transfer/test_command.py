@@ -126,7 +126,11 @@ def test_one_image_a_class_is_told(run: Run, tmp_path: Path, monkeypatch: pytest
     ("counts", "options", "message"),
     [
         ({"only": 3}, (), "received a support set of 1 class; expected at least two"),
-        ({"a": 3, "b": 0, "c": 2}, (), "received no support image of class b; expected at least one of each"),
+        (
+            {"train/a": 3, "train/b": 0, "train/c": 2, "val/b": 1},
+            (),
+            "received no support image of class b; expected at least one of each",
+        ),
         ({"a": 3, "b": 2}, ("--shots", 3), "received 3 shots for classes with fewer images: b (2)"),
         ({"a": 3, "b": 2}, ("--shots", 0), "received --shots 0; expected a whole number from 1"),
         ({"a": 3, "b": 2}, ("--steps", -1), "received --steps -1; expected a whole number from 0"),
