@@ -25,7 +25,8 @@ def load_generator(
     """A generator by name, or a meta-trained hypernetwork by folder.
 
     Args:
-        name: ``auto`` and ``hypernet`` are the released hypernetwork; analytic names; or a folder.
+        name: ``hypernet`` is the released hypernetwork; ``auto`` too, but without data it is ``svd``, which does
+            better on networks that meta-training has not seen (LOG.md); analytic names; or a folder.
         has_data: whether calibration data will be given; analytic generators that need some refuse early.
         steps: distillation steps that will follow.
         progress: called with ``"factorize"``, the number of layers done and the name of the next.
@@ -33,7 +34,7 @@ def load_generator(
     Raises:
         GeneratorError: unknown, or needs data. ArtefactError: a folder that cannot be read.
     """
-    text = str(name)
+    text = "svd" if str(name) == "auto" and not has_data else str(name)
     if text in ANALYTIC:
         generator = ANALYTIC[text]
         if generator.needs_data and not has_data:

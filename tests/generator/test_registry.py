@@ -20,6 +20,12 @@ from hypercompress.generator import (
 )
 
 
+def test_auto_is_the_hypernetwork_with_data_and_svd_without() -> None:
+    assert isinstance(load_generator("auto"), HypernetGenerator)
+    assert load_generator("auto", has_data=False) == ANALYTIC["svd"]
+    assert isinstance(load_generator("hypernet", has_data=False), HypernetGenerator)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     network = Hypernetwork(HypernetConfig(width=16, depth=1, heads=2))
