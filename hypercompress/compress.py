@@ -116,8 +116,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         teacher: any module; not modified. A `Student` counts as the dense network that its factors make.
         budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
         data: calibration batches (tensors, tuples or dicts; labels are not read); ``None``: from weights alone.
-        generator: ``auto`` (the released hypernetwork; without data ``svd``), ``hypernet``, ``svd``, ``whitened``, ``kfac``, ``prior``, a
-            folder of a meta-trained hypernetwork, or any `Generator`.
+        generator: ``auto`` (the released hypernetwork; without data ``svd``), ``hypernet``, ``svd``, ``whitened``,
+            ``kfac``, ``prior``, a folder of a meta-trained hypernetwork, or any `Generator`.
         example: one batch to inspect the model with; needed only without data for models that are not timm's.
         forward_fn: ``(model, batch) -> tensor`` for batches that are not passed as they are.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
