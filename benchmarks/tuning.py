@@ -18,7 +18,7 @@ from benchmarks.lora import RANK, add_adapters
 from benchmarks.passes import Passes, counting
 from hypercompress.copying import copy_of
 from hypercompress.data import Episode
-from hypercompress.inspection import NORMS
+from hypercompress.tracing import NORMS
 from hypercompress.transfer import fit_ridge
 
 TUNED = ("probe", "norm", "lora", "full")

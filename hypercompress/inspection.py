@@ -6,146 +6,22 @@ and whose ``weight`` is used by somebody else's ``forward`` (BEiT, EVA, SwinV2, 
 factored layer would be bypassed there).
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from hypercompress.calling import ForwardFn, batch_size, call_model, evaluating, flat
-from hypercompress.counting import counting
+from hypercompress.calling import ForwardFn, call_model
 from hypercompress.errors import NonFiniteError
 from hypercompress.kinds import kind_of
 from hypercompress.specs import LayerSpec, ModelSpec, Status
 from hypercompress.ties import Sharing
+from hypercompress.tracing import NORMS, Trace, trace_pass
 from hypercompress.unpacking import holders, why_packed
 
-# BatchNormAct2d and LayerNorm2d of timm are subclasses. Read only, so isinstance is enough.
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside the block: the counter fails on views of those that do."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in asking:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)
-
-
-@dataclass
-class _Trace:
-    """What one forward pass showed."""
-
-    order: dict[str, int] = field(default_factory=dict)
-    positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    inputs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    sources: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    producers: dict[int, tuple[str, int]] = field(default_factory=dict)  # output's id -> its layer, its version
-    readings: dict[str, set[str | None]] = field(default_factory=lambda: defaultdict(set))  # norm -> what it read
-    feeders: dict[str, str] = field(default_factory=dict)
-    readers: dict[str, str] = field(default_factory=dict)
-    instructed: set[str] = field(default_factory=set)  # modules that got more than one argument
-    keep: list[Any] = field(default_factory=list)  # tensors kept alive, so that an id means one tensor
-    stack: list[str] = field(default_factory=list)
-    last_norm: str | None = None
-    macs: int = 0
-
-    def enter(
-        self, name: str, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], batch: int
-    ) -> None:
-        """Before ``module`` runs."""
-        self.stack.append(name)
-        self.order.setdefault(name, len(self.order))
-        kind, given = kind_of(module), (*inputs, *named.values())
-        if len(given) > 1:
-            self.instructed.add(name)
-        if kind is not None and kind.spreads:
-            self.sources[name] += max(1, given[0].numel() // (given[0].shape[kind.channel_axis] * batch))
-        if isinstance(module, NORMS):
-            # An output that was changed in place since (an in-place activation) is no longer the layer's own.
-            source, version = self.producers.get(id(inputs[0]), (None, 0)) if inputs else (None, 0)
-            self.readings[name].add(source if source is None or inputs[0]._version == version else None)
-        if self.last_norm is not None:
-            self.feeders.setdefault(name, self.last_norm)
-
-    def leave(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any, batch: int) -> None:
-        """After ``module`` ran."""
-        self.stack.pop()
-        if isinstance(module, NORMS):
-            self.last_norm = name
-        kind = kind_of(module)
-        if isinstance(output, Tensor) and kind is not None:
-            self.producers[id(output)] = (name, output._version)
-            self.keep.append(output)
-            channels = output.shape[kind.channel_axis]
-            # A layer may also run on something without a batch axis (a table of positions): never less than one.
-            self.calls[name] += 1
-            self.positions[name] += max(1, output.numel() // (channels * batch))
-            rows = kind.input_channels(module, inputs[0]) if inputs and isinstance(inputs[0], Tensor) else None
-            self.inputs[name] += 0 if rows is None else max(1, len(rows) // batch)
-
-    def follower(self, name: str) -> str | None:
-        """The norm that reads the output of layer ``name``, if exactly one does and reads nothing else."""
-        found = [norm for norm, sources in self.readings.items() if name in sources]
-        return found[0] if len(found) == 1 and len(self.readings[found[0]]) == 1 else None
-
-
-class _WeightReads(TorchFunctionMode):
-    """Notes every torch function that receives a layer's weight outside that layer's own ``forward``."""
-
-    def __init__(self, trace: _Trace, owners: Mapping[int, Sequence[str]]) -> None:
-        super().__init__()
-        self.trace, self.owners = trace, owners
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Reading `.dtype` or `.shape` arrives here as a property getter and does no harm.
-        if getattr(func, "__name__", "") != "__get__":
-            current = self.trace.stack[-1] if self.trace.stack else ""
-            for value in flat((args, kwargs or {})):
-                owners = self.owners.get(id(value), ())
-                for owner in owners if current not in owners else ():
-                    self.trace.readers.setdefault(owner, current or "the model itself")
-        return func(*args, **(kwargs or {}))
-
-
-def _trace(model: nn.Module, example: Any, forward_fn: ForwardFn) -> _Trace:
-    trace, handles, batch = _Trace(), [], batch_size(example)
-    modules = {name: module for name, module in model.named_modules() if name}
-    owners: dict[int, list[str]] = defaultdict(list)
-    for name, module in modules.items():
-        if kind_of(module) is not None:
-            owners[id(module.weight)].append(name)
-
-    def before(name: str) -> Callable[..., None]:
-        return lambda module, inputs, named: trace.enter(name, module, inputs, named, batch)
-
-    def after(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: trace.leave(name, module, inputs, output, batch)
-
-    for name, module in modules.items():
-        handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-        handles.append(module.register_forward_hook(after(name)))
-    try:
-        with evaluating(model), _frozen(model), torch.no_grad(), counting() as counter, _WeightReads(trace, owners):
-            forward_fn(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    trace.macs = counter.get_total_flops() // (2 * batch)
-    return trace
-
-
-def _judge(name: str, module: nn.Module, trace: _Trace, held: Mapping[int, Sequence[str]]) -> tuple[Status, str]:
+def _judge(name: str, module: nn.Module, trace: Trace, held: Mapping[int, Sequence[str]]) -> tuple[Status, str]:
     """Whether a module may be factored, and the reason if not; what it shares aside."""
     own = list(module.parameters(recurse=False))
     kind = kind_of(module)
@@ -181,7 +57,7 @@ def _too_small(layer: LayerSpec) -> str:
     return f"{layer.rows} x {layer.d} in each of {layer.groups} groups: even rank 1 is no smaller than dense"
 
 
-def _layer(name: str, module: nn.Module, trace: _Trace, sharing: Sharing) -> LayerSpec:
+def _layer(name: str, module: nn.Module, trace: Trace, sharing: Sharing) -> LayerSpec:
     status, reason, paths = sharing.judge(name)
     counted = paths if paths[0] == name else ()  # of several that are one, all is counted with the first
     before = sharing.parameters(paths[: paths.index(name)])
@@ -251,7 +127,7 @@ def inspect(model: nn.Module, example: Any, forward_fn: ForwardFn | None = None)
         ModelError: the model does not return one tensor. NonFiniteError: NaN or infinity in its weights.
     """
     require_finite(model)
-    trace = _trace(model, example, forward_fn or call_model)
+    trace = trace_pass(model, example, forward_fn or call_model)
     held, modules = holders(model), dict(model.named_modules())
     sharing = Sharing(modules, held, trace.order, lambda name: _judge(name, modules[name], trace, held))
     layers = [

@@ -19,8 +19,8 @@ from timm.layers.norm import LayerNorm2d
 from timm.layers.norm_act import LayerNormAct2d
 from torch import Tensor, nn
 
-from hypercompress.inspection import NORMS
 from hypercompress.kinds import LowRank, kind_of
+from hypercompress.tracing import NORMS
 
 CORE_RANK = 8  # directions of the core of a dense layer
 CORES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)  # by exact type: a subclass may change its weight
