@@ -18,7 +18,7 @@ from hypercompress.kinds import kind_of
 from hypercompress.specs import LayerSpec, ModelSpec, Status
 from hypercompress.ties import Sharing
 from hypercompress.tracing import NORMS, Trace, trace_pass
-from hypercompress.unpacking import holders, why_packed
+from hypercompress.unpacking import changed, holders, why_packed
 
 
 def _judge(name: str, module: nn.Module, trace: Trace, held: Mapping[int, Sequence[str]]) -> tuple[Status, str]:
@@ -36,6 +36,8 @@ def _judge(name: str, module: nn.Module, trace: Trace, held: Mapping[int, Sequen
         return Status.UNSUPPORTED, f"no kind of layer is registered for {type(module).__name__}"
     if "weight" not in module._parameters:
         return Status.UNSUPPORTED, "its weight is computed anew in each pass (weight norm, spectral norm, pruning)"
+    if changed(module):
+        return Status.UNSUPPORTED, "it has hooks or a forward of its own"
     if name in trace.readers:
         return Status.UNSUPPORTED, f"its weight is read directly by {trace.readers[name]}"
     if name not in trace.order:

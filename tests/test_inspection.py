@@ -282,6 +282,25 @@ def test_a_convolution_with_another_forward_is_unsupported() -> None:
     assert [layer.name for layer in spec.candidates] == ["1"]
 
 
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "forward"])
+def test_layer_that_was_changed_by_hand_is_unsupported(how: str) -> None:
+    """What takes its place would have neither the hook nor the forward."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    forward = model[0].forward
+    if how == "hook":
+        model[0].register_forward_hook(lambda _module, _inputs, output: 3 * output)
+    elif how == "pre-hook":
+        model[0].register_forward_pre_hook(lambda _module, inputs: inputs[0] + 1)
+    else:
+        model[0].forward = lambda x: 3 * forward(x)
+    spec = inspect(model, torch.randn(2, 8))
+    assert (row(spec, "0").status, row(spec, "0").reason) == (
+        Status.UNSUPPORTED,
+        "it has hooks or a forward of its own",
+    )
+    assert row(spec, "1").status is Status.FACTORED
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "test_convnext", "test_mambaout"])
 def test_macs_are_those_of_the_flop_counter(name: str) -> None:
     model = timm.create_model(name, pretrained=False)
