@@ -18,36 +18,49 @@ from hypercompress.kinds import kind_of
 from hypercompress.specs import LayerSpec, ModelSpec, Status
 from hypercompress.ties import Sharing
 from hypercompress.tracing import NORMS, Trace, trace_pass
-from hypercompress.unpacking import changed, holders, why_packed
+from hypercompress.unpacking import added, changed, holders, why_packed
 
 
 def _judge(name: str, module: nn.Module, trace: Trace, held: Mapping[int, Sequence[str]]) -> tuple[Status, str]:
     """Whether a module may be factored, and the reason if not; what it shares aside."""
-    own = list(module.parameters(recurse=False))
     kind = kind_of(module)
     if kind is None:
-        if isinstance(module, NORMS):
-            return Status.KEPT, "a normalisation has no matrix"
-        if isinstance(module, nn.MultiheadAttention):
-            why = why_packed(name, module, held) or "compress() unpacks it"
-            return Status.UNSUPPORTED, f"nn.MultiheadAttention packs its projections into one parameter; {why}"
-        if all(p.squeeze().ndim < 2 for p in own):
-            return Status.KEPT, "vectors only, no matrix"
-        return Status.UNSUPPORTED, f"no kind of layer is registered for {type(module).__name__}"
-    if "weight" not in module._parameters:
-        return Status.UNSUPPORTED, "its weight is computed anew in each pass (weight norm, spectral norm, pruning)"
-    if changed(module):
-        return Status.UNSUPPORTED, "it has hooks or a forward of its own"
-    if name in trace.readers:
-        return Status.UNSUPPORTED, f"its weight is read directly by {trace.readers[name]}"
-    if name not in trace.order:
-        return Status.UNSUPPORTED, "its forward was never called in a pass of the example"
-    if name in trace.instructed:
-        return Status.UNSUPPORTED, "it is called with more than one argument (an output size?); its twin takes one"
+        return _unknown(name, module, held)
+    if reason := _bypassed(name, module, trace):
+        return Status.UNSUPPORTED, reason
     if kind.spreads and (groups := getattr(module, "groups", 1)) > 1:
         name = "depthwise" if groups == module.in_channels else "grouped"
         return Status.KEPT, f"{name} convolution (groups={groups}), and transposed"
     return Status.FACTORED, ""
+
+
+def _unknown(name: str, module: nn.Module, held: Mapping[int, Sequence[str]]) -> tuple[Status, str]:
+    """Why a module of no known kind stays as it is."""
+    if isinstance(module, NORMS):
+        return Status.KEPT, "a normalisation has no matrix"
+    if isinstance(module, nn.MultiheadAttention):
+        why = why_packed(name, module, held) or "compress() unpacks it"
+        return Status.UNSUPPORTED, f"nn.MultiheadAttention packs its projections into one parameter; {why}"
+    if all(p.squeeze().ndim < 2 for p in module.parameters(recurse=False)):
+        return Status.KEPT, "vectors only, no matrix"
+    return Status.UNSUPPORTED, f"no kind of layer is registered for {type(module).__name__}"
+
+
+def _bypassed(name: str, module: nn.Module, trace: Trace) -> str:
+    """Why a low-rank form could not do all that this layer does; empty if it could."""
+    if "weight" not in module._parameters:
+        return "its weight is computed anew in each pass (weight norm, spectral norm, pruning)"
+    if changed(module):
+        return "it has hooks or a forward of its own"
+    if extra := added(module):
+        return f"it also holds {', '.join(extra)}, which its low-rank form would not have"
+    if name in trace.readers:
+        return f"its weight is read directly by {trace.readers[name]}"
+    if name not in trace.order:
+        return "its forward was never called in a pass of the example"
+    if name in trace.instructed:
+        return "it is called with more than one argument (an output size?); its twin takes one"
+    return ""
 
 
 def _too_small(layer: LayerSpec) -> str:

@@ -74,12 +74,20 @@ def divisible(name: str, module: nn.Module, held: Mapping[int, Sequence[str]]) -
     if name.rpartition(".")[2] != NAME or not name or type(module) is not nn.Linear or module.out_features % 3:
         return False
     weight = module._parameters.get("weight")
-    return not changed(module) and weight is not None and held[weight.untyped_storage().data_ptr()] == [name]
+    whole = not changed(module) and not added(module)
+    return whole and weight is not None and held[weight.untyped_storage().data_ptr()] == [name]
 
 
 def changed(module: nn.Module) -> bool:
     """Whether it has hooks or a forward of its own, which a module in its place would not have."""
     return any(key.endswith("forward") or (key.endswith("_hooks") and value) for key, value in vars(module).items())
+
+
+def added(module: nn.Module) -> list[str]:
+    """Names of the parameters, buffers and modules that a layer holds besides those that its kind stands in for."""
+    kind = kind_of(module)
+    parts = None if kind is None else kind.parts
+    return [] if parts is None else sorted({*module._parameters, *module._buffers, *module._modules} - parts)
 
 
 def pack_layers(model: nn.Module, kind: type[nn.Module] | None = None) -> None:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from hypercompress import Budget, compress
 from hypercompress.calling import call_model, evaluating
 from hypercompress.errors import ModelError, NonFiniteError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.specs import LayerSpec, ModelSpec, Status
+from hypercompress.unpacking import unpack
 
 
 def row(spec: ModelSpec, name: str) -> LayerSpec:
@@ -299,6 +301,30 @@ def test_layer_that_was_changed_by_hand_is_unsupported(how: str) -> None:
         "it has hooks or a forward of its own",
     )
     assert row(spec, "1").status is Status.FACTORED
+
+
+@pytest.mark.parametrize("what", ["buffer", "parameter", "module"])
+def test_layer_that_holds_more_than_its_class_gives_it_is_unsupported(what: str) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.head = nn.Linear(6, 12), nn.Linear(12, 6)
+            if what == "buffer":
+                self.qkv.register_buffer("extra", torch.ones(12))
+            else:
+                self.qkv.extra = nn.Parameter(torch.ones(12)) if what == "parameter" else nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, extra = self.qkv(x), self.qkv.extra
+            return self.head(extra(y) if what == "module" else y * extra)
+
+    model, x = Reader(), torch.randn(2, 6)
+    spec = inspect(unpack(model), x)
+    assert (row(spec, "qkv").status, row(spec, "qkv").reason) == (
+        Status.UNSUPPORTED,
+        "it also holds extra, which its low-rank form would not have",
+    )
+    assert compress(model, Budget(params=0.9), generator="svd", example=x)(x).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "test_convnext", "test_mambaout"])

@@ -21,6 +21,9 @@ class LayerKind(ABC):
 
     name: str
     channel_axis: int = -1  # of the layer's output
+    # Names of the parameters, buffers and modules that the twin stands in for; ``None``: of whatever the layer holds. A
+    # layer that holds more is left alone: somebody else reads that.
+    parts: frozenset[str] | None = None
     spreads: bool = False  # whether the matrix runs at each position of the input, and adds to several of the output
 
     @abstractmethod

@@ -21,6 +21,9 @@ _KINDS: dict[type[nn.Module], LayerKind] = {
     nn.ConvTranspose2d: TransposedKind("conv_transpose2d", nn.ConvTranspose2d),
     nn.ConvTranspose3d: TransposedKind("conv_transpose3d", nn.ConvTranspose3d),
 }
+PLAIN = frozenset({"weight", "bias"})
+for _kind in _KINDS.values():  # of these instances only: a kind of one's own may derive from their classes
+    _kind.parts = PLAIN
 
 
 def register_kind(module_class: type[nn.Module], kind: LayerKind) -> None:

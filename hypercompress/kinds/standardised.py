@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from hypercompress.kinds.conv import ConvKind, LowRankConv
 from hypercompress.kinds.groups import stacked
 from hypercompress.kinds.low_rank import LowRank
-from hypercompress.kinds.registry import register_kind
+from hypercompress.kinds.registry import PLAIN, register_kind
 
 
 class StandardisedConvKind(ConvKind):
     """A convolution that standardises its weight over each output's inputs, and may scale it by a gain."""
+
+    parts = PLAIN | {"gain"}
 
     def __init__(self) -> None:
         super().__init__("std_conv2d", nn.Conv2d)
