@@ -17,7 +17,8 @@ from hypercompress.counting import counting
 from hypercompress.kinds import kind_of
 
 # BatchNormAct2d and LayerNorm2d of timm are subclasses. Read only, so isinstance is enough.
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @contextmanager
@@ -42,7 +43,7 @@ class Trace:
     inputs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     sources: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    producers: dict[int, tuple[str, int]] = field(default_factory=dict)  # output's id -> its layer, its version
+    producers: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # output's id -> layer, version, channels
     readings: dict[str, set[str | None]] = field(default_factory=lambda: defaultdict(set))  # norm -> what it read
     feeders: dict[str, str] = field(default_factory=dict)
     readers: dict[str, str] = field(default_factory=dict)
@@ -64,11 +65,18 @@ class Trace:
         if kind is not None and kind.spreads:
             self.sources[name] += max(1, given[0].numel() // (given[0].shape[kind.channel_axis] * batch))
         if isinstance(module, NORMS):
-            # An output that was changed in place since (an in-place activation) is no longer the layer's own.
-            source, version = self.producers.get(id(inputs[0]), (None, 0)) if inputs else (None, 0)
-            self.readings[name].add(source if source is None or inputs[0]._version == version else None)
+            self.readings[name].add(self._source(module, given[0]) if given else None)
         if self.last_norm is not None:
             self.feeders.setdefault(name, self.last_norm)
+
+    def _source(self, norm: nn.Module, x: Any) -> str | None:
+        """The layer whose output ``norm`` reads, each channel with a scale of its own; ``None`` if it reads another."""
+        source, version, axis = self.producers.get(id(x), (None, 0, 0))
+        # An output that was changed in place since (an in-place activation) is no longer the layer's own.
+        if source is None or x._version != version:
+            return None
+        # A BatchNorm scales axis 1, which is another than a linear layer's channels where there are positions.
+        return None if isinstance(norm, BATCH_NORMS) and axis % x.ndim != 1 else source
 
     def leave(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any, batch: int) -> None:
         """After ``module`` ran."""
@@ -77,7 +85,7 @@ class Trace:
             self.last_norm = name
         kind = kind_of(module)
         if isinstance(output, Tensor) and kind is not None:
-            self.producers[id(output)] = (name, output._version)
+            self.producers[id(output)] = (name, output._version, kind.channel_axis)
             self.keep.append(output)
             channels = output.shape[kind.channel_axis]
             # A layer may also run on something without a batch axis (a table of positions): never less than one.

@@ -120,6 +120,23 @@ def test_norm_that_cannot_stand_for_one_layer_is_no_follower(shared: str) -> Non
     assert row(spec, "a").follower is None
 
 
+@pytest.mark.parametrize("size", [(8, 12), (8, 4, 12), (12,)])
+def test_batch_norm_of_another_axis_is_no_follower(size: tuple[int, ...]) -> None:
+    """A linear layer's channels come last, a BatchNorm's are axis 1: their equal lengths say nothing."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(12, 8, bias=False)
+            self.norm = nn.BatchNorm2d(8) if len(size) == 3 else nn.BatchNorm1d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.fc(x)).flatten(1)
+
+    spec = inspect(Positions(), torch.randn(3, *size))
+    assert row(spec, "fc").follower == ("norm" if len(size) == 1 else None)
+
+
 def test_tied_weights_are_counted_once_and_named() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
