@@ -19,6 +19,9 @@ from hypercompress.kinds import kind_of
 # BatchNormAct2d and LayerNorm2d of timm are subclasses. Read only, so isinstance is enough.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# Functions that tell of a tensor what does not depend on its values.
+LOOKS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "__len__", "__hash__"}
+LOOKS |= {"is_floating_point", "is_complex", "element_size", "get_device"}
 
 
 @contextmanager
@@ -45,12 +48,14 @@ class Trace:
     calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     producers: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # output's id -> layer, version, channels
     readings: dict[str, set[str | None]] = field(default_factory=lambda: defaultdict(set))  # norm -> what it read
+    read: set[str] = field(default_factory=set)  # layers whose output not only norms read
     feeders: dict[str, str] = field(default_factory=dict)
     readers: dict[str, str] = field(default_factory=dict)
     instructed: set[str] = field(default_factory=set)  # modules that got more than one argument
     keep: list[Any] = field(default_factory=list)  # tensors kept alive, so that an id means one tensor
     stack: list[str] = field(default_factory=list)
     last_norm: str | None = None
+    norming: int = 0  # norms that are running
     macs: int = 0
 
     def enter(
@@ -65,7 +70,10 @@ class Trace:
         if kind is not None and kind.spreads:
             self.sources[name] += max(1, given[0].numel() // (given[0].shape[kind.channel_axis] * batch))
         if isinstance(module, NORMS):
-            self.readings[name].add(self._source(module, given[0]) if given else None)
+            self.norming += 1
+            self.readings[name].add(source := self._source(module, given[0]) if given else None)
+            if source is None:
+                self.reading(given)
         if self.last_norm is not None:
             self.feeders.setdefault(name, self.last_norm)
 
@@ -78,11 +86,16 @@ class Trace:
         # A BatchNorm scales axis 1, which is another than a linear layer's channels where there are positions.
         return None if isinstance(norm, BATCH_NORMS) and axis % x.ndim != 1 else source
 
+    def reading(self, values: Any) -> None:
+        """Somebody reads these values, as no follower of a layer does."""
+        self.read.update(self.producers[id(value)][0] for value in flat(values) if id(value) in self.producers)
+
     def leave(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any, batch: int) -> None:
         """After ``module`` ran."""
         self.stack.pop()
         if isinstance(module, NORMS):
             self.last_norm = name
+            self.norming -= 1
         kind = kind_of(module)
         if isinstance(output, Tensor) and kind is not None:
             self.producers[id(output)] = (name, output._version, kind.channel_axis)
@@ -95,27 +108,33 @@ class Trace:
             self.inputs[name] += 0 if rows is None else max(1, len(rows) // batch)
 
     def follower(self, name: str) -> str | None:
-        """The norm that reads the output of layer ``name``, if exactly one does and reads nothing else."""
+        """The norm that reads the output of layer ``name``, if nobody else does and it reads nothing else."""
+        if name in self.read:
+            return None
         found = [norm for norm, sources in self.readings.items() if name in sources]
         return found[0] if len(found) == 1 and len(self.readings[found[0]]) == 1 else None
 
 
-class _WeightReads(TorchFunctionMode):
-    """Notes every torch function that receives a layer's weight outside that layer's own ``forward``."""
+class _Reads(TorchFunctionMode):
+    """Notes every torch function that receives a layer's weight outside that layer, or a layer's output outside a norm."""
 
     def __init__(self, trace: Trace, owners: Mapping[int, Sequence[str]]) -> None:
         super().__init__()
         self.trace, self.owners = trace, owners
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
         # Reading `.dtype` or `.shape` arrives here as a property getter and does no harm.
-        if getattr(func, "__name__", "") != "__get__":
+        if name != "__get__":
             current = self.trace.stack[-1] if self.trace.stack else ""
             for value in flat((args, kwargs or {})):
                 owners = self.owners.get(id(value), ())
                 for owner in owners if current not in owners else ():
                     self.trace.readers.setdefault(owner, current or "the model itself")
-        return func(*args, **(kwargs or {}))
+        # What returns the very tensor (`contiguous`, dropout in evaluation) passes it on to who reads it.
+        if self.trace.norming == 0 and name not in LOOKS and not (name == "__get__" and not isinstance(result, Tensor)):
+            self.trace.reading([value for value in flat((args, kwargs or {})) if value is not result])
+        return result
 
 
 def trace_pass(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
@@ -137,8 +156,8 @@ def trace_pass(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
         handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name)))
     try:
-        with evaluating(model), _frozen(model), torch.no_grad(), counting() as counter, _WeightReads(trace, owners):
-            forward_fn(model, example)
+        with evaluating(model), _frozen(model), torch.no_grad(), counting() as counter, _Reads(trace, owners):
+            trace.reading(forward_fn(model, example))
     finally:
         for handle in handles:
             handle.remove()
