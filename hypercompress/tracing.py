@@ -116,7 +116,7 @@ class Trace:
 
 
 class _Reads(TorchFunctionMode):
-    """Notes every torch function that receives a layer's weight outside that layer, or a layer's output outside a norm."""
+    """Notes the layers of which a torch function gets the weight outside of them, or the output outside of a norm."""
 
     def __init__(self, trace: Trace, owners: Mapping[int, Sequence[str]]) -> None:
         super().__init__()
@@ -124,15 +124,16 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
-        # Reading `.dtype` or `.shape` arrives here as a property getter and does no harm.
-        if name != "__get__":
-            current = self.trace.stack[-1] if self.trace.stack else ""
-            for value in flat((args, kwargs or {})):
-                owners = self.owners.get(id(value), ())
-                for owner in owners if current not in owners else ():
-                    self.trace.readers.setdefault(owner, current or "the model itself")
+        # Reading `.dtype` or `.shape` arrives here as a property getter and does no harm; `.T` or `.data` is a tensor.
+        if name == "__get__" and not isinstance(result, Tensor):
+            return result
+        current = self.trace.stack[-1] if self.trace.stack else ""
+        for value in flat((args, kwargs or {})):
+            owners = self.owners.get(id(value), ())
+            for owner in owners if current not in owners else ():
+                self.trace.readers.setdefault(owner, current or "the model itself")
         # What returns the very tensor (`contiguous`, dropout in evaluation) passes it on to who reads it.
-        if self.trace.norming == 0 and name not in LOOKS and not (name == "__get__" and not isinstance(result, Tensor)):
+        if self.trace.norming == 0 and name not in LOOKS:
             self.trace.reading([value for value in flat((args, kwargs or {})) if value is not result])
         return result
 

@@ -213,7 +213,7 @@ def test_module_under_two_names_is_one_layer_called_twice() -> None:
     assert (spec.params, spec.macs) == (42, 72)
 
 
-@pytest.mark.parametrize("how", ["weight", "transposed", "forward", "detached"])
+@pytest.mark.parametrize("how", ["weight", "transposed", "forward", "detached", "T", "mT", "H", "mH", "data"])
 def test_layer_whose_weight_another_module_uses_is_unsupported(how: str) -> None:
     class Reader(nn.Module):
         def __init__(self) -> None:
@@ -226,7 +226,9 @@ def test_layer_whose_weight_another_module_uses_is_unsupported(how: str) -> None
                 return F.linear(x, self.head.weight, self.head.bias)
             if how == "forward":
                 return self.head.forward(x)
-            return x @ (self.head.weight.t() if how == "transposed" else self.head.weight.detach())
+            if how in ("transposed", "detached"):
+                return x @ (self.head.weight.t() if how == "transposed" else self.head.weight.detach())
+            return x @ getattr(self.head.weight, how)
 
     class Wrapped(nn.Module):
         def __init__(self) -> None:
