@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from itertools import chain
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from torch import nn
 
 from hypercompress.card import trained_line, transfer_line
 from hypercompress.fidelity import Fidelity
+from hypercompress.memory import overlapping
 from hypercompress.specs import Budget, Finishing, Generation, LayerSpec, ModelSpec, RankPlan, Refit, Status, Unit
 
 PIPED_WIDTH = 160  # columns of a table that no terminal limits
@@ -20,8 +20,11 @@ HELD_OUT = "held-out calibration images"
 
 def bytes_of(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, tied ones once."""
-    tensors = {t.untyped_storage().data_ptr(): t for t in chain(model.parameters(), model.buffers())}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    tensors = [*model.parameters(), *model.buffers()]
+    groups, sizes = overlapping(tensors), dict[int, int]()
+    for t in tensors:
+        sizes[groups[id(t)]] = max(sizes.get(groups[id(t)], 0), t.numel() * t.element_size())
+    return sum(sizes.values())
 
 
 def make_report(  # noqa: PLR0913  (by keyword)

@@ -21,7 +21,7 @@ class Sharing:
 
     Args:
         modules: by dotted path. One under several names is one layer that is called several times, and has the first.
-        held: the paths that hold each matrix (`unpacking.holders`).
+        held: the paths that hold each parameter, by its id (`unpacking.holders`).
         order: place of each path in a forward pass; what was never called is absent.
         alone: what becomes of the module at a path if it shares nothing, and the reason if it cannot be factored.
     """
@@ -37,7 +37,7 @@ class Sharing:
         """
         status, reason = self.alone(name)
         matrices = [p for p in self.modules[name].parameters(recurse=False) if p.ndim > 1]
-        others = [path for p in matrices for path in self.held[p.untyped_storage().data_ptr()] if path != name]
+        others = [path for p in matrices for path in self.held[id(p)] if path != name]
         if not others:
             return status, reason, (name,)
         apart = [why_apart(self.modules[name], other, self.modules[other]) for other in others]

@@ -11,6 +11,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from hypercompress.attention import SEPARATE, UnpackedAttention
 from hypercompress.copying import copy_of
 from hypercompress.kinds import kind_of
+from hypercompress.memory import overlapping
 from hypercompress.projection import NAME, SplitProjection
 
 Unpacked = UnpackedAttention | SplitProjection
@@ -75,7 +76,7 @@ def divisible(name: str, module: nn.Module, held: Mapping[int, Sequence[str]]) -
         return False
     weight = module._parameters.get("weight")
     whole = not changed(module) and not added(module)
-    return whole and weight is not None and held[weight.untyped_storage().data_ptr()] == [name]
+    return whole and weight is not None and held[id(weight)] == [name]
 
 
 def changed(module: nn.Module) -> bool:
@@ -118,13 +119,13 @@ def unpacked_layers(model: nn.Module, kind: type[nn.Module] | None = None) -> di
 
 
 def holders(model: nn.Module) -> dict[int, list[str]]:
-    """Storage pointer of each matrix -> the dotted paths of the modules that hold it, of each its first."""
-    found: dict[int, list[str]] = defaultdict(list)
+    """Id of each parameter -> the dotted paths of the modules that hold its memory or part of it, of each its first."""
+    groups, found = overlapping(model.parameters()), defaultdict[int, list[str]](list)
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
-            if parameter.ndim > 1 and name not in found[parameter.untyped_storage().data_ptr()]:
-                found[parameter.untyped_storage().data_ptr()].append(name)
-    return found
+            if name not in found[groups[id(parameter)]]:
+                found[groups[id(parameter)]].append(name)
+    return {parameter: found[group] for parameter, group in groups.items()}
 
 
 def why_packed(name: str, module: nn.MultiheadAttention, held: Mapping[int, Sequence[str]]) -> str:
@@ -150,6 +151,6 @@ def why_packed(name: str, module: nn.MultiheadAttention, held: Mapping[int, Sequ
     if inside != {"out_proj"} or not usual:
         return "it holds other parameters or modules than torch gives it"
     matrices = [parameter for parameter in module.parameters() if parameter.ndim > 1]
-    owners = {owner for parameter in matrices for owner in held[parameter.untyped_storage().data_ptr()]}
+    owners = {owner for parameter in matrices for owner in held[id(parameter)]}
     shared = sorted(owners - {name, f"{name}.out_proj"})
     return f"it shares a weight with {', '.join(shared)}" if shared else ""
