@@ -38,10 +38,11 @@ class Sharing:
         status, reason = self.alone(name)
         matrices = [p for p in self.modules[name].parameters(recurse=False) if p.ndim > 1]
         others = [path for p in matrices for path in self.held[id(p)] if path != name]
+        bound = self._bound((name, *others))
         if not others:
-            return status, reason, (name,)
+            return (Status.TIED, bound, (name,)) if bound and status is Status.FACTORED else (status, reason, (name,))
         apart = [why_apart(self.modules[name], other, self.modules[other]) for other in others]
-        apart += [reason, *(f"{other}: {why}" for other in others if (why := self.alone(other)[1]))]
+        apart += [reason, bound, *(f"{other}: {why}" for other in others if (why := self.alone(other)[1]))]
         if any(apart):
             why = next(filter(None, apart))
             return Status.TIED, f"{why}; shares its weight with {', '.join(others)}", (name,)
@@ -49,6 +50,12 @@ class Sharing:
         if paths[0] != name:
             return Status.TIED, f"shares its weight with {paths[0]}, and whatever becomes of it", paths
         return status, reason, paths
+
+    def _bound(self, paths: Sequence[str]) -> str:
+        """Who else holds a bias of these layers: their twins have biases of their own. Empty if nobody does."""
+        biases = [bias for path in paths if (bias := self.modules[path]._parameters.get("bias")) is not None]
+        others = dict.fromkeys(path for bias in biases for path in self.held[id(bias)] if path not in paths)
+        return f"its bias is held by {', '.join(path or 'the model itself' for path in others)}, too" if others else ""
 
     def parameters(self, paths: Iterable[str]) -> set[int]:
         """Ids of the parameters that these modules own."""

@@ -76,7 +76,7 @@ def divisible(name: str, module: nn.Module, held: Mapping[int, Sequence[str]]) -
         return False
     weight = module._parameters.get("weight")
     whole = not changed(module) and not added(module)
-    return whole and weight is not None and held[id(weight)] == [name]
+    return whole and weight is not None and all(held[id(parameter)] == [name] for parameter in module.parameters())
 
 
 def changed(module: nn.Module) -> bool:
@@ -150,7 +150,6 @@ def why_packed(name: str, module: nn.MultiheadAttention, held: Mapping[int, Sequ
     usual = weights in ({"in_proj_weight"}, {*SEPARATE}) and {*out._parameters} == {"weight", "bias"}
     if inside != {"out_proj"} or not usual:
         return "it holds other parameters or modules than torch gives it"
-    matrices = [parameter for parameter in module.parameters() if parameter.ndim > 1]
-    owners = {owner for parameter in matrices for owner in held[id(parameter)]}
+    owners = {owner for parameter in module.parameters() for owner in held[id(parameter)]}
     shared = sorted(owners - {name, f"{name}.out_proj"})
-    return f"it shares a weight with {', '.join(shared)}" if shared else ""
+    return f"it shares a parameter with {', '.join(owner or 'the model itself' for owner in shared)}" if shared else ""

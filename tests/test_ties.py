@@ -282,6 +282,40 @@ def test_a_shared_bias_stays_shared(tmp_path: Path) -> None:
     assert dense.late.bias is dense.early.bias
 
 
+@pytest.mark.parametrize("also", ["", "late", "early"])
+def test_a_bias_that_somebody_else_holds_keeps_its_layer_dense(also: str) -> None:
+    """BERT's head: ``self.decoder.bias = self.bias``. So does one that is held by a layer of a group, for the group."""
+
+    class Head(Decoders):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = (self.get_submodule(also) if also else self.encode).bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.bias.sum()
+
+    model, x = made(Head), inputs(Decoders)
+    spec = inspect(model, x[:2])
+    bound = ("early", "late") if also else ("encode",)
+    free = {"encode", "early", "late", "head"} - {*bound}
+    assert {path for layer in spec.candidates for path in layer.paths} == free
+    for path in bound:
+        assert row(spec, path).status is Status.TIED
+        assert row(spec, path).reason.startswith("its bias is held by the model itself, too")
+    student = compress(model, Budget(params=0.8), x.split(12), "kfac")
+    assert sum(p.numel() for p in student.parameters()) == student.report["student"]["params"]
+    assert student.model.bias is (student.model.get_submodule(also) if also else student.model.encode).bias
+
+
+def test_a_projection_with_the_bias_of_another_is_not_taken_apart() -> None:
+    model = made(Blocks)
+    model.third.out.bias = None
+    model.third.bias = model.third.qkv.bias
+    assert unpack(model) is model
+    student = compress(model, Budget(params=0.8), generator="svd", example=torch.randn(2, 12, dtype=torch.float64))
+    assert student.model.third.bias is student.model.third.qkv.bias
+
+
 def test_one_storage_is_not_one_weight() -> None:
     """torch.nn.utils.vector_to_parameters leaves every parameter as a part of one vector."""
     model = made(lambda: nn.Sequential(nn.Linear(12, 20), nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(72, 5)))

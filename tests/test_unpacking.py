@@ -245,7 +245,7 @@ def test_an_attention_under_two_names_is_unpacked_under_both() -> None:
         (parametrised_inside, Status.UNSUPPORTED, "a ParametrizedNonDynamicallyQuantizableLinear may compute anything"),
         (adapted, Status.UNSUPPORTED, "it holds other parameters or modules than torch gives it"),
         (with_a_buffer, Status.UNSUPPORTED, "it holds other parameters or modules than torch gives it"),
-        (tied, Status.UNSUPPORTED, "it shares a weight with head"),
+        (tied, Status.UNSUPPORTED, "it shares a parameter with head"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
