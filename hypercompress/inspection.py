@@ -72,6 +72,15 @@ def _too_small(layer: LayerSpec) -> str:
     return f"{layer.rows} x {layer.d} in each of {layer.groups} groups: even rank 1 is no smaller than dense"
 
 
+def _follower(name: str, trace: Trace, sharing: Sharing) -> str | None:
+    """The norm that can give back what truncation takes from layer ``name``: what it holds is its own."""
+    norm = trace.follower(name)
+    if norm is None:
+        return None
+    held = (sharing.held[id(parameter)] for parameter in sharing.modules[norm].parameters(recurse=False))
+    return norm if all(paths == [norm] for paths in held) else None
+
+
 def _layer(name: str, module: nn.Module, trace: Trace, sharing: Sharing) -> LayerSpec:
     status, reason, paths = sharing.judge(name)
     counted = paths if paths[0] == name else ()  # of several that are one, all is counted with the first
@@ -98,7 +107,7 @@ def _layer(name: str, module: nn.Module, trace: Trace, sharing: Sharing) -> Laye
         params=own,
         depth=trace.order.get(name, -1),
         bias=bias is not None,
-        follower=trace.follower(name),
+        follower=_follower(name, trace, sharing),
         feeder=trace.feeders.get(name),
         **shape,
     )

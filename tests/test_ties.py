@@ -307,6 +307,33 @@ def test_a_bias_that_somebody_else_holds_keeps_its_layer_dense(also: str) -> Non
     assert student.model.bias is (student.model.get_submodule(also) if also else student.model.encode).bias
 
 
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_norm_whose_parameters_another_holds_gives_nothing_back(part: str) -> None:
+    class Norms(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 12, 3, bias=False), nn.Conv2d(12, 12, 3, bias=False)
+            self.c, self.head = nn.Conv2d(12, 12, 1, bias=False), nn.Linear(12, 5)
+            self.norm, self.other, self.own = (nn.BatchNorm2d(12) for _ in range(3))
+            setattr(self.other, part, getattr(self.norm, part))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.other(self.b(self.norm(self.a(x)).relu())).relu()
+            logits: Tensor = self.head(self.own(self.c(x)).relu().mean((2, 3)))
+            return logits
+
+    model, x = made(Norms), inputs(Dilated)
+    assert {layer.name: layer.follower for layer in inspect(model, x[:2]).candidates} == {
+        "a": None,
+        "b": None,
+        "c": "own",
+        "head": None,
+    }
+    student = compress(model, Budget(params=0.5), x.split(12), "kfac").model
+    assert getattr(student.other, part) is getattr(student.norm, part)
+    assert torch.equal(getattr(student.norm, part), getattr(model.norm, part))
+
+
 def test_a_projection_with_the_bias_of_another_is_not_taken_apart() -> None:
     model = made(Blocks)
     model.third.out.bias = None
