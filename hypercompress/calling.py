@@ -58,6 +58,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def exactly(like: Tensor) -> torch.autocast:
+    """Inside the block torch.autocast casts nothing on the tensor's device: sums need more than half a precision."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def batch_size(batch: Any) -> int:
     """Samples in a batch: the length of its first tensor.
 

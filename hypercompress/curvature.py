@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.calling import ForwardFn, Progress, call_model, evaluating
+from hypercompress.calling import ForwardFn, Progress, call_model, evaluating, exactly
 from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.factorize import input_curvature
 from hypercompress.kinds import by_group, kind_of
@@ -71,7 +71,7 @@ class _Recorder:
         self.columns = zeros.new_zeros(layer.d if c else 0)
 
     def forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), exactly(self.anchor):
             if self.layer.side is Side.OUTPUT:
                 rows, bias = self.kind.rows(output), getattr(module, "bias", None)
                 rows = by_group(rows - bias if isinstance(bias, Tensor) else rows, self.layer.groups)
@@ -95,9 +95,10 @@ class _Recorder:
 
     def backward(self, gradient: Tensor) -> None:
         rows = by_group(self.kind.rows(gradient.detach()), self.layer.groups)
-        if self.layer.side is Side.INPUT:
-            rows = rows @ self.weight
-        accumulate(self.sums.fisher, rows.to(self.sums.fisher.dtype))
+        with exactly(self.anchor):
+            if self.layer.side is Side.INPUT:
+                rows = rows.to(self.weight.dtype) @ self.weight  # under autocast gradients are not of its dtype
+            accumulate(self.sums.fisher, rows.to(self.sums.fisher.dtype))
 
     def finish(self, samples: int) -> Curvature:
         sums = self.sums
@@ -183,4 +184,5 @@ def measure(
             handle.remove()
     if count == 0:
         raise DataError("received calibration data without a single batch; expected at least one; check the loader")
-    return {name: recorder.finish(count) for name, recorder in recorders.items()}
+    with exactly(anchor):
+        return {name: recorder.finish(count) for name, recorder in recorders.items()}

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.calibration import CalibrationSplit, join
-from hypercompress.calling import ForwardFn, call_model, evaluating
+from hypercompress.calling import ForwardFn, call_model, evaluating, exactly
 from hypercompress.factorize import balance, least_squares, projected, reduced_rank, squared
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
@@ -100,6 +100,7 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
             leading = teacher.get_submodule(layer.name).register_forward_hook(relay.hook(layer.name))
             stack.callback(leading.remove)
             stack.callback(factored[layer.name].register_forward_hook(fit).remove)
+        torch.clear_autocast_cache()  # of casts of what was written into above
         stack.enter_context(relay)
         forward_fn(student, batch)
     for layer in layers:
@@ -110,6 +111,7 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
             assert norm is not None  # absorbs() holds, and there is no bias
             scale = norm.weight / (norm.variance + norm.eps).sqrt()
             student.model.get_parameter(f"{layer.follower}.bias").add_(scale * shift)
+    torch.clear_autocast_cache()
     return {name: fits[name].fitted if name in fits else Refit.NONE for name in factored}
 
 
@@ -154,7 +156,7 @@ class _Regression:
         if isinstance(inner, Projected):  # its kernel is regressed on the channels that the projection gives
             if curvature is not None and curvature.side is Side.INPUT:
                 return False  # G is known as seen through the whole kernel only
-            x, source = inner.project(x), inner.core
+            x, source = inner.project(x.to(weight.dtype)), inner.core  # autocast gives inputs of another dtype
             inward = torch.linalg.pinv(matrix(inner.project).double()).to(weight.dtype)
             weight, inner = projected(weight, inward, self.layer.taps), inner.core
         reads = kind_of(source)
@@ -225,11 +227,15 @@ class _Fit:
         """Fit both factors, or the output factor; returns what the input factor gives."""
         both = False
         if self.regression is not None and x.isfinite().all() and wanted.isfinite().all():
-            both = self.regression(module, x, wanted)
+            with exactly(x):
+                both = self.regression(module, x, wanted)
+            torch.clear_autocast_cache()  # of casts of the factors as they were
         reduced: Tensor = module.reduce(x)
         h, y = (t.movedim(self.layer.axis, -1).flatten(0, -2) for t in (reduced, wanted))
         if h.isfinite().all() and y.isfinite().all():
-            self._fit(module, h, y)
+            with exactly(x):
+                self._fit(module, h, y)
+            torch.clear_autocast_cache()
             self.fitted = Refit.BOTH if both else Refit.OUTPUTS
         return reduced
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from queue import Empty, Queue
 from typing import Any
 
@@ -16,6 +16,25 @@ class _StoppedError(Exception):
     """Ends the teacher's forward pass early."""
 
 
+def _surroundings() -> Callable[[], ExitStack]:
+    """What torch keeps for each thread (autocast, and on a GPU the stream), to be entered in another thread."""
+    cuda = torch.cuda.is_initialized()
+    devices = ("cpu", "cuda") if cuda else ("cpu",)
+    states = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in devices]
+    caching = torch.is_autocast_cache_enabled()
+    stream = torch.cuda.current_stream() if cuda else None
+
+    def enter() -> ExitStack:
+        stack = ExitStack()
+        for kind, dtype, enabled in states:
+            stack.enter_context(torch.autocast(kind, dtype, enabled=enabled, cache_enabled=caching))
+        if stream is not None:
+            stack.enter_context(torch.cuda.stream(stream))
+        return stack
+
+    return enter
+
+
 class Relay:
     """The teacher's forward pass in a thread of its own, which waits while one of its outputs is read.
 
@@ -26,12 +45,13 @@ class Relay:
         self._slot: Queue[tuple[str | None, Any]] = Queue(maxsize=1)
         self._returned = threading.Semaphore(0)
         self._stopped = False
+        self._surroundings: Callable[[], ExitStack] = ExitStack
         self._thread = threading.Thread(target=self._lead, args=(run,), name="teacher", daemon=True)
 
     def _lead(self, run: Callable[[], object]) -> None:
         end: BaseException | None = None
         try:
-            with torch.no_grad():  # grad mode belongs to a thread
+            with self._surroundings(), torch.no_grad():  # grad mode belongs to a thread
                 run()
         except _StoppedError:
             pass
@@ -70,6 +90,7 @@ class Relay:
             self._returned.release()
 
     def __enter__(self) -> "Relay":
+        self._surroundings = _surroundings()
         self._thread.start()
         return self
 

@@ -390,3 +390,27 @@ def test_networks_that_run_another_order_are_refused() -> None:
 
     with pytest.raises(ModelError, match="received a student that runs 0 where its teacher runs 3; expected one order"):
         reconstruct(teacher, student, spec, sketches, x, skipping)
+
+
+def halved(model: nn.Module, batch: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        output: Tensor = model(batch)
+    return output
+
+
+@pytest.mark.parametrize("way", ["outside", "inside"])
+def test_autocast_changes_a_students_fidelity_by_rounding_only(way: str) -> None:
+    """Around everything, or in a ``forward_fn``: no sum in bfloat16, no cast of factors that are there no more."""
+    teacher, x, held_out = network().float(), images().float(), images(seed=2).float()
+    forward, kls = (halved if way == "inside" else None), []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled and way == "outside"):
+            spec = inspect(teacher, x[:2])
+            sketches = sketch(teacher, spec, x.split(32), forward_fn=forward if enabled else None)
+            generation = ANALYTIC["kfac"].generate(spec, sketches, Budget(params=0.35))
+            student = build_student(teacher, spec, generation)
+            student(x[:2])
+            fitted = reconstruct(teacher, student, spec, sketches, x, forward if enabled else None)
+        assert fitted == {"0": "both", "3": "both", "6": "both"}
+        kls.append(compare(teacher, student, [held_out]).kl)
+    assert kls[1] == pytest.approx(kls[0], rel=0.05)

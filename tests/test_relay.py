@@ -61,3 +61,17 @@ def test_an_error_inside_the_block_surfaces() -> None:
     relay = Relay(lambda: relay.lend("first", torch.ones(1)))
     with pytest.raises(ZeroDivisionError), relay, relay.borrow("first"):
         raise ZeroDivisionError
+
+
+def test_the_lender_runs_under_its_callers_autocast() -> None:
+    seen: list[tuple[bool, torch.dtype]] = []
+    for enabled in (True, False):
+        with (
+            torch.autocast("cpu", torch.float16, enabled=enabled),
+            Relay(lambda: seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))) as relay,
+            pytest.raises(ModelError),
+            relay.borrow("nothing"),
+        ):
+            pass
+    assert seen[0] == (True, torch.float16)
+    assert not seen[1][0]
