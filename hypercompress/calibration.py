@@ -1,6 +1,8 @@
 """Calibration batches, whatever they are made of: split by use, cut, joined, moved."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections import UserDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -27,9 +29,15 @@ def split_batches(data: Iterable[Any], device: torch.device) -> CalibrationSplit
     """Every eighth batch selects and the one after it confirms; of fewer than three batches each is cut in three.
 
     Raises:
-        DataError: no batch, or a single one of fewer than three samples.
+        DataError: no batch, a single one of fewer than three samples, or one without a tensor that can be reached.
     """
     batches = [to_device(batch, device) for batch in data]
+    for batch in batches:
+        if not any(isinstance(value, Tensor) for value in flat(batch)):
+            raise DataError(
+                f"received a calibration batch of type {type(batch).__name__} in which no tensor is found; expected a "
+                "tensor, or tuples, lists and mappings that hold some; convert the batches"
+            )
     if not batches:
         raise DataError("received calibration data without a single batch; expected at least one; check the loader")
     if len(batches) < 3:
@@ -109,9 +117,17 @@ def _mapped(function: Callable[[Sequence[Tensor]], Any], batches: Sequence[Any])
     first = batches[0]
     if isinstance(first, Tensor):
         return function(batches)
-    if isinstance(first, dict):
-        return {key: _mapped(function, [batch[key] for batch in batches]) for key in first}
+    if isinstance(first, Mapping):
+        values = {key: _mapped(function, [batch[key] for batch in batches]) for key in first}
+        return _like(first, values) if isinstance(first, UserDict) else values
     if isinstance(first, (tuple, list)):
         items = [_mapped(function, column) for column in zip(*batches, strict=True)]
         return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
     return first
+
+
+def _like(batch: "UserDict[Any, Any]", values: dict[Any, Any]) -> "UserDict[Any, Any]":
+    """A batch of the same class with other values: those of Hugging Face are read as attributes, too."""
+    made = copy.copy(batch)
+    made.data = values
+    return made

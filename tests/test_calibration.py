@@ -1,7 +1,9 @@
 """Calibration batches: no image lost or shared, whatever a batch is made of."""
 
+from collections import UserDict
 from itertools import chain
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -95,3 +97,28 @@ def test_batches_of_any_form_are_brought_to_a_size() -> None:
     assert resized(Pair(x, "name"), 2).x.tolist() == [0, 1]
     assert resized({"a": [x, None, torch.tensor(7)]}, 1)["a"][0].tolist() == [0]
     assert resized([x, torch.tensor(7)], 2)[1].item() == 7
+
+
+class Features(UserDict[str, Tensor]):
+    """A batch as Hugging Face gives it: a mapping that is no dict, whose values are attributes, too."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name == "data":
+            raise AttributeError(name)
+        return self.data[name]
+
+
+@pytest.mark.parametrize("kind", [Features, MappingProxyType])
+def test_mappings_that_are_no_dict_are_split_joined_and_moved(kind: Any) -> None:
+    split = split_batches([kind({"pixels": torch.arange(7)})], CPU)
+    parts = [*split.select, *split.confirm, *split.statistics]
+    assert [len(part["pixels"]) for part in parts] == [3, 2, 2]
+    assert join(parts, 6)["pixels"].tolist() == list(range(6))
+    assert to_device(parts[0], torch.device("meta"))["pixels"].is_meta
+    if kind is Features:
+        assert join(parts, 6).pixels.tolist() == list(range(6))
+
+
+def test_a_batch_without_a_tensor_is_refused() -> None:
+    with pytest.raises(DataError, match="received a calibration batch of type dict in which no tensor is found"):
+        split_batches([{"x": torch.zeros(3)}, {"x": [1.0, 2.0]}], CPU)
