@@ -69,6 +69,7 @@ class _Recorder:
         c = layer.channels if layer.projects else 0
         self.inputs = _Sums(zeros.new_zeros(c, c), zeros.new_zeros(0), zeros.new_zeros(c))
         self.columns = zeros.new_zeros(layer.d if c else 0)
+        self.gradients = 0  # backward passes that came here
 
     def forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         with torch.no_grad(), exactly(self.anchor):
@@ -86,14 +87,18 @@ class _Recorder:
         # backward pass needs gradients neither of the (perhaps frozen) parameters nor of the (perhaps integer) input.
         output = output + self.anchor
         if not output.requires_grad:
-            raise ModelError(
-                f"received a model that runs {self.layer.name} under torch.no_grad; expected a forward that gradients "
-                "can pass; curvature is measured by a backward pass"
-            )
+            raise self._unmeasured("runs {} under torch.no_grad")
         output.register_hook(self.backward)
         return output
 
+    def _unmeasured(self, how: str) -> ModelError:
+        return ModelError(
+            f"received a model that {how.format(self.layer.name)}; expected a forward that gradients can pass; curvature "
+            "is measured by a backward pass"
+        )
+
     def backward(self, gradient: Tensor) -> None:
+        self.gradients += 1
         rows = by_group(self.kind.rows(gradient.detach()), self.layer.groups)
         with exactly(self.anchor):
             if self.layer.side is Side.INPUT:
@@ -102,6 +107,8 @@ class _Recorder:
 
     def finish(self, samples: int) -> Curvature:
         sums = self.sums
+        if sums.rows and not self.gradients:  # zero would mean that nothing depends on the layer
+            raise self._unmeasured("lets no gradient reach {} (a detach, a hard choice or a dropped output behind it)")
         weight = self.weight.to(sums.signal.dtype)
         gram = weight @ weight.mT if self.layer.side is Side.OUTPUT else weight.mT @ weight
         fisher, read = sums.fisher / samples, self.inputs
@@ -151,7 +158,7 @@ def measure(
 
     Raises:
         DataError: ``batches`` is empty. NonFiniteError: NaN or infinity in a batch or in the model's output.
-        ModelError: part of the model runs under ``torch.no_grad``.
+        ModelError: part of the model runs under ``torch.no_grad``, or no gradient reaches it.
     """
     forward_fn = forward_fn or call_model
     modules = dict(model.named_modules())

@@ -276,6 +276,17 @@ def test_part_of_the_model_under_no_grad_is_refused_by_name() -> None:
         measured(Probe(nn.Linear(4, 5), nn.Linear(5, 3)), images(3, 4))
 
 
+def test_a_layer_that_no_gradient_reaches_is_refused_by_name() -> None:
+    """Its Fisher would be zero, as if the result did not depend on it."""
+
+    class Detached(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0](x).detach())
+
+    with pytest.raises(ModelError, match="received a model that lets no gradient reach 0"):
+        measured(Detached(nn.Linear(4, 5), nn.Linear(5, 3)), images(3, 4))
+
+
 def test_empty_data_is_refused() -> None:
     model, x = Net(nn.Linear(4, 4)), images(3, 4)
     with pytest.raises(DataError, match="without a single batch"):
