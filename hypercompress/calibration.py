@@ -82,12 +82,16 @@ def pieces(batches: Iterable[Any], most: int) -> Iterator[Any]:
 
 
 def join(batches: Sequence[Any], most: int) -> Any:
-    """The first ``most`` samples of the batches in one batch; batches of another shape than the first are left out."""
+    """The first ``most`` samples of the batches in one batch, of batches of one shape: the one that most samples have."""
+    counts: dict[Any, int] = {}
+    for batch in batches:
+        counts[_shape(batch)] = counts.get(_shape(batch), 0) + batch_size(batch)
+    common = max(counts, key=lambda shape: counts[shape])  # of equals the first
     taken: list[Any] = []
     room = most
     for batch in batches:
         size = batch_size(batch)
-        if room <= 0 or (taken and _shape(batch) != _shape(taken[0])):
+        if room <= 0 or _shape(batch) != common:
             continue
         taken.append(batch if size <= room else _mapped(lambda tensors, n=room: _first(tensors[0], n), [batch]))  # type: ignore[misc]
         room -= size

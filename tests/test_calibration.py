@@ -87,6 +87,13 @@ def test_join_leaves_out_batches_of_another_shape() -> None:
     assert join([torch.zeros(2, 3), torch.ones(2, 4), torch.zeros(1, 3)], 10).shape == (3, 3)
 
 
+def test_join_takes_the_shape_of_most_samples_wherever_it_comes_first() -> None:
+    odd, usual = torch.ones(3, 4), torch.zeros(2, 3)
+    assert join([odd, usual, usual], 10).shape == (4, 3)
+    assert join([usual, odd], 10).shape == (3, 4)
+    assert join([usual, torch.ones(2, 4)], 10).shape == (2, 3)
+
+
 def test_batches_of_any_form_are_brought_to_a_size() -> None:
     class Pair(NamedTuple):
         x: torch.Tensor
