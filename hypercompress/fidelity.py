@@ -133,12 +133,30 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Any], forward_fn: Forwa
         )
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
-    with evaluating(model):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # cumulative average
-            norm.train()
-        for batch in batches:
-            (forward_fn or call_model)(model, batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    handles = [norm.register_forward_pre_hook(_Averaging(), with_kwargs=True) for norm in norms]
+    try:
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.train()
+            for batch in batches:
+                (forward_fn or call_model)(model, batch)
+    finally:
+        for norm, momentum, handle in zip(norms, momenta, handles, strict=True):
+            norm.momentum = momentum
+            handle.remove()
+
+
+class _Averaging:
+    """Before each call of a norm: its momentum makes its running moments the mean so far, each sample weighing alike.
+
+    torch's own cumulative average lets a last batch of two weigh as much as one of 256.
+    """
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, norm: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        count = len((*args, *named.values())[0])
+        self.seen += count
+        norm.momentum = count / self.seen

@@ -103,6 +103,17 @@ def test_reestimated_moments_are_those_of_the_data() -> None:
     torch.testing.assert_close(model[3].running_mean, normalised.mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_a_small_batch_weighs_by_its_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model, x = nn.Sequential(nn.BatchNorm1d(4)), torch.randn(66, 4, generator=generator) + 2
+    x[64:] += 10
+    reestimate_norms(model, [x[:64], x[64:]])
+    torch.testing.assert_close(model[0].running_mean, x.mean(0))
+    torch.testing.assert_close(model[0].running_var, (64 * x[:64].var(0) + 2 * x[64:].var(0)) / 66)
+    assert model[0].momentum == 0.1
+    assert not model[0]._forward_pre_hooks
+
+
 def test_reestimation_needs_two_samples_at_once() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5))
     before = model[1].running_var.clone()
