@@ -46,6 +46,8 @@ def split_batches(data: Iterable[Any], device: torch.device) -> CalibrationSplit
     for index, batch in enumerate(batches):
         place = index % max(3, min(HELD_OUT_SHARE, len(batches)))
         parts[("select", "confirm")[place] if place < 2 else "statistics"].append(batch)
+    # The first that runs shows whether a model writes into its input (`calling.unwritten`): not into the caller's.
+    parts["statistics"][0] = _mapped(lambda tensors: tensors[0].clone(), parts["statistics"][:1])
     return CalibrationSplit(**parts)
 
 

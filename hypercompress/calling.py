@@ -23,20 +23,42 @@ def call_model(model: nn.Module, batch: Any) -> Tensor:
     """Default ``forward_fn``: a tensor is passed as it is, of a tuple the first item, of a dict the keywords.
 
     Raises:
-        ModelError: the model returned something other than one tensor.
+        ModelError: the model returned something other than one tensor, or wrote into the batch.
     """
-    if isinstance(batch, Mapping):
-        output = model(**batch)
-    elif isinstance(batch, (tuple, list)):
-        output = model(batch[0])
-    else:
-        output = model(batch)
+    with unwritten(batch):
+        if isinstance(batch, Mapping):
+            output = model(**batch)
+        elif isinstance(batch, (tuple, list)):
+            output = model(batch[0])
+        else:
+            output = model(batch)
     if not isinstance(output, Tensor):
         raise ModelError(
             f"received a model that returns {type(output).__name__}; expected one tensor; pass "
             "forward_fn=lambda model, batch: ... that picks it"
         )
     return output
+
+
+@contextmanager
+def unwritten(batch: Any) -> Iterator[None]:
+    """Nothing inside the block may write into the batch, which others read after it.
+
+    Raises:
+        ModelError: something did.
+    """
+    before = _versions(batch)
+    yield
+    if _versions(batch) != before:
+        raise ModelError(
+            "received a model that writes into its input; expected one that leaves it as it is, because each batch is "
+            "read several times; pass forward_fn=lambda model, batch: model(batch.clone())"
+        )
+
+
+def _versions(batch: Any) -> list[int]:
+    """How often each tensor was written into; tensors of inference mode do not count it."""
+    return [value._version for value in flat(batch) if isinstance(value, Tensor) and not value.is_inference()]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.calling import ForwardFn, Progress, call_model, evaluating, exactly
+from hypercompress.calling import ForwardFn, Progress, call_model, evaluating, exactly, unwritten
 from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.factorize import input_curvature
 from hypercompress.kinds import by_group, kind_of
@@ -158,7 +158,7 @@ def measure(
 
     Raises:
         DataError: ``batches`` is empty. NonFiniteError: NaN or infinity in a batch or in the model's output.
-        ModelError: part of the model runs under ``torch.no_grad``, or no gradient reaches it.
+        ModelError: part of the model runs under ``torch.no_grad``, or no gradient reaches it; or it writes into its input.
     """
     forward_fn = forward_fn or call_model
     modules = dict(model.named_modules())
@@ -175,7 +175,8 @@ def measure(
     try:
         with evaluating(model), torch.enable_grad():
             for batch in batches:
-                output = forward_fn(model, batch)
+                with unwritten(batch):
+                    output = forward_fn(model, batch)
                 if not output.isfinite().all():
                     raise NonFiniteError(
                         f"received NaN or infinity in the model's output for samples {count} to "

@@ -159,4 +159,4 @@ class _Averaging:
     def __call__(self, norm: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         count = len((*args, *named.values())[0])
         self.seen += count
-        norm.momentum = count / self.seen
+        norm.momentum = count / max(1, self.seen)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypercompress.allocation import allocate
+from hypercompress.calibration import split_batches
 from hypercompress.curvature import fisher_probe, measure
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import BudgetError, DataError, ModelError, NonFiniteError
@@ -285,6 +286,22 @@ def test_a_layer_that_no_gradient_reaches_is_refused_by_name() -> None:
 
     with pytest.raises(ModelError, match="received a model that lets no gradient reach 0"):
         measured(Detached(nn.Linear(4, 5), nn.Linear(5, 3)), images(3, 4))
+
+
+@pytest.mark.parametrize("forward_fn", [None, lambda model, batch: model(batch)])
+def test_a_model_that_writes_into_its_input_is_refused(forward_fn: Any) -> None:
+    class Normalising(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[0](x.sub_(0.29).div_(0.3))
+
+    model, x = Normalising(nn.Linear(4, 4)), images(9, 4)
+    spec, kept = inspect(model, x.clone(), lambda model, batch: model(batch)), x.clone()
+    split = split_batches(x.split(3), torch.device("cpu"))
+    with pytest.raises(ModelError, match=r"received a model that writes into its input.*batch\.clone"):
+        measure(model, spec, split.statistics, forward_fn=forward_fn)
+    assert torch.equal(x, kept)
+    measure(model, spec, x.split(3), forward_fn=lambda model, batch: model(batch.clone()))
+    assert torch.equal(x, kept)
 
 
 def test_empty_data_is_refused() -> None:
