@@ -64,7 +64,7 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
 
     What a generator had changed in the norms behind the factored layers moves into ``E_0`` and ``c_0`` first; of the
     norms only the biases differ from the teacher's afterwards. A layer that runs several times stays as it is:
-    one fit cannot suit all of its inputs.
+    one fit cannot suit all of its inputs. So does one that gets another number of samples than the teacher's (routing).
 
     Args:
         teacher: what the student was made of; not modified.
@@ -213,15 +213,30 @@ class _Fit:
     ) -> None:
         self.layer, self.relay, self.weights, self.shift, self.free = layer, relay, weights, shift, free
         self.regression: _Regression | None = None
-        self.fitted = Refit.NONE
+        self.fitted, self.calls = Refit.NONE, 0
+        self.generated: tuple[dict[str, Tensor], Tensor | None] = {}, shift
 
-    def __call__(self, module: LowRank, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
+    def __call__(self, module: LowRank, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        self.calls += 1
         with self.relay.borrow(self.layer.name) as wanted:
-            reduced = self._refit(module, inputs[0], wanted)
+            if self.calls == 1 and output.shape == wanted.shape and output.numel():
+                self.generated = {name: value.clone() for name, value in module.state_dict().items()}, self.shift
+                reduced = self._refit(module, inputs[0], wanted)
+            else:
+                self._undo(module)
+                reduced = module.reduce(inputs[0])
         fitted: Tensor = module.expand(reduced)
         if self.shift is None:
             return fitted
         return (fitted.movedim(self.layer.axis, -1) + self.shift).movedim(-1, self.layer.axis)
+
+    def _undo(self, module: LowRank) -> None:
+        """Back to the generated factors: its calls in one pass of this batch are several, or of unlike samples."""
+        if self.fitted is not Refit.NONE:
+            factors, self.shift = self.generated
+            module.load_state_dict(factors)
+            torch.clear_autocast_cache()
+        self.fitted = Refit.NONE
 
     def _refit(self, module: LowRank, x: Tensor, wanted: Tensor) -> Tensor:
         """Fit both factors, or the output factor; returns what the input factor gives."""

@@ -414,3 +414,39 @@ def test_autocast_changes_a_students_fidelity_by_rounding_only(way: str) -> None
         assert fitted == {"0": "both", "3": "both", "6": "both"}
         kls.append(compare(teacher, student, [held_out]).kl)
     assert kls[1] == pytest.approx(kls[0], rel=0.05)
+
+
+class Routed(nn.Module):
+    """The first layer's sign chooses which samples the second one sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.expert, self.last = nn.Linear(10, 10), nn.Linear(10, 10), nn.Linear(10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        chosen = (h[:, 0] > 0).nonzero()[:, 0]
+        return self.last(h.index_add(0, chosen, self.expert(h[chosen]).relu()))
+
+
+def test_a_layer_that_sees_other_samples_than_its_teachers_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    teacher, x = Routed().double().eval(), torch.randn(200, 10, dtype=torch.float64)
+    spec, sketches, student = made(teacher, x, 0.5)
+    before = copy.deepcopy(low_rank_layers(student.model)["expert"])
+    fitted = reconstruct(teacher, student, spec, sketches, x)
+    assert fitted == {"first": "both", "expert": "none", "last": "both"}
+    torch.testing.assert_close(low_rank_layers(student.model)["expert"].weight * 1.0, before.weight * 1.0)
+
+
+def test_a_model_that_runs_in_chunks_stays_as_it_is() -> None:
+    """The example was one chunk, the batch is three: what the norms took over comes back with the factors."""
+    teacher, x = network(), images()
+
+    def chunked(model: nn.Module, batch: Tensor) -> Tensor:
+        return torch.cat([model(part) for part in batch.split(32)])
+
+    spec, sketches, student = made(teacher, x[:32], 0.35)
+    expected = student(x)
+    assert set(reconstruct(teacher, student, spec, sketches, x, chunked).values()) == {"none"}
+    torch.testing.assert_close(student(x), expected)
