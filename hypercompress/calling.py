@@ -80,6 +80,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def first_argument(args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """What a module reads, however it was passed."""
+    return (*args, *named.values())[0]
+
+
 def exactly(like: Tensor) -> torch.autocast:
     """Inside the block torch.autocast casts nothing on the tensor's device: sums need more than half a precision."""
     return torch.autocast(like.device.type, enabled=False)

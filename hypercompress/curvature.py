@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.calling import ForwardFn, Progress, call_model, evaluating, exactly, unwritten
+from hypercompress.calling import ForwardFn, Progress, call_model, evaluating, exactly, first_argument, unwritten
 from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.factorize import input_curvature
 from hypercompress.kinds import by_group, kind_of
@@ -71,18 +71,19 @@ class _Recorder:
         self.columns = zeros.new_zeros(layer.d if c else 0)
         self.gradients = 0  # backward passes that came here
 
-    def forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def forward(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+        x = first_argument(args, named)
         with torch.no_grad(), exactly(self.anchor):
             if self.layer.side is Side.OUTPUT:
                 rows, bias = self.kind.rows(output), getattr(module, "bias", None)
                 rows = by_group(rows - bias if isinstance(bias, Tensor) else rows, self.layer.groups)
             else:
-                rows = self.kind.input_rows(module, inputs[0])
+                rows = self.kind.input_rows(module, x)
             self.sums.add(rows)
-            channels = self.kind.input_channels(module, inputs[0]) if self.layer.projects else None
+            channels = self.kind.input_channels(module, x) if self.layer.projects else None
             if channels is not None:
                 self.inputs.add(channels)
-                self.columns += self.kind.input_mean(module, inputs[0]).to(self.columns.dtype) * len(rows)
+                self.columns += self.kind.input_mean(module, x).to(self.columns.dtype) * len(rows)
         # Adding zero changes no value and puts the output on a graph that starts at the anchor, so that the
         # backward pass needs gradients neither of the (perhaps frozen) parameters nor of the (perhaps integer) input.
         output = output + self.anchor
@@ -167,7 +168,7 @@ def measure(
     anchor = torch.zeros((), device=device, requires_grad=True)
     recorders = {layer.name: _Recorder(layer, modules[layer.name], anchor) for layer in spec.candidates}
     handles = [
-        modules[path].register_forward_hook(recorders[layer.name].forward)
+        modules[path].register_forward_hook(recorders[layer.name].forward, with_kwargs=True)
         for layer in spec.candidates
         for path in layer.paths
     ]

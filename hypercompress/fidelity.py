@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
-from hypercompress.calling import ForwardFn, batch_size, call_model, evaluating
+from hypercompress.calling import ForwardFn, batch_size, call_model, evaluating, first_argument
 from hypercompress.errors import DataError
 from hypercompress.outputs import logits_of
 
@@ -157,6 +157,6 @@ class _Averaging:
         self.seen = 0
 
     def __call__(self, norm: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        count = len((*args, *named.values())[0])
+        count = len(first_argument(args, named))
         self.seen += count
         norm.momentum = count / max(1, self.seen)

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.calibration import CalibrationSplit, join
-from hypercompress.calling import ForwardFn, call_model, evaluating, exactly
+from hypercompress.calling import ForwardFn, call_model, evaluating, exactly, first_argument
 from hypercompress.factorize import balance, least_squares, projected, reduced_rank, squared
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
@@ -99,7 +99,7 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
                 )
             leading = teacher.get_submodule(layer.name).register_forward_hook(relay.hook(layer.name))
             stack.callback(leading.remove)
-            stack.callback(factored[layer.name].register_forward_hook(fit).remove)
+            stack.callback(factored[layer.name].register_forward_hook(fit, with_kwargs=True).remove)
         torch.clear_autocast_cache()  # of casts of what was written into above
         stack.enter_context(relay)
         forward_fn(student, batch)
@@ -216,15 +216,16 @@ class _Fit:
         self.fitted, self.calls = Refit.NONE, 0
         self.generated: tuple[dict[str, Tensor], Tensor | None] = {}, shift
 
-    def __call__(self, module: LowRank, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def __call__(self, module: LowRank, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+        x = first_argument(args, named)
         self.calls += 1
         with self.relay.borrow(self.layer.name) as wanted:
             if self.calls == 1 and output.shape == wanted.shape and output.numel():
                 self.generated = {name: value.clone() for name, value in module.state_dict().items()}, self.shift
-                reduced = self._refit(module, inputs[0], wanted)
+                reduced = self._refit(module, x, wanted)
             else:
                 self._undo(module)
-                reduced = module.reduce(inputs[0])
+                reduced = module.reduce(x)
         fitted: Tensor = module.expand(reduced)
         if self.shift is None:
             return fitted
@@ -246,7 +247,8 @@ class _Fit:
                 both = self.regression(module, x, wanted)
             torch.clear_autocast_cache()  # of casts of the factors as they were
         reduced: Tensor = module.reduce(x)
-        h, y = (t.movedim(self.layer.axis, -1).flatten(0, -2) for t in (reduced, wanted))
+        last = (t.movedim(self.layer.axis, -1) for t in (reduced, wanted))
+        h, y = (t.reshape(-1, t.shape[-1]) for t in last)  # of a single vector, too
         if h.isfinite().all() and y.isfinite().all():
             with exactly(x):
                 self._fit(module, h, y)

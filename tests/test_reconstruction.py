@@ -450,3 +450,24 @@ def test_a_model_that_runs_in_chunks_stays_as_it_is() -> None:
     expected = student(x)
     assert set(reconstruct(teacher, student, spec, sketches, x, chunked).values()) == {"none"}
     torch.testing.assert_close(student(x), expected)
+
+
+class Called(nn.Module):
+    """A layer called with a keyword, and one that reads a single vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(10, generator=torch.Generator().manual_seed(0)))
+        self.first, self.named, self.vector = nn.Linear(10, 10), nn.Linear(10, 10), nn.Linear(10, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.named(input=self.first(x).relu()) + self.vector(self.token)
+
+
+def test_a_layer_called_with_a_keyword_and_one_on_a_single_vector() -> None:
+    torch.manual_seed(0)
+    teacher, x = Called().double().eval(), torch.randn(200, 10, dtype=torch.float64)
+    spec, sketches, student = made(teacher, x, 0.5)
+    fitted = reconstruct(teacher, student, spec, sketches, x)
+    assert fitted == {"first": "both", "named": "both", "vector": "outputs"}
+    assert student(x).isfinite().all()
