@@ -84,7 +84,7 @@ def pieces(batches: Iterable[Any], most: int) -> Iterator[Any]:
 
 
 def join(batches: Sequence[Any], most: int) -> Any:
-    """The first ``most`` samples of the batches in one batch, of batches of one shape: the one that most samples have."""
+    """The first ``most`` samples in one batch, of the batches of one shape: the one that most samples have."""
     counts: dict[Any, int] = {}
     for batch in batches:
         counts[_shape(batch)] = counts.get(_shape(batch), 0) + batch_size(batch)

@@ -23,27 +23,46 @@ from torch import Tensor, nn
 
 from hypercompress.calling import ForwardFn, Progress, call_model, evaluating, exactly, first_argument, unwritten
 from hypercompress.errors import DataError, ModelError, NonFiniteError
-from hypercompress.factorize import input_curvature
+from hypercompress.factorize import input_curvature, squared, traces
 from hypercompress.kinds import by_group, kind_of
 from hypercompress.outputs import logits_of
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 
+DOMINANT = 1e3  # times the variance: squared means of which float32 keeps too little of the variance
+
 
 @dataclass
 class _Sums:
-    """Running sums of one layer; at least float32, on the model's device, divided once at the end."""
+    """Running sums of one layer; at least float32, on the model's device, divided once at the end.
+
+    Rows are summed about the mean of the first ones: of inputs far from zero float32 would keep the distance alone.
+    """
 
     signal: Tensor
     fisher: Tensor
     mean: Tensor
     rows: int = 0
+    origin: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
         """Rows of what the layer reads or gives."""
+        if rows.shape[-2] == 0:
+            return
         rows = rows.to(self.signal.dtype)
+        self.origin = rows.mean(-2) if self.origin is None else self.origin
+        rows = rows - self.origin[..., None, :]
         accumulate(self.signal, rows)
         self.mean += rows.sum(-2)
         self.rows += rows.shape[-2]
+
+    def moments(self) -> tuple[Float[Tensor, "*g m m"], Float[Tensor, "*g m"]]:
+        """Second moment about zero, and mean; in float64 where the mean is nearly all of the moment."""
+        assert self.origin is not None  # the example called it, and so did a batch
+        near = self.mean.double() / self.rows
+        variance, mean = self.signal.double() / self.rows - squared(near), near + self.origin.double()
+        far = bool((mean.square().sum(-1) > DOMINANT * traces(variance)).any())
+        dtype = torch.float64 if far else self.signal.dtype
+        return (variance + squared(mean)).to(dtype), mean.to(dtype)
 
 
 def accumulate(total: Float[Tensor, "*g m m"], rows: Float[Tensor, "*g n m"]) -> None:
@@ -94,8 +113,8 @@ class _Recorder:
 
     def _unmeasured(self, how: str) -> ModelError:
         return ModelError(
-            f"received a model that {how.format(self.layer.name)}; expected a forward that gradients can pass; curvature "
-            "is measured by a backward pass"
+            f"received a model that {how.format(self.layer.name)}; expected a forward that gradients can pass; "
+            "curvature is measured by a backward pass"
         )
 
     def backward(self, gradient: Tensor) -> None:
@@ -113,13 +132,10 @@ class _Recorder:
         weight = self.weight.to(sums.signal.dtype)
         gram = weight @ weight.mT if self.layer.side is Side.OUTPUT else weight.mT @ weight
         fisher, read = sums.fisher / samples, self.inputs
-        inputs = (
-            input_curvature(weight, fisher @ weight, self.layer.taps, read.signal / read.rows, read.mean / read.rows)
-            if read.rows
-            else None
-        )
+        inputs = input_curvature(weight, fisher @ weight, self.layer.taps, *read.moments()) if read.rows else None
         columns = self.columns / sums.rows if read.rows else None
-        return Curvature(self.layer.side, sums.signal / sums.rows, fisher, gram, sums.mean / sums.rows, inputs, columns)
+        signal, mean = sums.moments()
+        return Curvature(self.layer.side, signal, fisher, gram, mean, inputs, columns)
 
 
 def fisher_probe(output: Tensor, generator: torch.Generator) -> Float[Tensor, ""]:
@@ -159,7 +175,8 @@ def measure(
 
     Raises:
         DataError: ``batches`` is empty. NonFiniteError: NaN or infinity in a batch or in the model's output.
-        ModelError: part of the model runs under ``torch.no_grad``, or no gradient reaches it; or it writes into its input.
+        ModelError: part of the model runs under ``torch.no_grad``, or no gradient reaches it; or it
+            writes into its input.
     """
     forward_fn = forward_fn or call_model
     modules = dict(model.named_modules())

@@ -156,7 +156,9 @@ class _Averaging:
     def __init__(self) -> None:
         self.seen = 0
 
-    def __call__(self, norm: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+    def __call__(
+        self, norm: nn.modules.batchnorm._BatchNorm, args: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> None:
         count = len(first_argument(args, named))
         self.seen += count
         norm.momentum = count / max(1, self.seen)

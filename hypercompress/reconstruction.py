@@ -182,7 +182,7 @@ class _Regression:
         share = min(1.0, max(LEAST_ROWS, ROWS * d) / count)
         pieces = min(len(x), -(-count * d * self.layer.groups // CHUNK))
         generator = torch.Generator().manual_seed(0)
-        total = x.new_zeros(())
+        total, origin = x.new_zeros(()), None
         for inputs, outputs in zip(x.tensor_split(pieces), wanted.tensor_split(pieces), strict=True):
             rows = reads.input_rows(source, inputs)
             targets = by_group(gives.rows(outputs), self.layer.groups)
@@ -190,13 +190,25 @@ class _Regression:
                 kept = torch.randperm(rows.shape[-2], generator=generator)[: max(1, round(share * rows.shape[-2]))]
                 rows, targets = (t.index_select(-2, kept.to(t.device)) for t in (rows, targets))
             rows, targets = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (rows, targets))
-            one = rows.new_ones(*rows.shape[:-1], 1)
-            total = total + torch.cat([rows, targets, one], -1).mT @ torch.cat([rows, one], -1)
-        total = total.double() / total[..., -1:, -1:]
-        moment, cross, mean, means = total[..., :d, :d], total[..., d:-1, :d], total[..., -1, :d], total[..., d:-1, d]
-        if not self.centred:
+            seen = torch.cat([targets, rows, rows.new_ones(*rows.shape[:-1], 1)], -1)
+            if origin is None:  # far from zero float32 would keep the distance alone
+                origin = seen.mean(-2)
+                origin[..., -1] = 0
+            seen -= origin[..., None, :]
+            total = total + seen.mT @ seen[..., -d - 1 :]
+        assert origin is not None
+        total = total.double() / total[..., -1:, -1:].double()
+        moment, cross, mean, means = (
+            total[..., -d - 1 : -1, :d],
+            total[..., : -d - 1, :d],
+            total[..., -1, :d],
+            total[..., : -d - 1, d],
+        )
+        moment, cross = moment - squared(mean), cross - means[..., :, None] * mean[..., None, :]
+        if self.centred:
             return moment, cross
-        return moment - squared(mean), cross - means[..., :, None] * mean[..., None, :]
+        mean, means = mean + origin[..., -d - 1 : -1].double(), means + origin[..., : -d - 1].double()
+        return moment + squared(mean), cross + means[..., :, None] * mean[..., None, :]
 
 
 class _Fit:

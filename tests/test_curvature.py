@@ -304,6 +304,17 @@ def test_a_model_that_writes_into_its_input_is_refused(forward_fn: Any) -> None:
     assert torch.equal(x, kept)
 
 
+def test_inputs_far_from_zero_keep_their_variance() -> None:
+    """Ten thousand and one: in float32 a sum of squares has no digit left of the one."""
+    model, x = Net(nn.Linear(6, 9)), images(200, 6) + 1e4
+    _, wanted = measured(model, x)
+    _, found = measured(model.float(), x.float())
+    wanted, found = wanted["0"], found["0"]
+    assert found.signal.dtype is torch.float64
+    variances = [c.signal - c.mean[:, None] * c.mean for c in (wanted, found)]
+    torch.testing.assert_close(variances[1], variances[0], rtol=1e-2, atol=1e-2)
+
+
 def test_empty_data_is_refused() -> None:
     model, x = Net(nn.Linear(4, 4)), images(3, 4)
     with pytest.raises(DataError, match="without a single batch"):

@@ -19,7 +19,7 @@ from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
 from hypercompress.kinds import factors_of
 from hypercompress.models import load_model
-from hypercompress.reconstruction import reconstruct
+from hypercompress.reconstruction import _Regression, reconstruct
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Curvature, Factors, Generation, ModelSpec, RankPlan, Side, Unit
 from hypercompress.student import Student, build_student, low_rank_layers
@@ -471,3 +471,19 @@ def test_a_layer_called_with_a_keyword_and_one_on_a_single_vector() -> None:
     fitted = reconstruct(teacher, student, spec, sketches, x)
     assert fitted == {"first": "both", "named": "both", "vector": "outputs"}
     assert student(x).isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_regression_on_inputs_far_from_zero(bias: bool) -> None:
+    """As in float64, with an intercept and without: there the distance itself is to be fitted."""
+    torch.manual_seed(0)
+    teacher, x = nn.Sequential(nn.Linear(12, 10, bias=bias)).double().eval(), torch.randn(400, 12).double() + 1e4
+    spec, sketches, student = made(teacher, x, 0.5)
+    module, found = low_rank_layers(student.model)["0"], []
+    for dtype in (torch.float64, torch.float32):
+        dense, sketched = copy.deepcopy(teacher[0]).to(dtype), copy.deepcopy(module).to(dtype)
+        regression = _Regression(spec.candidates[0], dense, sketches["0"], 1e-2, centred=bias)
+        with torch.no_grad():
+            assert regression(sketched, x.to(dtype), teacher[0](x).to(dtype))
+        found.append(factors_of(sketched).product().double())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)

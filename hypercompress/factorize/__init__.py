@@ -13,6 +13,7 @@ from hypercompress.factorize.linalg import (
     plain_frame,
     projected,
     squared,
+    traces,
     weighted_frame,
 )
 from hypercompress.factorize.regression import least_squares, reduced_rank
@@ -32,5 +33,6 @@ __all__ = [
     "projected",
     "reduced_rank",
     "squared",
+    "traces",
     "weighted_frame",
 ]
