@@ -117,7 +117,7 @@ def reasons(spec: ModelSpec) -> str:
 def _plain(layer: LayerSpec) -> str:
     """The reason without the sizes and the paths of one layer."""
     if layer.status is Status.TIED:
-        return "shares its weight"
+        return "shares its weight" if "its weight" in layer.reason else "shares its bias"
     reason = sub(r"^\d+ x \d+( in each of \d+ groups)?: | \(groups=\d+\)", "", layer.reason)
     return sub(r"directly by \S+$", "directly", reason)
 
