@@ -90,6 +90,10 @@ def prepare(
     if batches is not None and device.type == "cpu":  # where small batches take no longer, and memory is all there is
         batches = pieces(batches, samples_of_a_pass(spec))
     sketches = sketch(teacher, spec, batches, forward_fn=forward_fn, seed=seed, progress=progress)
+    if batches is not None:
+        missed = {name for name, found in sketches.items() if found.curvature is None}
+        spec = spec.without(missed, "no gradient reaches it (a detach, a hard choice or a dropped output behind it)")
+        sketches = {name: found for name, found in sketches.items() if name not in missed}
     return Plan(original, teacher, spec, sketches, split, chosen, timed)
 
 

@@ -107,15 +107,12 @@ class _Recorder:
         # backward pass needs gradients neither of the (perhaps frozen) parameters nor of the (perhaps integer) input.
         output = output + self.anchor
         if not output.requires_grad:
-            raise self._unmeasured("runs {} under torch.no_grad")
+            raise ModelError(
+                f"received a model that runs {self.layer.name} under torch.no_grad; expected a forward that gradients "
+                "can pass; curvature is measured by a backward pass"
+            )
         output.register_hook(self.backward)
         return output
-
-    def _unmeasured(self, how: str) -> ModelError:
-        return ModelError(
-            f"received a model that {how.format(self.layer.name)}; expected a forward that gradients can pass; "
-            "curvature is measured by a backward pass"
-        )
 
     def backward(self, gradient: Tensor) -> None:
         self.gradients += 1
@@ -125,10 +122,13 @@ class _Recorder:
                 rows = rows.to(self.weight.dtype) @ self.weight  # under autocast gradients are not of its dtype
             accumulate(self.sums.fisher, rows.to(self.sums.fisher.dtype))
 
+    @property
+    def reached(self) -> bool:
+        """Whether it saw rows and gradients: without, a Fisher of zero would say that nothing depends on the layer."""
+        return self.sums.rows > 0 and self.gradients > 0
+
     def finish(self, samples: int) -> Curvature:
         sums = self.sums
-        if sums.rows and not self.gradients:  # zero would mean that nothing depends on the layer
-            raise self._unmeasured("lets no gradient reach {} (a detach, a hard choice or a dropped output behind it)")
         weight = self.weight.to(sums.signal.dtype)
         gram = weight @ weight.mT if self.layer.side is Side.OUTPUT else weight.mT @ weight
         fisher, read = sums.fisher / samples, self.inputs
@@ -165,7 +165,7 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Curvature]:
-    """Curvature of every candidate layer of ``spec`` from one pass over ``batches``.
+    """Curvature of the candidate layers of ``spec`` from one pass over ``batches``; of none that no gradient reaches.
 
     Args:
         model: the teacher; run in evaluation mode and left as it was.
@@ -175,8 +175,7 @@ def measure(
 
     Raises:
         DataError: ``batches`` is empty. NonFiniteError: NaN or infinity in a batch or in the model's output.
-        ModelError: part of the model runs under ``torch.no_grad``, or no gradient reaches it; or it
-            writes into its input.
+        ModelError: part of the model runs under ``torch.no_grad``, or it writes into its input.
     """
     forward_fn = forward_fn or call_model
     modules = dict(model.named_modules())
@@ -211,4 +210,4 @@ def measure(
     if count == 0:
         raise DataError("received calibration data without a single batch; expected at least one; check the loader")
     with exactly(anchor):
-        return {name: recorder.finish(count) for name, recorder in recorders.items()}
+        return {name: recorder.finish(count) for name, recorder in recorders.items() if recorder.reached}

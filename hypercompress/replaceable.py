@@ -7,7 +7,6 @@ compute as before, and another thing after a reload. A closure points to the lay
 import copy
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 from hypercompress.calling import ForwardFn, call_model, evaluating
 from hypercompress.copying import copy_of
 from hypercompress.errors import ModelError
-from hypercompress.specs import ModelSpec, Status
+from hypercompress.specs import ModelSpec
 from hypercompress.unpacking import replace_module
 
 REASON = "the model runs it by a reference that is no registered module (a list?); register it"
@@ -54,9 +53,4 @@ def replaceable(model: nn.Module, spec: ModelSpec, example: Any, forward_fn: For
             f"received a model whose copy does not run its own {elsewhere[0].name} (a closure over the original's?); "
             "expected one that can be copied; let its forward reach its layers through self"
         )
-    held = {layer.name for layer in spec.candidates if calls[layer.name] != layer.calls}
-    layers = (
-        replace(layer, status=Status.UNSUPPORTED, reason=REASON) if layer.name in held else layer
-        for layer in spec.layers
-    )
-    return replace(spec, layers=tuple(layers)) if held else spec
+    return spec.without({layer.name for layer in spec.candidates if calls[layer.name] != layer.calls}, REASON)

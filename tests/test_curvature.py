@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import hypercompress
 from hypercompress.allocation import allocate
 from hypercompress.calibration import split_batches
 from hypercompress.curvature import fisher_probe, measure
@@ -277,15 +278,20 @@ def test_part_of_the_model_under_no_grad_is_refused_by_name() -> None:
         measured(Probe(nn.Linear(4, 5), nn.Linear(5, 3)), images(3, 4))
 
 
-def test_a_layer_that_no_gradient_reaches_is_refused_by_name() -> None:
+def test_a_layer_that_no_gradient_reaches_stays_dense() -> None:
     """Its Fisher would be zero, as if the result did not depend on it."""
 
     class Detached(Net):
         def forward(self, x: Tensor) -> Tensor:
             return self[1](self[0](x).detach())
 
-    with pytest.raises(ModelError, match="received a model that lets no gradient reach 0"):
-        measured(Detached(nn.Linear(4, 5), nn.Linear(5, 3)), images(3, 4))
+    model, x = Detached(nn.Linear(4, 12), nn.Linear(12, 6)).eval(), images(9, 4)
+    assert set(measured(model, x)[1]) == {"1"}
+    report = hypercompress.compress(model, hypercompress.Budget(params=0.9), x.split(3), "kfac").report
+    rows = {row["name"]: (row["status"], row["reason"]) for row in report["layers"]}
+    assert rows["0"][0] == "unsupported"
+    assert rows["0"][1].startswith("no gradient reaches it")
+    assert rows["1"][0] == "factored"
 
 
 @pytest.mark.parametrize("forward_fn", [None, lambda model, batch: model(batch)])

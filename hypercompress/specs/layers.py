@@ -1,6 +1,7 @@
 """The teacher as data: its layers, and what they cost in each form."""
 
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from hypercompress.errors import BudgetError
@@ -217,6 +218,16 @@ class ModelSpec:
     def candidates(self) -> tuple[LayerSpec, ...]:
         """Layers that may be factored."""
         return tuple(layer for layer in self.layers if layer.status is Status.FACTORED)
+
+    def without(self, names: Set[str], reason: str) -> "ModelSpec":
+        """The spec in which these layers stay dense for a reason; itself if there are none."""
+        if not names:
+            return self
+        layers = (
+            replace(layer, status=Status.UNSUPPORTED, reason=reason) if layer.name in names else layer
+            for layer in self.layers
+        )
+        return replace(self, layers=tuple(layers))
 
     def total(self, unit: Unit) -> int:
         return {Unit.PARAMS: self.params, Unit.MACS: self.macs, Unit.LATENCY: self.latency}[unit]
