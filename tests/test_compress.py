@@ -208,7 +208,7 @@ def test_memory_bounds_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> Non
     assert outputs == 16 * 9 + 32 + 4
     monkeypatch.setattr(sys.modules["hypercompress.compress"], "LARGEST_PASS", 5 * outputs + 1)
     sizes: list[int] = []
-    model[-1].register_forward_hook(
+    model.register_forward_hook(
         lambda _m, inputs, _o: sizes.append(len(inputs[0])) if torch.is_grad_enabled() else None
     )
     cut = prepare(model, data, "kfac")

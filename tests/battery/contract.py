@@ -34,7 +34,7 @@ SIDES = (64, 96, 128, 224)  # pixels, tried in turn where the size of the input 
 # SVD is what the battery waits for, so of a thinned model the larger layers stay dense.
 THINNED = 1_000_000  # parameters; smaller models are not thinned
 LARGEST = 300_000  # weights
-BRIGHTNESS = (1.0, 10.0, 0.1)  # of the images, tried in turn where no gradient gets through
+BRIGHTNESS = (1.0, 10.0, 0.1, -1.0, -10.0)  # of the images, tried in turn where no gradient gets through
 
 
 @dataclass(frozen=True)
