@@ -110,6 +110,13 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def read_report(folder: Path) -> dict[str, Any]:
+    """``report.json`` of a student folder, alone; empty if there is none."""
+    file = folder / REPORT
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found
+
+
 def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors that are one and the same are stored under their first name; the others become aliases."""
     stored: dict[str, Tensor] = {}
@@ -143,7 +150,7 @@ def load(folder: Path) -> Saved:
         )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if (folder / REPORT).is_file() else {}
+        report = read_report(folder)
         known = set(config) >= KEYS
     except (ValueError, TypeError) as error:
         raise ArtefactError(f"received {folder} with unreadable JSON ({error}); expected a student folder") from error

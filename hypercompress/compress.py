@@ -13,6 +13,7 @@ from hypercompress.architecture import Architecture, architecture_of, own_input_
 from hypercompress.calibration import CalibrationSplit, pieces, resized, split_batches
 from hypercompress.calling import ForwardFn, Progress, batch_size
 from hypercompress.choices import guarded
+from hypercompress.curvature import reached
 from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.generator import Generator, load_generator
 from hypercompress.guard import Judge
@@ -91,9 +92,8 @@ def prepare(
         batches = pieces(batches, samples_of_a_pass(spec))
     sketches = sketch(teacher, spec, batches, forward_fn=forward_fn, seed=seed, progress=progress)
     if batches is not None:
-        missed = {name for name, found in sketches.items() if found.curvature is None}
-        spec = spec.without(missed, "no gradient reaches it (a detach, a hard choice or a dropped output behind it)")
-        sketches = {name: found for name, found in sketches.items() if name not in missed}
+        sketches = {name: found for name, found in sketches.items() if found.curvature is not None}
+        spec = reached(spec, sketches)
     return Plan(original, teacher, spec, sketches, split, chosen, timed)
 
 

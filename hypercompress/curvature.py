@@ -12,7 +12,7 @@ moment of the layer's own output without its bias, ``W^T G W`` that of ``g W``. 
 channels costs a 2,048-square matrix, never one of 18,432.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from hypercompress.kinds import by_group, kind_of
 from hypercompress.outputs import logits_of
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 
+UNREACHED = "no gradient reaches it (a detach, a hard choice or a dropped output behind it)"
 DOMINANT = 1e3  # times the variance: squared means of which float32 keeps too little of the variance
 
 
@@ -154,6 +155,15 @@ def fisher_probe(output: Tensor, generator: torch.Generator) -> Float[Tensor, ""
     root = p.sqrt() * chosen
     probe: Tensor = (rows.float() * (root - p * root.sum(-1, keepdim=True))).sum() / rows.shape[1] ** 0.5
     return probe
+
+
+def reached(spec: ModelSpec, measured: Collection[str]) -> ModelSpec:
+    """The spec in which the candidates without a curvature stay dense.
+
+    Args:
+        measured: names of those that `measure` found one of.
+    """
+    return spec.without({layer.name for layer in spec.candidates if layer.name not in measured}, UNREACHED)
 
 
 def measure(

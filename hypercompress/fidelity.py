@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
 from hypercompress.calling import ForwardFn, batch_size, call_model, evaluating, first_argument
 from hypercompress.errors import DataError
-from hypercompress.outputs import logits_of
+from hypercompress.outputs import divergence, named
 
 
 @dataclass(frozen=True)
@@ -77,18 +76,15 @@ def compare(
     with evaluating(teacher), evaluating(student):
         for batch in batches:
             expected, got = forward_fn(teacher, batch).float(), forward_fn(student, batch).float()
-            theirs, ours = logits_of(expected), logits_of(got)
+            theirs, ours = named(expected), named(got)
             labels = labels_of(batch) if theirs is not None and theirs.shape[1] == 1 else None
             labelled, classes = labelled and labels is not None, classes and theirs is not None
-            if theirs is None or ours is None:
-                means["kl"].update((expected - got).square().flatten(1).sum(1) / 2)
-            else:
-                log_p, log_q, named = F.log_softmax(theirs, -1), F.log_softmax(ours, -1), theirs.argmax(-1)
-                means["agreement"].update((named == ours.argmax(-1)).float())
-                means["kl"].update((log_p.exp() * (log_p - log_q)).sum(-1))
+            means["kl"].update(divergence(expected, got))
+            if theirs is not None and ours is not None:
+                means["agreement"].update((theirs == ours).float())
                 if labels is not None:
-                    means["top1_teacher"].update((named[:, 0] == labels).float())
-                    means["top1_student"].update((ours[:, 0].argmax(-1) == labels).float())
+                    means["top1_teacher"].update((theirs[:, 0] == labels).float())
+                    means["top1_student"].update((ours[:, 0] == labels).float())
             images += len(expected)
     if images == 0:
         raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
@@ -102,15 +98,17 @@ def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | N
     """Top-1 accuracy in [0, 1] of a classifier on labelled batches.
 
     Raises:
-        DataError: a batch without labels, or no batch at all.
+        DataError: a batch without labels, no batch at all, or outputs that name no class for an image.
     """
     forward_fn, mean = forward_fn or call_model, MeanMetric().to(next(model.parameters()).device)
     with evaluating(model):
         for batch in batches:
-            labels = labels_of(batch)
+            labels, found = labels_of(batch), named(forward_fn(model, batch))
             if labels is None:
                 raise DataError("received a batch without labels; expected (images, labels); use class sub-folders")
-            mean.update((forward_fn(model, batch).argmax(-1) == labels).float())
+            if found is None or found.shape[1] != 1:
+                raise DataError("received a model without one class for each image; expected [b, classes] logits")
+            mean.update((found[:, 0] == labels).float())
     if mean.weight == 0:
         raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
     return float(mean.compute())

@@ -2,8 +2,7 @@
 
 One forward pass of an example batch under hooks answers everything that cannot be known from the
 modules alone: which are called, in what order, at how many positions, which norm reads whose output,
-and whose ``weight`` is used by somebody else's ``forward`` (BEiT, EVA, SwinV2, MobileViT-v2 do that; a
-factored layer would be bypassed there).
+and whose ``weight`` is used by somebody else's ``forward`` (a factored layer would be bypassed there).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.errors import ModelError
-from hypercompress.outputs import logits_of
+from hypercompress.outputs import divergence, logits_of
 
 
 def distillation_kl(
@@ -19,11 +19,8 @@ def distillation_kl(
 
     Of outputs that are numbers (`outputs.logits_of`) half the squared difference, which no temperature softens.
     """
-    ours, theirs = logits_of(student.float()), logits_of(teacher.float())
-    if ours is None or theirs is None:
-        return (student.float() - teacher.float()).square().flatten(1).sum(1).mean() / 2
-    log_q, log_p = F.log_softmax(ours / temperature, -1), F.log_softmax(theirs / temperature, -1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).mean() * temperature**2
+    softened = 1.0 if logits_of(teacher) is None else temperature
+    return divergence(teacher, student, softened).mean() * softened**2
 
 
 def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Float[Tensor, ""]:

@@ -17,6 +17,11 @@ def is_student_folder(text: str) -> bool:
     return (Path(text) / CONFIG).is_file()
 
 
+def described(text: str, checkpoint: Path | None, *, pretrained: bool) -> bool:
+    """Whether a model's ``pretrained_cfg`` tells of the weights that it has: not of a checkpoint's or random ones."""
+    return is_student_folder(text) or (pretrained and checkpoint is None)
+
+
 def load_model(
     text: str,
     *,

@@ -1,6 +1,9 @@
-"""What a model's output is read as, wherever two of them are compared: logits of classes, or numbers."""
+"""What a model's output is read as, logits of classes or numbers, and how far two outputs are apart: one reading for
+curvature, guard, losses and what is measured of them.
+"""
 
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
@@ -14,3 +17,23 @@ def logits_of(output: Float[Tensor, "b ..."]) -> Float[Tensor, "b rows classes"]
         return None
     rows = output[:, None] if output.ndim == 2 else output if output.ndim == 3 else output.movedim(1, -1).flatten(1, -2)
     return rows if rows.shape[-1] > 1 else None
+
+
+def named(output: Float[Tensor, "b ..."]) -> Int64[Tensor, "b rows"] | None:
+    """The class that each row of logits names; ``None`` of numbers."""
+    logits = logits_of(output)
+    return None if logits is None else logits.argmax(-1)
+
+
+def divergence(
+    teacher: Float[Tensor, "b ..."], student: Float[Tensor, "b ..."], temperature: float = 1.0
+) -> Float[Tensor, "b rows"]:
+    """KL(teacher || student) in nats of each row of logits, both softened by ``temperature``.
+
+    Of numbers ``[b, 1]``: half the squared difference, the KL of two Gaussians of unit variance with these means.
+    """
+    theirs, ours = logits_of(teacher.float()), logits_of(student.float())
+    if theirs is None or ours is None:
+        return (teacher.float() - student.float()).square().flatten(1).sum(1, keepdim=True) / 2
+    log_p, log_q = F.log_softmax(theirs / temperature, -1), F.log_softmax(ours / temperature, -1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

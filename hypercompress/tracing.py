@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hypercompress.calling import ForwardFn, batch_size, evaluating, flat
+from hypercompress.calling import ForwardFn, batch_size, evaluating, first_argument, flat
 from hypercompress.counting import counting
 from hypercompress.kinds import kind_of
 
@@ -90,7 +90,9 @@ class Trace:
         """Somebody reads these values, as no follower of a layer does."""
         self.read.update(self.producers[id(value)][0] for value in flat(values) if id(value) in self.producers)
 
-    def leave(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any, batch: int) -> None:
+    def leave(
+        self, name: str, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any, batch: int
+    ) -> None:
         """After ``module`` ran."""
         self.stack.pop()
         if isinstance(module, NORMS):
@@ -104,7 +106,8 @@ class Trace:
             # A layer may also run on something without a batch axis (a table of positions): never less than one.
             self.calls[name] += 1
             self.positions[name] += max(1, output.numel() // (channels * batch))
-            rows = kind.input_channels(module, inputs[0]) if inputs and isinstance(inputs[0], Tensor) else None
+            x = first_argument(inputs, named)
+            rows = kind.input_channels(module, x) if isinstance(x, Tensor) else None
             self.inputs[name] += 0 if rows is None else max(1, len(rows) // batch)
 
     def follower(self, name: str) -> str | None:
@@ -151,11 +154,11 @@ def trace_pass(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
         return lambda module, inputs, named: trace.enter(name, module, inputs, named, batch)
 
     def after(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: trace.leave(name, module, inputs, output, batch)
+        return lambda module, inputs, named, output: trace.leave(name, module, inputs, named, output, batch)
 
     for name, module in modules.items():
         handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-        handles.append(module.register_forward_hook(after(name)))
+        handles.append(module.register_forward_hook(after(name), with_kwargs=True))
     try:
         with evaluating(model), _frozen(model), torch.no_grad(), counting() as counter, _Reads(trace, owners):
             trace.reading(forward_fn(model, example))

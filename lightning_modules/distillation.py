@@ -24,6 +24,7 @@ from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
 from hypercompress.fidelity import accuracy, compare
 from hypercompress.losses import distillation_kl, feature_loss, watching
+from hypercompress.outputs import divergence, named
 from hypercompress.report import fidelity_json
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.data import ImageDataModule
@@ -206,16 +207,18 @@ class Distillation(LightningModule):
     def validation_step(self, batch: Batch) -> None:
         images, labels = batch
         logits = self(images).float()
-        labelled = bool((labels >= 0).all())
-        if labelled:
-            self._measure("top1_student", logits.argmax(-1) == labels)
+        ours = named(logits)
+        labelled = bool((labels >= 0).all()) and ours is not None and ours.shape[1] == 1
+        if ours is not None and labelled:
+            self._measure("top1_student", ours[:, 0] == labels)
         if self.teacher is not None:
             target = self.teacher(images).float()
-            log_p, log_q = F.log_softmax(target, -1), F.log_softmax(logits, -1)
-            self._measure("kl", (log_p.exp() * (log_p - log_q)).sum(-1))
-            self._measure("agreement", logits.argmax(-1) == target.argmax(-1))
-            if labelled:
-                self._measure("top1_teacher", target.argmax(-1) == labels)
+            self._measure("kl", divergence(target, logits).flatten())
+            theirs = named(target)
+            if ours is not None and theirs is not None:
+                self._measure("agreement", (ours == theirs).flatten())
+                if labelled:
+                    self._measure("top1_teacher", theirs[:, 0] == labels)
 
     def _measure(self, name: str, values: Shaped[Tensor, " b"]) -> None:
         metric = self.metrics[name]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from hypercompress.data import Preprocess, other_normalization, renormalize_
-from hypercompress.models import is_student_folder, load_model
+from hypercompress.models import described, load_model
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class TeacherSource:
         Raises:
             DataError: ``mean`` or ``std`` do not fit.
         """
-        unknown = self.checkpoint is not None or not (self.pretrained or is_student_folder(self.model))
-        if unknown and self.mean is None and self.std is None:
+        known = described(self.model, self.checkpoint, pretrained=self.pretrained)
+        if not known and self.mean is None and self.std is None:
             return None
         own = other_normalization(network, given, self.mean, self.std)
         if own is None:

@@ -71,3 +71,16 @@ def test_tensors_of_another_teacher_are_refused() -> None:
     with pytest.raises(KeyError):
         restored(dict(list(tensors.items())[1:]), text)
     assert isinstance(restored(tensors, text), Statistics)
+
+
+def test_a_layer_that_no_gradient_reaches_is_no_candidate() -> None:
+    class Detached(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self[1](self[0](x.flatten(1)).detach())
+            return y
+
+    network = Detached(nn.Linear(192, 24), nn.Linear(24, 10)).eval()
+    found = measure_statistics(network, images())
+    assert [layer.name for layer in found.spec.candidates] == list(found.curvatures) == ["1"]
+    case = prepare_case("x", network, images(), statistics=found)
+    assert list(case.sketches[True]) == ["1"]

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from hypercompress import Budget, compress
 from hypercompress.curvature import fisher_probe
-from hypercompress.fidelity import compare
+from hypercompress.errors import DataError
+from hypercompress.fidelity import accuracy, compare
 from hypercompress.losses import distillation_kl
 from hypercompress.outputs import logits_of
 
@@ -62,6 +63,20 @@ def test_a_reshaped_classifier_is_compressed_as_the_classifier(shape: tuple[int,
     for key in ("predicted_kl", "fidelity", "refitted", "tilt"):
         assert shaped.report[key] == plain.report[key], key
     assert shaped.ranks == plain.ranks
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1, 1), (1, 6)])
+def test_accuracy_reads_classes_where_they_are(shape: tuple[int, ...]) -> None:
+    model, x = Shaped(*shape).eval(), inputs()
+    labels = Shaped(6).eval()(x).argmax(1)
+    labels[:64] = (labels[:64] + 1) % 6
+    assert accuracy(model, [(x, labels)]) == 0.75
+
+
+def test_numbers_have_no_accuracy() -> None:
+    model, x = nn.Linear(12, 1), inputs()
+    with pytest.raises(DataError, match=r"received a model without one class for each image"):
+        accuracy(model, [(x, torch.zeros(len(x), dtype=torch.int64))])
 
 
 def test_maps_and_sequences_of_the_same_logits_agree() -> None:

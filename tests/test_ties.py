@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -25,15 +24,14 @@ from hypercompress.generator import ANALYTIC, HypernetConfig, Hypernetwork
 from hypercompress.generator.restoration import absorbs
 from hypercompress.inspection import inspect
 from hypercompress.kinds import matrix
-from hypercompress.memory import overlapping
 from hypercompress.meta import evaluate_case, prepare_case
 from hypercompress.projection import SplitProjection
 from hypercompress.reconstruction import reconstruct
-from hypercompress.report import bytes_of
 from hypercompress.sketch import sketch
-from hypercompress.specs import Curvature, Factors, Generation, LayerSpec, ModelSpec, RankPlan, Side, Status, Unit
+from hypercompress.specs import Curvature, Factors, Generation, RankPlan, Side, Status, Unit
 from hypercompress.student import build_student, low_rank_layers
 from hypercompress.unpacking import unpack
+from tests.lookup import row
 
 
 class Decoders(nn.Module):
@@ -94,10 +92,6 @@ def untied(model: nn.Module, paths: tuple[str, ...]) -> nn.Module:
             if "weight" in part._parameters:
                 part.weight = nn.Parameter(part.weight.detach().clone())
     return model
-
-
-def row(spec: ModelSpec, name: str) -> LayerSpec:
-    return next(layer for layer in spec.layers if layer.name == name)
 
 
 def macs(model: nn.Module, x: Tensor) -> int:
@@ -343,32 +337,6 @@ def test_a_projection_with_the_bias_of_another_is_not_taken_apart() -> None:
     assert student.model.third.bias is student.model.third.qkv.bias
 
 
-def test_one_storage_is_not_one_weight() -> None:
-    """torch.nn.utils.vector_to_parameters leaves every parameter as a part of one vector."""
-    model = made(lambda: nn.Sequential(nn.Linear(12, 20), nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(72, 5)))
-    model.insert(1, nn.Unflatten(1, (1, 20)))
-    expected, size = inspect(model, torch.randn(2, 12, dtype=torch.float64)), bytes_of(model)
-    vector = nn.utils.parameters_to_vector(model.parameters())
-    nn.utils.vector_to_parameters(vector, model.parameters())
-    assert len({p.untyped_storage().data_ptr() for p in model.parameters()}) == 1
-    spec = inspect(model, torch.randn(2, 12, dtype=torch.float64))
-    assert spec == expected
-    assert len(spec.candidates) == 3
-    assert bytes_of(model) == size
-    student = compress(model, Budget(params=0.6), generator="svd", example=torch.randn(2, 12, dtype=torch.float64))
-    assert sum(p.numel() for p in student.parameters()) == student.report["student"]["params"]
-
-
-def test_parts_that_overlap_are_one() -> None:
-    vector = torch.randn(12)
-    whole, first, last, view = (nn.Parameter(t) for t in (vector, vector[:4], vector[4:], vector.view(3, 4).T))
-    assert len(set(overlapping([first, last]).values())) == 2
-    assert len(set(overlapping([first, last, whole]).values())) == 1
-    assert len(set(overlapping([view, last]).values())) == 1
-    apart = overlapping([nn.Parameter(torch.empty(3, device="meta")) for _ in range(2)])
-    assert len(set(apart.values())) == 2
-
-
 def test_frozen_ones_stay_frozen() -> None:
     model, x = made(Decoders), inputs(Decoders, 8)
     model.early.weight.requires_grad_(False)
@@ -559,59 +527,6 @@ def test_any_other_sharing_stays_and_says_why(
     assert not {"a", "b"} & set(student.ranks)
 
 
-class Repeated(nn.Module):
-    """One layer and one block under several names, as in CoaT; beside the layer another on the same weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.ModuleDict({"layer": nn.Linear(12, 12)})
-        self.again, self.tied = self.first["layer"], nn.Linear(12, 12)
-        self.tied.weight = self.again.weight
-        self.block = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 12))
-        self.same = nn.ModuleList([self.block, nn.ReLU(), self.block])
-        self.head = nn.Linear(12, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.tied(self.again(self.first["layer"](x).tanh()).tanh()).tanh()
-        for module in (self.block, *self.same):
-            x = module(x)
-        logits: Tensor = self.head(x)
-        return logits
-
-
-@pytest.mark.parametrize("unit", [Unit.PARAMS, Unit.MACS])
-def test_a_module_under_several_names_is_one_layer_called_several_times(unit: Unit, tmp_path: Path) -> None:
-    model, x = made(Repeated), torch.randn(48, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    spec = inspect(model, x[:3])
-    calls = {layer.name: (layer.calls, layer.shared, layer.status) for layer in spec.candidates}
-    assert calls == {
-        "first.layer": (3, ("tied",), Status.FACTORED),
-        "block.0": (3, (), Status.FACTORED),
-        "block.2": (3, (), Status.FACTORED),
-        "head": (1, (), Status.FACTORED),
-    }
-    assert (spec.params, spec.macs) == (sum(p.numel() for p in model.parameters()), macs(model, x))
-    student = compress(model, Budget(**{str(unit): 0.6}), x.split(12), "kfac")
-    assert {"first.layer", "tied", "block.0", "block.2"} <= set(student.ranks)
-    assert sum(p.numel() for p in student.parameters()) == student.report["student"]["params"]
-    assert macs(student, x) == student.report["student"]["macs"]
-    assert student.report["student"][str(unit)] <= 0.6 * spec.total(unit)
-    student.save_pretrained(tmp_path / "s")
-    for twin in (
-        student.model,
-        from_pretrained(tmp_path / "s", Repeated().double()).model,
-        copy.deepcopy(student.model),
-    ):
-        assert twin.first["layer"] is twin.again
-        assert twin.again is not twin.tied
-        assert twin.block is twin.same[0] is twin.same[2]
-        assert torch.equal(twin(x), student(x))
-    dense = student.to_dense()
-    assert {type(m) for m in (dense.again, dense.tied, dense.block[0])} == {nn.Linear}
-    assert dense.first["layer"] is dense.again
-    torch.testing.assert_close(dense(x), student(x))
-
-
 def test_an_encoder_that_is_read_transposed_is_no_layer() -> None:
     def change(model: Autoencoder) -> None:
         model.run = lambda model, x: F.linear(model.b(model.a(x)), model.a.weight.t())
@@ -627,16 +542,3 @@ def test_standardised_layers_of_one_matrix_are_one() -> None:
     assert (layer.status, layer.shared, layer.side) == (Status.FACTORED, ("b",), Side.OUTPUT)
     student = compress(model, Budget(params=0.5), generator="svd", example=x)
     assert {"a", "b"} <= set(student.ranks)
-
-
-def test_what_timm_builds_under_several_names_loads_again(tmp_path: Path) -> None:
-    args = {"embed_dims": [16, 32, 32, 32], "serial_depths": [1, 1, 1, 1], "parallel_depth": 1, "num_heads": 8}
-    model = timm.create_model("coat_mini", img_size=64, num_classes=5, **args).eval()
-    student, x = compress(model, Budget(params=0.6), generator="svd"), torch.randn(2, 3, 64, 64)
-    shared = {name for name in student.ranks if name.startswith("parallel_blocks.0.mlp2")}
-    assert shared
-    student.save_pretrained(tmp_path / "s")
-    loaded = from_pretrained(tmp_path / "s")
-    assert loaded.model.parallel_blocks[0].mlp2 is loaded.model.parallel_blocks[0].mlp3
-    with torch.no_grad():
-        assert torch.equal(loaded(x), student(x))

@@ -23,9 +23,10 @@ from hypercompress.inspection import inspect
 from hypercompress.kinds import LowRankTransposed, fill, kind_of, low_rank_like
 from hypercompress.meta import evaluate_case, prepare_case
 from hypercompress.sketch import sketch
-from hypercompress.specs import COUNTED, LayerSpec, ModelSpec, NormStatistics, Side, Sketch, Status, Unit
+from hypercompress.specs import COUNTED, NormStatistics, Side, Sketch, Status, Unit
 from hypercompress.student import build_student, low_rank_layers
 from hypercompress.timing import Timing
+from tests.lookup import row
 
 
 class Upsampler(nn.Module):
@@ -65,10 +66,6 @@ def macs(model: nn.Module, x: Tensor) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(x)
     return int(counter.get_total_flops()) // 2 // len(x)
-
-
-def row(spec: ModelSpec, name: str) -> LayerSpec:
-    return next(layer for layer in spec.layers if layer.name == name)
 
 
 GEOMETRIES = [

@@ -14,7 +14,7 @@ from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, loader, open_data, other_normalization, renormalize_
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.fidelity import accuracy, compare
-from hypercompress.models import is_student_folder
+from hypercompress.models import described, is_student_folder
 
 
 def evaluate(arguments: Namespace) -> None:
@@ -75,11 +75,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
 
 
 def _renormalize(teacher: nn.Module, source: inputs.Source, given: Preprocess, terminal: Terminal) -> None:
-    """A teacher whose own normalisation is known and differs gets its own; STUDENT's says nothing about its training.
-
-    Of a checkpoint or random weights nothing is known: timm's entry is that of other weights.
-    """
-    known = is_student_folder(source.text) or (source.pretrained and source.checkpoint is None)
+    """A teacher whose own normalisation is known and differs gets its own: STUDENT's is not it."""
+    known = described(source.text, source.checkpoint, pretrained=source.pretrained)
     own = other_normalization(teacher, given) if known else None
     if own is None:
         return

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypercompress import artefact
 from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
+from hypercompress.artefact import read_report
 from hypercompress.calibration import to_device
 from hypercompress.calling import evaluating
 from hypercompress.cli.checks import LEAST_IMAGES
@@ -166,7 +166,7 @@ def class_names(text: str | None) -> list[str]:
     """Names of a model's outputs where they are known: of a student folder that was moved to a task."""
     if text is None or not is_student_folder(text):
         return []
-    return list((artefact.load(Path(text)).report.get("transfer") or {}).get("classes") or [])
+    return list((read_report(Path(text)).get("transfer") or {}).get("classes") or [])
 
 
 def comparable(images: ImageData, outputs: int, names: Sequence[str], terminal: Terminal) -> ImageData:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hypercompress.curvature import measure
+from hypercompress.curvature import measure, reached
 from hypercompress.inspection import inspect
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side, Status
 
@@ -35,7 +35,8 @@ def measure_statistics(teacher: nn.Module, batches: Sequence[Tensor], *, seed: i
         DataError, ModelError, NonFiniteError: as `inspect` and `curvature.measure`.
     """
     spec = inspect(teacher, batches[0][:2])
-    return Statistics(spec, measure(teacher, spec, batches, seed=seed))
+    curvatures = measure(teacher, spec, batches, seed=seed)
+    return Statistics(reached(spec, curvatures), curvatures)
 
 
 def packed(statistics: Statistics) -> tuple[dict[str, Tensor], str]:

@@ -1,0 +1,36 @@
+"""Which tensors lie in the same memory: one storage is not one weight, and parts that overlap are."""
+
+import torch
+from torch import nn
+
+from hypercompress import Budget, compress
+from hypercompress.inspection import inspect
+from hypercompress.memory import overlapping
+from hypercompress.report import bytes_of
+
+
+def test_one_storage_is_not_one_weight() -> None:
+    """torch.nn.utils.vector_to_parameters leaves every parameter as a part of one vector."""
+    model = nn.Sequential(nn.Linear(12, 20), nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(72, 5))
+    model.insert(1, nn.Unflatten(1, (1, 20)))
+    model.double().eval()
+    expected, size = inspect(model, torch.randn(2, 12, dtype=torch.float64)), bytes_of(model)
+    vector = nn.utils.parameters_to_vector(model.parameters())
+    nn.utils.vector_to_parameters(vector, model.parameters())
+    assert len({p.untyped_storage().data_ptr() for p in model.parameters()}) == 1
+    spec = inspect(model, torch.randn(2, 12, dtype=torch.float64))
+    assert spec == expected
+    assert len(spec.candidates) == 3
+    assert bytes_of(model) == size
+    student = compress(model, Budget(params=0.6), generator="svd", example=torch.randn(2, 12, dtype=torch.float64))
+    assert sum(p.numel() for p in student.parameters()) == student.report["student"]["params"]
+
+
+def test_parts_that_overlap_are_one() -> None:
+    vector = torch.randn(12)
+    whole, first, last, view = (nn.Parameter(t) for t in (vector, vector[:4], vector[4:], vector.view(3, 4).T))
+    assert len(set(overlapping([first, last]).values())) == 2
+    assert len(set(overlapping([first, last, whole]).values())) == 1
+    assert len(set(overlapping([view, last]).values())) == 1
+    apart = overlapping([nn.Parameter(torch.empty(3, device="meta")) for _ in range(2)])
+    assert len(set(apart.values())) == 2
