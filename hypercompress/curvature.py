@@ -5,30 +5,44 @@ For ``y = W x`` the KL divergence between teacher and student grows by about
 with ``S = E[x x^T]`` averaged over samples and positions and ``G = E[sum over positions of g g^T]``,
 ``g`` a gradient of the log-likelihood under the teacher's own prediction; with labels it would be the empirical Fisher
 (Kunstner et al. 2019). Instead of drawing a class, which gives mostly small gradients and a few huge ones, ``g`` starts
-from a random square root of the Fisher of the outputs (`fisher_probe`): same expectation, a quarter of the samples.
+from a random square root of the Fisher of the outputs (`fisher.py`): same expectation, a quarter of the samples. The
+layer that gives the logits itself gets their Fisher as it is: from one gradient a sample, all but as many of a thousand
+classes would seem free.
 
 Both are needed only as seen from the smaller side of ``W`` (`specs.Curvature`): ``W S W^T`` is the second
 moment of the layer's own output without its bias, ``W^T G W`` that of ``g W``. So a 3 x 3 convolution of 2,048
 channels costs a 2,048-square matrix, never one of 18,432.
 """
 
-from collections.abc import Collection, Iterable
+import weakref
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.calling import ForwardFn, Progress, call_model, evaluating, exactly, first_argument, unwritten
+from hypercompress.calling import (
+    ForwardFn,
+    Progress,
+    batch_size,
+    call_model,
+    evaluating,
+    exactly,
+    first_argument,
+    unwritten,
+)
 from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.factorize import input_curvature, squared, traces
+from hypercompress.fisher import exact_fisher, fisher_probe
 from hypercompress.kinds import by_group, kind_of
-from hypercompress.outputs import logits_of
+from hypercompress.outputs import class_axis, logits_of
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 
 UNREACHED = "no gradient reaches it (a detach, a hard choice or a dropped output behind it)"
+ENOUGH_GRADIENTS, MOST_DRAWS = 512, 8  # in all, and of one sample (LOG.md, 2026-11-26)
 DOMINANT = 1e3  # times the variance: squared means of which float32 keeps too little of the variance
 
 
@@ -90,6 +104,9 @@ class _Recorder:
         self.inputs = _Sums(zeros.new_zeros(c, c), zeros.new_zeros(0), zeros.new_zeros(c))
         self.columns = zeros.new_zeros(layer.d if c else 0)
         self.gradients = 0  # backward passes that came here
+        self.calls, self.exact = 0, 0  # so far, and which of them gave the output whose Fisher is known
+        self.given: Callable[[], Tensor | None] = lambda: None  # what the last call gave, if it is alive
+        self.version = 0  # of that: a change in place counts as one
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
         x = first_argument(args, named)
@@ -112,11 +129,28 @@ class _Recorder:
                 f"received a model that runs {self.layer.name} under torch.no_grad; expected a forward that gradients "
                 "can pass; curvature is measured by a backward pass"
             )
-        output.register_hook(self.backward)
+        self.calls += 1
+        output.register_hook(partial(self.backward, call=self.calls))
+        self.given, self.version = weakref.ref(output), output._version
         return output
 
-    def backward(self, gradient: Tensor) -> None:
+    def ends(self, output: Tensor) -> None:
+        """Add the Fisher of the model's output, if that is what this layer gave, untouched and class by class."""
+        logits, self.exact = logits_of(output), 0
+        given = self.given() is output and output._version == self.version
+        if logits is None or not given or self.layer.groups > 1:
+            return
+        if self.layer.axis % output.ndim == class_axis(output):
+            self.exact = self.calls
+            with exactly(self.anchor):
+                fisher = exact_fisher(logits).to(self.sums.fisher.dtype)
+                weight = self.weight.to(fisher.dtype)
+                self.sums.fisher += fisher if self.layer.side is Side.OUTPUT else weight.T @ fisher @ weight
+
+    def backward(self, gradient: Tensor, call: int) -> None:
         self.gradients += 1
+        if call == self.exact:
+            return
         rows = by_group(self.kind.rows(gradient.detach()), self.layer.groups)
         with exactly(self.anchor):
             if self.layer.side is Side.INPUT:
@@ -139,24 +173,6 @@ class _Recorder:
         return Curvature(self.layer.side, signal, fisher, gram, mean, inputs, columns)
 
 
-def fisher_probe(output: Tensor, generator: torch.Generator) -> Float[Tensor, ""]:
-    """A scalar whose gradient with respect to ``output`` is a random vector with the output's Fisher as covariance.
-
-    Class logits (`outputs.logits_of`) have the Fisher ``diag(p) - p p^T = R R^T`` with
-    ``R = (I - p 1^T) diag(p)^(1/2)``: the gradient is ``R z`` with random signs z (Hutchinson 1990), over the root of
-    the number of a sample's rows, as the KL is their mean. Anything else is the mean of a unit-variance Gaussian, whose
-    Fisher is the identity: the gradient is z.
-    """
-    signs = torch.randint(0, 2, output.shape, generator=generator).mul_(2).sub_(1).to(output)
-    rows, chosen = logits_of(output), logits_of(signs)
-    if rows is None or chosen is None:
-        return (output * signs).sum()
-    p = F.softmax(rows.detach().float(), dim=-1)
-    root = p.sqrt() * chosen
-    probe: Tensor = (rows.float() * (root - p * root.sum(-1, keepdim=True))).sum() / rows.shape[1] ** 0.5
-    return probe
-
-
 def reached(spec: ModelSpec, measured: Collection[str]) -> ModelSpec:
     """The spec in which the candidates without a curvature stay dense.
 
@@ -166,12 +182,29 @@ def reached(spec: ModelSpec, measured: Collection[str]) -> ModelSpec:
     return spec.without({layer.name for layer in spec.candidates if layer.name not in measured}, UNREACHED)
 
 
+def draws_for(batches: Sequence[Any]) -> int:
+    """How many gradients to draw of each sample: several where samples are few; they take noise out of G."""
+    return max(1, min(MOST_DRAWS, ENOUGH_GRADIENTS // max(1, sum(map(batch_size, batches)))))
+
+
+def _look_back(
+    output: Tensor, recorders: Sequence[_Recorder], anchor: Tensor, draws: int, generator: torch.Generator
+) -> None:
+    """The passes back from the output of one batch."""
+    for recorder in recorders:
+        recorder.ends(output)
+    for left in reversed(range(draws)):
+        probe = fisher_probe(output, generator) / draws**0.5
+        probe.backward(inputs=[anchor], retain_graph=left > 0)
+
+
 def measure(
     model: nn.Module,
     spec: ModelSpec,
     batches: Iterable[Any],
     *,
     forward_fn: ForwardFn | None = None,
+    draws: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Curvature]:
@@ -180,6 +213,7 @@ def measure(
     Args:
         model: the teacher; run in evaluation mode and left as it was.
         batches: whatever ``forward_fn`` takes, on the model's device; consumed once, nothing kept.
+        draws: gradients of each sample (`draws_for`).
         seed: of the random signs.
         progress: called with a phase name and the number of samples seen so far.
 
@@ -210,7 +244,7 @@ def measure(
                         f"{count + len(output) - 1}; expected finite values; check the calibration data"
                     )
                 if recorders:
-                    fisher_probe(output, generator).backward(inputs=[anchor])
+                    _look_back(output, list(recorders.values()), anchor, draws, generator)
                 count += len(output)
                 if progress is not None:
                     progress("curvature", count)

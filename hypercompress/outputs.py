@@ -7,6 +7,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 
+def class_axis(output: Float[Tensor, "b ..."]) -> int:
+    """The axis along which a batch's output has its classes, if it is logits: see `logits_of`."""
+    return 2 if output.ndim == 3 else 1
+
+
 def logits_of(output: Float[Tensor, "b ..."]) -> Float[Tensor, "b rows classes"] | None:
     """The rows of class logits in one batch's output; ``None`` if it is numbers, as of a regression.
 
@@ -15,7 +20,8 @@ def logits_of(output: Float[Tensor, "b ..."]) -> Float[Tensor, "b rows classes"]
     """
     if output.ndim < 2:
         return None
-    rows = output[:, None] if output.ndim == 2 else output if output.ndim == 3 else output.movedim(1, -1).flatten(1, -2)
+    last = output.movedim(class_axis(output), -1)
+    rows = last[:, None] if output.ndim == 2 else last.flatten(1, -2)
     return rows if rows.shape[-1] > 1 else None
 
 

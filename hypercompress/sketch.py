@@ -32,18 +32,22 @@ def sketch(
     batches: Iterable[Any] | None,
     *,
     forward_fn: ForwardFn | None = None,
+    draws: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Sketch]:
     """Sketch of every candidate layer; ``batches=None`` is the data-free mode.
 
+    Args:
+        draws: gradients of each sample (`curvature.draws_for`).
+
     Raises:
         DataError, NonFiniteError: as `curvature.measure`.
     """
     modules = dict(model.named_modules())
-    curvatures = (
-        {} if batches is None else measure(model, spec, batches, forward_fn=forward_fn, seed=seed, progress=progress)
-    )
+    curvatures = {}
+    if batches is not None:
+        curvatures = measure(model, spec, batches, forward_fn=forward_fn, draws=draws, seed=seed, progress=progress)
 
     def statistics(name: str | None) -> NormStatistics | None:
         return None if name is None else norm_statistics(modules[name])

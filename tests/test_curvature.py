@@ -13,10 +13,11 @@ from torch import Tensor, nn
 import hypercompress
 from hypercompress.allocation import allocate
 from hypercompress.calibration import split_batches
-from hypercompress.curvature import fisher_probe, measure
+from hypercompress.curvature import draws_for, measure
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import BudgetError, DataError, ModelError, NonFiniteError
 from hypercompress.fidelity import compare
+from hypercompress.fisher import fisher_probe
 from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
 from hypercompress.kinds import kind_of
@@ -72,17 +73,24 @@ def likelihood(output: Tensor, seed: int) -> Tensor:
 
 
 def explicit(model: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """S, G and E[x] of a layer from all its calls, one sample's gradient at a time."""
+    """S, G and E[x] of a layer from all its calls, one sample's gradient at a time; of logits the exact Fisher."""
     calls: list[tuple[Tensor, Tensor]] = []
     layer = model.get_submodule(name)
     handle = layer.register_forward_hook(lambda _m, inputs, output: calls.append((inputs[0].detach(), output)))
-    terms = likelihood(model(x), 3)
+    final = model(x)
+    terms = likelihood(final, 3)
     handle.remove()
     is_conv = isinstance(layer, nn.Conv2d)
     rows = torch.cat([columns(layer, a) if is_conv else a.reshape(-1, a.shape[-1]) for a, _ in calls])
     G = torch.zeros(layer.weight.shape[0], layer.weight.shape[0], dtype=torch.float64)
     for index, term in enumerate(terms):
-        for gradient in torch.autograd.grad(term, [output for _, output in calls], retain_graph=True):
+        for (_, output), gradient in zip(
+            calls, torch.autograd.grad(term, [output for _, output in calls], retain_graph=True), strict=True
+        ):
+            if output is final and final.ndim == 2 and final.shape[1] > 1:
+                p = final[index].detach().softmax(0)
+                G += p.diag() - torch.outer(p, p)
+                continue
             g = gradient[index].flatten(1).T if is_conv else gradient[index].reshape(-1, gradient.shape[-1])
             G += g.T @ g
     return rows.T @ rows / len(rows), G / len(x), rows.mean(0)
@@ -184,6 +192,107 @@ def test_sampled_fisher_converges_to_the_exact_one() -> None:
             g = torch.autograd.grad(log_p[i, label], hidden, retain_graph=True)[0][i]
             exact += log_p[i, label].exp().detach() * torch.outer(g, g) / len(x)
     assert float((found.fisher - exact).norm() / exact.norm()) < 0.05
+
+
+class Head(nn.Module):
+    """A trunk of ReLUs and a layer on top of it, of whose output ``after`` makes the model's."""
+
+    def __init__(self, trunk: nn.Module, head: nn.Module, after: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.net, self.after = Net(trunk, nn.ReLU(), head), after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.net(x))
+
+
+def fisher_by_classes(logits: Tensor) -> Tensor:
+    """E over samples of the mean over rows of E over classes of g g^T, g the gradient of the log-likelihood."""
+    total = torch.zeros(logits.shape[-1], logits.shape[-1], dtype=torch.float64)
+    for rows in logits.double():
+        for row in rows:
+            p = row.softmax(0)
+            for label in range(len(p)):
+                g = F.one_hot(torch.tensor(label), len(p)).double() - p
+                total += p[label] * torch.outer(g, g) / (len(logits) * len(rows))
+    return total
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["output side", "input side"])
+@pytest.mark.parametrize("kind", ["vector", "map", "sequence"])
+def test_the_layer_that_gives_the_logits_has_their_exact_fisher(kind: str, wide: bool) -> None:
+    classes, hidden = (9, 4) if wide else (3, 6)
+    if kind == "map":
+        model, x = Head(nn.Conv2d(2, hidden, 1), nn.Conv2d(hidden, classes, 1)), images(5, 2, 3, 2)
+    else:
+        model, x = (
+            Head(nn.Linear(2, hidden), nn.Linear(hidden, classes)),
+            images(*((5, 2), (5, 4, 2))[kind == "sequence"]),
+        )
+    logits = model(x).detach()
+    rows = logits[:, None] if kind == "vector" else logits.flatten(2).mT if kind == "map" else logits
+    exact, head = fisher_by_classes(rows), model.net[2]
+    assert isinstance(head, nn.Linear | nn.Conv2d)
+    weight = head.weight.detach().flatten(1)
+    for seed in (0, 1):  # whatever is drawn
+        found = measure(model, inspect(model, x), x.split(2), seed=seed)["net.2"]
+        assert found.side is (Side.INPUT if wide else Side.OUTPUT)
+        torch.testing.assert_close(found.fisher, weight.T @ exact @ weight if wide else exact, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [lambda x: x * 2, lambda x: x.mul_(2), lambda x: x[:, :], lambda x: x.unsqueeze(0).transpose(0, 1)],
+    ids=["scaled", "scaled in place", "another view", "an axis more"],
+)
+def test_a_layer_whose_output_is_not_the_models_has_a_drawn_one(after: Callable[[Tensor], Tensor]) -> None:
+    model, x = Head(nn.Linear(4, 6), nn.Linear(6, 3), after), images(5, 4)
+    spec = inspect(model, x)
+    a, b = (measure(model, spec, [x], seed=seed)["net.2"].fisher for seed in (0, 1))
+    assert not torch.allclose(a, b)  # drawn
+    many = measure(model, spec, [x.repeat(4000, 1)], seed=0)["net.2"].fisher
+    if after(torch.ones(1, 1)).sum() == 2:
+        expected = 4 * fisher_by_classes(model(x).detach()[:, None])
+        torch.testing.assert_close(many, expected, rtol=0, atol=0.02 * float(expected.diagonal().max()))
+
+
+def test_a_sequence_of_channels_first_is_not_taken_for_one_of_classes_last() -> None:
+    """``[b, 3, 3]`` of a Conv1d: its channels are the second axis, the classes of a sequence the third."""
+    model, x = Head(nn.Conv1d(2, 6, 1), nn.Conv1d(6, 3, 1)), images(5, 2, 3)
+    a, b = (measure(model, inspect(model, x), [x], seed=seed)["net.2"].fisher for seed in (0, 1))
+    assert not torch.allclose(a, b)
+
+
+def test_a_head_that_is_called_twice_counts_the_other_call_too() -> None:
+    class Twice(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[0](self[0](x).tanh() + x)
+
+    model, x = Twice(nn.Linear(4, 4)), images(5, 4)
+    _, found = measured(model, x)
+    expect(model, "0", x, found["0"])
+
+
+def test_more_draws_take_noise_out_of_the_fisher_and_change_nothing_else() -> None:
+    model, x = Net(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)), images(24, 4)
+    spec = inspect(model, x)
+    exact = measure(model, spec, [x.repeat(400, 1)], draws=8, seed=9)["0"].fisher
+
+    def error(draws: int) -> float:
+        found = [measure(model, spec, x.split(8), draws=draws, seed=seed)["0"] for seed in range(8)]
+        return float(torch.stack([(f.fisher - exact).norm() for f in found]).mean() / exact.norm())
+
+    once, often = error(1), error(16)
+    assert often == pytest.approx(once / 4, rel=0.35)  # of a mean of 16
+    one, many = (measure(model, spec, [x], draws=draws)["0"] for draws in (1, 4))
+    assert torch.equal(one.signal, many.signal)
+    assert torch.equal(one.mean, many.mean)
+
+
+@pytest.mark.parametrize(
+    ("samples", "draws"), [(1, 8), (64, 8), (65, 7), (128, 4), (256, 2), (257, 1), (384, 1), (100_000, 1)]
+)
+def test_few_samples_are_drawn_from_several_times(samples: int, draws: int) -> None:
+    assert draws_for([torch.zeros(1, 2)] * (samples % 7) + [torch.zeros(7, 2)] * (samples // 7)) == draws
 
 
 def test_batches_of_any_size_give_the_same_statistics() -> None:

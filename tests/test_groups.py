@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hypercompress
 from hypercompress import Budget, compress, from_pretrained
-from hypercompress.curvature import fisher_probe, measure
+from hypercompress.curvature import measure
 from hypercompress.factorize import Frame, Metric, plain_frame, weighted_frame
+from hypercompress.fisher import fisher_probe
 from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator, Hypernetwork
 from hypercompress.generator.analytic import AnalyticGenerator
 from hypercompress.generator.emission import rotated

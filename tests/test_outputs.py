@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress import Budget, compress
-from hypercompress.curvature import fisher_probe
 from hypercompress.errors import DataError
 from hypercompress.fidelity import accuracy, compare
+from hypercompress.fisher import fisher_probe
 from hypercompress.losses import distillation_kl
 from hypercompress.outputs import logits_of
 

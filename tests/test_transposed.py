@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import hypercompress
 from hypercompress import Budget, Student, benchmark, compress, from_pretrained
 from hypercompress.benchmark import Settings, compare_layers
-from hypercompress.curvature import fisher_probe, measure
+from hypercompress.curvature import measure
 from hypercompress.factorize import plain_frame
 from hypercompress.fidelity import compare
+from hypercompress.fisher import fisher_probe
 from hypercompress.generator import ANALYTIC, HypernetConfig, Hypernetwork
 from hypercompress.generator.prior import input_moments
 from hypercompress.inspection import inspect
