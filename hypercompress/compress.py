@@ -13,8 +13,9 @@ from hypercompress.architecture import Architecture, architecture_of, own_input_
 from hypercompress.calibration import CalibrationSplit, pieces, resized, split_batches
 from hypercompress.calling import ForwardFn, Progress, batch_size
 from hypercompress.choices import guarded
-from hypercompress.curvature import draws_for, reached
+from hypercompress.curvature import reached
 from hypercompress.errors import GeneratorError, ModelError
+from hypercompress.fisher import Probing
 from hypercompress.generator import Generator, load_generator
 from hypercompress.guard import Judge
 from hypercompress.inspection import inspect
@@ -90,8 +91,8 @@ def prepare(
     batches: Iterable[Any] | None = None if split is None else split.statistics
     if batches is not None and device.type == "cpu":  # where small batches take no longer, and memory is all there is
         batches = pieces(batches, samples_of_a_pass(spec))
-    draws = 1 if split is None else draws_for(split.statistics)
-    sketches = sketch(teacher, spec, batches, forward_fn=forward_fn, draws=draws, seed=seed, progress=progress)
+    probing = None if split is None else Probing.of(sum(map(batch_size, split.statistics)))
+    sketches = sketch(teacher, spec, batches, forward_fn=forward_fn, probing=probing, seed=seed, progress=progress)
     if batches is not None:
         sketches = {name: found for name, found in sketches.items() if found.curvature is not None}
         spec = reached(spec, sketches)

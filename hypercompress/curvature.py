@@ -15,7 +15,7 @@ channels costs a 2,048-square matrix, never one of 18,432.
 """
 
 import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,25 +24,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.calling import (
-    ForwardFn,
-    Progress,
-    batch_size,
-    call_model,
-    evaluating,
-    exactly,
-    first_argument,
-    unwritten,
-)
+from hypercompress.calling import ForwardFn, Progress, call_model, evaluating, exactly, first_argument, unwritten
 from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.factorize import input_curvature, squared, traces
-from hypercompress.fisher import exact_fisher, fisher_probe
+from hypercompress.fisher import Probing, exact_fisher, fisher_probe, fisher_trace
 from hypercompress.kinds import by_group, kind_of
 from hypercompress.outputs import class_axis, logits_of
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 
 UNREACHED = "no gradient reaches it (a detach, a hard choice or a dropped output behind it)"
-ENOUGH_GRADIENTS, MOST_DRAWS = 512, 8  # in all, and of one sample (LOG.md, 2026-11-26)
 DOMINANT = 1e3  # times the variance: squared means of which float32 keeps too little of the variance
 
 
@@ -134,7 +124,7 @@ class _Recorder:
         self.given, self.version = weakref.ref(output), output._version
         return output
 
-    def ends(self, output: Tensor) -> None:
+    def ends(self, output: Tensor, temperature: float) -> None:
         """Add the Fisher of the model's output, if that is what this layer gave, untouched and class by class."""
         logits, self.exact = logits_of(output), 0
         given = self.given() is output and output._version == self.version
@@ -143,7 +133,7 @@ class _Recorder:
         if self.layer.axis % output.ndim == class_axis(output):
             self.exact = self.calls
             with exactly(self.anchor):
-                fisher = exact_fisher(logits).to(self.sums.fisher.dtype)
+                fisher = exact_fisher(logits, temperature).to(self.sums.fisher.dtype)
                 weight = self.weight.to(fisher.dtype)
                 self.sums.fisher += fisher if self.layer.side is Side.OUTPUT else weight.T @ fisher @ weight
 
@@ -162,11 +152,12 @@ class _Recorder:
         """Whether it saw rows and gradients: without, a Fisher of zero would say that nothing depends on the layer."""
         return self.sums.rows > 0 and self.gradients > 0
 
-    def finish(self, samples: int) -> Curvature:
+    def finish(self, scale: float) -> Curvature:
+        """The means; ``scale`` makes one of the summed Fisher."""
         sums = self.sums
         weight = self.weight.to(sums.signal.dtype)
         gram = weight @ weight.mT if self.layer.side is Side.OUTPUT else weight.mT @ weight
-        fisher, read = sums.fisher / samples, self.inputs
+        fisher, read = sums.fisher * scale, self.inputs
         inputs = input_curvature(weight, fisher @ weight, self.layer.taps, *read.moments()) if read.rows else None
         columns = self.columns / sums.rows if read.rows else None
         signal, mean = sums.moments()
@@ -182,20 +173,30 @@ def reached(spec: ModelSpec, measured: Collection[str]) -> ModelSpec:
     return spec.without({layer.name for layer in spec.candidates if layer.name not in measured}, UNREACHED)
 
 
-def draws_for(batches: Sequence[Any]) -> int:
-    """How many gradients to draw of each sample: several where samples are few; they take noise out of G."""
-    return max(1, min(MOST_DRAWS, ENOUGH_GRADIENTS // max(1, sum(map(batch_size, batches)))))
+class _Looker:
+    """Looks back from the output of each batch, which the recorders hear of; knows how much of it is nats."""
 
+    def __init__(self, recorders: Collection[_Recorder], anchor: Tensor, probing: Probing, seed: int) -> None:
+        self.recorders, self.anchor, self.probing = recorders, anchor, probing
+        self.generator = torch.Generator().manual_seed(seed)
+        self.traces = [0.0, 0.0]  # of the Fisher of all outputs as they are, and softened
 
-def _look_back(
-    output: Tensor, recorders: Sequence[_Recorder], anchor: Tensor, draws: int, generator: torch.Generator
-) -> None:
-    """The passes back from the output of one batch."""
-    for recorder in recorders:
-        recorder.ends(output)
-    for left in reversed(range(draws)):
-        probe = fisher_probe(output, generator) / draws**0.5
-        probe.backward(inputs=[anchor], retain_graph=left > 0)
+    def look(self, output: Tensor) -> None:
+        draws, temperature = self.probing.draws, self.probing.temperature
+        for recorder in self.recorders:
+            recorder.ends(output, temperature)
+        if temperature != 1:
+            self.traces[0] += float(fisher_trace(output.detach()))
+            self.traces[1] += float(fisher_trace(output.detach(), temperature))
+        for left in reversed(range(draws)):
+            probe = fisher_probe(output, self.generator, temperature) / draws**0.5
+            probe.backward(inputs=[self.anchor], retain_graph=left > 0)
+
+    @property
+    def nats(self) -> float:
+        """What a Fisher of softened outputs is multiplied by."""
+        true, softened = self.traces
+        return true / softened if softened > 0 else 1.0
 
 
 def measure(
@@ -204,7 +205,7 @@ def measure(
     batches: Iterable[Any],
     *,
     forward_fn: ForwardFn | None = None,
-    draws: int = 1,
+    probing: Probing | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Curvature]:
@@ -213,7 +214,7 @@ def measure(
     Args:
         model: the teacher; run in evaluation mode and left as it was.
         batches: whatever ``forward_fn`` takes, on the model's device; consumed once, nothing kept.
-        draws: gradients of each sample (`draws_for`).
+        probing: how gradients are drawn; ``None``: one of each sample.
         seed: of the random signs.
         progress: called with a phase name and the number of samples seen so far.
 
@@ -224,7 +225,6 @@ def measure(
     forward_fn = forward_fn or call_model
     modules = dict(model.named_modules())
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
     anchor = torch.zeros((), device=device, requires_grad=True)
     recorders = {layer.name: _Recorder(layer, modules[layer.name], anchor) for layer in spec.candidates}
     handles = [
@@ -232,6 +232,7 @@ def measure(
         for layer in spec.candidates
         for path in layer.paths
     ]
+    looker = _Looker(recorders.values(), anchor, probing or Probing(), seed)
     count = 0
     try:
         with evaluating(model), torch.enable_grad():
@@ -244,7 +245,7 @@ def measure(
                         f"{count + len(output) - 1}; expected finite values; check the calibration data"
                     )
                 if recorders:
-                    _look_back(output, list(recorders.values()), anchor, draws, generator)
+                    looker.look(output)
                 count += len(output)
                 if progress is not None:
                     progress("curvature", count)
@@ -254,4 +255,4 @@ def measure(
     if count == 0:
         raise DataError("received calibration data without a single batch; expected at least one; check the loader")
     with exactly(anchor):
-        return {name: recorder.finish(count) for name, recorder in recorders.items() if recorder.reached}
+        return {name: recorder.finish(looker.nats / count) for name, recorder in recorders.items() if recorder.reached}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hypercompress.calling import ForwardFn, Progress
 from hypercompress.curvature import measure
+from hypercompress.fisher import Probing
 from hypercompress.kinds import kind_of
 from hypercompress.specs import ModelSpec, NormStatistics, Sketch
 
@@ -32,14 +33,14 @@ def sketch(
     batches: Iterable[Any] | None,
     *,
     forward_fn: ForwardFn | None = None,
-    draws: int = 1,
+    probing: Probing | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Sketch]:
     """Sketch of every candidate layer; ``batches=None`` is the data-free mode.
 
     Args:
-        draws: gradients of each sample (`curvature.draws_for`).
+        probing: how gradients are drawn; ``None``: one of each sample.
 
     Raises:
         DataError, NonFiniteError: as `curvature.measure`.
@@ -47,7 +48,7 @@ def sketch(
     modules = dict(model.named_modules())
     curvatures = {}
     if batches is not None:
-        curvatures = measure(model, spec, batches, forward_fn=forward_fn, draws=draws, seed=seed, progress=progress)
+        curvatures = measure(model, spec, batches, forward_fn=forward_fn, probing=probing, seed=seed, progress=progress)
 
     def statistics(name: str | None) -> NormStatistics | None:
         return None if name is None else norm_statistics(modules[name])

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import hypercompress
 from hypercompress.allocation import allocate
 from hypercompress.calibration import split_batches
-from hypercompress.curvature import draws_for, measure
+from hypercompress.curvature import measure
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import BudgetError, DataError, ModelError, NonFiniteError
 from hypercompress.fidelity import compare
-from hypercompress.fisher import fisher_probe
+from hypercompress.fisher import SOFTENED, Probing, fisher_probe
 from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
 from hypercompress.kinds import kind_of
@@ -275,24 +275,79 @@ def test_a_head_that_is_called_twice_counts_the_other_call_too() -> None:
 def test_more_draws_take_noise_out_of_the_fisher_and_change_nothing_else() -> None:
     model, x = Net(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)), images(24, 4)
     spec = inspect(model, x)
-    exact = measure(model, spec, [x.repeat(400, 1)], draws=8, seed=9)["0"].fisher
+    exact = measure(model, spec, [x.repeat(400, 1)], probing=Probing(draws=8), seed=9)["0"].fisher
 
-    def error(draws: int) -> float:
-        found = [measure(model, spec, x.split(8), draws=draws, seed=seed)["0"] for seed in range(8)]
+    def error(probing: Probing) -> float:
+        found = [measure(model, spec, x.split(8), probing=probing, seed=seed)["0"] for seed in range(8)]
         return float(torch.stack([(f.fisher - exact).norm() for f in found]).mean() / exact.norm())
 
-    once, often = error(1), error(16)
+    once, often = error(Probing()), error(Probing(draws=16))
     assert often == pytest.approx(once / 4, rel=0.35)  # of a mean of 16
-    one, many = (measure(model, spec, [x], draws=draws)["0"] for draws in (1, 4))
+    one, many = (measure(model, spec, [x], probing=Probing(draws))["0"] for draws in (1, 4))
     assert torch.equal(one.signal, many.signal)
     assert torch.equal(one.mean, many.mean)
 
 
+def test_a_softened_fisher_has_the_trace_of_the_true_one_and_the_shape_of_the_softened() -> None:
+    model, x = Head(nn.Linear(4, 6), nn.Linear(6, 3)), 3 * images(40, 4)
+    spec = inspect(model, x)
+    logits = model(x).detach()[:, None]
+    true, softened = fisher_by_classes(logits), fisher_by_classes(logits / 2)
+    assert float((true / true.trace() - softened / softened.trace()).abs().max()) > 0.02  # there is a difference
+    found = measure(model, spec, x.split(16), probing=Probing(temperature=2.0))
+    expected = softened * true.trace() / softened.trace()
+    torch.testing.assert_close(found["net.2"].fisher, expected, rtol=1e-5, atol=1e-7)
+    many = measure(model, spec, [x.repeat(500, 1)], probing=Probing(temperature=2.0))["net.0"]
+    hidden = (model.net[0](x) > 0).double()
+    weight = model.net[2].weight.detach()
+    wanted = torch.zeros(6, 6, dtype=torch.float64)
+    for alive, row in zip(hidden, logits, strict=True):
+        through = weight * alive
+        wanted += through.T @ fisher_by_classes(row[None] / 2) @ through / len(x)
+    weight = model.net[0].weight.detach()
+    wanted = weight.T @ wanted @ weight * true.trace() / softened.trace()  # four inputs, six outputs: the input side
+    assert float((many.fisher - wanted).norm() / wanted.norm()) < 0.05
+
+
+def test_outputs_that_are_no_logits_are_not_softened() -> None:
+    model, x = Net(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)), images(6, 4)
+    spec = inspect(model, x)
+    plain, softened = (measure(model, spec, [x], probing=Probing(1, t), seed=3)["0"].fisher for t in (1.0, 2.0))
+    torch.testing.assert_close(plain, softened)
+
+
+def test_a_teacher_without_doubt_has_no_fisher_softened_or_not() -> None:
+    model, x = Head(nn.Linear(4, 6), nn.Linear(6, 3)), images(6, 4)
+    with torch.no_grad():
+        model.net[2].weight.mul_(1e6)
+    for temperature in (1.0, 2.0):
+        found = measure(model, inspect(model, x), [x], probing=Probing(temperature=temperature))
+        assert all(c.fisher.isfinite().all() and float(c.fisher.abs().max()) < 1e-6 for c in found.values())
+
+
 @pytest.mark.parametrize(
-    ("samples", "draws"), [(1, 8), (64, 8), (65, 7), (128, 4), (256, 2), (257, 1), (384, 1), (100_000, 1)]
+    ("samples", "probing"),
+    [
+        (0, Probing(8, SOFTENED)),
+        (1, Probing(8, SOFTENED)),
+        (64, Probing(8, SOFTENED)),
+        (65, Probing(7, SOFTENED)),
+        (256, Probing(2, SOFTENED)),
+        (257, Probing()),
+        (100_000, Probing()),
+    ],
 )
-def test_few_samples_are_drawn_from_several_times(samples: int, draws: int) -> None:
-    assert draws_for([torch.zeros(1, 2)] * (samples % 7) + [torch.zeros(7, 2)] * (samples // 7)) == draws
+def test_few_samples_are_drawn_from_several_times_and_softened(samples: int, probing: Probing) -> None:
+    assert Probing.of(samples) == probing
+
+
+def test_a_generation_probes_as_suits_its_number_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = Head(nn.Linear(4, 6), nn.Linear(6, 3)), []
+    spy: Callable[..., dict[str, Curvature]] = lambda *a, **k: (seen.append(k["probing"]), measure(*a, **k))[1]  # noqa: E731
+    monkeypatch.setattr("hypercompress.sketch.measure", spy)
+    for count in (32, 512):  # a quarter is held out
+        hypercompress.compress(model, Budget(params=0.6), images(count, 4).split(count // 8), "kfac")
+    assert seen == [Probing.of(24), Probing.of(384)]
 
 
 def test_batches_of_any_size_give_the_same_statistics() -> None:
