@@ -24,6 +24,7 @@ class Recipe:
         weight_decay: on weights of more than one axis.
         steps: optimiser steps.
         batch: images in a batch.
+        frozen_norms: BatchNorm keeps its moments, for batches too small to have their own.
     """
 
     optimizer: Literal["adamw", "sgd"]
@@ -32,9 +33,11 @@ class Recipe:
     weight_decay: float = 0.0
     steps: int = 200
     batch: int = 128
+    frozen_norms: bool = False
 
     def __str__(self) -> str:
-        return f"{self.optimizer} lr {self.lr:g} T {self.temperature:g} {self.steps} x {self.batch}"
+        words = f"{self.optimizer} lr {self.lr:g} T {self.temperature:g} {self.steps} x {self.batch}"
+        return f"{words}, frozen norms" if self.frozen_norms else words
 
     def make(self, student: nn.Module) -> torch.optim.Optimizer:
         """The optimiser over all parameters."""
@@ -74,8 +77,11 @@ def best_recipe(pilot: Results, start: str) -> Recipe:
 
 
 def distil(student: nn.Module, train: Set, recipe: Recipe, seed: int) -> nn.Module:
-    """A distilled copy of ``student``; BatchNorm in training mode, epochs in a random order of the seed."""
+    """A distilled copy of ``student``; epochs in a random order of the seed."""
     student = copy.deepcopy(student).train()
+    for module in student.modules():
+        if recipe.frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
     optimizer = recipe.make(student)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.factor)
     generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)

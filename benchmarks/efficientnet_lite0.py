@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from benchmarks.common import RESULTS, Results, digest, read_set, say
 from benchmarks.figures import by_share, curves, save, values
 from benchmarks.sweep import DATA, KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
-from hypercompress.architecture import load_timm
+from hypercompress.architecture import Architecture, load_timm
 from hypercompress.compress import prepare
 from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.inversion import synthesize
 from hypercompress.prepared import Plan
 
-SHARES = (0.8, 0.65, 0.5, 0.35)
+SHARES = (0.8, 0.65, 0.5, 0.35, 0.25)
 CROPS = 2  # random crops of each photograph, beside the photograph itself
 BATCH = 32
 
@@ -47,14 +47,19 @@ def photographs(teacher: nn.Module, folder: str, seed: int) -> list[Tensor]:
     return list(images[torch.randperm(len(images))].split(BATCH))
 
 
-def make_sweep(assets: Path, hypernet: str = "hypernet", shares: Sequence[float] = SHARES) -> Sweep:
-    """Read the network and the photographs."""
-    photos = str(assets / "photos")
-    teacher, architecture = load_timm(
+def open_teacher(assets: Path) -> tuple[nn.Module, Architecture]:
+    """The network."""
+    return load_timm(
         "tf_efficientnet_lite0",
         checkpoint=assets / "efficientnet_lite0.safetensors",
         pretrained_cfg={"mean": [0.5] * 3, "std": [0.5] * 3},
     )
+
+
+def make_sweep(assets: Path, hypernet: str = "hypernet", shares: Sequence[float] = SHARES) -> Sweep:
+    """Read the network and the photographs."""
+    photos = str(assets / "photos")
+    teacher, architecture = open_teacher(assets)
     test = read_set(teacher, photos, train=False)
     test = replace(test, labels=torch.full_like(test.labels, -1))  # the folders are no classes of ImageNet
 
