@@ -32,15 +32,16 @@ from hypercompress.targeting import targeted
 from hypercompress.unpacking import unpack
 
 SEARCHED = ("hypernet", "kfac")  # generators whose start is `kfac`
+INSPECTED = 8  # samples: inspection holds the outputs of all layers at once
 LARGEST_PASS = 3 * 2**25  # elements of all layers' outputs in one backward pass: with what lies between, about 1 GB
 
 
 def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any) -> Any:
-    """A batch for inspection: the one given, else one calibration batch, else noise of the model's own input size."""
+    """A batch for inspection: the one given, else some calibration samples, else noise of the model's own size."""
     if example is not None:
         return example
     if split is not None:
-        return next(iter(split.statistics))
+        return next(pieces(split.statistics, INSPECTED))
     size = own_input_size(teacher)
     if size is None:
         raise ModelError(
