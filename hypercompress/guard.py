@@ -15,7 +15,7 @@ from hypercompress.fidelity import Fidelity, compare, remembering
 
 Model = TypeVar("Model", bound=nn.Module)
 
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+STRENGTHS = (0.0, 0.5, 1.0)  # of 62 choices in the tables 52 were 0, 6 were 1, 2 each 0.25 and 0.5 (LOG.md)
 
 
 class Judge:

@@ -133,7 +133,7 @@ def committed() -> dict[str, Row]:
 
 
 def entries(table: Path = ENTRIES) -> dict[str, str]:
-    """What came of each entry point that is not huge, by its name."""
+    """What came of each entry point that was run, by its name: all that are not huge, and some that are."""
     if not table.is_file():
         return {}
     with table.open(newline="") as file:
@@ -143,12 +143,16 @@ def entries(table: Path = ENTRIES) -> dict[str, str]:
 def of_entries(results: dict[str, str]) -> str:
     """The paragraph about them."""
     failed = [f"`{name}`: {found}" for name, found in results.items() if found != PASS]
+    sizes = {entry.model: entry.params for entry in read()}
+    moderate, huge = ([n for n in results if (sizes.get(n, 0) >= HUGE) is large] for large in (False, True))
+    kept, kept_huge = (sum(results[name] == PASS for name in names) for names in (moderate, huge))
+    larger = sum(size >= HUGE for size in sizes.values())
     text = (
-        f"At their own sizes {len(results) - len(failed)} of the {len(results)} entry points of fewer than "
-        f"{HUGE // 10**6} million parameters keep it, one layer of each role factored\n"
-        "(`python -m tests.battery.entries`, `tests/battery/entries.csv`). The other "
-        f"{sum(entry.params >= HUGE for entry in read())} entry points are larger and have not been run\n"
-        "but as the smallest of their module."
+        f"At their own sizes {kept} of the {len(moderate)} entry points of fewer than {HUGE // 10**6} million "
+        "parameters keep it, one layer of each role factored\n"
+        f"(`python -m tests.battery.entries`, `tests/battery/entries.csv`). {larger} entry points are larger: of these "
+        f"{len(huge)} have been run, from the smallest up,\n"
+        f"and {kept_huge} keep it; of the others only the smallest of their module."
     )
     return "\n* ".join([text, *failed])
 

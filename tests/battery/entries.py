@@ -1,6 +1,7 @@
-"""The contract on every entry point of timm that is not huge, one row each in `entries.csv`.
+"""The contract on every entry point of timm that is not huge, and on larger ones, one row each in `entries.csv`.
 
     python -m tests.battery.entries              run what has no row yet (all: 1 h 45 min on a shared core)
+    python -m tests.battery.entries --up-to 60   and larger ones, in millions of parameters (about a minute each)
     python -m tests.battery.entries NAME ...     run these again
     python -m tests.battery.entries --part 0/2   every second one: two programs at once, with `--out` of their own
 
@@ -17,7 +18,7 @@ import torch
 from tests.battery import coverage
 from tests.battery.registry import HUGE, Entry, read
 
-MODERATE = tuple(entry for entry in read() if entry.params < HUGE)
+ENTRIES = tuple(sorted(read(), key=lambda entry: entry.params))
 
 
 def write(results: dict[str, str], table: Path) -> None:
@@ -25,7 +26,7 @@ def write(results: dict[str, str], table: Path) -> None:
     with table.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("model", "result"))
-        writer.writerows((entry.model, results[entry.model]) for entry in MODERATE if entry.model in results)
+        writer.writerows((entry.model, results[entry.model]) for entry in read() if entry.model in results)
 
 
 def main() -> None:
@@ -33,10 +34,11 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="entry points (default: those without a row)")
     parser.add_argument("--part", default="0/1", help="I/N: every N-th entry point, from the I-th")
     parser.add_argument("--out", type=Path, default=coverage.ENTRIES, help="the table (default: %(default)s)")
+    parser.add_argument("--up-to", type=float, default=HUGE / 1e6, help="millions of parameters (default: %(default)g)")
     args = parser.parse_args()
-    unknown = set(args.names) - {entry.model for entry in MODERATE}
+    unknown = set(args.names) - {entry.model for entry in ENTRIES}
     if unknown:
-        parser.error(f"received {', '.join(sorted(unknown))}; expected names in models.csv below {HUGE:,} parameters")
+        parser.error(f"received {', '.join(sorted(unknown))}; expected names in models.csv")
     first, every = (int(number) for number in args.part.split("/"))
     torch.set_num_threads(1)
     results = coverage.entries(args.out)
@@ -44,7 +46,8 @@ def main() -> None:
     def wanted(entry: Entry) -> bool:
         return entry.model in args.names if args.names else entry.model not in results
 
-    for entry in (entry for entry in MODERATE[first::every] if wanted(entry)):
+    chosen = [entry for entry in ENTRIES if args.names or entry.params < args.up_to * 1e6]
+    for entry in (entry for entry in chosen[first::every] if wanted(entry)):
         results[entry.model] = coverage.result(entry, shrunk=False)
         write(results, args.out)
         print(entry.model, results[entry.model], flush=True)  # noqa: T201
