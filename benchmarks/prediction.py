@@ -31,6 +31,13 @@ SMALL, LARGE = 1e-4, 0.1  # nats: below, a sample of images says little; above, 
 FACTOR = 2.0
 
 
+def data_of(folder: Path, root: str) -> str:
+    """What a teacher of the zoo was trained on, as DATA; of one that its index does not know, Fashion-MNIST."""
+    known = read_rows(folder.parent / "zoo.csv")
+    name = known[folder.name]["data"].split(":")[0] if folder.name in known else "fashion_mnist"
+    return f"{name}:{root}" if name != "digits" else name
+
+
 def run(folder: Path, data: str, results: Results) -> None:
     """All rows of a teacher that are missing."""
     name, weights = folder.name, digest(folder)
@@ -128,9 +135,7 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     results = Results(options.out / "prediction.csv", ("teacher", "share"))
     for folder in options.teacher:
-        index = read_rows(folder.parent / "zoo.csv")
-        name = index[folder.name]["data"].split(":")[0] if folder.name in index else "fashion_mnist"
-        run(folder, f"{name}:{options.root}" if name != "digits" else name, results)
+        run(folder, data_of(folder, options.root), results)
     figure(results, options.out / "prediction.png")
     say(summary(results))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import generate_large, latency, menu, pilot, prediction, qkv, resnet18, speed
+from benchmarks import few_images, generate_large, latency, menu, pilot, prediction, qkv, resnet18, speed
 from benchmarks.common import Results, Set, budget_of, fidelity, markdown, read_set, size_of, spread
 from benchmarks.distillation import PILOT, PILOT_KEY, RECIPES, Recipe, best_recipe, distil, from_random
 from benchmarks.pruning import prune
@@ -127,6 +127,26 @@ def test_a_fused_projection_is_compared_with_three(tmp_path: Path, monkeypatch: 
     before = (tmp_path / "qkv.csv").read_text()
     qkv.main(words)
     assert (tmp_path / "qkv.csv").read_text() == before
+
+
+def test_few_images_are_compared_by_how_their_gradients_are_drawn(
+    network: tuple[nn.Module, Architecture], tmp_path: Path
+) -> None:
+    Student(*network).save_pretrained(tmp_path / "digits" / "teacher")
+    index = "name,data\nteacher,digits\n"
+    (tmp_path / "digits" / "zoo.csv").write_text(index)
+    words = ["--root", "unused", "--teacher", str(tmp_path / "digits" / "teacher"), "--images", "24"]
+    few_images.main([*words, "--out", str(tmp_path)])
+    results = Results(tmp_path / "few_images.csv", few_images.KEY)
+    sizes = {(row["unit"], row["share"]) for row in results.rows}
+    assert len(results.rows) == 3 * len(sizes) >= 3  # a size out of reach has no row
+    kls = {row["probing"]: float(row["kl"]) for row in results.rows if row["unit"] == "macs"}
+    assert set(kls) == {"one", "several", "several, softened"}
+    assert len(set(kls.values())) > 1
+    assert "24 images, one: 1.00 of the KL of one gradient (0 of" in few_images.verdict(results)
+    before = (tmp_path / "few_images.csv").read_bytes()
+    few_images.main([*words, "--out", str(tmp_path)])
+    assert (tmp_path / "few_images.csv").read_bytes() == before
 
 
 def test_predictions_stand_beside_what_was_measured(
