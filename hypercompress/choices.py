@@ -8,6 +8,8 @@ at hard budgets a refitted student is better with more rank in its late layers (
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
+from typing import Any
 
 from torch import nn
 
@@ -20,9 +22,10 @@ from hypercompress.reconstruction import reconstruct, refit_batch
 from hypercompress.specs import Budget, Finishing, Generation, Refit
 from hypercompress.student import Student
 
-FEW_STRENGTHS = (0.0, 1.0)  # where each costs a regression of every layer
 TILTS = (2.0, 4.0)  # of the allocation; the second is tried if the first was better
-HARD = 0.05  # nats predicted, below which a tilt does not help
+MANY = 256  # samples in the statistics, from which a refit of both factors that helps helps most (47 of 48; LOG.md)
+HARD = 0.05  # nats: predicted, below which a tilt does not help; measured, below which new norm moments do not
+NORM_SAMPLES = 128  # from which norm moments are estimated; each has a row at every position
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -61,6 +64,12 @@ def guarded(
     return choices.generation, choices.student, choices.finishing
 
 
+def _first(batches: Sequence[Any], samples: int) -> Sequence[Any]:
+    """The first batches that have so many samples together, or all."""
+    before = accumulate(map(batch_size, batches), initial=0)
+    return [batch for batch, count in zip(batches, before, strict=False) if count < samples]
+
+
 class _Choices:
     """The student so far; each method tries others and keeps the better one."""
 
@@ -93,9 +102,13 @@ class _Choices:
         if len(forms) == 1:
             return
         self.batch = refit_batch(self.plan.spec, self.split)
-        generation = self.generation
-        index = self._choose([lambda form=form: self._made(generation, form) for form in forms[1:]])  # type: ignore[misc]
-        self.finishing = replace(self.finishing, refitted=forms[index])
+        generation, refits = self.generation, list(forms[1:])
+        many = sum(map(batch_size, self.split.statistics)) >= MANY
+        for tried in [[form] for form in reversed(refits)] if many else [refits]:
+            index = self._choose([lambda form=form: self._made(generation, form) for form in tried])  # type: ignore[misc]
+            if index > 0:
+                self.finishing = replace(self.finishing, refitted=tried[index - 1])
+                break
 
     def tilt(self) -> None:
         """How far the allocation leans towards the layers that run last."""
@@ -114,9 +127,8 @@ class _Choices:
         generator, refitted = self.plan.generator, self.finishing.refitted
         if not isinstance(generator, HypernetGenerator):
             return
-        strengths = (FEW_STRENGTHS if refitted is Refit.BOTH else STRENGTHS)[1:]
         options = generator.options(
-            self.plan.spec, self.plan.sketches, self.budget, strengths, refit=refitted is not Refit.NONE
+            self.plan.spec, self.plan.sketches, self.budget, STRENGTHS[1:], refit=refitted is not Refit.NONE
         )
         index = self._choose([lambda g=option: self._made(g, refitted) for option in options])  # type: ignore[misc]
         if index > 0:
@@ -128,12 +140,12 @@ class _Choices:
         A refitted student keeps the teacher's, which its layers were fitted to give: others, estimated from the few
         images at hand, were worse in all of 61 (LOG.md).
         """
-        images = self.split.statistics
+        images = _first(self.split.statistics, NORM_SAMPLES)
         if self.finishing.refitted is not Refit.NONE or all(batch_size(batch) < 2 for batch in images):
             return
-        if not has_batch_norm(self.student):
-            return
         kept = self.student
+        if not has_batch_norm(kept) or self.judge.selected(kept).kl < HARD:
+            return
 
         def fresh() -> Student:
             candidate = copy.deepcopy(kept)

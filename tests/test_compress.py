@@ -122,6 +122,24 @@ def test_reestimated_norms_are_taken_only_if_they_help(share: float, taken: bool
     assert free.report["norms"] == ("re-estimated" if taken else "kept")
 
 
+def test_norms_are_estimated_from_some_of_the_images_and_only_where_much_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher, x, plan = trained()
+    assert plan.split is not None
+    seen: list[int] = []
+    monkeypatch.setattr("hypercompress.choices.NORM_SAMPLES", 40)
+    monkeypatch.setattr(
+        "hypercompress.choices.reestimate_norms", lambda _m, images, _f: seen.append(sum(map(len, images)))
+    )
+    lost = []
+    for share in (0.05, 0.5):
+        student = compress(teacher, Budget(params=share), x.split(16), "kfac", refit=False)
+        lost.append(compare(teacher, student, plan.split.select).kl)
+    assert lost[0] > HARD > lost[1]
+    assert seen == [48]  # three batches of 16 have 40 samples
+
+
 @pytest.mark.parametrize("form", ["both", "outputs"])
 def test_a_refitted_student_keeps_its_norms(form: str) -> None:
     teacher, x, _ = trained()
@@ -143,6 +161,31 @@ def refitted(plan: Plan, student: Student, form: Refit) -> Student:
         batch = refit_batch(plan.spec, plan.split)
         reconstruct(plan.teacher, student, plan.spec, plan.sketches, batch, both=form is Refit.BOTH)
     return student
+
+
+@pytest.mark.parametrize(
+    ("share", "many", "tried", "taken"),
+    [
+        (0.1, 1, ["both"], "both"),  # with many images it is not asked whether less would have been more
+        (0.2, 1, ["both", "outputs"], "none"),
+        (0.1, 10**6, ["outputs", "both"], "both"),
+    ],
+)
+def test_with_many_images_the_outputs_alone_are_refitted_only_if_both_factors_lost(
+    share: float, many: int, tried: list[str], taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, plan = trained()
+    asked: list[str] = []
+
+    def spy(*args: Any, both: bool) -> Any:
+        asked.append("both" if both else "outputs")
+        return reconstruct(*args, both=both)
+
+    monkeypatch.setattr("hypercompress.choices.reconstruct", spy)
+    monkeypatch.setattr("hypercompress.choices.MANY", many)
+    student = finish(plan, Budget(params=share), norms=False)
+    assert asked == tried
+    assert student.report["refitted"] == taken
 
 
 @pytest.mark.parametrize("both", [False, True])
