@@ -173,15 +173,15 @@ def reached(spec: ModelSpec, measured: Collection[str]) -> ModelSpec:
     return spec.without({layer.name for layer in spec.candidates if layer.name not in measured}, UNREACHED)
 
 
-class _Looker:
-    """Looks back from the output of each batch, which the recorders hear of; knows how much of it is nats."""
+class _Gradients:
+    """Draws gradients at the output of each batch, which the recorders hear of on the way back."""
 
     def __init__(self, recorders: Collection[_Recorder], anchor: Tensor, probing: Probing, seed: int) -> None:
         self.recorders, self.anchor, self.probing = recorders, anchor, probing
         self.generator = torch.Generator().manual_seed(seed)
         self.traces = [0.0, 0.0]  # of the Fisher of all outputs as they are, and softened
 
-    def look(self, output: Tensor) -> None:
+    def draw(self, output: Tensor) -> None:
         draws, temperature = self.probing.draws, self.probing.temperature
         for recorder in self.recorders:
             recorder.ends(output, temperature)
@@ -232,7 +232,7 @@ def measure(
         for layer in spec.candidates
         for path in layer.paths
     ]
-    looker = _Looker(recorders.values(), anchor, probing or Probing(), seed)
+    gradients = _Gradients(recorders.values(), anchor, probing or Probing(), seed)
     count = 0
     try:
         with evaluating(model), torch.enable_grad():
@@ -245,7 +245,7 @@ def measure(
                         f"{count + len(output) - 1}; expected finite values; check the calibration data"
                     )
                 if recorders:
-                    looker.look(output)
+                    gradients.draw(output)
                 count += len(output)
                 if progress is not None:
                     progress("curvature", count)
@@ -255,4 +255,6 @@ def measure(
     if count == 0:
         raise DataError("received calibration data without a single batch; expected at least one; check the loader")
     with exactly(anchor):
-        return {name: recorder.finish(looker.nats / count) for name, recorder in recorders.items() if recorder.reached}
+        return {
+            name: recorder.finish(gradients.nats / count) for name, recorder in recorders.items() if recorder.reached
+        }
