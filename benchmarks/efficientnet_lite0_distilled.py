@@ -37,7 +37,7 @@ HELD_OUT = 5  # in the pilot: one photograph in so many is measured on
 KEY, MADE_OF = ("start", "share", "seed"), ("weights", "recipe")
 
 
-def recipe_of(rate: float, steps: int = STEPS) -> Recipe:
+def recipe_of(rate: float, steps: int) -> Recipe:
     """The distillation at one learning rate."""
     return Recipe("adamw", rate, steps=steps, batch=SMALL, frozen_norms=True)
 
@@ -110,7 +110,7 @@ def main(words: Sequence[str] | None = None) -> None:
     plan = prepare(teacher, pool.images.split(BATCH), "svd")
     for share in options.shares:
         for start in options.only:
-            recipe = recipe_of(best_rate(rates, start))
+            recipe = recipe_of(best_rate(rates, start), STEPS)
             made_of = {"weights": generators.weights(start, weights), "recipe": str(recipe)}
             key = {"start": start, "share": share, "seed": options.seed}
             if table.has({**key, **made_of}):

@@ -1,0 +1,58 @@
+"""The program of EfficientNet-Lite0 after some steps, on a small network and images of noise."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmarks import efficientnet_lite0_distilled as bench
+from benchmarks.common import Results
+from hypercompress.architecture import Architecture, load_timm
+
+
+def small(_assets: Path) -> tuple[nn.Module, Architecture]:
+    torch.manual_seed(0)
+    return load_timm("test_efficientnet", pretrained=False, pretrained_cfg={"input_size": [3, 32, 32]})
+
+
+@pytest.fixture
+def assets(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 4)):
+        for place in range(count):
+            path = tmp_path / "photos" / part / "all" / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "efficientnet_lite0.safetensors").write_bytes(b"weights")
+    return tmp_path
+
+
+def test_starts_are_distilled_at_the_rate_of_their_pilot_and_rows_are_kept(
+    assets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "open_teacher", small)
+    monkeypatch.setattr(bench, "STEPS", 6)
+    monkeypatch.setattr(bench, "RATES", (1e-4, 1.0))  # the second destroys the student
+    words = ["--assets", str(assets), "--shares", "0.8", "0.01", "--out", str(assets / "out")]
+    with pytest.raises(LookupError, match=r"received no rows of kfac in .*; expected some; pass --pilot first"):
+        bench.main(words)
+    bench.main([*words, "--pilot"])
+    pilot = Results(assets / "out" / "efficientnet_lite0_pilot.csv", ("start", "rate"))
+    assert {(row["start"], row["rate"]) for row in pilot.rows} == {
+        (s, r) for s in ("kfac", "svd") for r in ("0.0001", "1")
+    }
+    assert bench.best_rate(pilot, "hypernet") == bench.best_rate(pilot, "kfac") == 1e-4
+    table = Results(assets / "out" / "efficientnet_lite0_distilled.csv", bench.KEY, bench.MADE_OF)
+    assert [(row["start"], row["share"]) for row in table.rows] == [(start, "0.8") for start in bench.STARTS]
+    said = capsys.readouterr().out
+    assert all(f"\n{start}: received a params budget" in said for start in bench.STARTS)  # 1 % is out of reach: said
+    for row in table.rows:
+        assert "lr 0.0001" in row["recipe"]
+        assert row["recipe"].endswith("6 x 8, frozen norms")
+        assert float(row["kl"]) != float(row["kl_start"])
+    before = table.path.read_bytes()
+    bench.main(words)
+    assert table.path.read_bytes() == before
