@@ -67,10 +67,14 @@ def read_set(teacher: nn.Module, text: str, *, train: bool, limit: int | None = 
     data = open_data(text, Preprocess.of(teacher), train=train)
     parts = list(loader(data, batch_size=BATCH, limit=limit))
     device = next(teacher.parameters()).device
-    images, labels = (torch.cat([part[i] for part in parts]).to(device) for i in (0, 1))
+    return answered(teacher, *(torch.cat([part[i] for part in parts]).to(device) for i in (0, 1)))
+
+
+def answered(teacher: nn.Module, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None) -> Set:
+    """The images with the teacher's logits; ``None``: without labels, which are -1 then."""
     with evaluating(teacher), torch.no_grad():
         logits = torch.cat([call_model(teacher, batch) for batch in images.split(BATCH)])
-    return Set(images, labels, logits)
+    return Set(images, torch.full((len(images),), -1) if labels is None else labels, logits)
 
 
 def fidelity(teacher: nn.Module, student: nn.Module, test: Set) -> Fidelity:

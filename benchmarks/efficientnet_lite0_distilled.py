@@ -8,7 +8,8 @@ labels; BatchNorm keeps its moments, as batches are small. Starts are as generat
 undo. ``--pilot`` compares learning rates first, by a third of the steps and on photographs of ``train`` that neither
 statistics nor steps have seen, and writes ``efficientnet_lite0_pilot.csv``; the best of each start is used, for the
 hypernetwork that of `kfac`, next to which it starts. Writes ``efficientnet_lite0_distilled.csv``; rows that are there
-are not made again. One thread, three minutes a row of the pilot and nine a row of the table.
+are not made again. The folders are no classes of ImageNet, so top-1 says nothing. One thread, by the time of a step:
+three minutes a row of the pilot and nine a row of the table.
 """
 
 import argparse
@@ -19,11 +20,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.common import RESULTS, Results, Set, budget_of, digest, read_set, say
+from benchmarks.common import RESULTS, Results, Set, answered, budget_of, digest, read_set, say
 from benchmarks.distillation import Recipe, distilled
 from benchmarks.efficientnet_lite0 import BATCH, SHARES, open_teacher, photographs
 from benchmarks.sweep import Generators
-from hypercompress.calling import call_model, evaluating
 from hypercompress.compress import finish, prepare
 from hypercompress.errors import BudgetError
 from hypercompress.prepared import Plan
@@ -40,13 +40,6 @@ KEY, MADE_OF = ("start", "share", "seed"), ("weights", "recipe")
 def recipe_of(rate: float, steps: int) -> Recipe:
     """The distillation at one learning rate."""
     return Recipe("adamw", rate, steps=steps, batch=SMALL, frozen_norms=True)
-
-
-def answered(teacher: nn.Module, images: torch.Tensor) -> Set:
-    """The images with the teacher's logits; there are no labels."""
-    with evaluating(teacher), torch.no_grad():
-        logits = torch.cat([call_model(teacher, batch) for batch in images.split(BATCH)])
-    return Set(images, torch.full((len(images),), -1), logits)
 
 
 def start_of(plan: Plan, start: str, share: float, generators: Generators) -> nn.Module:
@@ -102,11 +95,10 @@ def main(words: Sequence[str] | None = None) -> None:
     rates = Results(options.out / "efficientnet_lite0_pilot.csv", ("start", "rate"))
     folder = str(options.assets / "photos")
     if options.pilot:
-        whole = read_set(teacher, folder, train=True)
-        pilot(teacher, answered(teacher, whole.images), generators, rates, weights)
+        pilot(teacher, read_set(teacher, folder, train=True), generators, rates, weights)
     table = Results(options.out / "efficientnet_lite0_distilled.csv", KEY, MADE_OF)
     pool = answered(teacher, torch.cat(photographs(teacher, folder, options.seed)))
-    test = answered(teacher, read_set(teacher, folder, train=False).images)
+    test = read_set(teacher, folder, train=False)
     plan = prepare(teacher, pool.images.split(BATCH), "svd")
     for share in options.shares:
         for start in options.only:

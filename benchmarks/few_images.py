@@ -17,7 +17,6 @@ from pathlib import Path
 
 from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
 from benchmarks.prediction import data_of
-from hypercompress.calling import batch_size
 from hypercompress.compress import finish, prepare
 from hypercompress.errors import BudgetError
 from hypercompress.fisher import Probing
@@ -46,7 +45,7 @@ def run(folder: Path, data: str, images: int, results: Results) -> None:
     plan = prepare(teacher, train.images.split(BATCH), "kfac")
     assert plan.split is not None
     batches = plan.split.statistics
-    for way, probing in ways(sum(map(batch_size, batches))).items():
+    for way, probing in ways(plan.split.samples).items():
         measured = replace(plan, sketches=sketch(plan.teacher, plan.spec, batches, probing=probing))
         for budget in BUDGETS:
             key = {"teacher": name, "images": images, "unit": str(budget.unit), "share": budget.share, "probing": way}

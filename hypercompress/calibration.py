@@ -24,6 +24,11 @@ class CalibrationSplit:
     select: Sequence[Any]
     confirm: Sequence[Any]
 
+    @property
+    def samples(self) -> int:
+        """In the statistics."""
+        return sum(map(batch_size, self.statistics))
+
 
 def split_batches(data: Iterable[Any], device: torch.device) -> CalibrationSplit:
     """Every eighth batch selects and the one after it confirms; of fewer than three batches each is cut in three.

@@ -103,7 +103,7 @@ class _Choices:
             return
         self.batch = refit_batch(self.plan.spec, self.split)
         generation, refits = self.generation, list(forms[1:])
-        many = sum(map(batch_size, self.split.statistics)) >= MANY
+        many = self.split.samples >= MANY
         for tried in [[form] for form in reversed(refits)] if many else [refits]:
             index = self._choose([lambda form=form: self._made(generation, form) for form in tried])  # type: ignore[misc]
             if index > 0:

@@ -92,7 +92,7 @@ def prepare(
     batches: Iterable[Any] | None = None if split is None else split.statistics
     if batches is not None and device.type == "cpu":  # where small batches take no longer, and memory is all there is
         batches = pieces(batches, samples_of_a_pass(spec))
-    probing = None if split is None else Probing.of(sum(map(batch_size, split.statistics)))
+    probing = None if split is None else Probing.of(split.samples)
     sketches = sketch(teacher, spec, batches, forward_fn=forward_fn, probing=probing, seed=seed, progress=progress)
     if batches is not None:
         sketches = {name: found for name, found in sketches.items() if found.curvature is not None}

@@ -76,4 +76,5 @@ def test_a_student_that_stays_is_measured_once() -> None:
 
 def test_the_safe_strength_comes_first() -> None:
     assert STRENGTHS[0] == 0.0
+    assert list(STRENGTHS) == sorted(STRENGTHS)
     assert STRENGTHS[-1] == 1.0

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import efficientnet_lite0_distilled as bench
-from benchmarks.common import Results
+from benchmarks.common import Results, answered
+from benchmarks.distillation import Recipe, distil
 from hypercompress.architecture import Architecture, load_timm
 
 
@@ -28,6 +29,21 @@ def assets(tmp_path: Path) -> Path:
             Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
     (tmp_path / "efficientnet_lite0.safetensors").write_bytes(b"weights")
     return tmp_path
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_norms_keep_their_moments_and_learn_all_the_same(frozen: bool) -> None:
+    model, _ = small(Path())
+    train = answered(model, torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert train.labels.tolist() == [-1] * 16
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)  # there is something to learn
+    trained = distil(model, train, Recipe("adamw", 1e-2, steps=2, batch=8, frozen_norms=frozen), 0)
+    kept = dict(model.named_buffers())
+    same = [torch.equal(kept[name], b) for name, b in trained.named_buffers() if name.endswith("running_mean")]
+    assert same
+    assert all(same) if frozen else not any(same)
+    assert not torch.equal(next(trained.parameters()), next(model.parameters()))
 
 
 def test_starts_are_distilled_at_the_rate_of_their_pilot_and_rows_are_kept(
