@@ -3,13 +3,16 @@
 import copy
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from jaxtyping import Int64
+from torch import Tensor, nn
 
-from benchmarks.common import Results, Set, fidelity, size_of
+from benchmarks.captured import Captured
+from benchmarks.common import Results, Set, fidelity, say, size_of
 from hypercompress.losses import distillation_kl
 
 
@@ -40,15 +43,17 @@ class Recipe:
         return f"{words}, frozen norms" if self.frozen_norms else words
 
     def make(self, student: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser over all parameters."""
+        """The optimiser over all parameters; on a card one whose steps can be captured."""
         parameters = [p for p in student.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
+        card = parameters[0].is_cuda
+        rate = torch.tensor(self.lr, device=parameters[0].device) if card else self.lr
         if self.optimizer == "sgd":
-            return torch.optim.SGD(groups, self.lr, momentum=0.9, nesterov=True)
-        return torch.optim.AdamW(groups, self.lr)
+            return torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True)
+        return torch.optim.AdamW(groups, rate, capturable=card)
 
     def factor(self, step: int) -> float:
         """The learning rate at a step as a share of the highest."""
@@ -78,23 +83,76 @@ def best_recipe(pilot: Results, start: str) -> Recipe:
 
 def distil(student: nn.Module, train: Set, recipe: Recipe, seed: int) -> nn.Module:
     """A distilled copy of ``student``; epochs in a random order of the seed."""
-    student = copy.deepcopy(student).train()
-    for module in student.modules():
-        if recipe.frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    optimizer = recipe.make(student)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.factor)
+    return distil_each(student, train, [recipe], seed)[0]
+
+
+def distil_each(student: nn.Module, train: Set, recipes: Sequence[Recipe], seed: int) -> list[nn.Module]:
+    """A distilled copy of ``student`` for each recipe; on a card all at once."""
+    ways = [_Way(student, train, recipe, seed) for recipe in recipes]
+    if train.images.is_cuda:
+        for step in range(max(recipe.steps for recipe in recipes)):
+            for way in ways:
+                way.go(step)
+        torch.cuda.synchronize()
+    else:
+        for way in ways:
+            for step in range(way.recipe.steps):
+                way.go(step)
+    return [way.student.eval() for way in ways]
+
+
+class _Way:
+    """One student on its way."""
+
+    def __init__(self, student: nn.Module, train: Set, recipe: Recipe, seed: int) -> None:
+        self.student, self.train, self.recipe = copy.deepcopy(student).train(), train, recipe
+        for module in self.student.modules():
+            if recipe.frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        self.optimizer = recipe.make(self.student)
+        self.places = _orders(len(train), recipe, seed).to(train.images.device)
+        self.captured: Captured | None = None
+        if train.images.is_cuda:
+            try:
+                self.captured = Captured(self.student, self.optimizer, self._step, self.places[0])
+            except RuntimeError as error:
+                say(f"steps one instruction at a time, as no graph holds them: {str(error).splitlines()[0]}")
+
+    def go(self, step: int) -> None:
+        """Take a step, if there is one left."""
+        if step >= self.recipe.steps:
+            return
+        if self.captured is not None:
+            self.captured(self.places[step], lambda: self._set_rate(step))
+            return
+        self._set_rate(step)
+        self.optimizer.zero_grad()
+        self._step(self.places[step])
+
+    def _step(self, chosen: Int64[Tensor, " b"]) -> None:
+        logits = self.student(self.train.images[chosen])
+        distillation_kl(logits, self.train.logits[chosen], self.recipe.temperature).backward()
+        self.optimizer.step()
+
+    def _set_rate(self, step: int) -> None:
+        rate = self.recipe.lr * self.recipe.factor(step)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+
+def _orders(count: int, recipe: Recipe, seed: int) -> Int64[Tensor, "steps b"]:
+    """Places of the images of each step: each image once before any comes again."""
     generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
+    found = []
     for _ in range(recipe.steps):
         if len(order) < recipe.batch:
-            order = torch.cat([order, torch.randperm(len(train), generator=generator)])
-        chosen, order = order[: recipe.batch], order[recipe.batch :]
-        loss = distillation_kl(student(train.images[chosen]), train.logits[chosen], recipe.temperature)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return student.eval()
+            order = torch.cat([order, torch.randperm(count, generator=generator)])
+        found.append(order[: recipe.batch])
+        order = order[recipe.batch :]
+    return torch.stack(found)
 
 
 def from_random(student: nn.Module, seed: int) -> nn.Module:

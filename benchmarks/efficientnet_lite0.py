@@ -35,12 +35,12 @@ CROPS = 2  # random crops of each photograph, beside the photograph itself
 BATCH = 32
 
 
-def photographs(teacher: nn.Module, folder: str, seed: int) -> list[Tensor]:
-    """Calibration batches in random order: each photograph and `CROPS` random crops of it, with flips."""
+def photographs(teacher: nn.Module, folder: str, seed: int, crops: int = CROPS) -> list[Tensor]:
+    """Calibration batches in random order: each photograph and so many random crops of it, with flips."""
     random.seed(seed)
     torch.manual_seed(seed)
     parts = []
-    for turn in range(1 + CROPS):
+    for turn in range(1 + crops):
         data = open_data(folder, Preprocess.of(teacher), train=True, augment=turn > 0)
         parts += [images for images, _ in loader(data, batch_size=BATCH)]
     images = torch.cat(parts)

@@ -1,83 +1,163 @@
 """EfficientNet-Lite0 with its ImageNet weights: what 300 steps of distillation make of each generator's start.
 
-    python -m benchmarks.efficientnet_lite0_distilled --assets ASSETS [--pilot] [--out benchmarks/results]
+    python -m benchmarks.efficientnet_lite0_distilled --assets ASSETS [--pilot] [--statistics images none] [--only ...]
+        [--batch 32] [--crops 12] [--device cpu|cuda] [--out benchmarks/results]
 
-As `benchmarks.efficientnet_lite0`: statistics from the photographs of ``train`` and crops of them, agreement with the
-teacher and KL on those of ``val``. The steps learn from the teacher's logits on the same photographs and crops, no
-labels; BatchNorm keeps its moments, as batches are small. Starts are as generated, without the refit that steps would
-undo. ``--pilot`` compares learning rates first, by a third of the steps and on photographs of ``train`` that neither
-statistics nor steps have seen, and writes ``efficientnet_lite0_pilot.csv``; the best of each start is used, for the
-hypernetwork that of `kfac`, next to which it starts. Writes ``efficientnet_lite0_distilled.csv``; rows that are there
-are not made again. The folders are no classes of ImageNet, so top-1 says nothing. One thread, by the time of a step:
-three minutes a row of the pilot and nine a row of the table.
+As `benchmarks.efficientnet_lite0`: starts from the photographs of ``train`` and crops of them, or from the weights
+alone; agreement with the teacher and KL on those of ``val``. The steps learn from the teacher's logits on the
+photographs of ``train`` and crops of them, no labels; BatchNorm keeps its moments, as so few photographs have poor
+ones. Starts are as generated, without the refit that steps would undo. ``--pilot`` compares learning rates first, by a
+third of the steps and on photographs of ``train`` that neither statistics nor steps have seen, and writes
+``efficientnet_lite0_pilot.csv``; the best of each start is used. Writes ``efficientnet_lite0_distilled.csv``; rows that
+are there are not made again. The folders are no classes of ImageNet, so top-1 says nothing. On a card a minute for the
+images and some seconds a row; on one thread a quarter of an hour a row (``--batch 8``).
 """
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.common import RESULTS, Results, Set, answered, budget_of, digest, read_set, say
+from benchmarks.common import RESULTS, Results, answered, budget_of, digest, read_set, say
 from benchmarks.distillation import Recipe, distilled
-from benchmarks.efficientnet_lite0 import BATCH, SHARES, open_teacher, photographs
-from benchmarks.sweep import Generators
+from benchmarks.efficientnet_lite0 import BATCH, CROPS, SHARES, open_teacher, photographs
+from benchmarks.sweep import DATA, WITH_DATA, WITHOUT_DATA, Generators
 from hypercompress.compress import finish, prepare
 from hypercompress.errors import BudgetError
 from hypercompress.prepared import Plan
 
-STARTS = ("kfac", "hypernet", "svd")
-STEPS, SMALL = 300, 8  # and images in a batch of them
-PILOTED = {"kfac": "kfac", "hypernet": "kfac", "svd": "svd"}  # whose rate a start takes
+SOURCES = ("images", "none")  # of the statistics
+STEPS = 300
 RATES = (1e-4, 3e-4, 1e-3)
 PILOT_SHARE = 0.5
 HELD_OUT = 5  # in the pilot: one photograph in so many is measured on
-KEY, MADE_OF = ("start", "share", "seed"), ("weights", "recipe")
+PILOT, TABLE = "efficientnet_lite0_pilot.csv", "efficientnet_lite0_distilled.csv"
+PILOT_KEY, KEY, MADE_OF = ("data", "start", "rate"), ("data", "start", "share", "seed"), ("weights", "recipe")
 
 
-def recipe_of(rate: float, steps: int) -> Recipe:
-    """The distillation at one learning rate."""
-    return Recipe("adamw", rate, steps=steps, batch=SMALL, frozen_norms=True)
+@dataclass(frozen=True)
+class Bench:
+    """The network, the photographs, and which starts are compared.
 
-
-def start_of(plan: Plan, start: str, share: float, generators: Generators) -> nn.Module:
-    """The student of a start, as generated.
-
-    Raises:
-        BudgetError: out of reach.
+    Args:
+        assets: folder of the weights and the photographs.
+        device: of torch.
+        batch: images of a step.
+        crops: of each photograph that the steps learn from, beside itself.
+        starts: generators by name, of those that a source of statistics has.
     """
-    plan = replace(plan, generator=generators.load(start, STEPS))
-    return finish(plan, budget_of(plan.spec, share), refit=False, norms=False).model
+
+    assets: Path
+    device: str = "cpu"
+    batch: int = 32
+    crops: int = CROPS
+    sources: Sequence[str] = SOURCES
+    starts: Sequence[str] = WITH_DATA + WITHOUT_DATA
+    generators: Generators = field(default_factory=Generators)
+
+    @property
+    def folder(self) -> str:
+        """The photographs."""
+        return str(self.assets / "photos")
+
+    def teacher(self) -> nn.Module:
+        """The network, on the device."""
+        return open_teacher(self.assets)[0].to(self.device)
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Sources and the starts made from each."""
+        for source in self.sources:
+            yield from ((source, start) for start in DATA[source] if start in self.starts)
+
+    def recipe(self, rate: float, steps: int) -> Recipe:
+        """The distillation at one learning rate."""
+        return Recipe("adamw", rate, steps=steps, batch=self.batch, frozen_norms=True)
+
+    def weights(self, start: str) -> str:
+        """Digest of all that a start depends on."""
+        return self.generators.weights(start, digest(self.assets))
+
+    def start(self, plan: Plan, start: str, share: float) -> nn.Module:
+        """The student of a start, as generated.
+
+        Raises:
+            BudgetError: out of reach.
+        """
+        plan = replace(plan, generator=self.generators.load(start, STEPS))
+        return finish(plan, budget_of(plan.spec, share), refit=False, norms=False).model
+
+    def plans(self, teacher: nn.Module, images: torch.Tensor) -> dict[str, Plan]:
+        """The teacher with its statistics, by source."""
+        found = {"images": images.split(BATCH), "none": None}
+        example = images[:2]
+        return {source: prepare(teacher, found[source], "svd", example=example) for source in self.sources}
 
 
-def pilot(teacher: nn.Module, pool: Set, generators: Generators, results: Results, weights: str) -> None:
+def pilot(bench: Bench, results: Results) -> None:
     """Every start at one size and at every rate, on photographs held out of the training ones."""
-    held = torch.arange(len(pool)) % HELD_OUT == 0
+    teacher = bench.teacher()
+    pool = read_set(teacher, bench.folder, train=True)
+    held = torch.arange(len(pool), device=bench.device) % HELD_OUT == 0
     test, train = (pool.subset(chosen.nonzero().flatten()) for chosen in (held, ~held))
-    plan = prepare(teacher, train.images.split(BATCH), "svd")
-    for start in sorted(set(PILOTED.values())):
+    plans = bench.plans(teacher, train.images)
+    for source, start in bench.pairs():
         for rate in RATES:
-            key = {"start": start, "rate": f"{rate:g}", "weights": weights}
-            if not results.has(key):
-                student = start_of(plan, start, PILOT_SHARE, generators)
-                row = distilled(teacher, student, train, test, recipe_of(rate, STEPS // 3), 0)
-                results.add({**key, **row})
-                say(f"pilot, {start}, rate {rate:g}: KL {row['kl_start']:.3f} -> {row['kl']:.3f}")
+            recipe = bench.recipe(rate, STEPS // 3)
+            key = {"data": source, "start": start, "rate": f"{rate:g}"}
+            made_of = {"weights": bench.weights(start), "recipe": str(recipe)}
+            if not results.has({**key, **made_of}):
+                student = bench.start(plans[source], start, PILOT_SHARE)
+                row = distilled(teacher, student, train, test, recipe, 0)
+                results.add({**key, **row, **made_of})
+                say(f"pilot, {source}, {start}, rate {rate:g}: KL {row['kl_start']:.3f} -> {row['kl']:.3f}")
 
 
-def best_rate(results: Results, start: str) -> float:
+def best_rate(bench: Bench, results: Results, source: str, start: str) -> float:
     """The rate whose students were closest to the teacher in the pilot.
 
     Raises:
-        LookupError: the pilot has no row of this start.
+        LookupError: the pilot has no row of this start with steps of this kind.
     """
-    found = {rate: results.numbers("kl", start=PILOTED[start], rate=f"{rate:g}") for rate in RATES}
+    found = {
+        rate: results.numbers("kl", data=source, start=start, recipe=str(bench.recipe(rate, STEPS // 3)))
+        for rate in RATES
+    }
     known = {rate: numbers[0] for rate, numbers in found.items() if numbers}
     if not known:
-        raise LookupError(f"received no rows of {start} in {results.path}; expected some; pass --pilot first")
+        raise LookupError(
+            f"received no rows of {start} ({source}) with batches of {bench.batch} in {results.path}; expected some; "
+            "pass --pilot first"
+        )
     return min(known, key=known.__getitem__)
+
+
+def run(bench: Bench, rates: Results, table: Results, shares: Sequence[float], seed: int) -> None:
+    """All rows of a seed that are missing."""
+    recipes = {pair: bench.recipe(best_rate(bench, rates, *pair), STEPS) for pair in bench.pairs()}
+    teacher = bench.teacher()
+    measured = torch.cat(photographs(teacher, bench.folder, seed)).to(bench.device)
+    pool = answered(teacher, torch.cat(photographs(teacher, bench.folder, seed, bench.crops)).to(bench.device))
+    test = read_set(teacher, bench.folder, train=False)
+    test = replace(test, labels=torch.full_like(test.labels, -1))  # the folders are no classes of ImageNet
+    plans = bench.plans(teacher, measured)
+    for share in shares:
+        for (source, start), recipe in recipes.items():
+            made_of = {"weights": bench.weights(start), "recipe": f"{recipe}, {bench.crops} crops"}
+            key = {"data": source, "start": start, "share": share, "seed": seed}
+            if table.has({**key, **made_of}):
+                continue
+            try:
+                student = bench.start(plans[source], start, share)
+            except BudgetError as error:
+                say(f"{start}: {error}")
+                continue
+            row = distilled(teacher, student, pool, test, recipe, seed)
+            table.add({**key, **row, **made_of})
+            change = f"KL {row['kl_start']:.3f} -> {row['kl']:.3f}, agreement {row['agreement']:.3f}"
+            say(f"{source}, {start}, {share:.0%}: {change}")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -85,36 +165,22 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True, help="folder with the weights and photos/")
     parser.add_argument("--pilot", action="store_true", help="compare the learning rates first")
-    parser.add_argument("--only", nargs="+", choices=list(STARTS), default=list(STARTS), help="these starts only")
-    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="and these sizes only")
+    parser.add_argument("--statistics", nargs="+", choices=SOURCES, default=list(SOURCES), help="starts of these only")
+    names = sorted({*WITH_DATA, *WITHOUT_DATA})
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="starts of these generators only")
+    parser.add_argument("--shares", nargs="*", type=float, default=list(SHARES), help="and these sizes only")
     parser.add_argument("--seed", type=int, default=0, help="of the crops and of the order (default: 0)")
+    parser.add_argument("--batch", type=int, default=32, help="images of a step (default: 32)")
+    parser.add_argument("--crops", type=int, default=12, help="of each photograph, for the steps (default: 12)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the files go (default: benchmarks/results)")
     options = parser.parse_args(words)
-    teacher, _ = open_teacher(options.assets)
-    weights, generators = digest(options.assets), Generators()
-    rates = Results(options.out / "efficientnet_lite0_pilot.csv", ("start", "rate"))
-    folder = str(options.assets / "photos")
+    bench = Bench(options.assets, options.device, options.batch, options.crops, options.statistics, options.only)
+    rates = Results(options.out / PILOT, PILOT_KEY, MADE_OF)
     if options.pilot:
-        pilot(teacher, read_set(teacher, folder, train=True), generators, rates, weights)
-    table = Results(options.out / "efficientnet_lite0_distilled.csv", KEY, MADE_OF)
-    pool = answered(teacher, torch.cat(photographs(teacher, folder, options.seed)))
-    test = read_set(teacher, folder, train=False)
-    plan = prepare(teacher, pool.images.split(BATCH), "svd")
-    for share in options.shares:
-        for start in options.only:
-            recipe = recipe_of(best_rate(rates, start), STEPS)
-            made_of = {"weights": generators.weights(start, weights), "recipe": str(recipe)}
-            key = {"start": start, "share": share, "seed": options.seed}
-            if table.has({**key, **made_of}):
-                continue
-            try:
-                student = start_of(plan, start, share, generators)
-            except BudgetError as error:
-                say(f"{start}: {error}")
-                continue
-            row = distilled(teacher, student, pool, test, recipe, options.seed)
-            table.add({**key, **row, **made_of})
-            say(f"{start}, {share:.0%}: KL {row['kl_start']:.3f} -> {row['kl']:.3f}, agreement {row['agreement']:.3f}")
+        pilot(bench, rates)
+    if options.shares:
+        run(bench, rates, Results(options.out / TABLE, KEY, MADE_OF), options.shares, options.seed)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class Starts:
         self._cell: Cell | None = None
         self._known: dict[tuple[Any, ...], Start] = {}  # of that budget, lest memory fills with networks
         self._tested: dict[int, Fidelity] = {}  # by identity: `_known` keeps the networks alive
+        self.distilled: dict[tuple[int, str], tuple[Fidelity, float]] = {}  # of that budget, by steps and weights
         self._pruned: dict[Unit, dict[int, nn.Module] | str] = {}
         self._imagined: dict[Kind, Plan] = {}
 
@@ -82,7 +83,7 @@ class Starts:
     def make(self, case: Case, cell: Cell) -> Start:
         """The network that is measured at 0 steps, or distilled; the second is as ``--no-refit`` leaves it."""
         if cell != self._cell:
-            self._cell, self._known, self._tested = cell, {}, {}
+            self._cell, self._known, self._tested, self.distilled = cell, {}, {}, {}
         return self._make(case.method, case.statistics, cell, case.steps, refit=case.steps == 0)
 
     def bare(self, case: Case, cell: Cell) -> Start:

@@ -250,7 +250,8 @@ def test_the_budgets_are_those_of_kfac_on_the_validation_images(zoo: Path, subje
 def test_the_rate_is_chosen_on_the_validation_images(subject: Subject, starts: Starts) -> None:
     from benchmarks.protocol.rows import _distilled
 
-    start = starts.make(Case("kfac", "images", 3), starts.cells[0])
+    start = starts.make(Case("kfac", "images", 3), starts.cells[0]).network
+    assert start is not None
     trained = {rate: _distilled(subject, start, 3, 0, [rate])[0] for rate in (1e-3, 1e-1)}
     judged = {
         rate: fidelity(subject.teacher, network, subject.validation).top1_student for rate, network in trained.items()
