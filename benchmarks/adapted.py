@@ -1,4 +1,4 @@
-"""Ours in the transfer benchmark: `hypercompress.transfer.adapt`, with and without the transfer network."""
+"""Ours in the transfer benchmark: `hypercompress.transfer.adapt`, with and without the transfer network, tuning all."""
 
 from collections.abc import Sequence
 from itertools import cycle, islice
@@ -16,13 +16,13 @@ from benchmarks.tuning import Outcome, accuracy
 from hypercompress.data import Episode
 from hypercompress.student import Student
 from hypercompress.transfer import adapt
-from hypercompress.transfer.adapt import RATE
+from hypercompress.transfer.adapt import RATES
 from hypercompress.transfer.adaptable import Role, adaptable
 from hypercompress.transfer.registry import RELEASED
 from hypercompress.transfer.support import as_support
-from hypercompress.transfer.tuning import tuned_names
+from hypercompress.transfer.tuning import Tuned, tuned_names
 
-ADAPTED = ("adapt", "adapt-plain")
+ADAPTED = ("adapt", "adapt-plain", "adapt-all")
 
 
 def network_folder(method: str, network: str) -> Path | None:
@@ -32,14 +32,21 @@ def network_folder(method: str, network: str) -> Path | None:
         network: ``auto`` for the released one, or a folder.
     """
     folder = RELEASED if network == "auto" else Path(network)
-    return folder if method == "adapt" and folder.is_dir() else None
+    return folder if method != "adapt-plain" and folder.is_dir() else None
+
+
+def tuned_by(method: str) -> Tuned:
+    """What the steps of a method tune."""
+    return Tuned.ALL if method == "adapt-all" else Tuned.NORMS
 
 
 def steps_of(method: str, network: str, steps: list[int]) -> list[int]:
-    """The numbers of steps at which a method is something of its own: without a network and steps it is ridge."""
-    if method == "adapt":
-        return steps if network_folder(method, network) else []
-    return [count for count in steps if count]
+    """The numbers of steps at which a method is something of its own: without a network and steps it is ridge, and what
+    the steps tune is nothing to it without steps.
+    """
+    if method != "adapt-plain" and network_folder(method, network) is None:
+        return []
+    return [count for count in steps if count or method == "adapt"]
 
 
 def network_digest(method: str, network: str) -> str:
@@ -56,7 +63,7 @@ def adapt_episode(
     steps: int,
     network: str,
     seed: int,
-    rate: float = RATE,
+    rate: float | None = None,
 ) -> Outcome:
     """One episode by one of `ADAPTED`.
 
@@ -64,7 +71,7 @@ def adapt_episode(
         last: see `counting`.
         network: see `network_folder`.
         seed: of what `adapt` draws.
-        rate: of its steps.
+        rate: of its steps; ``None``: as `adapt` has it.
     """
     folder, start = network_folder(method, network), now(backbone.device)
     with counting(backbone.model, last) as passes:
@@ -74,6 +81,7 @@ def adapt_episode(
             episode.support_labels,
             steps=steps,
             network=folder or "none",
+            tuned=tuned_by(method),
             rate=rate,
             seed=seed,
         )
@@ -93,7 +101,7 @@ def adapt_together(
     steps: Sequence[int],
     network: str,
     seeds: Sequence[int],
-    rate: float = RATE,
+    rate: float | None = None,
 ) -> list[dict[int, Outcome]]:
     """`adapt_episode` for episodes of one size and several numbers of steps.
 
@@ -109,22 +117,22 @@ def adapt_together(
     before = passes.forward // len(episodes)
     found: list[dict[int, Outcome]] = [{} for _ in episodes]
     for count in steps:
-        stack = student_stack(students)
+        stack = student_stack(students, tuned_by(method))
         stack.passes.forward = before
-        tune_stack(stack, _batches(episodes, seeds), count, rate)
+        tune_stack(stack, _batches(episodes, seeds), count, RATES[tuned_by(method)] if rate is None else rate)
         for one, outcome in zip(found, judge(stack, (), episodes), strict=True):
             one[count] = outcome
     return found
 
 
-def student_stack(students: Sequence[Student]) -> Stack:
+def student_stack(students: Sequence[Student], what: Tuned = Tuned.NORMS) -> Stack:
     """The students as one stack: the parameters that `adapt` tunes, which ask for gradients, and those that differ.
 
     They share everything else, so buffers must be the same.
     """
     model = students[0].model.requires_grad_(False)
     classifier = next(name for name, module in model.named_modules() if module is model.get_classifier())  # type: ignore[operator]
-    tuned = set(tuned_names(adaptable(model, classifier, (Role.NORM, Role.BIAS)).sites, model, classifier))
+    tuned = set(tuned_names(adaptable(model, classifier, (Role.NORM, Role.BIAS)).sites, model, classifier, what))
     every = [dict(student.model.named_parameters()) for student in students]
     chosen = [n for n, p in every[0].items() if n in tuned or any(not torch.equal(p, other[n]) for other in every)]
     parameters = {n: torch.stack([p[n].detach() for p in every]).requires_grad_(n in tuned) for n in chosen}

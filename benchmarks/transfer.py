@@ -8,7 +8,8 @@
 Episodes of 5 classes and 10 query images of each, the same for all methods. ``ncm`` (nearest class mean), ``ridge``:
 closed-form heads on frozen features, no steps. ``probe``, ``norm``, ``lora``, ``full``: the ridge head, then AdamW
 steps on it and on nothing else, the norms' scales and shifts, rank-4 adapters, everything. ``adapt``: ours, what the
-transfer network generates and then its own steps; ``adapt-plain``: the same without the network. Each with the images
+transfer network generates and then its own steps on norms, biases and the head; ``adapt-all``: on everything;
+``adapt-plain``: ``adapt`` without the network. Each with the images
 that passed through the backbone, counted, as a multiple of the support set.
 
 The rates of all that takes steps, ours too, are chosen once for each backbone and number of steps, from one grid, on
@@ -39,7 +40,6 @@ from benchmarks.solving import Solving
 from benchmarks.transfer_table import figure, tables
 from benchmarks.trial import QUERIES, Trial, open_trials
 from benchmarks.tuning import TUNED, Outcome
-from hypercompress.transfer.adapt import RATE
 
 METHODS = (*FROZEN, *TUNED, *ADAPTED)
 SHOTS = (1, 2, 4, 8, 16)
@@ -48,6 +48,7 @@ BLOCK, BLOCK_TUNED = 100, 10  # episodes of a row
 CSV = "transfer.csv"
 KEY = ("backbone", "data", "method", "shots", "steps", "first")
 MADE_OF = ("weights", "rate", "episodes", "ways", "queries")
+UNUSED = 1.0  # rate where there are no steps
 SOLVING = Solving()
 
 
@@ -141,7 +142,7 @@ def run(backbone: Backbone, options: argparse.Namespace) -> None:
             counts = steps_of(method, options.network, options.steps) if method in ADAPTED else steps
             if 0 in counts:
                 for shots in options.shots:
-                    run_steps(trial, method, shots, options.episodes, {0: RATE}, results, solving)
+                    run_steps(trial, method, shots, options.episodes, {0: UNUSED}, results, solving)
             tuned = [count for count in counts if count]
             best = choose_rates(backbone, trial.last, method, tuned, options.episodes_rates, rates, solving)
             for shots in options.shots if tuned else ():

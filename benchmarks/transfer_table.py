@@ -19,6 +19,7 @@ COLOURS = {
     "full": "tab:purple",
     "adapt": "tab:red",
     "adapt-plain": "tab:pink",
+    "adapt-all": "tab:green",
 }
 
 

@@ -232,7 +232,13 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("method")
     method.add_argument("--shots", type=int, metavar="K", help="use K images of each class (default: all)")
     method.add_argument(
-        "--steps", type=int, default=0, metavar="N", help="ordinary steps afterwards, on norms, biases and head"
+        "--steps", type=int, default=0, metavar="N", help="ordinary steps afterwards, on what --tune says"
+    )
+    method.add_argument(
+        "--tune",
+        choices=("norms", "all"),
+        default="norms",
+        help="what the steps tune: norms, biases and the head, or all parameters (default: norms)",
     )
     method.add_argument(
         "--network",

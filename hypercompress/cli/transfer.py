@@ -66,6 +66,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         Student(inner.to(device), architecture, getattr(model, "report", None)),
         list(batches) if arguments.shots else batches,  # a few images are prepared once, a data set in each pass
         steps=arguments.steps,
+        tuned=arguments.tune,
         network=arguments.network,
         names=images.classes,
         seed=arguments.seed,

@@ -23,9 +23,10 @@ from hypercompress.transfer.reading import Reading, generate_parameters, read_su
 from hypercompress.transfer.registry import load_network
 from hypercompress.transfer.ridge import Ridge, fit_ridge
 from hypercompress.transfer.support import Support, as_support
-from hypercompress.transfer.tuning import tune, tuned_names
+from hypercompress.transfer.tuning import Tuned, tune, tuned_names
 
-RATE = 3e-3  # of the ordinary steps; the best of a grid on other data (benchmarks/results/transfer_rates.csv)
+# Learning rates of the steps; the best of a grid on other data (benchmarks/results/transfer_rates.csv).
+RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 3e-4}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     shots: int | None = None,
     steps: int = 0,
     network: str | Path | TransferNetwork = "auto",
-    rate: float = RATE,
+    tuned: str = Tuned.NORMS,
+    rate: float | None = None,
     names: Sequence[str] | None = None,
     architecture: Architecture | None = None,
     seed: int = 0,
@@ -71,9 +73,11 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         support: images [n, c, h, w] prepared for the model, or batches ``(images, labels)``.
         labels: of the images, from 0; every class at least once.
         shots: use so many images of each class, drawn by ``seed``; ``None``: all.
-        steps: ordinary steps of AdamW on norms, biases and the head afterwards.
+        steps: ordinary steps of AdamW afterwards.
+        tuned: what they tune: ``norms`` (scales and shifts of norms, biases and the head) or ``all`` parameters.
         network: ``auto`` (the released one; ridge regression alone if there is none), ``none``, a folder, or a network.
-        rate: learning rate of the steps. The default was the best of a grid for trained networks; others may need less.
+        rate: learning rate of the steps; ``None``: the best of a grid for trained networks (`RATES`); others may need
+            less.
         names: of the classes by label, for the report.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         seed: of the shots drawn.
@@ -89,6 +93,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         >>> student = adapt(model, images, labels, shots=5)  # doctest: +SKIP
     """
     start = time.perf_counter()
+    what = _tuned(tuned)
+    rate = RATES[what] if rate is None else rate
     if steps < 0 or not rate > 0:
         raise GeneratorError(
             f"received {steps} steps at a learning rate of {rate:g}; expected 0 or more at a rate above 0; change them"
@@ -106,7 +112,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     if steps:
         tune(
             backbone.model,
-            tuned_names(places.sites, backbone.model, backbone.classifier),
+            tuned_names(places.sites, backbone.model, backbone.classifier, what),
             lambda: found.on(_device(model)),
             steps,
             rate,
@@ -114,6 +120,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     about: dict[str, Any] = {
         "steps": steps,
         "rate": rate if steps else None,
+        "tuned": str(what) if steps else None,
         "shots": shots,
         "seed": seed,
         "classes": names,
@@ -198,6 +205,12 @@ def _features(
             rows.append((backbone.adapted(parameters, images), labels))
     features, every = (torch.cat(column) for column in zip(*rows, strict=True))
     return features, every
+
+
+def _tuned(word: str) -> Tuned:
+    if word not in list(Tuned):
+        raise GeneratorError(f"received tuned={word!r}; expected one of {', '.join(Tuned)}; choose one")
+    return Tuned(word)
 
 
 def _generator(network: str | Path | TransferNetwork, device: torch.device) -> TransferNetwork | None:

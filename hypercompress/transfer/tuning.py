@@ -1,6 +1,7 @@
-"""Ordinary steps after the closed form: the scales and shifts of norms, the biases and the head, by AdamW."""
+"""Ordinary steps after the closed form, by AdamW: on norms, biases and the head, or on everything."""
 
 from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
 from itertools import islice
 
 import torch
@@ -12,8 +13,17 @@ from hypercompress.errors import NonFiniteError
 from hypercompress.transfer.adaptable import Role, Site
 
 
-def tuned_names(sites: Iterable[Site], model: nn.Module, classifier: str) -> list[str]:
-    """Names of the parameters that are tuned; those of a core are left as they were generated."""
+class Tuned(StrEnum):
+    """What the steps tune."""
+
+    NORMS = "norms"  # scales and shifts of norms, biases, and the head
+    ALL = "all"  # every parameter
+
+
+def tuned_names(sites: Iterable[Site], model: nn.Module, classifier: str, tuned: Tuned = Tuned.NORMS) -> list[str]:
+    """Names of the parameters that are tuned; of `Tuned.NORMS` those of a core are left as they were generated."""
+    if tuned is Tuned.ALL:
+        return [name for name, _ in model.named_parameters()]
     modules = [site.module for site in sites if site.role is not Role.CORE] + [classifier]
     names = dict.fromkeys(f"{module}.{kind}" for module in modules for kind in ("weight", "bias"))
     biases = {site.module for site in sites if site.role is Role.BIAS} - {classifier}

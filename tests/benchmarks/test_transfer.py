@@ -211,6 +211,7 @@ def test_ours_has_rows_where_it_is_something_of_its_own(trial: Trial, tmp_path: 
     network = str(tmp_path / "network")
     assert steps_of("adapt-plain", network, [0, 10]) == [10]
     assert steps_of("adapt", network, [0, 10]) == [0, 10]
+    assert steps_of("adapt-all", network, [0, 10]) == [10]
     assert steps_of("adapt", str(tmp_path / "nothing"), [0, 10]) == []
     results = Results(tmp_path / "transfer.csv", KEY, MADE_OF)
     run_steps(trial, "adapt", SHOTS, 3, {0: 1e-3}, results, Solving(network))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks import adapted, common, stacked, transfer, tuning
 from benchmarks import rates as rates_module
-from benchmarks.adapted import adapt_episode, adapt_together
+from benchmarks.adapted import ADAPTED, adapt_episode, adapt_together
 from benchmarks.backbones import Backbone
 from benchmarks.common import COMMIT, Results, stamp
 from benchmarks.passes import last_layer
@@ -110,7 +110,7 @@ def test_a_stack_goes_where_its_episodes_go_alone(
             assert one[count].seconds is None
 
 
-@pytest.mark.parametrize("method", ["adapt", "adapt-plain"])
+@pytest.mark.parametrize("method", ADAPTED)
 @pytest.mark.parametrize("shots", [2, SHOTS * 2])  # 72 images: a whole batch of `adapt` and a part
 def test_our_stack_goes_where_its_episodes_go_alone(
     method: str, shots: int, backbone: Backbone, pool: Pool, network: str, monkeypatch: pytest.MonkeyPatch

@@ -17,9 +17,10 @@ from hypercompress.copying import copy_of
 from hypercompress.errors import ArtefactError, DataError, GeneratorError, ModelError
 from hypercompress.report import summary
 from hypercompress.transfer import TransferNetwork, fit_ridge, load_network, registry, save_network
-from hypercompress.transfer.adapt import _generator
+from hypercompress.transfer.adapt import RATES, _generator
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.support import draw_shots
+from hypercompress.transfer.tuning import Tuned
 
 Make = Callable[..., Any]
 
@@ -160,6 +161,22 @@ def test_steps_lower_the_loss_and_touch_norms_biases_and_head_only(make_task: Ma
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in tuned.state_dict().items())
 
 
+@pytest.mark.parametrize("factored", [False, True])
+def test_steps_on_everything(factored: bool, make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task(shots=10)
+    start: nn.Module = compress(model, Budget(params=0.5), generator="svd", example=x[:2]) if factored else model
+    ridge = adapt(start, x, y, network="none")
+    tuned = adapt(start, x, y, network="none", steps=20, tuned="all", rate=2e-5)
+    loss = nn.functional.cross_entropy
+    with torch.no_grad():
+        assert float(loss(tuned(x), y)) < float(loss(ridge(x), y))
+    same = [n for n, p in tuned.model.named_parameters() if torch.equal(p, ridge.model.get_parameter(n))]
+    assert same == []
+    assert all(torch.equal(b, ridge.model.get_buffer(n)) for n, b in tuned.model.named_buffers())
+    assert (tuned.report["transfer"]["tuned"], ridge.report["transfer"]["tuned"]) == ("all", None)
+    assert adapt(start, x, y, network="none", steps=1, tuned="all").report["transfer"]["rate"] == RATES[Tuned.ALL]
+
+
 def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Make) -> None:
     model, (x, y), network = model_of(), make_task(shots=6), trained()
     loader = DataLoader(TensorDataset(x, y), batch_size=7)
@@ -262,6 +279,11 @@ def test_support_sets_that_cannot_be_used(
 def test_steps_that_cannot_be_taken(options: dict[str, Any]) -> None:
     with pytest.raises(GeneratorError, match="expected 0 or more at a rate above 0"):
         adapt(model_of(), X, Y, network="none", **options)
+
+
+def test_what_steps_cannot_tune() -> None:
+    with pytest.raises(GeneratorError, match="received tuned='some'; expected one of norms, all; choose one"):
+        adapt(model_of(), X, Y, network="none", tuned="some")
 
 
 def test_models_that_are_no_backbone() -> None:

@@ -14,7 +14,9 @@ from hypercompress import adapt, from_pretrained
 from hypercompress.architecture import load_timm
 from hypercompress.data import Preprocess, open_data
 from hypercompress.transfer import registry
+from hypercompress.transfer.adapt import RATES
 from hypercompress.transfer.support import draw_shots
+from hypercompress.transfer.tuning import Tuned
 from tests.cli.words import Run
 
 ARGS = ("--no-pretrained", "--model-args", '{"num_classes": 7, "in_chans": 1}')
@@ -120,6 +122,17 @@ def test_one_image_a_class_is_told(run: Run, tmp_path: Path, monkeypatch: pytest
     assert code == 0
     assert "unknown" in out
     assert "none released" in out
+
+
+def test_steps_tune_what_tune_says(run: Run, tmp_path: Path) -> None:
+    given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--steps", 1, "--json")
+    kinds = {}
+    for what in Tuned:
+        code, out, _ = run("test_resnet", tmp_path / what, *given, "--tune", what)
+        assert code == 0
+        kinds[what] = json.loads(out)["transfer"]
+    assert {what: told["tuned"] for what, told in kinds.items()} == {what: str(what) for what in Tuned}
+    assert {what: told["rate"] for what, told in kinds.items()} == RATES
 
 
 @pytest.mark.parametrize(
