@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -83,6 +84,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def first_argument(args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
     """What a module reads, however it was passed."""
     return (*args, *named.values())[0]
+
+
+@contextmanager
+def computing(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside the block the module gives ``forward(module, *args, **named)``; its hooks run as they did."""
+    module.forward = partial(forward, module)
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def exactly(like: Tensor) -> torch.autocast:

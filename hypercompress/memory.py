@@ -1,4 +1,4 @@
-"""Which tensors lie in the same memory."""
+"""Which tensors lie in the same memory, and what is said of one without a second of its size."""
 
 from collections.abc import Iterable
 
@@ -18,6 +18,14 @@ def overlapping(tensors: Iterable[Tensor]) -> dict[int, int]:
             place, reached, group = where, end, group + 1
         groups[tensor], reached = group, max(reached, end)
     return groups
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite. Both ends are: NaN passes through either, and nothing lies beyond them."""
+    if tensor.numel() == 0:
+        return True
+    least, most = tensor.detach().aminmax()
+    return bool(least.isfinite() & most.isfinite())
 
 
 def _span(tensor: Tensor) -> tuple[str, int, int, int]:

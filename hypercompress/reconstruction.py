@@ -24,11 +24,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.calibration import CalibrationSplit, join
-from hypercompress.calling import ForwardFn, call_model, evaluating, exactly, first_argument
+from hypercompress.calling import ForwardFn, call_model, computing, evaluating, exactly, first_argument
 from hypercompress.factorize import balance, least_squares, projected, reduced_rank, squared
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
 from hypercompress.kinds import LowRank, Projected, as_weight, by_group, factors_of, fill, kind_of, matrix
+from hypercompress.memory import finite
 from hypercompress.relay import Relay
 from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics, Refit, Side, Sketch
 from hypercompress.student import Student, low_rank_layers
@@ -36,7 +37,7 @@ from hypercompress.student import Student, low_rank_layers
 RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T] and E[x x^T]; between 1e-3 and 1e-1 little changes (LOG.md)
 LEAST_ROWS, ROWS = 2**14, 4  # rows that a regression on d inputs reads: the first, or so many times d if that is more
 ENOUGH = 0.5  # rows for each input that a regression needs at least
-CHUNK = 2**25  # elements of inputs that are laid out as rows at once: 128 MiB in float32
+CHUNK = 2**23  # elements of inputs and outputs that are laid out as rows at once: 32 MiB in float32
 LARGEST_OUTPUT = 3 * 2**24  # elements of one layer's output during reconstruction: 192 MiB in float32
 SPREAD = 0.5  # share of the lost log standard deviation that is given back
 
@@ -99,7 +100,7 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
                 )
             leading = teacher.get_submodule(layer.name).register_forward_hook(relay.hook(layer.name))
             stack.callback(leading.remove)
-            stack.callback(factored[layer.name].register_forward_hook(fit, with_kwargs=True).remove)
+            stack.enter_context(computing(factored[layer.name], fit))
         torch.clear_autocast_cache()  # of casts of what was written into above
         stack.enter_context(relay)
         forward_fn(student, batch)
@@ -180,7 +181,7 @@ class _Regression:
         d = reads.matrix(source).shape[-1]
         count = wanted.numel() // self.layer.out
         share = min(1.0, max(LEAST_ROWS, ROWS * d) / count)
-        pieces = min(len(x), -(-count * d * self.layer.groups // CHUNK))
+        pieces = min(len(x), -(-count * (d * self.layer.groups + self.layer.out) // CHUNK))
         generator = torch.Generator().manual_seed(0)
         total, origin = x.new_zeros(()), None
         for inputs, outputs in zip(x.tensor_split(pieces), wanted.tensor_split(pieces), strict=True):
@@ -212,7 +213,7 @@ class _Regression:
 
 
 class _Fit:
-    """Forward hook of one factored layer of the student: takes the teacher's output, fits, and goes on with the fit.
+    """Forward of one factored layer of the student: takes the teacher's output, fits, and goes on with the fit.
 
     Args:
         weights: ridge and spread.
@@ -228,14 +229,15 @@ class _Fit:
         self.fitted, self.calls = Refit.NONE, 0
         self.generated: tuple[dict[str, Tensor], Tensor | None] = {}, shift
 
-    def __call__(self, module: LowRank, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
-        x = first_argument(args, named)
+    def __call__(self, module: LowRank, *args: Any, **named: Any) -> Tensor:
+        x: Tensor = first_argument(args, named)
         self.calls += 1
         with self.relay.borrow(self.layer.name) as wanted:
-            if self.calls == 1 and output.shape == wanted.shape and output.numel():
+            reduced: Tensor = module.reduce(x)
+            if self.calls == 1 and self._alike(reduced, wanted) and wanted.numel():
                 self.generated = {name: value.clone() for name, value in module.state_dict().items()}, self.shift
-                reduced = self._refit(module, x, wanted)
-            else:
+                reduced = self._refit(module, x, reduced, wanted)
+            elif self.fitted is not Refit.NONE:
                 self._undo(module)
                 reduced = module.reduce(x)
         fitted: Tensor = module.expand(reduced)
@@ -245,23 +247,27 @@ class _Fit:
 
     def _undo(self, module: LowRank) -> None:
         """Back to the generated factors: its calls in one pass of this batch are several, or of unlike samples."""
-        if self.fitted is not Refit.NONE:
-            factors, self.shift = self.generated
-            module.load_state_dict(factors)
-            torch.clear_autocast_cache()
+        factors, self.shift = self.generated
+        module.load_state_dict(factors)
+        torch.clear_autocast_cache()
         self.fitted = Refit.NONE
 
-    def _refit(self, module: LowRank, x: Tensor, wanted: Tensor) -> Tensor:
+    def _alike(self, reduced: Tensor, wanted: Tensor) -> bool:
+        """Whether both layers give the same samples and positions."""
+        one, other = (list(t.movedim(self.layer.axis, -1).shape[:-1]) for t in (reduced, wanted))
+        return one == other
+
+    def _refit(self, module: LowRank, x: Tensor, reduced: Tensor, wanted: Tensor) -> Tensor:
         """Fit both factors, or the output factor; returns what the input factor gives."""
         both = False
-        if self.regression is not None and x.isfinite().all() and wanted.isfinite().all():
+        if self.regression is not None and finite(x) and finite(wanted):
             with exactly(x):
                 both = self.regression(module, x, wanted)
             torch.clear_autocast_cache()  # of casts of the factors as they were
-        reduced: Tensor = module.reduce(x)
+            reduced = module.reduce(x) if both else reduced
         last = (t.movedim(self.layer.axis, -1) for t in (reduced, wanted))
         h, y = (t.reshape(-1, t.shape[-1]) for t in last)  # of a single vector, too
-        if h.isfinite().all() and y.isfinite().all():
+        if finite(h) and finite(y):
             with exactly(x):
                 self._fit(module, h, y)
             torch.clear_autocast_cache()

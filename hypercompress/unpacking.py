@@ -21,7 +21,8 @@ VECTORS = {"in_proj_bias", "bias_k", "bias_v"}
 
 
 def unpack(model: nn.Module) -> nn.Module:
-    """A copy of the model with every layer unpacked that can be; the model itself if there is none.
+    """The model with every layer unpacked that can be, to be read and not written into: modules of its own, and the
+    model's own parameters and buffers but for those of the unpacked layers. The model itself if there is none.
 
     It computes the same to rounding, except what an encoder's fused kernels leave at padding (`unpack_layers`).
     """
@@ -32,7 +33,7 @@ def unpack(model: nn.Module) -> nn.Module:
     names += [name for name, module in modules.items() if divisible(name, module, held)]
     if not names:
         return model
-    copied = copy_of(model)
+    copied = copy_of(model, weights=False)
     unpack_layers(copied, names)
     return copied
 

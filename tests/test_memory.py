@@ -1,11 +1,14 @@
 """Which tensors lie in the same memory: one storage is not one weight, and parts that overlap are."""
 
+import math
+
+import pytest
 import torch
 from torch import nn
 
 from hypercompress import Budget, compress
 from hypercompress.inspection import inspect
-from hypercompress.memory import overlapping
+from hypercompress.memory import finite, overlapping
 from hypercompress.report import bytes_of
 
 
@@ -24,6 +27,20 @@ def test_one_storage_is_not_one_weight() -> None:
     assert bytes_of(model) == size
     student = compress(model, Budget(params=0.6), generator="svd", example=torch.randn(2, 12, dtype=torch.float64))
     assert sum(p.numel() for p in student.parameters()) == student.report["student"]["params"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("place", [0, 7, 23])
+def test_numbers_are_finite_or_not(dtype: torch.dtype, place: int) -> None:
+    numbers = torch.linspace(-3, 3, 24, dtype=dtype).reshape(2, 3, 4)
+    assert finite(numbers)
+    assert finite(numbers.mT)
+    assert finite(numbers[:0])
+    assert finite(torch.full((3,), torch.finfo(dtype).max, dtype=dtype))
+    for bad in (math.nan, math.inf, -math.inf):
+        broken = numbers.clone()
+        broken.view(-1)[place] = bad
+        assert not finite(broken)
 
 
 def test_parts_that_overlap_are_one() -> None:

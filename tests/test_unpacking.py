@@ -161,7 +161,7 @@ def test_a_model_without_attention_is_not_copied() -> None:
     assert unpack(model) is model
 
 
-def test_of_a_model_with_attention_a_copy_is_unpacked() -> None:
+def test_of_a_model_with_attention_other_modules_are_unpacked() -> None:
     model = Pooled().train()
     model.attention.eval()
     model.attention.in_proj_weight.requires_grad_(False)
@@ -173,7 +173,11 @@ def test_of_a_model_with_attention_a_copy_is_unpacked() -> None:
     assert {n for n, p in unpacked.named_parameters() if not p.requires_grad} == {
         f"attention.{x}_proj.weight" for x in "qkv"
     }
-    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in unpacked.parameters()}
+    same = {n for n, p in unpacked.named_parameters() if any(p is other for other in model.parameters())}
+    assert same == {n for n, _ in model.named_parameters() if not n.startswith("attention.")}  # nothing is held twice
+    assert not set(model.modules()) & set(unpacked.modules())
+    student = compress(model, Budget(params=0.8), generator="svd", example=x)
+    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in student.parameters()}
     assert bytes_of(unpacked) == bytes_of(model)
     torch.testing.assert_close(unpacked(x), model(x))
     pack_layers(unpacked)

@@ -26,6 +26,7 @@ def verdict(budgets: Results, results: Results) -> str:
         (f"The same against {OUTPUTS}, the kfac that the budgets were found with", with_images(gaps, Column(OUTPUTS))),
         ("Teachers on which hypernet is worse than kfac by more than two standard errors", worse(gaps)),
         ("Without images: the way from the best closed form to kfac with images", without_images(gaps)),
+        ("Every method with images against kfac, on the budgets that both have, points of top-1", beside_kfac(gaps)),
         ("Every method: mean gap over its teachers, points of top-1", every_method(gaps)),
     ]
     return "\n\n".join(f"{title}\n\n{text}" for title, text in parts)
@@ -129,6 +130,24 @@ def _ways(gaps: Gaps, places: Sequence[Place], column: Column) -> tuple[list[tup
             else:
                 short += 1
     return found, short
+
+
+def beside_kfac(gaps: Gaps) -> str:
+    """Methods down, levels across: its gap and that of `kfac` after the same steps, means over the same teachers."""
+    levels = sorted({level for _, level in gaps.places}, key=float, reverse=True)
+    lines = []
+    for column in sorted(gaps.columns, key=lambda c: c.steps):
+        if column.statistics != IMAGES or column.method == KFAC.method:
+            continue
+        kfac, cells = Column(KFAC.method, IMAGES, column.steps), []
+        for level in levels:
+            places = [place for place in gaps.places if place[1] == level]
+            pairs = list(gaps.together(places, [column, kfac]).values())
+            gap, theirs = (mean([pair[side] for pair in pairs]).text(2, 100) for side in (0, 1))
+            cells.append(f"{gap} against {theirs} ({len(pairs)})" if pairs else "-")
+        lines.append([column.method, str(column.steps), *cells])
+    header = ("method", "steps", *(f"{float(level):.0%} (teachers)" for level in levels))
+    return markdown(header, lines) if lines else "no method beside it"
 
 
 def every_method(gaps: Gaps) -> str:

@@ -60,7 +60,9 @@ def _solved(matrix: Float[Tensor, "*g d d"], wanted: Float[Tensor, "*g o d"], ri
     scale = traces(matrix) / matrix.shape[-1]
     # Where nothing comes in there is nothing to fit, and any ridge above zero will do.
     weight = torch.where(scale > 0, ridge * scale, torch.ones_like(scale))
-    solution: Tensor = torch.linalg.solve(matrix + weight[..., None, None] * identity_like(matrix), wanted.mT)
+    matrix = matrix.clone()
+    matrix.diagonal(dim1=-2, dim2=-1).add_(weight[..., None])
+    solution: Tensor = torch.linalg.solve(matrix, wanted.mT)
     return solution.mT
 
 
@@ -82,9 +84,11 @@ def least_squares(
     h, y = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (h, y))
     free = shift is not None
     start = y.new_zeros(y.shape[1]) if shift is None else shift.to(y.dtype)
-    residual = y - h @ expand.to(h.dtype).T - start
+    residual = torch.addmm(y, h, expand.to(h.dtype).T, alpha=-1)  # rows may be all the memory there is: one copy
+    residual -= start
     centre_h, miss = (h.mean(0), residual.mean(0)) if free else (h.new_zeros(h.shape[1]), torch.zeros_like(start))
-    h, residual = h - centre_h, residual - miss
+    residual -= miss
+    h = h - centre_h
     moment, cross = (h.T @ h).double() / len(h), (h.T @ residual).double() / len(h)
     fitted = expand.double() + _solved(moment, cross.T, ridge)
     if not free:

@@ -10,7 +10,7 @@ from benchmarks.common import Results
 from benchmarks.protocol import budgets, rows
 from benchmarks.protocol.figures import colour, distilled_figure, free_figure
 from benchmarks.protocol.gaps import Column, Gaps, mean, ratio
-from benchmarks.protocol.verdict import KFAC, verdict, with_images, without_images, worse
+from benchmarks.protocol.verdict import KFAC, beside_kfac, verdict, with_images, without_images, worse
 
 
 class Table:
@@ -61,6 +61,23 @@ def test_ratio_and_its_jackknife() -> None:
     assert ratio(same).error == pytest.approx(mean([0.5, 1.0, 2.0]).error)
     assert math.isnan(ratio([(0.1, 0.0)]).value)
     assert math.isnan(ratio([(0.1, 0.2)]).error)
+
+
+def test_methods_are_compared_where_kfac_is(table: Table) -> None:
+    table.put("a", "kfac", [0.01, 0.03], steps=100)
+    table.put("b", "kfac", [0.04], steps=100)
+    table.put("c", "kfac", [0.80], steps=100)  # of the rival there is nothing
+    table.put("a", "random", [0.10], steps=100)
+    table.put("b", "random", [0.20], steps=100)
+    table.put("d", "random", [0.90], steps=100)  # of kfac there is nothing
+    table.put("a", "random", [0.50], steps=100, unit="macs", level=0.5)
+    table.put("a", "svd", [0.30], steps=20)
+    text = beside_kfac(table.gaps)
+    assert line(text, "| random | 100")[2:] == ["15.00 ± 5.00 against 3.00 ± 1.00 (2)", "-"]
+    assert line(text, "| svd | 20")[2:] == ["-", "-"]
+    assert "| kfac |" not in text
+    table.put("a", "kfac", [0.25], steps=100, unit="macs", level=0.5)
+    assert line(beside_kfac(table.gaps), "| random | 100")[3] == "50.00 against 25.00 (1)"
 
 
 def test_goals_with_images(table: Table) -> None:
