@@ -1,6 +1,7 @@
 """What calibration images add to the time of a generation, in passes over them, and what memory it takes with them.
 
-    python -m benchmarks.data_cost [--models resnet50 ...] [--images 512] [--batch-size 32] [--out benchmarks/results]
+    python -m benchmarks.data_cost [--models resnet50 ...] [--images 512] [--batch-size 32] [--timed N]
+        [--out benchmarks/results]
 
 A plain pass is forward and backward with a cross-entropy, gradients of all weights included, as one step of training
 would take. A generation with images adds the curvature, the refit and the guard's comparisons. Weights as they are
@@ -52,11 +53,17 @@ def peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def costs(model: nn.Module, batches: Sequence[Tensor], generator: str) -> dict[str, float]:
+def costs(model: nn.Module, batches: Sequence[Tensor], generator: str, timed: int | None = None) -> dict[str, float]:
     """Seconds of a plain pass, of a generation with images and without, and of the curvature alone; and the memory of
     the one with images, the model included and the images not. It comes first, in a process that should have done
     nothing else: what another leaves behind would count as its own.
+
+    Args:
+        timed: batches on which a pass and the curvature alone are timed, and counted as many times as all have as many;
+            ``None``: all.
     """
+    some = batches[:timed]
+    times = len(batches) / len(some)
     found: dict[str, float] = {}
     before, size = peak(), sum(p.numel() * p.element_size() for p in model.parameters())
     start = time.perf_counter()
@@ -66,19 +73,20 @@ def costs(model: nn.Module, batches: Sequence[Tensor], generator: str) -> dict[s
     found["megabytes"], found["megabytes_model"] = (peak() - before + size) / 1e6, size / 1e6
     found["seconds_without"] = seconds(lambda: finish(prepare(model, None, generator), Budget(params=0.5)))
     # In turns, as far as once is a turn: a pass, the curvature, a pass.
-    first = seconds(lambda: plain(model, batches))
-    found["seconds_curvature"] = seconds(lambda: measure(plan.teacher, plan.spec, batches))
-    found["seconds_plain"] = (first + seconds(lambda: plain(model, batches))) / 2
+    first = seconds(lambda: plain(model, some))
+    found["seconds_curvature"] = times * seconds(lambda: measure(plan.teacher, plan.spec, some))
+    found["seconds_plain"] = times * (first + seconds(lambda: plain(model, some))) / 2
     found["added_passes"] = (found["seconds_with"] - found["seconds_without"]) / found["seconds_plain"]
     found["curvature_passes"] = found["seconds_curvature"] / found["seconds_plain"]
     return found
 
 
-def measured(name: str, images: int, batch_size: int, generator: str) -> dict[str, float]:
+def measured(name: str, images: int, batch_size: int, generator: str, timed: int) -> dict[str, float]:
     """`costs` of one of timm's networks as it is initialised, on noise."""
     torch.manual_seed(0)
     model: Any = timm.create_model(name, pretrained=False).eval()
-    return costs(model, torch.randn(images, *model.pretrained_cfg["input_size"]).split(batch_size), generator)
+    batches = torch.randn(images, *model.pretrained_cfg["input_size"]).split(batch_size)
+    return costs(model, batches, generator, max(1, timed // batch_size))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -87,6 +95,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help="timm names")
     parser.add_argument("--images", type=int, default=512, help="calibration images (default: 512)")
     parser.add_argument("--batch-size", type=int, default=32, help="images in a batch of them (default: 32)")
+    parser.add_argument("--timed", type=int, metavar="N", help="time a pass on so many of them (default: all)")
     parser.add_argument("--generator", default="auto", help="as on the command line (default: auto)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the file goes (default: benchmarks/results)")
     options = parser.parse_args(words)
@@ -94,9 +103,10 @@ def main(words: Sequence[str] | None = None) -> None:
     for name in options.models:
         images, batch_size, generator = options.images, options.batch_size, options.generator
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # whose memory no other network has filled
-            found = fresh.submit(measured, name, images, batch_size, generator).result()
+            timed = min(options.timed or images, images)
+            found = fresh.submit(measured, name, images, batch_size, generator, timed).result()
         row = {"model": name, "images": images, "batch_size": batch_size, "generator": generator}
-        results.add({**row, **found})
+        results.add({**row, **found, "timed": timed})
         allowed = 3 * found["megabytes_model"] + 2000
         verdict = "within" if found["added_passes"] <= LIMIT else "ABOVE"
         say(

@@ -17,6 +17,7 @@ from hypercompress.calling import ForwardFn, batch_size
 from hypercompress.fidelity import reestimate_norms
 from hypercompress.generator import AnalyticGenerator, HypernetGenerator, by_depth, weighted
 from hypercompress.guard import STRENGTHS, Judge, choose
+from hypercompress.memory import give_back
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import reconstruct, refit_batch
 from hypercompress.specs import Budget, Finishing, Generation, Refit
@@ -95,6 +96,7 @@ class _Choices:
                 known = generator.directions(plan.spec, plan.sketches)
                 generator = self.base = replace(generator, known=known)
             self.generation = generator.generate(plan.spec, plan.sketches, budget)
+        give_back()  # what decompositions in float64 have left
         self.student = built(self.generation)
 
     def refit(self, forms: Sequence[Refit]) -> None:
@@ -171,4 +173,5 @@ class _Choices:
                 plan.teacher, student, plan.spec, plan.sketches, self.batch, self.forward_fn, both=both
             )
             student.report = {"refitted": layers}
+            give_back()
         return student

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, architecture_of, own_input_size
 from hypercompress.calibration import CalibrationSplit, pieces, resized, split_batches
-from hypercompress.calling import ForwardFn, Progress, batch_size
+from hypercompress.calling import ForwardFn, Progress, batch_size, flat
 from hypercompress.choices import guarded
 from hypercompress.curvature import reached
 from hypercompress.errors import GeneratorError, ModelError
@@ -20,6 +20,7 @@ from hypercompress.generator import Generator, load_generator
 from hypercompress.guard import Judge
 from hypercompress.inspection import inspect
 from hypercompress.latency import measure_latency, times_of
+from hypercompress.memory import give_back
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import refit_batch
 from hypercompress.replaceable import replaceable
@@ -32,7 +33,8 @@ from hypercompress.targeting import targeted
 from hypercompress.unpacking import unpack
 
 SEARCHED = ("hypernet", "kfac")  # generators whose start is `kfac`
-INSPECTED = 8  # samples: inspection holds the outputs of all layers at once
+# Samples for inspection, which holds the outputs of all layers at once: so many, or as many as have so many numbers.
+INSPECTED, LARGEST_EXAMPLE = 8, 2**19
 LARGEST_PASS = 3 * 2**25  # elements of all layers' outputs in one backward pass: with what lies between, about 1 GB
 
 
@@ -41,7 +43,9 @@ def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any)
     if example is not None:
         return example
     if split is not None:
-        return next(pieces(split.statistics, INSPECTED))
+        first = split.statistics[0]
+        numbers = sum(value.numel() for value in flat(first) if isinstance(value, Tensor)) / batch_size(first)
+        return next(pieces([first], max(2, min(INSPECTED, round(LARGEST_EXAMPLE / max(1, numbers))))))
     size = own_input_size(teacher)
     if size is None:
         raise ModelError(
@@ -95,6 +99,7 @@ def prepare(
     probing = None if split is None else Probing.of(split.samples)
     sketches = sketch(teacher, spec, batches, forward_fn=forward_fn, probing=probing, seed=seed, progress=progress)
     if batches is not None:
+        give_back()
         sketches = {name: found for name, found in sketches.items() if found.curvature is not None}
         spec = reached(spec, sketches)
     return Plan(original, teacher, spec, sketches, split, chosen, timed)

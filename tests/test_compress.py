@@ -350,6 +350,8 @@ def test_example_comes_from_the_caller_then_the_data_then_the_model() -> None:
     data = split_batches(batches(), CPU)
     assert torch.equal(example_of(model, data, batches()[3]), batches()[3])
     assert torch.equal(example_of(model, data, None), data.statistics[0][:INSPECTED])
+    large = split_batches([torch.randn(4, 3, 320, 320) for _ in range(4)], CPU)  # of which two are more than enough
+    assert torch.equal(example_of(model, large, None), large.statistics[0][:2])
     assert example_of(model, None, None).shape == (2, *model.pretrained_cfg["input_size"])
 
 

@@ -1,6 +1,9 @@
 """Which tensors lie in the same memory: one storage is not one weight, and parts that overlap are."""
 
 import math
+import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch import nn
 
 from hypercompress import Budget, compress
 from hypercompress.inspection import inspect
-from hypercompress.memory import finite, overlapping
+from hypercompress.memory import finite, give_back, overlapping
 from hypercompress.report import bytes_of
 
 
@@ -41,6 +44,23 @@ def test_numbers_are_finite_or_not(dtype: torch.dtype, place: int) -> None:
         broken = numbers.clone()
         broken.view(-1)[place] = bad
         assert not finite(broken)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+def test_freed_memory_is_given_back() -> None:
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+    torch.empty(2**25 // 4 - 2**12).fill_(1.0)  # just below 32 MiB: from now on glibc keeps what is smaller
+    blocks, ends = [], []
+    for _ in range(256):  # 512 MiB, between small ones that stay
+        blocks.append(torch.ones(2**21 // 4))
+        ends.append(torch.ones(8))
+    held = resident()
+    del blocks
+    give_back()
+    assert resident() < held - 400
+    assert len(ends) == 256
 
 
 def test_parts_that_overlap_are_one() -> None:

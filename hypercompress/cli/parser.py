@@ -237,8 +237,8 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--tune",
         choices=("norms", "all"),
-        default="norms",
-        help="what the steps tune: norms, biases and the head, or all parameters (default: norms)",
+        default="all",
+        help="what the steps tune: norms, biases and the head, or all parameters (default: all)",
     )
     method.add_argument(
         "--network",

@@ -56,7 +56,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     shots: int | None = None,
     steps: int = 0,
     network: str | Path | TransferNetwork = "auto",
-    tuned: str = Tuned.NORMS,
+    tuned: str = Tuned.ALL,
     rate: float | None = None,
     names: Sequence[str] | None = None,
     architecture: Architecture | None = None,
@@ -74,7 +74,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         labels: of the images, from 0; every class at least once.
         shots: use so many images of each class, drawn by ``seed``; ``None``: all.
         steps: ordinary steps of AdamW afterwards.
-        tuned: what they tune: ``norms`` (scales and shifts of norms, biases and the head) or ``all`` parameters.
+        tuned: what they tune: ``all`` parameters, or ``norms`` (scales and shifts of norms, biases and the head), which
+            is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
         network: ``auto`` (the released one; ridge regression alone if there is none), ``none``, a folder, or a network.
         rate: learning rate of the steps; ``None``: the best of a grid for trained networks (`RATES`); others may need
             less.

@@ -2,20 +2,39 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 from benchmarks import data_cost
 
 
-def test_a_row_with_times_in_passes_and_memory(tmp_path: Path) -> None:
-    data_cost.main(["--models", "test_vit2", "--images", "64", "--batch-size", "16", "--out", str(tmp_path)])
+@pytest.mark.parametrize("timed", [(), ("--timed", "32")])
+def test_a_row_with_times_in_passes_and_memory(timed: tuple[str, ...], tmp_path: Path) -> None:
+    words = ["--models", "test_vit2", "--images", "64", "--batch-size", "16", *timed]
+    data_cost.main([*words, "--out", str(tmp_path)])
     with (tmp_path / "data_cost.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert (row["images"], row["batch_size"]) == ("64", "16")
+    assert (row["images"], row["batch_size"], row["timed"]) == ("64", "16", timed[1] if timed else "64")
     plain, curvature, with_, without = (
         float(row[f"seconds_{name}"]) for name in ("plain", "curvature", "with", "without")
     )
     assert float(row["added_passes"]) == pytest.approx((with_ - without) / plain, rel=1e-4)
     assert float(row["curvature_passes"]) == pytest.approx(curvature / plain, rel=1e-4)
     assert float(row["megabytes"]) >= float(row["megabytes_model"]) > 0.1
+
+
+def test_a_part_is_counted_as_often_as_all_have_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[int]] = {"plain": [], "measure": []}
+    monkeypatch.setattr(data_cost, "plain", lambda _, batches: seen["plain"].append(len(batches)))
+    monkeypatch.setattr(data_cost, "measure", lambda _, __, batches: seen["measure"].append(len(batches)))
+    monkeypatch.setattr(data_cost, "prepare", lambda *_: SimpleNamespace(teacher=None, spec=None))
+    monkeypatch.setattr(data_cost, "finish", lambda *_: None)
+    monkeypatch.setattr(data_cost, "seconds", lambda run: (run(), 3.0)[1])
+    batches = [torch.zeros(2, 3)] * 8
+    found = data_cost.costs(nn.Linear(3, 2), batches, "auto", timed=2)
+    assert seen == {"plain": [2, 2], "measure": [2]}
+    assert (found["seconds_plain"], found["seconds_curvature"]) == (12.0, 12.0)
+    assert found["curvature_passes"] == 1.0

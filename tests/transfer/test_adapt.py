@@ -149,7 +149,8 @@ def test_one_image_a_class_is_ridge_regression_and_says_so(make_task: Make, trai
 def test_steps_lower_the_loss_and_touch_norms_biases_and_head_only(make_task: Make) -> None:
     model, (x, y) = model_of(), make_task(shots=10)
     start = adapt(model, x, y, network="none")
-    tuned = adapt(model, x, y, network="none", steps=20, rate=1e-3)  # its weights are random: the default is too high
+    some: dict[str, Any] = {"network": "none", "steps": 20, "tuned": "norms", "rate": 1e-3}
+    tuned = adapt(model, x, y, **some)  # its weights are random: the default is too high
     loss = nn.functional.cross_entropy
     with torch.no_grad():
         assert float(loss(tuned(x), y)) < float(loss(start(x), y))
@@ -157,7 +158,7 @@ def test_steps_lower_the_loss_and_touch_norms_biases_and_head_only(make_task: Ma
     wanted = {n for n, p in tuned.model.named_parameters() if p.ndim == 1 or n.startswith("fc")}
     assert changed == wanted
     assert all(torch.equal(b, start.model.get_buffer(n)) for n, b in tuned.model.named_buffers())
-    again = adapt(model, x, y, network="none", steps=20, rate=1e-3)
+    again = adapt(model, x, y, **some)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in tuned.state_dict().items())
 
 
@@ -166,7 +167,7 @@ def test_steps_on_everything(factored: bool, make_task: Make) -> None:
     model, (x, y) = model_of(), make_task(shots=10)
     start: nn.Module = compress(model, Budget(params=0.5), generator="svd", example=x[:2]) if factored else model
     ridge = adapt(start, x, y, network="none")
-    tuned = adapt(start, x, y, network="none", steps=20, tuned="all", rate=2e-5)
+    tuned = adapt(start, x, y, network="none", steps=20, rate=2e-5)
     loss = nn.functional.cross_entropy
     with torch.no_grad():
         assert float(loss(tuned(x), y)) < float(loss(ridge(x), y))
@@ -174,7 +175,7 @@ def test_steps_on_everything(factored: bool, make_task: Make) -> None:
     assert same == []
     assert all(torch.equal(b, ridge.model.get_buffer(n)) for n, b in tuned.model.named_buffers())
     assert (tuned.report["transfer"]["tuned"], ridge.report["transfer"]["tuned"]) == ("all", None)
-    assert adapt(start, x, y, network="none", steps=1, tuned="all").report["transfer"]["rate"] == RATES[Tuned.ALL]
+    assert adapt(start, x, y, network="none", steps=1).report["transfer"]["rate"] == RATES[Tuned.ALL]
 
 
 def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Make) -> None:
