@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, Results, say
-from hypercompress.compress import finish, prepare
+from hypercompress.calibration import pieces
+from hypercompress.compress import finish, prepare, samples_of_a_pass
 from hypercompress.curvature import measure
 from hypercompress.specs import Budget
 
@@ -74,7 +75,8 @@ def costs(model: nn.Module, batches: Sequence[Tensor], generator: str, timed: in
     found["seconds_without"] = seconds(lambda: finish(prepare(model, None, generator), Budget(params=0.5)))
     # In turns, as far as once is a turn: a pass, the curvature, a pass.
     first = seconds(lambda: plain(model, some))
-    found["seconds_curvature"] = times * seconds(lambda: measure(plan.teacher, plan.spec, some))
+    size = samples_of_a_pass(plan.spec)  # as `prepare` does it on a CPU
+    found["seconds_curvature"] = times * seconds(lambda: measure(plan.teacher, plan.spec, pieces(some, size)))
     found["seconds_plain"] = times * (first + seconds(lambda: plain(model, some))) / 2
     found["added_passes"] = (found["seconds_with"] - found["seconds_without"]) / found["seconds_plain"]
     found["curvature_passes"] = found["seconds_curvature"] / found["seconds_plain"]

@@ -81,6 +81,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient inside the block, so that nothing is kept for one; then each does as before."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
 def first_argument(args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
     """What a module reads, however it was passed."""
     return (*args, *named.values())[0]

@@ -7,9 +7,10 @@ from typing import Any
 def transfer_line(transfer: Mapping[str, Any]) -> str:
     """One sentence of what `adapt` did, from its report."""
     left_out = transfer["loo"][transfer["kept"]]["accuracy"]
+    what = {"norms": " on norms, biases and head", "all": " on all parameters"}.get(transfer.get("tuned") or "", "")
     return (
         f"Moved to {transfer['ways']} classes by {transfer['images']} images: {transfer['kept']} backbone "
-        f"({transfer['why']}), ridge head of penalty {transfer['penalty']:.3g}, {transfer['steps']} steps, "
+        f"({transfer['why']}), ridge head of penalty {transfer['penalty']:.3g}, {transfer['steps']} steps{what}, "
         f"leave-one-out accuracy {'unknown' if left_out is None else f'{left_out:.4f}'}."
     )
 

@@ -44,7 +44,7 @@ def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any)
         return example
     if split is not None:
         first = split.statistics[0]
-        numbers = sum(value.numel() for value in flat(first) if isinstance(value, Tensor)) / batch_size(first)
+        numbers = sum(value.numel() for value in flat(first) if isinstance(value, Tensor)) / max(1, batch_size(first))
         return next(pieces([first], max(2, min(INSPECTED, round(LARGEST_EXAMPLE / max(1, numbers))))))
     size = own_input_size(teacher)
     if size is None:

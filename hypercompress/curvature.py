@@ -24,7 +24,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.calling import ForwardFn, Progress, call_model, evaluating, exactly, first_argument, unwritten
+from hypercompress.calling import (
+    ForwardFn,
+    Progress,
+    call_model,
+    evaluating,
+    exactly,
+    first_argument,
+    flat,
+    frozen,
+    unwritten,
+)
 from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.factorize import input_curvature, squared, traces
 from hypercompress.fisher import Probing, exact_fisher, fisher_probe, fisher_trace
@@ -94,6 +104,7 @@ class _Recorder:
         self.inputs = _Sums(zeros.new_zeros(c, c), zeros.new_zeros(0), zeros.new_zeros(c))
         self.columns = zeros.new_zeros(layer.d if c else 0)
         self.gradients = 0  # backward passes that came here
+        self.apart = False  # whether what asks for a gradient need not hang on the anchor: the batch itself does
         self.calls, self.exact = 0, 0  # so far, and which of them gave the output whose Fisher is known
         self.given: Callable[[], Tensor | None] = lambda: None  # what the last call gave, if it is alive
         self.version = 0  # of that: a change in place counts as one
@@ -112,8 +123,9 @@ class _Recorder:
                 self.inputs.add(channels)
                 self.columns += self.kind.input_mean(module, x).to(self.columns.dtype) * len(rows)
         # Adding zero changes no value and puts the output on a graph that starts at the anchor, so that the
-        # backward pass needs gradients neither of the (perhaps frozen) parameters nor of the (perhaps integer) input.
-        output = output + self.anchor
+        # backward pass needs gradients neither of the (frozen) parameters nor of the (perhaps integer) input.
+        if self.apart or not (isinstance(x, Tensor) and x.requires_grad and output.requires_grad):
+            output = output + self.anchor
         if not output.requires_grad:
             raise ModelError(
                 f"received a model that runs {self.layer.name} under torch.no_grad; expected a forward that gradients "
@@ -235,8 +247,11 @@ def measure(
     gradients = _Gradients(recorders.values(), anchor, probing or Probing(), seed)
     count = 0
     try:
-        with evaluating(model), torch.enable_grad():
+        with evaluating(model), frozen(model), torch.enable_grad():
             for batch in batches:
+                asks = any(isinstance(value, Tensor) and value.requires_grad for value in flat(batch))
+                for recorder in recorders.values():
+                    recorder.apart = asks
                 with unwritten(batch):
                     output = forward_fn(model, batch)
                 if not output.isfinite().all():

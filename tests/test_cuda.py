@@ -5,6 +5,7 @@ are compared by their logits, relative to the largest; the factors themselves ma
 values do.
 """
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from benchmarks import distillation
+from benchmarks.common import answered
+from benchmarks.distillation import Recipe, distil_each
 from hypercompress import Budget, adapt, compress, from_pretrained
 from hypercompress.benchmark import Settings, compare_layers, compare_models, dense_twin
 from hypercompress.inversion import synthesize
@@ -55,6 +59,25 @@ def assert_same(ours: nn.Module, theirs: nn.Module, batch: Tensor) -> None:
     with torch.no_grad():
         got, wanted = ours(batch.to(CARD)).cpu(), theirs(batch)
     assert float((got - wanted).abs().max()) <= RELATIVE * float(wanted.abs().max())
+
+
+def test_captured_steps_go_where_steps_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    taught = teacher("test_vit").to(CARD)
+    student = copy.deepcopy(taught)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(0.9)
+    pool = answered(taught, images(taught, 64).to(CARD))
+    recipes = [Recipe("adamw", rate, steps=12, batch=16) for rate in (1e-3, 3e-3)]
+    together = distil_each(student, pool, recipes, 0)
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("not here")
+
+    monkeypatch.setattr(distillation, "Captured", refuse)
+    for ours, theirs in zip(together, distil_each(student, pool, recipes, 0), strict=True):
+        assert not torch.equal(ours(pool.images), student.eval()(pool.images))
+        torch.testing.assert_close(ours(pool.images), theirs(pool.images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -120,6 +120,7 @@ def table(told: Mapping[str, Any]) -> Table:
     shown.add_row("kept", *("yes" if told["kept"] == kind else "" for kind in ("plain", "adapted")))
     shown.add_row("why", told["why"], "")
     shown.add_row("network", told["network"], "")
+    shown.add_row("tuned by steps", told["tuned"] or "nothing", "")
     for name in ("penalty", "steps", "passes", "seconds"):
         shown.add_row(name, f"{told[name]:.4g}", "")
     return shown

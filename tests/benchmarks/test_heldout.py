@@ -1,5 +1,6 @@
 """The held-out program: what it reads, which budgets it finds, every row once, and its bad input."""
 
+import copy
 import csv
 import shutil
 from pathlib import Path
@@ -258,6 +259,27 @@ def test_the_rate_is_chosen_on_the_validation_images(subject: Subject, starts: S
     }
     _, rate = _distilled(subject, start, 3, 0, [1e-3, 1e-1])
     assert judged[rate] == max(value or 0.0 for value in judged.values())
+
+
+def test_equal_starts_are_distilled_once(subject: Subject, starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a guard chose `kfac` and the hypernetwork's student is `kfac`'s."""
+    from benchmarks.protocol import rows
+
+    made = []
+    real = rows.distil_each
+    monkeypatch.setattr(rows, "distil_each", lambda *given: made.append(given) or real(*given))
+    start = starts.make(Case("kfac", "images", 2), starts.cells[0]).network
+    assert start is not None
+    same, other = copy.deepcopy(start), copy.deepcopy(start)
+    next(other.parameters()).data += 1e-3
+    found = [rows._after(subject, starts, network, steps, [1e-3]) for network, steps in ((start, 2), (same, 2))]
+    assert found[0] == found[1]
+    assert len(made) == 1
+    for network, steps in ((other, 2), (start, 3)):
+        rows._after(subject, starts, network, steps, [1e-3])
+    assert len(made) == 3
+    starts.make(Case("kfac", "images", 0), Cell(Unit.PARAMS, 0.95, 0.5))
+    assert not starts.distilled  # of another budget: nothing is kept
 
 
 def test_tables_are_merged_with_their_stamps(tmp_path: Path) -> None:

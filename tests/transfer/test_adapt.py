@@ -124,6 +124,7 @@ def test_the_result_is_an_ordinary_student_folder(name: str, make_task: Make, tr
         told = f"Moved to 3 classes by 12 images: {again.report['transfer']['kept']} backbone (leave-one-out loss)"
         assert told in (tmp_path / f"{steps}" / "README.md").read_text()
         assert told in summary(again.report)
+        assert ("2 steps on all parameters," if steps else "0 steps,") in summary(again.report)
 
 
 def test_a_compressed_student_is_adapted_and_keeps_its_ranks(make_task: Make, trained: Make, tmp_path: Path) -> None:

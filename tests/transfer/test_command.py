@@ -127,6 +127,7 @@ def test_one_image_a_class_is_told(run: Run, tmp_path: Path, monkeypatch: pytest
 def test_steps_tune_what_tune_says(run: Run, tmp_path: Path) -> None:
     given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--steps", 1, "--json")
     kinds = {}
+    assert "tuned by steps" in run("test_resnet", tmp_path / "told", *given[:-1])[1]
     for what in Tuned:
         code, out, _ = run("test_resnet", tmp_path / what, *given, "--tune", what)
         assert code == 0
