@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks import data_cost
+from hypercompress.specs import ModelSpec
 
 
 @pytest.mark.parametrize("timed", [(), ("--timed", "32")])
@@ -30,7 +31,7 @@ def test_a_part_is_counted_as_often_as_all_have_as_many(monkeypatch: pytest.Monk
     seen: dict[str, list[int]] = {"plain": [], "measure": []}
     monkeypatch.setattr(data_cost, "plain", lambda _, batches: seen["plain"].append(len(batches)))
     monkeypatch.setattr(data_cost, "measure", lambda _, __, batches: seen["measure"].append(len(list(batches))))
-    monkeypatch.setattr(data_cost, "prepare", lambda *_: SimpleNamespace(teacher=None, spec=SimpleNamespace(layers=())))
+    monkeypatch.setattr(data_cost, "prepare", lambda *_: SimpleNamespace(teacher=None, spec=ModelSpec((), 0, 0, ())))
     monkeypatch.setattr(data_cost, "finish", lambda *_: None)
     monkeypatch.setattr(data_cost, "seconds", lambda run: (run(), 3.0)[1])
     batches = [torch.zeros(2, 3)] * 8
