@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from hypercompress.calibration import CalibrationSplit, join
 from hypercompress.calling import ForwardFn, call_model, computing, evaluating, exactly, first_argument
-from hypercompress.factorize import balance, least_squares, projected, reduced_rank, squared
+from hypercompress.factorize import add_outer, balance, least_squares, projected, reduced_rank
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
 from hypercompress.kinds import LowRank, Projected, as_weight, by_group, factors_of, fill, kind_of, matrix
-from hypercompress.memory import finite
+from hypercompress.memory import finite, give_back
 from hypercompress.relay import Relay
 from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics, Refit, Side, Sketch
 from hypercompress.student import Student, low_rank_layers
@@ -37,6 +37,7 @@ from hypercompress.student import Student, low_rank_layers
 RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T] and E[x x^T]; between 1e-3 and 1e-1 little changes (LOG.md)
 LEAST_ROWS, ROWS = 2**14, 4  # rows that a regression on d inputs reads: the first, or so many times d if that is more
 ENOUGH = 0.5  # rows for each input that a regression needs at least
+MANY_INPUTS = 2048  # whose second moment is 32 MiB in float64
 CHUNK = 2**23  # elements of inputs and outputs that are laid out as rows at once: 32 MiB in float32
 LARGEST_OUTPUT = 3 * 2**24  # elements of one layer's output during reconstruction: 192 MiB in float32
 SPREAD = 0.5  # share of the lost log standard deviation that is given back
@@ -165,6 +166,8 @@ class _Regression:
         if curvature is None or wanted.numel() // self.layer.out < ENOUGH * reads.matrix(source).shape[-1]:
             return False  # too few rows: directions that none of them shows would be lost
         moment, cross = self._moments(source, x, wanted)
+        if moment.shape[-1] >= MANY_INPUTS:
+            give_back()  # what the layers before have left, too broken up for matrices of this size
         factors = reduced_rank(weight, curvature, moment, cross, module.rank, self.ridge)
         for part, value in ((inner, factors.reduce), (module.expand, factors.expand)):
             assert isinstance(part.weight, Tensor)
@@ -183,7 +186,8 @@ class _Regression:
         share = min(1.0, max(LEAST_ROWS, ROWS * d) / count)
         pieces = min(len(x), -(-count * (d * self.layer.groups + self.layer.out) // CHUNK))
         generator = torch.Generator().manual_seed(0)
-        total, origin = x.new_zeros(()), None
+        total: Tensor | None = None
+        origin: Tensor | None = None
         for inputs, outputs in zip(x.tensor_split(pieces), wanted.tensor_split(pieces), strict=True):
             rows = reads.input_rows(source, inputs)
             targets = by_group(gives.rows(outputs), self.layer.groups)
@@ -196,20 +200,25 @@ class _Regression:
                 origin = seen.mean(-2)
                 origin[..., -1] = 0
             seen -= origin[..., None, :]
-            total = total + seen.mT @ seen[..., -d - 1 :]
+            part = seen.mT @ seen[..., -d - 1 :]
+            total = part if total is None else total.add_(part)
+        assert total is not None
         assert origin is not None
-        total = total.double() / total[..., -1:, -1:].double()
+        total = total.double()  # of many inputs as much as all else: from here on in place
+        total /= total[..., -1:, -1:].clone()
         moment, cross, mean, means = (
             total[..., -d - 1 : -1, :d],
             total[..., : -d - 1, :d],
             total[..., -1, :d],
             total[..., : -d - 1, d],
         )
-        moment, cross = moment - squared(mean), cross - means[..., :, None] * mean[..., None, :]
-        if self.centred:
-            return moment, cross
-        mean, means = mean + origin[..., -d - 1 : -1].double(), means + origin[..., : -d - 1].double()
-        return moment + squared(mean), cross + means[..., :, None] * mean[..., None, :]
+        add_outer(moment, mean, mean, -1.0)
+        add_outer(cross, means, mean, -1.0)
+        if not self.centred:
+            mean, means = mean + origin[..., -d - 1 : -1].double(), means + origin[..., : -d - 1].double()
+            add_outer(moment, mean, mean)
+            add_outer(cross, means, mean)
+        return moment, cross
 
 
 class _Fit:

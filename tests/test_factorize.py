@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from torch import Tensor
 
-from hypercompress.factorize import Metric, balanced, frame_of, lost_output, plain_frame, weighted_frame
+from hypercompress.factorize import Metric, add_outer, balanced, frame_of, lost_output, plain_frame, weighted_frame
 from hypercompress.factorize.linalg import damped, roots
 from hypercompress.specs import Curvature, LayerFactors, Side
 
@@ -212,3 +212,14 @@ def test_scale_of_the_metric_changes_energies_alone(size: int, seed: int, scale:
     for rank in range(1, size + 1):
         ours, theirs = (f.left[:, :rank] @ f.right[:rank] for f in (a, b))
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [(), (3,)])
+def test_outer_products_are_added_in_place_to_a_part_of_a_matrix(groups: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(*groups, 7, 6, generator=generator, dtype=torch.float64)
+    left, right = (torch.randn(*groups, n, generator=generator, dtype=torch.float64) for n in (4, 5))
+    wanted = whole.clone()
+    wanted[..., 1:5, :5] -= 2 * left[..., :, None] * right[..., None, :]
+    add_outer(whole[..., 1:5, :5], left, right, -2.0)
+    torch.testing.assert_close(whole, wanted)

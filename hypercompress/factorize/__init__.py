@@ -3,6 +3,7 @@
 from hypercompress.factorize.linalg import (
     Frame,
     Metric,
+    add_outer,
     applied,
     balance,
     balanced,
@@ -21,6 +22,7 @@ from hypercompress.factorize.regression import least_squares, reduced_rank
 __all__ = [
     "Frame",
     "Metric",
+    "add_outer",
     "applied",
     "balance",
     "balanced",

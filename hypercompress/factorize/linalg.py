@@ -114,6 +114,16 @@ def squared(vector: Float[Tensor, "*g m"]) -> Float[Tensor, "*g m m"]:
     return vector[..., :, None] * vector[..., None, :]
 
 
+def add_outer(
+    matrix: Float[Tensor, "*g o d"], left: Float[Tensor, "*g o"], right: Float[Tensor, "*g d"], scale: float = 1.0
+) -> None:
+    """Add ``scale`` times the outer product of two vectors, group by group and in place."""
+    if matrix.ndim == 2:
+        matrix.addr_(left, right, alpha=scale)
+    else:
+        matrix.baddbmm_(left[..., :, None], right[..., None, :], alpha=scale)
+
+
 def balanced(expand: Float[Tensor, "*g o r"], reduce: Float[Tensor, "*g r d"]) -> LayerFactors:
     """Scale each direction to equal norms in both factors: same product, better conditioned gradient descent."""
     inward, outward = reduce.norm(dim=-1), expand.norm(dim=-2)
