@@ -26,7 +26,7 @@ from hypercompress.transfer.support import Support, as_support
 from hypercompress.transfer.tuning import Tuned, tune, tuned_names
 
 # Learning rates of the steps; the best of a grid on other data (benchmarks/results/transfer_rates.csv).
-RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 3e-4}
+RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 1e-4}
 
 
 @dataclass(frozen=True)
