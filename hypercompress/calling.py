@@ -83,7 +83,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside the block, so that nothing is kept for one; then each does as before."""
+    """No parameter asks for a gradient inside the block; then each does as before.
+
+    So nothing is kept for such gradients, and torch's counter of operations does not fail on views of parameters.
+    """
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
     for parameter in asking:
         parameter.requires_grad_(False)

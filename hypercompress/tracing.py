@@ -3,8 +3,7 @@ whose output, and who uses a layer's weight besides the layer.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hypercompress.calling import ForwardFn, batch_size, evaluating, first_argument, flat
+from hypercompress.calling import ForwardFn, batch_size, evaluating, first_argument, flat, frozen
 from hypercompress.counting import counting
 from hypercompress.kinds import kind_of
 
@@ -22,19 +21,6 @@ NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # Functions that tell of a tensor what does not depend on its values.
 LOOKS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "__len__", "__hash__"}
 LOOKS |= {"is_floating_point", "is_complex", "element_size", "get_device"}
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside the block: the counter fails on views of those that do."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in asking:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)
 
 
 @dataclass
@@ -160,7 +146,7 @@ def trace_pass(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
         handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name), with_kwargs=True))
     try:
-        with evaluating(model), _frozen(model), torch.no_grad(), counting() as counter, _Reads(trace, owners):
+        with evaluating(model), frozen(model), torch.no_grad(), counting() as counter, _Reads(trace, owners):
             trace.reading(forward_fn(model, example))
     finally:
         for handle in handles:
