@@ -113,7 +113,8 @@ def main(words: Sequence[str] | None = None) -> None:
         verdict = "within" if found["added_passes"] <= LIMIT else "ABOVE"
         say(
             f"{name}, {options.images} images: {found['added_passes']:.2f} passes added ({verdict} {LIMIT:g}), "
-            f"the curvature of all images alone {found['curvature_passes']:.2f}; a pass takes {found['seconds_plain']:.1f} s; "
+            f"the curvature of all images alone {found['curvature_passes']:.2f}; "
+            f"a pass takes {found['seconds_plain']:.1f} s; "
             f"{found['megabytes']:.0f} MB ({'within' if found['megabytes'] <= allowed else 'ABOVE'} {allowed:.0f})"
         )
 

@@ -87,17 +87,13 @@ def distil(student: nn.Module, train: Set, recipe: Recipe, seed: int) -> nn.Modu
 
 
 def distil_each(student: nn.Module, train: Set, recipes: Sequence[Recipe], seed: int) -> list[nn.Module]:
-    """A distilled copy of ``student`` for each recipe; on a card all at once."""
+    """A distilled copy of ``student`` for each recipe, step by step side by side; on a card all at once."""
     ways = [_Way(student, train, recipe, seed) for recipe in recipes]
-    if train.images.is_cuda:
-        for step in range(max(recipe.steps for recipe in recipes)):
-            for way in ways:
-                way.go(step)
-        torch.cuda.synchronize()
-    else:
+    for step in range(max(recipe.steps for recipe in recipes)):
         for way in ways:
-            for step in range(way.recipe.steps):
-                way.go(step)
+            way.go(step)
+    if train.images.is_cuda:
+        torch.cuda.synchronize()
     return [way.student.eval() for way in ways]
 
 
