@@ -169,6 +169,7 @@ class _Choices:
         student = self.built(generation)
         if form is not Refit.NONE:
             plan, both = self.plan, form is Refit.BOTH
+            give_back()  # what judging another and building this one have left
             layers = reconstruct(
                 plan.teacher, student, plan.spec, plan.sketches, self.batch, self.forward_fn, both=both
             )

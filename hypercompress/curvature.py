@@ -36,7 +36,7 @@ from hypercompress.calling import (
     unwritten,
 )
 from hypercompress.errors import DataError, ModelError, NonFiniteError
-from hypercompress.factorize import input_curvature, squared, traces
+from hypercompress.factorize import add_second_moment, input_curvature, mirror, squared, traces
 from hypercompress.fisher import Probing, exact_fisher, fisher_probe, fisher_trace
 from hypercompress.kinds import by_group, kind_of
 from hypercompress.outputs import class_axis, logits_of
@@ -66,26 +66,19 @@ class _Sums:
         rows = rows.to(self.signal.dtype)
         self.origin = rows.mean(-2) if self.origin is None else self.origin
         rows = rows - self.origin[..., None, :]
-        accumulate(self.signal, rows)
+        add_second_moment(self.signal, rows)
         self.mean += rows.sum(-2)
         self.rows += rows.shape[-2]
 
     def moments(self) -> tuple[Float[Tensor, "*g m m"], Float[Tensor, "*g m"]]:
         """Second moment about zero, and mean; in float64 where the mean is nearly all of the moment."""
         assert self.origin is not None  # the example called it, and so did a batch
+        mirror(self.signal)
         near = self.mean.double() / self.rows
         variance, mean = self.signal.double() / self.rows - squared(near), near + self.origin.double()
         far = bool((mean.square().sum(-1) > DOMINANT * traces(variance)).any())
         dtype = torch.float64 if far else self.signal.dtype
         return (variance + squared(mean)).to(dtype), mean.to(dtype)
-
-
-def accumulate(total: Float[Tensor, "*g m m"], rows: Float[Tensor, "*g n m"]) -> None:
-    """Add the second moment of the rows, group by group."""
-    if rows.ndim == 2:
-        total.addmm_(rows.T, rows)
-    else:
-        total.baddbmm_(rows.mT, rows)
 
 
 class _Recorder:
@@ -157,7 +150,7 @@ class _Recorder:
         with exactly(self.anchor):
             if self.layer.side is Side.INPUT:
                 rows = rows.to(self.weight.dtype) @ self.weight  # under autocast gradients are not of its dtype
-            accumulate(self.sums.fisher, rows.to(self.sums.fisher.dtype))
+            add_second_moment(self.sums.fisher, rows.to(self.sums.fisher.dtype))
 
     @property
     def reached(self) -> bool:
@@ -169,6 +162,7 @@ class _Recorder:
         sums = self.sums
         weight = self.weight.to(sums.signal.dtype)
         gram = weight @ weight.mT if self.layer.side is Side.OUTPUT else weight.mT @ weight
+        mirror(sums.fisher)
         fisher, read = sums.fisher * scale, self.inputs
         inputs = input_curvature(weight, fisher @ weight, self.layer.taps, *read.moments()) if read.rows else None
         columns = self.columns / sums.rows if read.rows else None

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from queue import Empty, Queue
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -36,14 +36,16 @@ def _surroundings() -> Callable[[], ExitStack]:
 
 
 class Relay:
-    """The teacher's forward pass in a thread of its own, which waits while one of its outputs is read.
+    """The teacher's forward pass in a thread of its own, which goes on only where an output of it is asked for.
 
-    It must wait: what follows a layer may write into that layer's output (``ReLU(inplace=True)``, ``x += shortcut``).
+    It must wait while one is read: what follows a layer may write into that layer's output (``ReLU(inplace=True)``,
+    ``x += shortcut``). Until the next is asked for it waits because two networks at once need the memory of both, and
+    on a CPU are no faster.
     """
 
     def __init__(self, run: Callable[[], object]) -> None:
-        self._slot: Queue[tuple[str | None, Any]] = Queue(maxsize=1)
-        self._returned = threading.Semaphore(0)
+        self._slot: SimpleQueue[tuple[str | None, Any]] = SimpleQueue()
+        self._asked = threading.Semaphore(0)
         self._stopped = False
         self._surroundings: Callable[[], ExitStack] = ExitStack
         self._thread = threading.Thread(target=self._lead, args=(run,), name="teacher", daemon=True)
@@ -51,6 +53,7 @@ class Relay:
     def _lead(self, run: Callable[[], object]) -> None:
         end: BaseException | None = None
         try:
+            self._wait()
             with self._surroundings(), torch.no_grad():  # grad mode belongs to a thread
                 run()
         except _StoppedError:
@@ -59,13 +62,16 @@ class Relay:
             end = error
         self._slot.put((None, end))
 
-    def lend(self, name: str, output: Tensor) -> None:
-        """Called by the teacher: waits until the output was read."""
-        if not self._stopped:
-            self._slot.put((name, output))
-            self._returned.acquire()
+    def _wait(self) -> None:
+        """Until the next output is asked for."""
+        self._asked.acquire()
         if self._stopped:
             raise _StoppedError
+
+    def lend(self, name: str, output: Tensor) -> None:
+        """Called by the teacher: waits until the output was read and another is asked for."""
+        self._slot.put((name, output))
+        self._wait()
 
     def hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         """Forward hook of one layer of the teacher."""
@@ -78,16 +84,14 @@ class Relay:
         Raises:
             ModelError: the two networks do not run the same layers in the same order. Whatever the teacher raised.
         """
+        self._asked.release()
         got, output = self._slot.get()
         if isinstance(output, BaseException):
             raise output
         if got != name:
             raise ModelError(f"received a student that runs {name} where its teacher runs {got}; expected one order")
         assert isinstance(output, Tensor)
-        try:
-            yield output
-        finally:
-            self._returned.release()
+        yield output
 
     def __enter__(self) -> "Relay":
         self._surroundings = _surroundings()
@@ -96,9 +100,5 @@ class Relay:
 
     def __exit__(self, *_: object) -> None:
         self._stopped = True
-        self._returned.release()  # the teacher may wait for an output that nobody will read
-        while self._thread.is_alive():
-            try:
-                self._slot.get_nowait()
-            except Empty:
-                self._thread.join(0.01)
+        self._asked.release()  # the teacher may wait for an output that nobody will read
+        self._thread.join()

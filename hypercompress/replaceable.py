@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hypercompress.calling import ForwardFn, call_model, evaluating
-from hypercompress.copying import copy_of
+from hypercompress.copying import copy_of, weights_of
 from hypercompress.errors import ModelError
 from hypercompress.specs import ModelSpec
 from hypercompress.unpacking import replace_module
@@ -32,7 +32,7 @@ def replaceable(model: nn.Module, spec: ModelSpec, example: Any, forward_fn: For
     Raises:
         ModelError: a copy of the model runs a layer of the model.
     """
-    twins, calls, missed = copy_of(model, weights=False), Counter[str](), Counter[str]()
+    twins, calls, missed = copy_of(model, shared=weights_of(model)), Counter[str](), Counter[str]()
 
     def counted(by: Counter[str], name: str) -> Callable[..., None]:
         return lambda *_: by.update([name])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hypercompress import artefact
 from hypercompress.architecture import Architecture, build
-from hypercompress.copying import copy_of
+from hypercompress.copying import copy_of, weights_of
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, low_rank_like
 from hypercompress.projection import SplitProjection
@@ -171,11 +171,7 @@ def build_student(
     Raises:
         ModelError: the student does not have the size that the plan promised.
     """
-    model = copy_of(teacher)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, delta in generation.factors.deltas.items():
-            parameters[name].add_(delta.reshape(parameters[name].shape).to(parameters[name]))
+    model = copy_of(teacher, shared=weights_of(teacher))  # the weights of what is replaced need no copy
     ties, places = Ties(), {layer.name: layer.paths for layer in spec.layers}
     for name, factors in generation.factors.layers.items():
         for path in places[name]:
@@ -187,6 +183,11 @@ def build_student(
             # What was frozen stays frozen: a mixture would learn in its factored layers only.
             layer.requires_grad_(next(dense.parameters()).requires_grad)
             replace_module(model, path, ties.carry(dense, layer))
+    model = copy_of(model, shared=[p for layer in low_rank_layers(model).values() for p in layer.parameters()])
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, delta in generation.factors.deltas.items():
+            parameters[name].add_(delta.reshape(parameters[name].shape).to(parameters[name]))
     plan = generation.plan
     expected = spec.params - sum(
         layer.dense_params - layer.cost(Unit.PARAMS, plan.ranks[layer.name], plan.input_ranks.get(layer.name))

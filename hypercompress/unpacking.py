@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hypercompress.attention import SEPARATE, UnpackedAttention
-from hypercompress.copying import copy_of
+from hypercompress.copying import copy_of, weights_of
 from hypercompress.kinds import kind_of
 from hypercompress.memory import overlapping
 from hypercompress.projection import NAME, SplitProjection
@@ -33,7 +33,7 @@ def unpack(model: nn.Module) -> nn.Module:
     names += [name for name, module in modules.items() if divisible(name, module, held)]
     if not names:
         return model
-    copied = copy_of(model, weights=False)
+    copied = copy_of(model, shared=weights_of(model))
     unpack_layers(copied, names)
     return copied
 

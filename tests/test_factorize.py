@@ -167,7 +167,7 @@ def test_degenerate_layers_give_finite_factors(shape: tuple[int, int], zero: str
 def test_roots_are_roots_and_inverse_to_each_other(size: int, seed: int) -> None:
     matrix = covariance(size, seed)
     half, inverse = roots(matrix)
-    torch.testing.assert_close(half @ half, matrix)
+    torch.testing.assert_close(half @ half.T, matrix)
     torch.testing.assert_close(half @ inverse, torch.eye(size, dtype=matrix.dtype), rtol=0, atol=1e-7)
 
 
@@ -183,11 +183,29 @@ def test_damping_adds_its_share_of_the_trace() -> None:
 def test_roots_of_a_diagonal_are_those_of_the_eigenvalues(values: tuple[float, ...]) -> None:
     matrix = torch.diag(torch.tensor(values, dtype=torch.float64))
     turn, _ = torch.linalg.qr(random(3, 3))
-    (root_, inverse), (turned, turned_inverse) = roots(matrix), roots(turn @ matrix @ turn.T)
-    torch.testing.assert_close(turn @ root_ @ turn.T, turned, rtol=0, atol=1e-7)
-    if min(values) > 0.1:  # else the inverse is all floor
-        torch.testing.assert_close(turn @ inverse @ turn.T, turned_inverse)
-        torch.testing.assert_close(root_ @ inverse, torch.eye(3, dtype=torch.float64))
+    raised = torch.tensor(values, dtype=torch.float64).clamp_min(1e-12 * max(values)).diag()
+    for axes in (torch.eye(3, dtype=torch.float64), turn):
+        root, inverse = roots(axes @ matrix @ axes.T)
+        torch.testing.assert_close(root @ root.T, axes @ raised @ axes.T, rtol=0, atol=1e-12)
+        torch.testing.assert_close(root @ inverse, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("side", list(Side))
+def test_directions_do_not_depend_on_the_root(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cholesky's factor, and the symmetric root that it stands in for."""
+
+    def symmetric(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, vectors = torch.linalg.eigh(matrix)
+        return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
+
+    metric, moment = covariance(6, 1), covariance(6, 2)
+    ours = frame_of(side, metric, moment)
+    monkeypatch.setattr("hypercompress.factorize.linalg.roots", symmetric)
+    theirs = frame_of(side, metric, moment)
+    torch.testing.assert_close(ours.energy, theirs.energy)
+    for rank in range(1, 7):
+        (one, other), (two, another) = ours.kept(rank), theirs.kept(rank)
+        torch.testing.assert_close(one @ other, two @ another)
 
 
 def test_stored_directions_give_the_same_factors() -> None:

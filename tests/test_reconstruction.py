@@ -18,8 +18,9 @@ from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
 from hypercompress.kinds import factors_of
+from hypercompress.layer_regression import LayerRegression
 from hypercompress.models import load_model
-from hypercompress.reconstruction import _Regression, reconstruct
+from hypercompress.reconstruction import reconstruct
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Curvature, Factors, Generation, ModelSpec, RankPlan, Side, Unit
 from hypercompress.student import Student, build_student, low_rank_layers
@@ -482,7 +483,7 @@ def test_a_regression_on_inputs_far_from_zero(bias: bool) -> None:
     module, found = low_rank_layers(student.model)["0"], []
     for dtype in (torch.float64, torch.float32):
         dense, sketched = copy.deepcopy(teacher[0]).to(dtype), copy.deepcopy(module).to(dtype)
-        regression = _Regression(spec.candidates[0], dense, sketches["0"], 1e-2, centred=bias)
+        regression = LayerRegression(spec.candidates[0], dense, sketches["0"], 1e-2, centred=bias)
         with torch.no_grad():
             assert regression(sketched, x.to(dtype), teacher[0](x).to(dtype))
         found.append(factors_of(sketched).product().double())

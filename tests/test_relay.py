@@ -9,7 +9,7 @@ from hypercompress.errors import ModelError
 from hypercompress.relay import Relay
 
 
-def test_the_lender_waits_until_its_output_was_read() -> None:
+def test_the_lender_waits_until_the_next_is_asked_for() -> None:
     lent, overwritten = torch.ones(3), threading.Event()
 
     def run() -> None:
@@ -23,7 +23,7 @@ def test_the_lender_waits_until_its_output_was_read() -> None:
         with relay.borrow("first") as output:
             assert not overwritten.wait(0.05)
             assert torch.equal(output, torch.ones(3))
-        assert overwritten.wait(10)
+        assert not overwritten.wait(0.05)
         with relay.borrow("second") as output:
             assert torch.equal(output, torch.zeros(3))
 
@@ -44,6 +44,21 @@ def test_a_lender_that_nobody_reads_any_more_ends(borrowed: int) -> None:
                 pass
     assert threading.active_count() == before
     assert len(reached) <= borrowed
+
+
+def test_a_lender_that_is_not_waiting_when_its_reader_gives_up_ends() -> None:
+    before, asked = threading.active_count(), threading.Event()
+
+    def run() -> None:
+        asked.set()
+        relay.lend("first", torch.ones(1))
+        relay.lend("second", torch.ones(1))
+
+    relay = Relay(run)
+    with relay:
+        relay._asked.release()  # a reader that was interrupted while it waited for an answer
+        assert asked.wait(10)
+    assert threading.active_count() == before
 
 
 def test_the_lenders_error_and_its_end_are_told() -> None:

@@ -18,11 +18,13 @@ from hypercompress.factorize.linalg import (
     weighted_frame,
 )
 from hypercompress.factorize.regression import least_squares, reduced_rank
+from hypercompress.factorize.second_moment import add_second_moment, mirror
 
 __all__ = [
     "Frame",
     "Metric",
     "add_outer",
+    "add_second_moment",
     "applied",
     "balance",
     "balanced",
@@ -31,6 +33,7 @@ __all__ = [
     "input_curvature",
     "least_squares",
     "lost_output",
+    "mirror",
     "plain_frame",
     "projected",
     "reduced_rank",

@@ -3,9 +3,11 @@
 Replacing ``W`` by a rank-r matrix costs ``1/2 || G^(1/2) (W - W_r) S^(1/2) ||_F^2`` nats (`curvature.py`), so the best
 ``W_r`` truncates the SVD of ``G^(1/2) W S^(1/2) = U diag(s) V^T`` and undoes the roots (EigenDamage, Wang et al. 2019;
 generalised Fisher-weighted SVD, arXiv 2505.17974). Only one root is ever formed, on the smaller side: there the
-*metric* A (G or S) and the *moment* M (``W S W^T`` or ``W^T G W``) give ``A^(1/2) M A^(1/2) = U diag(s^2) U^T``, and
+*metric* ``A = B B^T`` (G or S) and the *moment* M (``W S W^T`` or ``W^T G W``) give ``B^T M B = U diag(s^2) U^T``, and
 
-    output side:  W_r = [A^(-1/2) U_r] [U_r^T A^(1/2) W]          input side:  W_r = [W A^(1/2) U_r] [U_r^T A^(-1/2)]
+    output side:  W_r = [B^(-T) U_r] [U_r^T B^T W]                input side:  W_r = [W B U_r] [U_r^T B^(-1)]
+
+for any root B; it is Cholesky's, which takes a twentieth of the time of the symmetric one.
 
 Letters: ``m = min(o, d)``, ``r`` the rank. A leading axis ``g`` is there for a layer of several groups only: each group
 is a matrix with directions of its own, and the i-th directions of all groups stay or go together.
@@ -18,6 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hypercompress.specs import Curvature, LayerFactors, Side
+
+SINGULAR = 1e-12  # of the largest eigenvalue
 
 
 @dataclass(frozen=True)
@@ -174,14 +178,21 @@ def damped(
 
 
 def roots(matrix: Float[Tensor, "*g m m"]) -> tuple[Float[Tensor, "*g m m"], Float[Tensor, "*g m m"]]:
-    """``A^(1/2)`` and ``A^(-1/2)`` of a symmetric positive matrix; eigenvalues are at least 1e-12 of the largest."""
+    """``B`` with ``B B^T = A`` of a symmetric positive matrix, and its inverse.
+
+    Of a singular one, eigenvalues are raised to 1e-12 of the largest.
+    """
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
     if torch.equal(matrix, torch.diag_embed(diagonal)):  # a guessed metric: nothing to decompose
-        values = torch.maximum(diagonal, diagonal.amax(-1, keepdim=True) * 1e-12).sqrt()
+        values = torch.maximum(diagonal, diagonal.amax(-1, keepdim=True) * SINGULAR).sqrt()
         return torch.diag_embed(values), torch.diag_embed(1 / values)
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    pivots = lower.diagonal(dim1=-2, dim2=-1).square()
+    if not failed.any() and bool((pivots.amin(-1) > SINGULAR * pivots.amax(-1)).all()):
+        return lower, torch.linalg.solve_triangular(lower, identity_like(lower), upper=False)
     values, vectors = torch.linalg.eigh(matrix)
-    values = torch.maximum(values, values[..., -1:] * 1e-12).sqrt()[..., None, :]
-    return (vectors * values) @ vectors.mT, (vectors / values) @ vectors.mT
+    values = torch.maximum(values, values[..., -1:] * SINGULAR).sqrt()[..., None, :]
+    return vectors * values, (vectors / values).mT
 
 
 def frame_of(side: Side, metric: Float[Tensor, "*g m m"], moment: Float[Tensor, "*g m m"]) -> Frame:
@@ -192,10 +203,10 @@ def frame_of(side: Side, metric: Float[Tensor, "*g m m"], moment: Float[Tensor, 
     scale = traces(metric) / metric.shape[-1]
     heard = (scale > 1e-30)[..., None, None]
     root, inverse = roots(torch.where(heard, metric / scale[..., None, None], identity_like(metric)))
-    energy, vectors = torch.linalg.eigh(root @ moment @ root)
+    energy, vectors = torch.linalg.eigh(root.mT @ moment @ root)
     energy, vectors = energy.flip(-1).clamp_min(0) * scale.clamp_min(0)[..., None], vectors.flip(-1)
     if side is Side.OUTPUT:
-        return Frame(side, inverse @ vectors, vectors.mT @ root, energy)
+        return Frame(side, inverse.mT @ vectors, vectors.mT @ root.mT, energy)
     return Frame(side, root @ vectors, vectors.mT @ inverse, energy)
 
 
