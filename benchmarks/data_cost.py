@@ -1,13 +1,14 @@
 """What calibration images add to the time of a generation, in passes over them, and what memory it takes with them.
 
     python -m benchmarks.data_cost [--models resnet50 ...] [--images 512] [--batch-size 32] [--timed N]
-        [--out benchmarks/results]
+        [--assets ASSETS] [--out benchmarks/results]
 
 A plain pass is forward and backward with a cross-entropy, gradients of all weights included, as one step of training
-would take. A generation with images adds the curvature, the refit and the guard's comparisons. Weights as they are
-initialised and noise at 224 x 224 pixels: time does not depend on what is seen. Limit: 1.5 plain
-passes; and at the highest, beside the images themselves, three times the model plus 2 GB. Writes ``data_cost.csv``. Two
-CPU cores, with 512 images ten minutes for a ResNet-50 and an hour for a ViT-B.
+would take. A generation with images adds the curvature, the refits and the guard's comparisons. Weights as they are
+initialised and noise at 224 x 224 pixels; how many students the guard tries depends on both, so with ASSETS (see
+`benchmarks.efficientnet_lite0`) a trained network and photographs follow. Limit: 1.5 plain passes; and at the highest,
+beside the images themselves, three times the model plus 2 GB. Writes ``data_cost.csv``. Two CPU cores, with 512 images
+ten minutes for a ResNet-50 and an hour for a ViT-B.
 """
 
 import argparse
@@ -24,12 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, Results, say
+from benchmarks.efficientnet_lite0 import open_teacher
 from hypercompress.calibration import pieces
 from hypercompress.compress import finish, prepare, samples_of_a_pass
 from hypercompress.curvature import measure
+from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.specs import Budget
 
 MODELS = ("resnet50", "vit_base_patch16_224")
+TRAINED = "tf_efficientnet_lite0 (trained)"
 LIMIT = 1.5
 KEY = ("model", "images", "batch_size", "generator")
 
@@ -91,6 +95,17 @@ def measured(name: str, images: int, batch_size: int, generator: str, timed: int
     return costs(model, batches, generator, max(1, timed // batch_size))
 
 
+def measured_trained(assets: Path, images: int, batch_size: int, generator: str, timed: int) -> dict[str, float]:
+    """`costs` of EfficientNet-Lite0 with its ImageNet weights, on photographs as they are and then on crops of them."""
+    model, _ = open_teacher(assets)
+    batches: list[Tensor] = []
+    while sum(map(len, batches)) < images:
+        data = open_data(str(assets / "photos"), Preprocess.of(model), train=True, augment=bool(batches))
+        batches += [some for some, _ in loader(data, batch_size=batch_size)]
+    full = [batch for batch in batches if len(batch) == batch_size]
+    return costs(model, full[: images // batch_size], generator, max(1, timed // batch_size))
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,20 +114,25 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="images in a batch of them (default: 32)")
     parser.add_argument("--timed", type=int, metavar="N", help="time a pass on so many of them (default: all)")
     parser.add_argument("--generator", default="auto", help="as on the command line (default: auto)")
+    parser.add_argument("--assets", type=Path, help="weights and photographs of EfficientNet-Lite0")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the file goes (default: benchmarks/results)")
     options = parser.parse_args(words)
     results = Results(options.out / "data_cost.csv", KEY, ())
-    for name in options.models:
-        images, batch_size, generator = options.images, options.batch_size, options.generator
+    images, batch_size, generator = options.images, options.batch_size, options.generator
+    timed = min(options.timed or images, images)
+    programs: dict[str, tuple[Callable[..., dict[str, float]], str | Path]]
+    programs = {name: (measured, name) for name in options.models}
+    if options.assets is not None:
+        programs[TRAINED] = measured_trained, options.assets
+    for name, (program, what) in programs.items():
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:  # whose memory no other network has filled
-            timed = min(options.timed or images, images)
-            found = fresh.submit(measured, name, images, batch_size, generator, timed).result()
+            found = fresh.submit(program, what, images, batch_size, generator, timed).result()
         row = {"model": name, "images": images, "batch_size": batch_size, "generator": generator}
         results.add({**row, **found, "timed": timed})
         allowed = 3 * found["megabytes_model"] + 2000
         verdict = "within" if found["added_passes"] <= LIMIT else "ABOVE"
         say(
-            f"{name}, {options.images} images: {found['added_passes']:.2f} passes added ({verdict} {LIMIT:g}), "
+            f"{name}, {images} images: {found['added_passes']:.2f} passes added ({verdict} {LIMIT:g}), "
             f"the curvature of all images alone {found['curvature_passes']:.2f}; "
             f"a pass takes {found['seconds_plain']:.1f} s; "
             f"{found['megabytes']:.0f} MB ({'within' if found['megabytes'] <= allowed else 'ABOVE'} {allowed:.0f})"

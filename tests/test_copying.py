@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hypercompress.calling import evaluating
-from hypercompress.copying import copy_of
+from hypercompress.copying import copy_of, weights_of
 
 
 def test_a_cache_on_the_graph_is_left_behind() -> None:
@@ -32,6 +32,16 @@ def test_flags_are_copied_module_by_module() -> None:
     model[1].eval()
     assert [module.training for module in copy_of(model).modules()] == [True, True, False]
     assert [module.training for module in model.modules()] == [True, True, False]
+
+
+def test_what_is_shared_is_not_copied() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    copied = copy_of(model, shared=[model[0].weight])
+    assert copied[0].weight is model[0].weight
+    others = {id(tensor) for tensor in weights_of(model)} - {id(model[0].weight)}
+    assert others.isdisjoint(map(id, weights_of(copied)))
+    assert all(map(torch.equal, weights_of(copied), weights_of(model)))
+    assert list(map(id, weights_of(copy_of(model, shared=weights_of(model))))) == list(map(id, weights_of(model)))
 
 
 def test_evaluating_leaves_no_cache_and_restores_the_fused_layers() -> None:

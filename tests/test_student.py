@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 import hypercompress
 from hypercompress.architecture import architecture_of
+from hypercompress.copying import weights_of
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
 from hypercompress.kinds import LowRankConv, LowRankLinear
+from hypercompress.memory import overlapping
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Factors, Generation, ModelSpec, RankPlan, Unit
 from hypercompress.student import Student, build_student, from_pretrained, low_rank_layers
@@ -70,6 +72,19 @@ def teacher() -> nn.Module:
 @pytest.fixture
 def student(teacher: nn.Module) -> Student:
     return compressed(teacher)
+
+
+@pytest.mark.parametrize("network", ["test_resnet", "tied"])
+def test_a_student_has_all_of_its_memory_for_itself(network: str) -> None:
+    teacher = randomised(Custom() if network == "tied" else timm.create_model(network, pretrained=False, **SMALL))
+    before = [tensor.clone() for tensor in weights_of(teacher)]
+    student = compressed(teacher)
+    groups = overlapping([*weights_of(teacher), *weights_of(student)])
+    assert {groups[id(t)] for t in weights_of(teacher)}.isdisjoint({groups[id(t)] for t in weights_of(student)})
+    with torch.no_grad():
+        for tensor in weights_of(student):
+            tensor.zero_()
+    assert all(map(torch.equal, weights_of(teacher), before))
 
 
 def test_layers_factored_on_both_sides_are_restored(teacher: nn.Module, tmp_path: Path) -> None:

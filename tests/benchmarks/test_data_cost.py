@@ -39,3 +39,26 @@ def test_a_part_is_counted_as_often_as_all_have_as_many(monkeypatch: pytest.Monk
     assert seen == {"plain": [2, 2], "measure": [2]}
     assert (found["seconds_plain"], found["seconds_curvature"]) == (12.0, 12.0)
     assert found["curvature_passes"] == 1.0
+
+
+def test_the_trained_network_sees_photographs_and_then_crops_of_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[bool] = []
+
+    def opened(*_: object, train: bool, augment: bool) -> list[tuple[torch.Tensor, int]]:
+        assert train
+        seen.append(augment)
+        return [(torch.full((3, 8, 8), float(augment)), 0)] * 5
+
+    monkeypatch.setattr(data_cost, "open_teacher", lambda _: (nn.Linear(3, 2), None))
+    monkeypatch.setattr(data_cost, "Preprocess", SimpleNamespace(of=lambda _: None))
+    monkeypatch.setattr(data_cost, "open_data", opened)
+    monkeypatch.setattr(data_cost, "loader", lambda data, batch_size: torch.utils.data.DataLoader(data, batch_size))
+    got: list[object] = []
+    monkeypatch.setattr(data_cost, "costs", lambda *given: got.append(given) or {})
+    data_cost.measured_trained(tmp_path, 8, 2, "auto", 4)
+    ((_, batches, generator, timed),) = got  # type: ignore[misc]
+    assert seen == [False, True]
+    assert [(len(batch), float(batch.mean())) for batch in batches] == [(2, 0.0), (2, 0.0), (2, 1.0), (2, 1.0)]
+    assert (generator, timed) == ("auto", 2)
