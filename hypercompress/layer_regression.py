@@ -50,8 +50,6 @@ class LayerRegression:
         for part, value in ((inner, factors.reduce), (module.expand, factors.expand)):
             assert isinstance(part.weight, Tensor)
             part.weight.copy_(as_weight(part, value))
-        del moment, cross
-        give_back()  # both networks go on from here, with their widest activations next
         return True
 
     def _moments(

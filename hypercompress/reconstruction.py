@@ -30,13 +30,14 @@ from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
 from hypercompress.kinds import LowRank, factors_of, fill
 from hypercompress.layer_regression import LayerRegression
-from hypercompress.memory import finite
+from hypercompress.memory import finite, give_back
 from hypercompress.relay import Relay
 from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics, Refit
 from hypercompress.student import Student, low_rank_layers
 
 RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T] and E[x x^T]; between 1e-3 and 1e-1 little changes (LOG.md)
 LARGEST_OUTPUT = 3 * 2**24  # elements of one layer's output during reconstruction: 192 MiB in float32
+LARGE_OUTPUT = 2**22  # 16 MiB
 SPREAD = 0.5  # share of the lost log standard deviation that is given back
 
 
@@ -162,6 +163,8 @@ class _Fit:
             if self.calls == 1 and self._alike(reduced, wanted) and wanted.numel():
                 self.generated = {name: value.clone() for name, value in module.state_dict().items()}, self.shift
                 reduced = self._refit(module, x, reduced, wanted)
+                if wanted.numel() >= LARGE_OUTPUT:
+                    give_back()  # what fits leave would lie beside the activations that follow
             elif self.fitted is not Refit.NONE:
                 self._undo(module)
                 reduced = module.reduce(x)
