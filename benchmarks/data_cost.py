@@ -109,7 +109,7 @@ def measured_trained(assets: Path, images: int, batch_size: int, generator: str,
 def main(words: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help="timm names")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), metavar="NAME", help="timm names")
     parser.add_argument("--images", type=int, default=512, help="calibration images (default: 512)")
     parser.add_argument("--batch-size", type=int, default=32, help="images in a batch of them (default: 32)")
     parser.add_argument("--timed", type=int, metavar="N", help="time a pass on so many of them (default: all)")

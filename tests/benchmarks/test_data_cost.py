@@ -54,7 +54,7 @@ def test_the_trained_network_sees_photographs_and_then_crops_of_them(
     monkeypatch.setattr(data_cost, "open_teacher", lambda _: (nn.Linear(3, 2), None))
     monkeypatch.setattr(data_cost, "Preprocess", SimpleNamespace(of=lambda _: None))
     monkeypatch.setattr(data_cost, "open_data", opened)
-    monkeypatch.setattr(data_cost, "loader", lambda data, batch_size: torch.utils.data.DataLoader(data, batch_size))
+    monkeypatch.setattr(data_cost, "loader", torch.utils.data.DataLoader)
     got: list[object] = []
     monkeypatch.setattr(data_cost, "costs", lambda *given: got.append(given) or {})
     data_cost.measured_trained(tmp_path, 8, 2, "auto", 4)
