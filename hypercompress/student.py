@@ -173,6 +173,7 @@ def build_student(
     """
     model = copy_of(teacher, shared=weights_of(teacher))  # the weights of what is replaced need no copy
     ties, places = Ties(), {layer.name: layer.paths for layer in spec.layers}
+    made: list[Tensor] = []
     for name, factors in generation.factors.layers.items():
         for path in places[name]:
             dense = model.get_submodule(path)
@@ -183,7 +184,8 @@ def build_student(
             # What was frozen stays frozen: a mixture would learn in its factored layers only.
             layer.requires_grad_(next(dense.parameters()).requires_grad)
             replace_module(model, path, ties.carry(dense, layer))
-    model = copy_of(model, shared=[p for layer in low_rank_layers(model).values() for p in layer.parameters()])
+            made += layer.parameters()
+    model = copy_of(model, shared=made)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, delta in generation.factors.deltas.items():
