@@ -17,10 +17,11 @@ from hypercompress.calling import ForwardFn, batch_size
 from hypercompress.fidelity import reestimate_norms
 from hypercompress.generator import AnalyticGenerator, HypernetGenerator, by_depth, weighted
 from hypercompress.guard import STRENGTHS, Judge, choose
+from hypercompress.kinds import LowRank, factors_of
 from hypercompress.memory import give_back
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import reconstruct, refit_batch
-from hypercompress.specs import Budget, Finishing, Generation, Refit
+from hypercompress.specs import Budget, Factors, Finishing, Generation, Refit
 from hypercompress.student import Student
 
 TILTS = (2.0, 4.0)  # of the allocation; the second is tried if the first was better
@@ -98,6 +99,7 @@ class _Choices:
             self.generation = generator.generate(plan.spec, plan.sketches, budget)
         give_back()  # what decompositions in float64 have left
         self.student = built(self.generation)
+        self.generation = _held_by(self.student, self.generation)
 
     def refit(self, forms: Sequence[Refit]) -> None:
         """The factors that are refitted, from here on of every student."""
@@ -107,10 +109,11 @@ class _Choices:
         generation, refits = self.generation, list(forms[1:])
         many = self.split.samples >= MANY
         for tried in [[form] for form in reversed(refits)] if many else [refits]:
-            index = self._choose([lambda form=form: self._made(generation, form) for form in tried])  # type: ignore[misc]
+            index = self._choose([lambda form=form: self._refitted(self.built(generation), form) for form in tried])  # type: ignore[misc]
             if index > 0:
                 self.finishing = replace(self.finishing, refitted=tried[index - 1])
                 break
+        self.generation = _said(generation)
 
     def tilt(self) -> None:
         """How far the allocation leans towards the layers that run last."""
@@ -119,8 +122,8 @@ class _Choices:
             return
         for tilt in TILTS:
             bent = weighted(self.base, by_depth(self.plan.spec, tilt), self.plan.generator.name)
-            generation = bent.generate(self.plan.spec, self.plan.sketches, self.budget)
-            if self._choose([lambda g=generation: self._made(g, Refit.BOTH)]) == 0:  # type: ignore[misc]
+            student, generation = self._built(bent.generate(self.plan.spec, self.plan.sketches, self.budget))
+            if self._choose([lambda s=student: self._refitted(s, Refit.BOTH)]) == 0:  # type: ignore[misc]
                 break
             self.generation, self.finishing = generation, replace(self.finishing, tilt=tilt)
 
@@ -132,9 +135,11 @@ class _Choices:
         options = generator.options(
             self.plan.spec, self.plan.sketches, self.budget, STRENGTHS[1:], refit=refitted is not Refit.NONE
         )
-        index = self._choose([lambda g=option: self._made(g, refitted) for option in options])  # type: ignore[misc]
+        made = [self._built(option) for option in options]
+        del options
+        index = self._choose([lambda s=student: self._refitted(s, refitted) for student, _ in made])  # type: ignore[misc]
         if index > 0:
-            self.generation, self.finishing = options[index - 1], replace(self.finishing, tilt=0.0)
+            self.generation, self.finishing = made[index - 1][1], replace(self.finishing, tilt=0.0)
 
     def norms(self) -> None:
         """Whether BatchNorm's moments are those of the student or the teacher's.
@@ -165,8 +170,12 @@ class _Choices:
             self.finishing = replace(self.finishing, layers=self.student.report.get("refitted", {}))
         return index
 
-    def _made(self, generation: Generation, form: Refit) -> Student:
-        student = self.built(generation)
+    def _built(self, generation: Generation) -> tuple[Student, Generation]:
+        """The student, and what was said of it."""
+        return self.built(generation), _said(generation)
+
+    def _refitted(self, student: Student, form: Refit) -> Student:
+        """The student, refitted in place."""
         if form is not Refit.NONE:
             plan, both = self.plan, form is Refit.BOTH
             give_back()  # what judging another and building this one have left
@@ -176,3 +185,18 @@ class _Choices:
             student.report = {"refitted": layers}
             give_back()
         return student
+
+
+def _held_by(student: Student, generation: Generation) -> Generation:
+    """The generation with the student's factors for its own, which are the same: one copy in memory."""
+    said, layers = generation.factors, {}
+    for name, given in said.layers.items():
+        layer = student.model.get_submodule(name)
+        assert isinstance(layer, LowRank)  # a factored one
+        layers[name] = replace(factors_of(layer), bias=given.bias)
+    return replace(generation, factors=replace(said, layers=layers))
+
+
+def _said(generation: Generation) -> Generation:
+    """The generation without its factors, which a student has: of a large network as much memory as the student."""
+    return replace(generation, factors=Factors({}, {}))

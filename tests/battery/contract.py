@@ -50,6 +50,7 @@ class Run:
 
 
 RUNS = (Run("kfac", Budget(params=0.7)), Run("hypernet", Budget(macs=0.75), data=False))
+CROSSED = (Run("hypernet", Budget(params=0.7)), Run("kfac", Budget(macs=0.75)))  # each at the budget of the other
 
 
 def noisy_hypernet() -> HypernetGenerator:

@@ -11,6 +11,7 @@ import csv
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from re import sub
@@ -21,7 +22,7 @@ import torch
 from hypercompress.inspection import inspect
 from hypercompress.specs import LayerSpec, ModelSpec, Status
 from hypercompress.unpacking import unpack
-from tests.battery.contract import CLASSES, RUNS, Subject, accepted_size, check
+from tests.battery.contract import CLASSES, RUNS, Run, Subject, accepted_size, check
 from tests.battery.registry import HUGE, TIMM, Entry, read, smallest
 from tests.battery.shrunk import SHRUNK
 
@@ -51,7 +52,8 @@ bit for bit, and leaves the teacher as it was.
 * *layers*: modules that own parameters, factored / kept / unsupported / tied.
 * *has a matrix, not factored*: share of the parameters and the reason, largest first; norms and vectors are left out.
 * *contract*: `pass`, or what failed. Each commit runs it on the model with the arguments of `tests/battery/shrunk.py`,
-  if there are any; above a million parameters one layer of each role is factored. The slow tests factor whole models.
+  if there are any; above a million parameters one layer of each role is factored. The slow tests factor whole models,
+  and run either generator, both with data, at the budget of the other.
 
 {entries}
 
@@ -74,10 +76,10 @@ class Row:
         return f"| {' | '.join(cells)} |"
 
 
-def verify(entry: Entry, folder: Path, *, shrunk: bool = True) -> None:
+def verify(entry: Entry, folder: Path, *, shrunk: bool = True, runs: Iterable[Run] = RUNS) -> None:
     """Run the contract of a module's row; raises what is broken. Not ``shrunk``: on the model of its own size."""
     subject = Subject(entry.model, images=4, thin=True, args=SHRUNK.get(entry.model) if shrunk else None)
-    for index, run in enumerate(RUNS):
+    for index, run in enumerate(runs):
         (folder / str(index)).mkdir()
         check(subject, run, folder / str(index), tolerance=0.0 if shrunk else TABLES)
 

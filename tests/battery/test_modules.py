@@ -6,7 +6,7 @@ import pytest
 import timm
 
 from tests.battery import coverage, registry
-from tests.battery.contract import RUNS, Subject, check
+from tests.battery.contract import CROSSED, RUNS, Subject, check
 from tests.battery.registry import HUGE, TIMM, Entry
 from tests.battery.shrunk import SHRUNK
 
@@ -58,6 +58,13 @@ def test_smallest_model_of_a_module_keeps_the_contract(entry: Entry, tmp_path: P
         coverage.verify(entry, tmp_path)  # raises what is broken
     else:
         assert coverage.result(entry) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("entry", SMALLEST, ids=lambda entry: f"{entry.module}-{entry.model}")
+def test_smallest_model_of_a_module_keeps_it_with_the_budgets_exchanged(entry: Entry, tmp_path: Path) -> None:
+    coverage.verify(entry, tmp_path, runs=CROSSED)
 
 
 @pytest.mark.slow
