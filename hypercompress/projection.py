@@ -21,20 +21,21 @@ class SplitProjection(nn.Module):
     """Three linear layers ``q``, ``k`` and ``v`` on one input, their outputs one after the other.
 
     Args:
-        fused: the layer to take copies of the weights from; its outputs are divided by three.
+        fused: the layer to take the weights from; its outputs are divided by three.
+        copies: take copies; else views, for a model that is read only.
 
     Shape: as `torch.nn.Linear`: ``[..., d]`` to ``[..., 3 e]``.
     """
 
     switched = False  # whether the module that holds it was told to call it
 
-    def __init__(self, fused: nn.Linear) -> None:
+    def __init__(self, fused: nn.Linear, *, copies: bool = True) -> None:
         super().__init__()
         self.in_features, self.out_features = fused.in_features, fused.out_features
         bias: Tensor | None = fused.bias
         biases = (None, None, None) if bias is None else bias.chunk(3)
         self.q, self.k, self.v = (
-            linear_of(own(weight, fused.weight), own(part, bias))
+            linear_of(own(weight, fused.weight, copies=copies), own(part, bias, copies=copies))
             for weight, part in zip(fused.weight.chunk(3), biases, strict=True)
         )
         self.train(fused.training)
@@ -74,14 +75,15 @@ class SplitProjection(nn.Module):
 
 
 @overload
-def own(tensor: Tensor, like: Tensor | None = None) -> nn.Parameter: ...
+def own(tensor: Tensor, like: Tensor | None = None, *, copies: bool = True) -> nn.Parameter: ...
 @overload
-def own(tensor: Tensor | None, like: Tensor | None = None) -> nn.Parameter | None: ...
-def own(tensor: Tensor | None, like: Tensor | None = None) -> nn.Parameter | None:
-    """A copy as a parameter, frozen if ``like`` (else the tensor itself) is."""
+def own(tensor: Tensor | None, like: Tensor | None = None, *, copies: bool = True) -> nn.Parameter | None: ...
+def own(tensor: Tensor | None, like: Tensor | None = None, *, copies: bool = True) -> nn.Parameter | None:
+    """A copy (or the same memory) as a parameter, frozen if ``like`` (else the tensor itself) is."""
     if tensor is None:
         return None
-    return nn.Parameter(tensor.detach().clone(), (tensor if like is None else like).requires_grad)
+    data = tensor.detach().clone() if copies else tensor.detach()
+    return nn.Parameter(data, (tensor if like is None else like).requires_grad)
 
 
 def joined(tensors: Sequence[Tensor]) -> nn.Parameter:

@@ -22,7 +22,8 @@ VECTORS = {"in_proj_bias", "bias_k", "bias_v"}
 
 def unpack(model: nn.Module) -> nn.Module:
     """The model with every layer unpacked that can be, to be read and not written into: modules of its own, and the
-    model's own parameters and buffers but for those of the unpacked layers. The model itself if there is none.
+    model's own parameters and buffers, views of them in fused projections, and copies in unpacked attention layers. The
+    model itself if there is none.
 
     It computes the same to rounding, except what an encoder's fused kernels leave at padding (`unpack_layers`).
     """
@@ -34,12 +35,15 @@ def unpack(model: nn.Module) -> nn.Module:
     if not names:
         return model
     copied = copy_of(model, shared=weights_of(model))
-    unpack_layers(copied, names)
+    unpack_layers(copied, names, copies=False)
     return copied
 
 
-def unpack_layers(model: nn.Module, names: Iterable[str]) -> None:
+def unpack_layers(model: nn.Module, names: Iterable[str], *, copies: bool = True) -> None:
     """Unpack the layers at these dotted paths, in place. What is unpacked already stays.
+
+    Args:
+        copies: of fused projections take copies of the weights; else views of them, for a model that is read only.
 
     Raises:
         AttributeError: there is no such path. TypeError: nothing is there that can be unpacked.
@@ -51,7 +55,7 @@ def unpack_layers(model: nn.Module, names: Iterable[str]) -> None:
             continue
         if divisible(name, module, held):
             assert isinstance(module, nn.Linear)
-            split = SplitProjection(module)
+            split = SplitProjection(module, copies=copies)
             replace_module(model, name, split)
             split.switch(_holder(model, name))
             continue
