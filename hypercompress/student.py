@@ -171,9 +171,8 @@ def build_student(
     Raises:
         ModelError: the student does not have the size that the plan promised.
     """
-    model = copy_of(teacher, shared=weights_of(teacher))  # the weights of what is replaced need no copy
+    model, made = copy_of(teacher, shared=weights_of(teacher)), list[Tensor]()  # what is replaced needs no copy
     ties, places = Ties(), {layer.name: layer.paths for layer in spec.layers}
-    made: list[Tensor] = []
     for name, factors in generation.factors.layers.items():
         for path in places[name]:
             dense = model.get_submodule(path)
