@@ -77,6 +77,7 @@ def costs(model: nn.Module, batches: Sequence[Tensor], generator: str, timed: in
     found["seconds_with"] = time.perf_counter() - start
     found["megabytes"], found["megabytes_model"] = (peak() - before + size) / 1e6, size / 1e6
     found["seconds_without"] = seconds(lambda: finish(prepare(model, None, generator), Budget(params=0.5)))
+    plain(model, some[:1])  # the first pass after a generation takes half as long again: its memory is all new
     # In turns, as far as once is a turn: a pass, the curvature, a pass.
     first = seconds(lambda: plain(model, some))
     size = samples_of_a_pass(plan.spec)  # as `prepare` does it on a CPU
