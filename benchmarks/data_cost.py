@@ -8,7 +8,7 @@ would take. A generation with images adds the curvature, the refits and the guar
 initialised and noise at 224 x 224 pixels; how many students the guard tries depends on both, so with ASSETS (see
 `benchmarks.efficientnet_lite0`) a trained network and photographs follow. Limit: 1.5 plain passes; and at the highest,
 beside the images themselves, three times the model plus 2 GB. Writes ``data_cost.csv``. Two CPU cores, with 512 images
-ten minutes for a ResNet-50 and an hour for a ViT-B.
+ten minutes for a ResNet-50 and half an hour for a ViT-B (with ``--timed 64`` a quarter).
 """
 
 import argparse
@@ -100,11 +100,14 @@ def measured_trained(assets: Path, images: int, batch_size: int, generator: str,
     """`costs` of EfficientNet-Lite0 with its ImageNet weights, on photographs as they are and then on crops of them."""
     model, _ = open_teacher(assets)
     batches: list[Tensor] = []
-    while sum(map(len, batches)) < images:
+    while len(batches) * batch_size < images:
         data = open_data(str(assets / "photos"), Preprocess.of(model), train=True, augment=bool(batches))
-        batches += [some for some, _ in loader(data, batch_size=batch_size)]
-    full = [batch for batch in batches if len(batch) == batch_size]
-    return costs(model, full[: images // batch_size], generator, max(1, timed // batch_size))
+        full = [some for some, _ in loader(data, batch_size=batch_size) if len(some) == batch_size]
+        if not full:
+            raise ValueError(f"received fewer photographs than a batch; expected at least {batch_size}")
+        batches += full
+    *whole, last = batches[: -(-images // batch_size)]
+    return costs(model, [*whole, last[: images - len(whole) * batch_size]], generator, max(1, timed // batch_size))
 
 
 def main(words: Sequence[str] | None = None) -> None:

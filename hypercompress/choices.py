@@ -132,11 +132,10 @@ class _Choices:
         generator, refitted = self.plan.generator, self.finishing.refitted
         if not isinstance(generator, HypernetGenerator):
             return
-        options = generator.options(
-            self.plan.spec, self.plan.sketches, self.budget, STRENGTHS[1:], refit=refitted is not Refit.NONE
-        )
-        made = [self._built(option) for option in options]
-        del options
+        spec, sketches, refit = self.plan.spec, self.plan.sketches, refitted is not Refit.NONE
+        made = [
+            self._built(option) for option in generator.options(spec, sketches, self.budget, STRENGTHS[1:], refit=refit)
+        ]
         index = self._choose([lambda s=student: self._refitted(s, refitted) for student, _ in made])  # type: ignore[misc]
         if index > 0:
             self.generation, self.finishing = made[index - 1][1], replace(self.finishing, tilt=0.0)

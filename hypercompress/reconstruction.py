@@ -37,7 +37,7 @@ from hypercompress.student import Student, low_rank_layers
 
 RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T] and E[x x^T]; between 1e-3 and 1e-1 little changes (LOG.md)
 LARGEST_OUTPUT = 3 * 2**24  # elements of one layer's output during reconstruction: 192 MiB in float32
-LARGE_OUTPUT = 2**22  # 16 MiB
+LARGE_OUTPUT = 2**22  # elements from which on what a fit leaves in memory is given back: 16 MiB
 SPREAD = 0.5  # share of the lost log standard deviation that is given back
 
 

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from torch import nn
 
 from hypercompress.card import trained_line, transfer_line
+from hypercompress.copying import weights_of
 from hypercompress.fidelity import Fidelity
 from hypercompress.memory import overlapping
 from hypercompress.specs import Budget, Finishing, Generation, LayerSpec, ModelSpec, RankPlan, Refit, Status, Unit
@@ -20,7 +21,7 @@ HELD_OUT = "held-out calibration images"
 
 def bytes_of(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, tied ones once."""
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = weights_of(model)
     groups, sizes = overlapping(tensors), dict[int, int]()
     for t in tensors:
         sizes[groups[id(t)]] = max(sizes.get(groups[id(t)], 0), t.numel() * t.element_size())

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 import hypercompress
 from hypercompress import Budget, compress
+from hypercompress.copying import weights_of
 from hypercompress.inspection import inspect
+from hypercompress.memory import overlapping
 from hypercompress.projection import SWITCH, SplitProjection
+from hypercompress.report import bytes_of
 from hypercompress.specs import Status
 from hypercompress.unpacking import divisible, holders, pack_layers, unpack, unpacked_layers
 
@@ -30,6 +33,9 @@ def test_three_layers_are_the_fused_one(bias: bool) -> None:
     x = torch.randn(2, 3, 7, dtype=torch.float64)
     split = SplitProjection(fused)
     torch.testing.assert_close(split(x), fused(x), rtol=0, atol=1e-14)
+    assert set(map(torch.Tensor.data_ptr, split.parameters())).isdisjoint(
+        map(torch.Tensor.data_ptr, fused.parameters())
+    )
     assert torch.equal(split.weight, fused.weight)
     assert (split.bias is None) is not bias
     packed = split.pack()
@@ -39,6 +45,16 @@ def test_three_layers_are_the_fused_one(bias: bool) -> None:
     fused.requires_grad_(False)
     assert not any(p.requires_grad for p in SplitProjection(fused).parameters())
     assert not any(p.requires_grad for p in SplitProjection(fused).pack().parameters())
+
+
+def test_an_unpacked_model_has_the_memory_of_its_model_and_a_student_its_own() -> None:
+    model = vit()
+    own, apart = set(overlapping(weights_of(model)).values()), unpack(model)
+    assert set(overlapping([*weights_of(model), *weights_of(apart)]).values()) == own
+    assert bytes_of(apart) == bytes_of(model)
+    student = compress(model, Budget(params=0.6), None, "svd")
+    groups = overlapping([*weights_of(model), *weights_of(student)])
+    assert {groups[id(t)] for t in weights_of(model)}.isdisjoint({groups[id(t)] for t in weights_of(student)})
 
 
 def test_a_transformer_is_taken_apart_and_costs_the_same() -> None:
