@@ -54,8 +54,10 @@ CROSSED = (Run("hypernet", Budget(params=0.7)), Run("kfac", Budget(macs=0.75))) 
 
 
 def noisy_hypernet() -> HypernetGenerator:
-    """An untrained hypernetwork whose corrections are far from zero."""
-    network = Hypernetwork(HypernetConfig(width=16, depth=1, heads=2))
+    """An untrained hypernetwork whose corrections are far from zero, the same in every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        network = Hypernetwork(HypernetConfig(width=16, depth=1, heads=2))
     generator = torch.Generator().manual_seed(2)
     for parameter in network.parameters():
         parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)

@@ -53,8 +53,7 @@ bit for bit, and leaves the teacher as it was.
 * *has a matrix, not factored*: share of the parameters and the reason, largest first; norms and vectors are left out.
 * *contract*: `pass`, or what failed. Each commit runs it on the model with the arguments of `tests/battery/shrunk.py`,
   if there are any; above a million parameters one layer of each role is factored. The slow tests factor whole models,
-  and run either generator, both with data, at the budget of the other: 97 modules keep it so, and of `nasnet` (eight
-  channels wide, its hypernetwork untrained) rounding decides whether a ReLU is off everywhere and hides what is before.
+  and run either generator, both with data, at the budget of the other.
 
 {entries}
 
