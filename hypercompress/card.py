@@ -6,10 +6,12 @@ from typing import Any
 
 def transfer_line(transfer: Mapping[str, Any]) -> str:
     """One sentence of what `adapt` did, from its report."""
-    left_out = transfer["loo"][transfer["kept"]]["accuracy"]
+    views = transfer.get("views", {"kept": False})  # students that are older have none
+    left_out = transfer["loo"]["views" if views["kept"] else transfer["kept"]]["accuracy"]
+    beside = f", {views['count']} views of each" if views["kept"] else ""
     what = {"norms": " on norms, biases and head", "all": " on all parameters"}.get(transfer.get("tuned") or "", "")
     return (
-        f"Moved to {transfer['ways']} classes by {transfer['images']} images: {transfer['kept']} backbone "
+        f"Moved to {transfer['ways']} classes by {transfer['images']} images{beside}: {transfer['kept']} backbone "
         f"({transfer['why']}), ridge head of penalty {transfer['penalty']:.3g}, {transfer['steps']} steps{what}, "
         f"leave-one-out accuracy {'unknown' if left_out is None else f'{left_out:.4f}'}."
     )

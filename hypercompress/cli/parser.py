@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from hypercompress.errors import HypercompressError
 from hypercompress.export import FORMATS
+from hypercompress.transfer.views import VIEWS
 
 MODEL = "timm name (resnet50.a1_in1k, hf-hub:REPOSITORY, local-dir:FOLDER) or a student folder"
 DATA = (
@@ -233,6 +234,15 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
     method.add_argument("--shots", type=int, metavar="K", help="use K images of each class (default: all)")
     method.add_argument(
         "--steps", type=int, default=0, metavar="N", help="ordinary steps afterwards, on what --tune says"
+    )
+    method.add_argument(
+        "--views",
+        type=int,
+        default=VIEWS,
+        metavar="N",
+        help=f"random views of each image, slightly turned, scaled and shifted, for the head (default: {VIEWS}, used "
+        "where leaving one out finds them no worse), and a new one in each step; 0: none, where place, size or "
+        "direction tells the classes apart",
     )
     method.add_argument(
         "--tune",

@@ -38,6 +38,7 @@ def transfer(arguments: Namespace) -> None:
         lambda: check_splits(Path(arguments.data).expanduser()),
         lambda: checks.at_least("--shots", arguments.shots, 1),
         lambda: checks.at_least("--steps", arguments.steps, 0),
+        lambda: checks.at_least("--views", arguments.views, 0),
         *checks.common(arguments),
     )
     torch.manual_seed(arguments.seed)
@@ -66,6 +67,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         Student(inner.to(device), architecture, getattr(model, "report", None)),
         list(batches) if arguments.shots else batches,  # a few images are prepared once, a data set in each pass
         steps=arguments.steps,
+        views=arguments.views,
         tuned=arguments.tune,
         network=arguments.network,
         names=images.classes,
@@ -113,14 +115,16 @@ def _model(arguments: Namespace, overrides: inputs.Overrides) -> tuple[nn.Module
 
 def table(told: Mapping[str, Any]) -> Table:
     """What was done, and what leaving one out says."""
-    shown = Table("", "ridge on MODEL", "adapted")
+    views = told["views"]
+    shown = Table("", "ridge on MODEL", "adapted", f"and {views['count']} views")
     for name, form in {"accuracy": "{:.4f}", "loss": "{:.4f}"}.items():
-        values = (told["loo"][kind][name] for kind in ("plain", "adapted"))
+        values = (told["loo"][kind][name] for kind in ("plain", "adapted", "views"))
         shown.add_row(f"leave-one-out {name}", *("unknown" if v is None else form.format(v) for v in values))
-    shown.add_row("kept", *("yes" if told["kept"] == kind else "" for kind in ("plain", "adapted")))
-    shown.add_row("why", told["why"], "")
-    shown.add_row("network", told["network"], "")
-    shown.add_row("tuned by steps", told["tuned"] or "nothing", "")
+    kept = ["yes" if told["kept"] == kind else "" for kind in ("plain", "adapted")]
+    shown.add_row("kept", *kept, "yes" if views["kept"] else "")
+    shown.add_row("why", told["why"], "", views["why"])
+    shown.add_row("network", told["network"])
+    shown.add_row("tuned by steps", told["tuned"] or "nothing")
     for name in ("penalty", "steps", "passes", "seconds"):
-        shown.add_row(name, f"{told[name]:.4g}", "")
+        shown.add_row(name, f"{told[name]:.4g}")
     return shown

@@ -24,6 +24,7 @@ from hypercompress.transfer.registry import load_network
 from hypercompress.transfer.ridge import Ridge, fit_ridge
 from hypercompress.transfer.support import Support, as_support
 from hypercompress.transfer.tuning import Tuned, tune, tuned_names
+from hypercompress.transfer.views import VIEWS, Look, look_again, viewer
 
 # Learning rates of the steps; the best of a grid on other data (benchmarks/results/transfer_rates.csv).
 RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 1e-4}
@@ -55,6 +56,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     *,
     shots: int | None = None,
     steps: int = 0,
+    views: int = VIEWS,
     network: str | Path | TransferNetwork = "auto",
     tuned: str = Tuned.ALL,
     rate: float | None = None,
@@ -62,11 +64,13 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     architecture: Architecture | None = None,
     seed: int = 0,
 ) -> Student:
-    """Move a trained classifier to a new task. Without steps no gradient is taken, and the support set is run twice.
+    """Move a trained classifier to a new task. Without steps no gradient is taken, and without views the support set is
+    run twice.
 
     The head is ridge regression on the model's features, its penalty and temperature by leave-one-out. The network
     generates new norms, biases and cores; they are kept only where leaving one out finds the head on them no worse than
-    on the model as it was. With one image a class nothing can be left out, and the model stays as it was.
+    on the model as it was. With one image a class nothing can be left out, and the model stays as it was. Then the head
+    is fitted on random views of the images too, if that is no worse by the same measure (see `look_again`).
 
     Args:
         model: a timm classifier or a `Student` of one; not modified.
@@ -74,6 +78,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         labels: of the images, from 0; every class at least once.
         shots: use so many images of each class, drawn by ``seed``; ``None``: all.
         steps: ordinary steps of AdamW afterwards.
+        views: of each image, slightly turned, scaled and shifted, for the head; with any, each step sees a new one. 0:
+            the images alone, for tasks in which place, size or direction is what tells the classes apart.
         tuned: what they tune: ``all`` parameters, or ``norms`` (scales and shifts of norms, biases and the head), which
             is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
         network: ``auto`` (the released one; ridge regression alone if there is none), ``none``, a folder, or a network.
@@ -96,9 +102,10 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     start = time.perf_counter()
     what = _tuned(tuned)
     rate = RATES[what] if rate is None else rate
-    if steps < 0 or not rate > 0:
+    if min(steps, views) < 0 or not rate > 0:
         raise GeneratorError(
-            f"received {steps} steps at a learning rate of {rate:g}; expected 0 or more at a rate above 0; change them"
+            f"received {steps} steps at a learning rate of {rate:g} and {views} views; expected 0 or more of either at "
+            "a rate above 0; change them"
         )
     generator = _generator(network, _device(model))
     found = as_support(support, labels, shots, seed, names)
@@ -109,7 +116,9 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     sites = tuple(site for site in places.sites if site.role in roles)
     reading = read_support(backbone, found.on(_device(model)), sites if generator else (), found.classes)
     choice = choose_head(generator, backbone, reading, found)
-    backbone.set_classifier(choice.head.weight, choice.head.bias)
+    look = look_again(backbone, choice.head, found, len(reading.labels), views, seed)
+    head = final_head(choice, look)
+    backbone.set_classifier(head.weight, head.bias)
     if steps:
         tune(
             backbone.model,
@@ -117,6 +126,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
             lambda: found.on(_device(model)),
             steps,
             rate,
+            viewer(views, seed),
         )
     about: dict[str, Any] = {
         "steps": steps,
@@ -128,7 +138,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     }
     about |= {"network": _name(network, generator), "seconds": time.perf_counter() - start}
     about |= {"refused": {**places.refused, **reading.unread}}
-    student.report = {"transfer": {**transfer_report(choice, reading), **about}}
+    student.report = {"transfer": {**transfer_report(choice, reading, look), **about}}
     if getattr(model, "report", None):
         student.report["before"] = model.report
     return student
@@ -176,22 +186,33 @@ def choose_head(network: TransferNetwork | None, backbone: Backbone, reading: Re
     return Choice(head if better else plain, better, "leave-one-out loss", head, 2)
 
 
-def transfer_report(choice: Choice, reading: Reading) -> dict[str, Any]:
+def final_head(choice: Choice, look: Look) -> Ridge:
+    """The head in use."""
+    return look.head if look.kept and look.head is not None else choice.head
+
+
+def transfer_report(choice: Choice, reading: Reading, look: Look) -> dict[str, Any]:
     """What was chosen and by which numbers; null where leaving one out was impossible."""
 
     def left_out(head: Ridge | None) -> dict[str, float | None]:
         return {"accuracy": head.loo_accuracy if head else None, "loss": head.loo_loss if head else None}
 
+    head = final_head(choice, look)
     return {
-        "ways": len(choice.head.bias),
+        "ways": len(head.bias),
         "images": len(reading.labels),
         "kept": "adapted" if choice.adapted else "plain",
         "strength": float(choice.adapted),
         "why": choice.why,
-        "penalty": choice.head.penalty,
-        "scale": choice.head.scale,
-        "loo": {"plain": left_out(reading.head), "adapted": left_out(choice.other)},
-        "passes": choice.passes,
+        "penalty": head.penalty,
+        "scale": head.scale,
+        "views": {"count": look.count, "kept": look.kept, "why": look.why, "moved": look.moved},
+        "loo": {
+            "plain": left_out(reading.head),
+            "adapted": left_out(choice.other),
+            "views": left_out(look.head),
+        },
+        "passes": choice.passes + (1 + look.count if look.count else 0),
         "sites": len(reading.sites),
     }
 

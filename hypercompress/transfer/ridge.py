@@ -3,7 +3,8 @@
 Rifkin and Lippert (2007) give the leave-one-out residuals of the whole grid of penalties from one eigendecomposition;
 Bertinetto et al. (2019, R2-D2) use ridge regression as a differentiable few-shot head.
 
-Shape letters: ``n`` images; ``d`` features; ``k`` eigenvalues, the smaller of n and d; ``l`` penalties.
+Shape letters: ``n`` images; ``v`` sets of them, the images and each of their views; ``m`` rows, n times v, set after
+set; ``d`` features; ``k`` eigenvalues, the smaller of m and d; ``l`` penalties.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from hypercompress.errors import DataError, NonFiniteError
 
 PENALTIES = tuple(10 ** (power / 4) for power in range(-16, 9))  # times the features' mean squared norm
 DEFAULT_PENALTY = 1.0  # where every class has one image, so that nothing can be left out
+VIEWED_PENALTY = 0.1  # there, if there are views
 SCALES = (1.0, 100.0)  # of regressed one-hot targets, as logits
 DEFAULT_SCALE = 10.0
 BISECTIONS = 16
@@ -58,17 +60,18 @@ class Choice:
     loss: float | None = None
 
 
-def fit_ridge(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes: int) -> Ridge:
+def fit_ridge(features: Float[Tensor, "m d"], labels: Int[Tensor, " n"], classes: int, views: int = 0) -> Ridge:
     """Fit the head. Its penalty is the one of `PENALTIES` with the least leave-one-out loss, each at its best scale.
 
-    An image that is left out is left out of everything, the means included: held fixed, they would give it away, as all
-    centred targets sum to zero. Only the bias is then set to the shares of all images, because the others alone say
-    that its class is rarer, which at two or three images a class decides the answer.
+    An image that is left out is left out of everything, its views and the means included: held fixed, they would give
+    it away, as all centred targets sum to zero. Only the bias is then set to the shares of all images, because the
+    others alone say that its class is rarer, which at two or three images a class decides the answer.
 
     Args:
-        features: of the support images; computed with in float64.
-        labels: from 0 to ``classes - 1``, each at least once.
+        features: of the support images, and then of each of their ``views``; computed with in float64.
+        labels: of the images, from 0 to ``classes - 1``, each at least once.
         classes: two or more.
+        views: of each image. The head is judged on the images alone.
 
     Raises:
         DataError: fewer than two classes, a class without an image, or a label outside.
@@ -82,12 +85,12 @@ def fit_ridge(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes
         )
     x, y = features.detach().double(), F.one_hot(labels.long(), classes).double()
     choice = choose(x - x.mean(0), y, counts[labels.long()] > 1)
-    weight, bias = solve(x, labels, classes, choice.penalty)
+    weight, bias = solve(x, labels.repeat(1 + views), classes, choice.penalty)
     return Ridge(weight * choice.scale, bias * choice.scale, choice.penalty, choice.scale, choice.accuracy, choice.loss)
 
 
 def solve(
-    features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes: int, penalty: float
+    features: Float[Tensor, "m d"], labels: Int[Tensor, " m"], classes: int, penalty: float
 ) -> tuple[Float[Tensor, "classes d"], Float[Tensor, " classes"]]:
     """Weight and bias of ridge regression on one-hot targets; differentiable in the features.
 
@@ -106,21 +109,22 @@ def solve(
     return weight, share - weight @ mean
 
 
-def choose(x: Float[Tensor, "n d"], y: Float[Tensor, "n classes"], counted: Bool[Tensor, " n"]) -> Choice:
+def choose(x: Float[Tensor, "m d"], y: Float[Tensor, "n classes"], counted: Bool[Tensor, " n"]) -> Choice:
     """The penalty and the scale with the least leave-one-out loss.
 
     Args:
-        x: centred features.
+        x: centred features of every set.
         y: one-hot targets.
         counted: which images are not alone in their class.
     """
     if not bool(counted.any()):
-        return Choice(DEFAULT_PENALTY, DEFAULT_SCALE)
+        return Choice(DEFAULT_PENALTY if len(x) == len(y) else VIEWED_PENALTY, DEFAULT_SCALE)
     values, basis = frame(x)
     labels, best = y.argmax(1)[counted], None
     smoothing = smoothing_of(len(labels), y.shape[1])
     penalties = torch.tensor(PENALTIES).to(x)
-    for some in penalties.split(max(1, LARGEST // y.numel())):
+    numbers = y.numel() if len(x) == len(y) else basis.numel()
+    for some in penalties.split(max(1, LARGEST // numbers)):
         left_out = left_out_predictions(values, basis, y, some * mean_square(x))[:, counted]
         scales = best_scales(left_out, labels, smoothing)
         for penalty, regressed, scale in zip(some.tolist(), left_out, scales.tolist(), strict=True):
@@ -131,7 +135,7 @@ def choose(x: Float[Tensor, "n d"], y: Float[Tensor, "n classes"], counted: Bool
     return best
 
 
-def frame(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " k"], Float[Tensor, "n k"]]:
+def frame(x: Float[Tensor, "m d"]) -> tuple[Float[Tensor, " k"], Float[Tensor, "m k"]]:
     """``e`` and ``P`` such that the hat matrix at any penalty is ``P diag(1 / (e + penalty)) P.T``."""
     if x.shape[0] <= x.shape[1]:
         values, vectors = torch.linalg.eigh(x @ x.T)
@@ -142,22 +146,30 @@ def frame(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " k"], Float[Tensor, "
 
 
 def left_out_predictions(
-    values: Float[Tensor, " k"], basis: Float[Tensor, "n k"], y: Float[Tensor, "n classes"], ridge: Float[Tensor, " l"]
+    values: Float[Tensor, " k"], basis: Float[Tensor, "m k"], y: Float[Tensor, "n classes"], ridge: Float[Tensor, " l"]
 ) -> Float[Tensor, "l n classes"]:
     """What the head fitted to all other images says of each, but for its bias (see `fit_ridge`), at each penalty.
 
     ``y - (y - H y) / (1 - h)`` with ``H`` the hat matrix, here of the bias too, and ``h`` its diagonal (Rifkin and
-    Lippert 2007, section 3).
+    Lippert 2007, section 3). With views an image goes with all of its own: then ``h`` is its block of ``H``.
 
     Args:
         values, basis: from `frame`.
         ridge: the penalties themselves.
     """
     n, share, weights = len(y), y.mean(0), 1 / (values + ridge[:, None])
-    residual = y - share - basis @ (weights[:, :, None] * (basis.T @ y))
-    leverage = 1 / n + weights @ basis.square().T
+    sets = len(basis) // n
+    every = y.repeat(sets, 1)
+    residual = every - share - basis @ (weights[:, :, None] * (basis.T @ every))
+    if sets == 1:
+        apart = residual / (1 - 1 / n - weights @ basis.square().T)[:, :, None]
+    else:
+        own = basis.unflatten(0, (sets, n)).transpose(0, 1)
+        hat = 1 / len(basis) + (own * weights[:, None, None]) @ own.mT
+        blocks = torch.eye(sets).to(hat) - hat
+        apart = torch.linalg.solve(blocks, residual.unflatten(1, (sets, n)).transpose(1, 2))[:, :, 0]
     of_others = (n * share - y) / (n - 1)
-    return y - residual / (1 - leverage)[:, :, None] + share - of_others
+    return y - apart + share - of_others
 
 
 def smoothing_of(images: int, classes: int) -> float:

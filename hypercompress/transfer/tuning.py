@@ -37,6 +37,7 @@ def tune(
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     steps: int,
     rate: float,
+    change: Callable[[Tensor], Tensor] = lambda images: images,
 ) -> None:
     """Cross-entropy on the support set, one batch a step, in place. BatchNorm uses its running moments, as in use.
 
@@ -46,6 +47,7 @@ def tune(
         batches: the support set from its first batch; one batch a step, and called again when they end.
         steps: 0 or more.
         rate: AdamW's learning rate, brought to 0 along half a cosine.
+        change: of the images of a step, such as `views.viewer`.
 
     Raises:
         NonFiniteError: the loss became NaN or infinite.
@@ -58,7 +60,7 @@ def tune(
     try:
         with evaluating(model), torch.enable_grad():
             for images, labels in islice(_again(batches), steps):
-                loss = F.cross_entropy(model(images), labels)
+                loss = F.cross_entropy(model(change(images)), labels)
                 if not bool(loss.isfinite()):
                     raise NonFiniteError(
                         f"received a loss of {float(loss.detach())} while tuning; expected a finite one; lower the "

@@ -32,7 +32,7 @@ def model_of(name: str = "test_resnet", **given: Any) -> nn.Module:
 
 def test_without_a_network_it_is_ridge_regression_on_the_features(make_task: Make) -> None:
     model, (x, y) = model_of(), make_task()
-    student = adapt(model, x, y, network="none")
+    student = adapt(model, x, y, network="none", views=0)
     head = fit_ridge(Backbone(model)(x), y, 3)
     torch.testing.assert_close(student(x), head.logits(Backbone(model)(x)), rtol=1e-4, atol=1e-4)
     told = student.report["transfer"]
@@ -69,7 +69,7 @@ def test_both_answers_of_the_guard_occur_and_the_student_is_what_was_judged(make
     for seed in range(12):
         torch.manual_seed(seed)
         x, y = make_task()
-        student = adapt(model, x, y, network=trained(0.3))
+        student = adapt(model, x, y, network=trained(0.3), views=0)
         kept = student.report["transfer"]["kept"]
         seen.setdefault(kept, student)
         features = Backbone(student.model)(x)
@@ -98,15 +98,19 @@ def test_the_teacher_is_never_modified(make_task: Make, trained: Make) -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_no_more_than_two_passes_over_the_support_set(make_task: Make, trained: Make) -> None:
+def test_no_more_than_two_passes_over_the_support_set_and_those_of_the_views(make_task: Make, trained: Make) -> None:
     """Counted in the first layer, whose hook copies share; to recognise an architecture takes one image more."""
     (x, y), model, seen = make_task(shots=30), model_of(), list[int]()
     architecture = architecture_of(model)
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     first.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    told = adapt(model, x, y, network=trained(), architecture=architecture).report["transfer"]
+    told = adapt(model, x, y, network=trained(), architecture=architecture, views=0).report["transfer"]
     assert told["passes"] == 2
     assert sum(seen) == 2 * len(x), "not an image more"
+    seen.clear()
+    told = adapt(model, x, y, network=trained(), architecture=architecture, views=3).report["transfer"]
+    assert told["passes"] == 6
+    assert sum(seen) == 6 * len(x), "one with the images again, and three views"
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
@@ -139,18 +143,18 @@ def test_a_compressed_student_is_adapted_and_keeps_its_ranks(make_task: Make, tr
 
 def test_one_image_a_class_is_ridge_regression_and_says_so(make_task: Make, trained: Make) -> None:
     x, y = make_task(ways=4, shots=1)
-    student = adapt(model_of(), x, y, network=trained())
+    student = adapt(model_of(), x, y, network=trained(), views=0)
     told = student.report["transfer"]
     assert told["why"] == "one image a class: nothing can be left out to judge a change"
     assert (told["kept"], told["passes"]) == ("plain", 1)
-    assert torch.equal(student(x), adapt(model_of(), x, y, network="none")(x))
+    assert torch.equal(student(x), adapt(model_of(), x, y, network="none", views=0)(x))
     assert told["loo"]["plain"] == told["loo"]["adapted"] == {"accuracy": None, "loss": None}
 
 
 def test_steps_lower_the_loss_and_touch_norms_biases_and_head_only(make_task: Make) -> None:
     model, (x, y) = model_of(), make_task(shots=10)
-    start = adapt(model, x, y, network="none")
-    some: dict[str, Any] = {"network": "none", "steps": 20, "tuned": "norms", "rate": 1e-3}
+    start = adapt(model, x, y, network="none", views=0)
+    some: dict[str, Any] = {"network": "none", "views": 0, "steps": 20, "tuned": "norms", "rate": 1e-3}
     tuned = adapt(model, x, y, **some)  # its weights are random: the default is too high
     loss = nn.functional.cross_entropy
     with torch.no_grad():
@@ -167,8 +171,8 @@ def test_steps_lower_the_loss_and_touch_norms_biases_and_head_only(make_task: Ma
 def test_steps_on_everything(factored: bool, make_task: Make) -> None:
     model, (x, y) = model_of(), make_task(shots=10)
     start: nn.Module = compress(model, Budget(params=0.5), generator="svd", example=x[:2]) if factored else model
-    ridge = adapt(start, x, y, network="none")
-    tuned = adapt(start, x, y, network="none", steps=20, rate=2e-5)
+    ridge = adapt(start, x, y, network="none", views=0)
+    tuned = adapt(start, x, y, network="none", views=0, steps=20, rate=2e-5)
     loss = nn.functional.cross_entropy
     with torch.no_grad():
         assert float(loss(tuned(x), y)) < float(loss(ridge(x), y))
@@ -182,9 +186,9 @@ def test_steps_on_everything(factored: bool, make_task: Make) -> None:
 def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Make) -> None:
     model, (x, y), network = model_of(), make_task(shots=6), trained()
     loader = DataLoader(TensorDataset(x, y), batch_size=7)
-    at_once = adapt(model, x, y, network=network)
+    at_once = adapt(model, x, y, network=network, views=0)  # views are drawn batch by batch
     for batches, names in ((loader, ["a", "b", "c"]), (loader, None), (iter(list(loader)), None)):
-        student = adapt(model, batches, network=network, names=names)
+        student = adapt(model, batches, network=network, names=names, views=0)
         torch.testing.assert_close(student(x), at_once(x), rtol=1e-3, atol=1e-3)
         assert student.report["transfer"]["classes"] == names
 
@@ -277,9 +281,9 @@ def test_support_sets_that_cannot_be_used(
         adapt(model_of(), support, labels, network="none", **options)
 
 
-@pytest.mark.parametrize("options", [{"steps": -1}, {"rate": 0.0}])
-def test_steps_that_cannot_be_taken(options: dict[str, Any]) -> None:
-    with pytest.raises(GeneratorError, match="expected 0 or more at a rate above 0"):
+@pytest.mark.parametrize("options", [{"steps": -1}, {"views": -1}, {"rate": 0.0}])
+def test_steps_and_views_that_cannot_be_taken(options: dict[str, Any]) -> None:
+    with pytest.raises(GeneratorError, match="expected 0 or more of either at a rate above 0; change them"):
         adapt(model_of(), X, Y, network="none", **options)
 
 

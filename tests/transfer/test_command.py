@@ -58,6 +58,7 @@ def folder(place: Path, counts: dict[str, int], mode: str = "L") -> Path:
 
 def test_the_student_is_that_of_adapt(run: Run, weights: Path, tmp_path: Path) -> None:
     given = ("--checkpoint", weights, *ARGS[1:], *SIZE, "--data", "digits", "--shots", 3, "--seed", 4)
+    given = (*given, "--views", 0)  # views are drawn batch by batch, and the batches of a loader are others
     code, out, err = run("test_resnet", tmp_path / "out", *given, "--json")
     assert (code, err) == (0, "")
     report = json.loads(out)
@@ -74,7 +75,7 @@ def test_the_student_is_that_of_adapt(run: Run, weights: Path, tmp_path: Path) -
     data = open_data("digits", Preprocess.of(model, (1, 32, 32), (0.286,), (0.353,)), train=True)
     chosen = draw_shots(data.labels, 3, 4).tolist()
     images: Tensor = torch.stack([data[i][0] for i in chosen])
-    wanted = adapt(model, images, data.labels[chosen], architecture=architecture)
+    wanted = adapt(model, images, data.labels[chosen], architecture=architecture, views=0)
     torch.testing.assert_close(student.eval()(images), wanted(images), rtol=1e-2, atol=1e-2)
 
 
@@ -122,6 +123,17 @@ def test_one_image_a_class_is_told(run: Run, tmp_path: Path, monkeypatch: pytest
     assert code == 0
     assert "unknown" in out
     assert "none released" in out
+
+
+def test_views_are_told_and_counted(run: Run, tmp_path: Path) -> None:
+    given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2)
+    out = run("test_resnet", tmp_path / "told", *given)[1]
+    assert "and 8 views" in out
+    told = json.loads(run("test_resnet", tmp_path / "out", *given, "--views", 3, "--json")[1])["transfer"]
+    assert (told["views"]["count"], told["passes"]) == (3, 6)
+    told = json.loads(run("test_resnet", tmp_path / "none", *given, "--views", 0, "--json")[1])["transfer"]
+    assert told["views"] == {"count": 0, "kept": False, "why": "not asked for", "moved": None}
+    assert told["passes"] == 2
 
 
 def test_steps_tune_what_tune_says(run: Run, tmp_path: Path) -> None:

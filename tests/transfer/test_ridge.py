@@ -11,6 +11,7 @@ from hypercompress.transfer.ridge import (
     DEFAULT_PENALTY,
     PENALTIES,
     SCALES,
+    VIEWED_PENALTY,
     best_scales,
     choose,
     fit_ridge,
@@ -57,6 +58,41 @@ def test_what_is_left_out_is_predicted_as_by_a_fit_to_the_others(n: int, d: int,
     got = left_out_predictions(values, basis, y, some * mean_square(centred))
     for one, value in zip(got, some.tolist(), strict=True):
         torch.testing.assert_close(one, left_out(x, labels, 3, value), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("n", "d"), [(9, 40), (9, 8)])
+@pytest.mark.parametrize("penalty", [1e-3, 1.0])
+def test_an_image_is_left_out_with_all_its_views(n: int, d: int, penalty: float) -> None:
+    x, labels = clusters(n, d, 3)
+    sets = torch.stack([x, *(x + torch.randn_like(x) for _ in range(2))])
+    rows, y = sets.flatten(0, 1), F.one_hot(labels).double()
+    absolute, wanted = penalty * mean_square(rows - rows.mean(0)), []
+    for i in range(n):
+        keep = torch.arange(n) != i
+        fit = Reference(alpha=float(absolute), solver="svd")
+        fit.fit(sets[:, keep].flatten(0, 1).numpy(), y[keep].repeat(3, 1).numpy())
+        wanted.append(torch.from_numpy(fit.predict(x[i : i + 1].numpy())[0]) - y[keep].mean(0) + y.mean(0))
+    values, basis = frame(rows - rows.mean(0))
+    (got,) = left_out_predictions(values, basis, y, absolute[None])
+    torch.testing.assert_close(got, torch.stack(wanted), rtol=1e-6, atol=1e-8)
+
+
+def test_with_views_the_head_is_fitted_to_all_and_judged_on_the_images() -> None:
+    x, labels = clusters(12, 40, 3, spread=2.0)
+    rows = torch.cat([x, x + torch.randn_like(x)])
+    head = fit_ridge(rows, labels, 3, views=1)
+    weight, bias = solve(rows, labels.repeat(2), 3, head.penalty)
+    torch.testing.assert_close(head.logits(x), head.scale * (x @ weight.T + bias))
+    assert head.loo_accuracy is not None
+    assert float(head.loo_accuracy * 12) == pytest.approx(round(head.loo_accuracy * 12)), "of 12 images, not of 24"
+    for thrice, once in zip(solve(x.repeat(3, 1), labels.repeat(3), 3, 0.3), solve(x, labels, 3, 0.1), strict=True):
+        torch.testing.assert_close(thrice, once)  # views that show nothing new make the images count more
+
+
+def test_one_image_a_class_has_a_penalty_of_its_own_with_views() -> None:
+    x, labels = clusters(3, 8, 3)
+    assert fit_ridge(x, labels, 3).penalty == DEFAULT_PENALTY
+    assert fit_ridge(x.repeat(2, 1), labels, 3, views=1).penalty == VIEWED_PENALTY
 
 
 def test_leaving_out_gives_nothing_away() -> None:

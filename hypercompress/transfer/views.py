@@ -1,0 +1,114 @@
+"""Random views of the support images: what a head or a step may see beside the few images that there are.
+
+A view is an image slightly turned, scaled and shifted, which leaves its label alone. A backbone that was trained on
+many images hardly sees the difference; for a small one, or a far task, views are worth more than anything else that is
+done here (LOG.md, 2026-11-27).
+
+Shape letters: ``n`` images; ``c h w`` channels, height and width; ``d`` features; ``m`` the images and all their views.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from hypercompress.calling import evaluating
+from hypercompress.transfer.backbone import Backbone
+from hypercompress.transfer.ridge import Ridge, fit_ridge
+from hypercompress.transfer.support import Support
+
+VIEWS = 8  # of each image, where the caller does not say
+ROTATION = 10.0  # degrees, either way; as the next two drawn evenly
+SCALE = 0.1  # of the logarithm of the size
+SHIFT = 1 / 14  # of the height and the width
+MOST = 2**14  # images and views of one fit
+MOVED = 2 / 3  # see `look_again`
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the views were good for.
+
+    Args:
+        count: views of each image that were made.
+        kept: whether the head is fitted on them too.
+        why: in words.
+        head: on the images and their views; ``None``: there were none.
+        moved: mean squared distance of a view's features from its image's, as a share of the images' variance.
+    """
+
+    count: int
+    kept: bool
+    why: str
+    head: Ridge | None = None
+    moved: float | None = None
+
+
+def random_views(images: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float[Tensor, "n c h w"]:
+    """A view of each image, every one its own; what comes in from outside repeats the image's edge.
+
+    Args:
+        generator: on the CPU, so that views are the same on every device.
+    """
+
+    def draw(most: float) -> Tensor:
+        return (2 * torch.rand(len(images), generator=generator) - 1) * most
+
+    angle, size = draw(math.radians(ROTATION)), draw(SCALE).exp()
+    height, width = images.shape[-2:]  # the grid counts both from -1 to 1, so that turning a wide image would shear it
+    cos, sin = size * angle.cos(), size * angle.sin()
+    rows = [torch.stack([cos, -sin * height / width, draw(2 * SHIFT)], 1)]
+    rows += [torch.stack([sin * width / height, cos, draw(2 * SHIFT)], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1).to(images), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def viewer(views: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """A new view of each image at every call, or the images themselves if there are to be no views."""
+    generator = torch.Generator().manual_seed(seed)
+    return (lambda images: random_views(images, generator)) if views else (lambda images: images)
+
+
+def look_again(backbone: Backbone, plain: Ridge, support: Support, images: int, views: int, seed: int) -> Look:
+    """A head fitted on the images and on ``views`` of each, in as many passes and one.
+
+    It is kept if it is no worse where an image and all its views are left out. With one image a class nothing can be
+    left out; then it is kept if the views move the features by more than `MOVED` of the images' variance, which tells
+    the backbones that views help from the one that they do not (LOG.md, 2026-11-27).
+
+    Args:
+        plain: the head on the images alone.
+        images: in the support set.
+        views: of each image; fewer are made where all would be more than `MOST` together.
+
+    Raises:
+        NonFiniteError: NaN or infinity in the features of a view.
+    """
+    count = min(views, MOST // images - 1)
+    if count < 1:
+        return Look(0, False, "not asked for" if not views else f"there are {images} images")
+    change, device = viewer(count, seed), next(backbone.parameters()).device
+    sets, labels = [list[Tensor]() for _ in range(1 + count)], list[Tensor]()
+    with evaluating(backbone), torch.no_grad():
+        for batch, named in support.on(device):
+            labels.append(named)
+            for place, found in enumerate(sets):
+                found.append(backbone(change(batch) if place else batch))
+    features = torch.stack([torch.cat(found) for found in sets])
+    head = fit_ridge(features.flatten(0, 1), torch.cat(labels), support.classes, views=count)
+    moved = _moved(features)
+    if head.loo_loss is None or plain.loo_loss is None:
+        return Look(count, moved > MOVED, "how far they move the features", head, moved)
+    return Look(count, head.loo_loss <= plain.loo_loss, "leave-one-out loss", head, moved)
+
+
+def _moved(features: Float[Tensor, "sets n d"]) -> float:
+    """Mean squared distance of the views from their images, as a share of the images' variance; 0 without any."""
+    images = features[0].double()
+    variance = (images - images.mean(0)).square().sum(1).mean()
+    distance = (features[1:].double() - images).square().sum(2).mean()
+    return float(distance / variance) if float(variance) > 0 else 0.0

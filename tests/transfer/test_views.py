@@ -1,0 +1,161 @@
+"""Random views: what they are, and when a head is fitted on them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hypercompress import adapt
+from hypercompress.errors import NonFiniteError
+from hypercompress.transfer import fit_ridge, views
+from hypercompress.transfer.backbone import Backbone
+from hypercompress.transfer.support import Support
+from hypercompress.transfer.views import MOVED, look_again, random_views, viewer
+
+Make = Callable[..., Any]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def blob(height: int, width: int, y: float, x: float) -> Tensor:
+    """A round spot of Gaussian brightness [1, 1, h, w] at a place in pixels from the middle."""
+    rows, columns = torch.meshgrid(
+        torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij"
+    )
+    return torch.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 8)[None, None]
+
+
+def place(image: Tensor) -> Tensor:
+    """Where the brightness of an image [1, h, w] lies, in pixels from the middle: y, x."""
+    height, width = image.shape[-2:]
+    weight = image[0] / image[0].sum()
+    rows, columns = torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2
+    return torch.stack([(weight.sum(1) * rows).sum(), (weight.sum(0) * columns).sum()])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_a_view_is_a_turn_a_scale_and_a_shift(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two spots keep their distance under turns and shifts, in wide images too, and lose or gain at most the scale."""
+    a, b = blob(*size, -8, 0), blob(*size, 0, 10)
+    apart = float((place(a[0]) - place(b[0])).norm())
+    for scale in (0.0, 0.1):
+        monkeypatch.setattr(views, "SCALE", scale)
+        found = []
+        for seed in range(20):
+            first, second = (random_views(x, seeded(seed))[0] for x in (a, b))
+            found.append(float((place(first) - place(second)).norm()) / apart)
+        least, most = min(found), max(found)
+        assert 0.9 * (1 - scale) < least < 1.01
+        assert 0.99 < most < 1.12
+        assert (most - least < 0.02) == (scale == 0)
+
+
+def test_shifts_and_turns_stay_within_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "SCALE", 0.0)
+    middle, above = blob(56, 84, 0, 0), blob(56, 84, -10, 0)
+    shifts, angles = [], []
+    for seed in range(60):
+        centre, up = (place(random_views(x, seeded(seed))[0][:]) for x in (middle, above))
+        shifts.append(centre.abs())
+        angles.append(float(torch.atan2(*(up - centre).flip(0).unbind()).rad2deg().add(180).remainder(360).sub(180)))
+    furthest = torch.stack(shifts).max(0).values
+    assert 56 / 14 * 0.7 < float(furthest[0]) < 56 / 14 * 1.2
+    assert 84 / 14 * 0.7 < float(furthest[1]) < 84 / 14 * 1.2
+    assert 7 < max(abs(abs(angle) - 180) for angle in angles) < 11
+
+
+def test_every_image_has_its_own_view_and_a_seed_gives_the_same() -> None:
+    images = torch.randn(1, 3, 16, 16).repeat(4, 1, 1, 1)
+    first = random_views(images, seeded())
+    assert torch.equal(first, random_views(images, seeded()))
+    assert all(not torch.equal(first[i], first[j]) for i in range(4) for j in range(i))
+    assert first.dtype == images.dtype
+    assert random_views(images.double(), seeded()).dtype == torch.float64
+    again = viewer(2, seed=0)
+    assert torch.equal(again(images), first)
+    assert not torch.equal(again(images), first), "the next call draws new ones"
+    assert viewer(0, seed=0)(images) is images
+
+
+def test_what_comes_in_from_outside_repeats_the_edge() -> None:
+    flat = torch.full((5, 1, 20, 20), 0.7)
+    torch.testing.assert_close(random_views(flat, seeded()), flat)
+
+
+def look(make_backbone: Make, shots: int, count: int = 4, spread: float = 1.0) -> tuple[Any, Backbone, Tensor, Tensor]:
+    backbone, _ = make_backbone()
+    torch.manual_seed(0)
+    labels = torch.arange(3 * shots) % 3
+    x = torch.randn(3, 1, 32, 32)[labels] + spread * torch.randn(len(labels), 1, 32, 32)
+    with torch.no_grad():
+        plain = fit_ridge(backbone(x), labels, 3)
+    return look_again(backbone, plain, Support([(x, labels)], 3), len(x), count, 0), backbone, x, labels
+
+
+def test_the_head_is_that_of_the_images_and_their_views(make_backbone: Make) -> None:
+    found, backbone, x, labels = look(make_backbone, shots=4)
+    change = viewer(4, 0)
+    with torch.no_grad():
+        rows = torch.cat([backbone(x), *(backbone(change(x)) for _ in range(4))])
+    wanted = fit_ridge(rows, labels, 3, views=4)
+    torch.testing.assert_close(found.head.weight, wanted.weight)
+    plain = fit_ridge(rows[: len(x)], labels, 3)
+    assert (found.count, found.why) == (4, "leave-one-out loss")
+    assert found.kept == (wanted.loo_loss <= plain.loo_loss)
+    images = rows[: len(x)].double()
+    apart = (rows[len(x) :].double().unflatten(0, (4, -1)) - images).square().sum(2).mean()
+    assert found.moved == pytest.approx(float(apart / (images - images.mean(0)).square().sum(1).mean()))
+
+
+@pytest.mark.parametrize("moved", [0.9 * MOVED, 1.1 * MOVED])
+def test_with_one_image_a_class_the_features_decide(
+    moved: float, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "_moved", lambda features: moved)
+    found, *_ = look(make_backbone, shots=1)
+    assert (found.kept, found.why) == (moved > MOVED, "how far they move the features")
+    assert found.head.loo_loss is None
+
+
+def test_too_many_images_have_fewer_views_or_none(make_backbone: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "MOST", 40)
+    assert look(make_backbone, shots=4)[0].count == 2, "12 images, three sets of them in 40"
+    found = look(make_backbone, shots=10)[0]
+    assert (found.count, found.kept, found.why, found.head) == (0, False, "there are 30 images", None)
+
+
+def test_views_of_not_a_number_are_named(make_task: Make, make_backbone: Make) -> None:
+    backbone, _ = make_backbone()
+    x, labels = make_task()
+    plain = fit_ridge(backbone(x), labels, 3)
+    with pytest.raises(NonFiniteError, match="with NaN or infinity"):
+        look_again(backbone, plain, Support([(x / 0, labels)], 3), len(x), 2, 0)
+
+
+def test_the_student_has_the_head_that_was_kept_and_steps_see_views(make_task: Make, make_backbone: Make) -> None:
+    model = make_backbone(classes=3)[0].model
+    kept = dict[bool, Any]()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        x, y = make_task(shots=2)
+        for spoilt in (x, x.roll(3, -1)):
+            student = adapt(model, spoilt, y, network="none", views=2)
+            kept.setdefault(student.report["transfer"]["views"]["kept"], (student, spoilt, y))
+    assert set(kept) == {True, False}
+    for known, (student, images, labels) in kept.items():
+        alone = adapt(model, images, labels, network="none", views=0)
+        assert torch.equal(student(images), alone(images)) == (not known)
+        told, left_out = student.report["transfer"], student.report["transfer"]["loo"]
+        assert known == (left_out["views"]["loss"] <= left_out["plain"]["loss"])
+        assert told["passes"] == 4
+        assert ("2 views of each" in "".join(told_line(student))) == known
+
+
+def told_line(student: Any) -> str:
+    from hypercompress.card import transfer_line
+
+    return transfer_line(student.report["transfer"])
