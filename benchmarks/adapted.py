@@ -1,6 +1,6 @@
-"""Ours in the transfer benchmark: `hypercompress.transfer.adapt`, with and without the transfer network, tuning all."""
+"""Ours in the transfer benchmark: `hypercompress.transfer.adapt`, with and without the transfer network, views, all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from benchmarks.backbones import BATCH, Backbone
 from benchmarks.clock import now
 from benchmarks.common import digest
 from benchmarks.passes import counting
-from benchmarks.stacked import Stack, each_loss, judge
-from benchmarks.tuning import Outcome, accuracy
+from benchmarks.stacked import Stack, each_loss, judge, together
+from benchmarks.tuning import Outcome, accuracy, views_of
 from hypercompress.data import Episode
 from hypercompress.student import Student
 from hypercompress.transfer import adapt
@@ -21,8 +21,12 @@ from hypercompress.transfer.adaptable import Role, adaptable
 from hypercompress.transfer.registry import RELEASED
 from hypercompress.transfer.support import as_support
 from hypercompress.transfer.tuning import Tuned, tuned_names
+from hypercompress.transfer.views import viewer
 
-ADAPTED = ("adapt", "adapt-plain", "adapt-all")
+ADAPTED = ("adapt", "adapt-plain", "adapt-all", "ridge-views", "adapt-views", "adapt-all-views")
+CLOSED = ("adapt", "ridge-views", "adapt-views")  # those that are something of their own without steps
+STEPPING = ("adapt", "adapt-plain", "adapt-all", "adapt-all-views")
+PLAIN = ("adapt-plain", "ridge-views")  # without the network
 
 
 def network_folder(method: str, network: str) -> Path | None:
@@ -32,21 +36,21 @@ def network_folder(method: str, network: str) -> Path | None:
         network: ``auto`` for the released one, or a folder.
     """
     folder = RELEASED if network == "auto" else Path(network)
-    return folder if method != "adapt-plain" and folder.is_dir() else None
+    return folder if method not in PLAIN and folder.is_dir() else None
 
 
 def tuned_by(method: str) -> Tuned:
     """What the steps of a method tune."""
-    return Tuned.ALL if method == "adapt-all" else Tuned.NORMS
+    return Tuned.ALL if method.startswith("adapt-all") else Tuned.NORMS
 
 
 def steps_of(method: str, network: str, steps: list[int]) -> list[int]:
-    """The numbers of steps at which a method is something of its own: without a network and steps it is ridge, and what
-    the steps tune is nothing to it without steps.
+    """The numbers of steps at which a method is something of its own: without network, views and steps it is ridge, and
+    what the steps tune is nothing to it without steps.
     """
-    if method != "adapt-plain" and network_folder(method, network) is None:
+    if method not in PLAIN and network_folder(method, network) is None:
         return []
-    return [count for count in steps if count or method == "adapt"]
+    return [count for count in steps if method in (STEPPING if count else CLOSED)]
 
 
 def network_digest(method: str, network: str) -> str:
@@ -80,6 +84,7 @@ def adapt_episode(
             episode.support,
             episode.support_labels,
             steps=steps,
+            views=views_of(method),
             network=folder or "none",
             tuned=tuned_by(method),
             rate=rate,
@@ -108,10 +113,10 @@ def adapt_together(
     What needs no steps is `adapt` itself, episode by episode and once for all numbers of steps; the steps are those of
     `hypercompress.transfer.tuning.tune` on a stack.
     """
-    folder = network_folder(method, network)
+    folder, views = network_folder(method, network), views_of(method)
     with counting(backbone.model, last) as passes:
         students = [
-            adapt(backbone.model, e.support, e.support_labels, network=folder or "none", seed=seed)
+            adapt(backbone.model, e.support, e.support_labels, views=views, network=folder or "none", seed=seed)
             for e, seed in zip(episodes, seeds, strict=True)
         ]
     before = passes.forward // len(episodes)
@@ -119,7 +124,8 @@ def adapt_together(
     for count in steps:
         stack = student_stack(students, tuned_by(method))
         stack.passes.forward = before
-        tune_stack(stack, _batches(episodes, seeds), count, RATES[tuned_by(method)] if rate is None else rate)
+        rated = RATES[tuned_by(method)] if rate is None else rate
+        tune_stack(stack, _batches(episodes, seeds), count, rated, together([viewer(views, seed) for seed in seeds]))
         for one, outcome in zip(found, judge(stack, (), episodes), strict=True):
             one[count] = outcome
     return found
@@ -139,17 +145,24 @@ def student_stack(students: Sequence[Student], what: Tuned = Tuned.NORMS) -> Sta
     return Stack(model, parameters, kernels=any(p.ndim > 4 for p in parameters.values()))
 
 
-def tune_stack(stack: Stack, batches: Sequence[tuple[Tensor, Tensor]], steps: int, rate: float) -> None:
+def tune_stack(
+    stack: Stack,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    steps: int,
+    rate: float,
+    change: Callable[[Tensor], Tensor] = lambda images: images,
+) -> None:
     """Ordinary steps of every student of a stack.
 
     Args:
         batches: stacked images [e, b, c, h, w] and labels [e, b], one a step, again and again.
+        change: of the images of a step.
     """
     learned = [p for p in stack.parameters.values() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for images, labels in islice(cycle(batches), steps):
-        loss = each_loss(stack(images), labels)
+        loss = each_loss(stack(change(images)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,7 +8,7 @@ own.
 Shape letters: ``e`` episodes; ``b`` images of a step; ``n`` support images; ``q`` query images; ``d`` features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,10 +22,11 @@ from torch.overrides import TorchFunctionMode
 from benchmarks.backbones import BATCH, Backbone
 from benchmarks.lora import Adapter
 from benchmarks.passes import Passes
-from benchmarks.tuning import Batches, Outcome, accuracy, learning, ridge_head
+from benchmarks.tuning import VIEWED, Batches, Outcome, accuracy, learning, ridge_head, views_of
 from hypercompress.copying import copy_of
 from hypercompress.data import Episode
 from hypercompress.transfer.backbone import Backbone as Net
+from hypercompress.transfer.views import viewer
 
 
 class Stack:
@@ -140,14 +141,15 @@ def tune_together(
     frozen = plain.frozen(support)
     heads = [ridge_head(f, e.support_labels, len(e.classes)) for f, e in zip(frozen, episodes, strict=True)]
     head = tuple(torch.stack([getattr(h, name).detach() for h in heads]) for name in ("weight", "bias"))
-    stack = Stack(net, learned(net, method, seeds), kernels=method in ("lora", "full"))
+    stack = Stack(net, learned(net, method, seeds), kernels=method.removesuffix(VIEWED) in ("lora", "full"))
+    change = together([viewer(views_of(method), seed) for seed in seeds])
     stack.passes = plain.passes
     tensors = [value.requires_grad_(True) for value in (*stack.parameters.values(), *head)]
     optimizer = torch.optim.AdamW(tensors, rate, weight_decay=0.0)
     rows = torch.arange(len(episodes), device=support.device)[:, None]
     found: list[dict[int, Outcome]] = [{} for _ in episodes]
     for step, chosen in enumerate(orders(support.shape[1], seeds, max(steps)).to(support.device), 1):
-        features = stack(support[rows, chosen]) if stack.parameters else frozen[rows, chosen]
+        features = stack(change(support[rows, chosen])) if stack.parameters else frozen[rows, chosen]
         loss = each_loss(features @ head[0].mT + head[1][:, None], labels[rows, chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -156,6 +158,11 @@ def tune_together(
             for one, outcome in zip(found, judge(stack, head, episodes), strict=True):
                 one[step] = outcome
     return found
+
+
+def together(changes: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    """Each episode's change of its own images [e, b, c, h, w]."""
+    return lambda images: torch.stack([change(some) for change, some in zip(changes, images, strict=True)])
 
 
 def learned(net: Net, method: str, seeds: Sequence[int]) -> dict[str, Float[Tensor, "e *p"]]:

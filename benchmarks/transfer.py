@@ -9,8 +9,10 @@ Episodes of 5 classes and 10 query images of each, the same for all methods. ``n
 closed-form heads on frozen features, no steps. ``probe``, ``norm``, ``lora``, ``full``: the ridge head, then AdamW
 steps on it and on nothing else, the norms' scales and shifts, rank-4 adapters, everything. ``adapt``: ours, what the
 transfer network generates and then its own steps on norms, biases and the head; ``adapt-all``: on everything;
-``adapt-plain``: ``adapt`` without the network. Each with the images
-that passed through the backbone, counted, as a multiple of the support set.
+``adapt-plain``: ``adapt`` without the network. With ``-views`` the same on random views of the images, the baselines in
+their steps, ours in the head too; ``ridge-views`` is ours without the network and without steps; `adapt`'s defaults are
+``adapt-views`` and, with steps, ``adapt-all-views``. Each with the images that passed through the backbone, counted, as
+a multiple of the support set.
 
 The rates of all that takes steps, ours too, are chosen once for each backbone and number of steps, from one grid, on
 episodes of another data set (``transfer_rates.csv``). Backbones: ``lite0``, EfficientNet-Lite0 with ImageNet weights;

@@ -20,6 +20,12 @@ COLOURS = {
     "adapt": "tab:red",
     "adapt-plain": "tab:pink",
     "adapt-all": "tab:green",
+    "ridge-views": "dimgray",
+    "norm-views": "tab:cyan",
+    "lora-views": "gold",
+    "full-views": "mediumorchid",
+    "adapt-views": "darkred",
+    "adapt-all-views": "darkgreen",
 }
 
 

@@ -2,7 +2,8 @@
 
 All start from the same head and take the same AdamW steps over the support set at a constant rate, so that one run
 gives every number of steps on its way; only what learns differs. Batch norms keep the moments they were trained with: a
-few images of one task would be poor moments.
+few images of one task would be poor moments. A name that ends in ``-views`` is the same method on random views: a new
+one of each image in every step.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,10 @@ from hypercompress.copying import copy_of
 from hypercompress.data import Episode
 from hypercompress.tracing import NORMS
 from hypercompress.transfer import fit_ridge
+from hypercompress.transfer.views import VIEWS, viewer
 
-TUNED = ("probe", "norm", "lora", "full")
+VIEWED = "-views"
+TUNED = ("probe", "norm", "lora", "full", *(method + VIEWED for method in ("norm", "lora", "full")))
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 BATCH = 32  # images of a step; a smaller support set is taken whole
 
@@ -48,9 +51,14 @@ def classifier(model: nn.Module) -> nn.Module:
     return found
 
 
+def views_of(method: str) -> int:
+    """Views of each image that a method makes."""
+    return VIEWS if method.endswith(VIEWED) else 0
+
+
 def learning(model: nn.Module, method: str, seed: int) -> list[nn.Parameter]:
     """The parameters of a frozen backbone that a method trains: none, norms, adapters, all."""
-    head = classifier(model)
+    head, method = classifier(model), method.removesuffix(VIEWED)
     if method == "probe":
         return []
     if method == "norm":
@@ -95,10 +103,10 @@ def tune(
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW([*parameters, *head.parameters()], rate, weight_decay=0.0)
-        batches = Batches(len(frozen), seed)
+        batches, change = Batches(len(frozen), seed), viewer(views_of(method), seed)
         for step in range(1, max(steps) + 1):
             chosen = batches.draw().to(frozen.device)
-            inputs = features_of(model, episode.support[chosen]) if parameters else frozen[chosen]
+            inputs = features_of(model, change(episode.support[chosen])) if parameters else frozen[chosen]
             loss = F.cross_entropy(head(inputs), episode.support_labels[chosen])
             optimizer.zero_grad()
             loss.backward()

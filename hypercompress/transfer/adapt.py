@@ -27,7 +27,7 @@ from hypercompress.transfer.tuning import Tuned, tune, tuned_names
 from hypercompress.transfer.views import VIEWS, Look, look_again, viewer
 
 # Learning rates of the steps; the best of a grid on other data (benchmarks/results/transfer_rates.csv).
-RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 1e-4}
+RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 3e-4}
 
 
 @dataclass(frozen=True)
