@@ -21,7 +21,7 @@ from hypercompress.transfer.adaptable import Role, adaptable
 from hypercompress.transfer.registry import RELEASED
 from hypercompress.transfer.support import as_support
 from hypercompress.transfer.tuning import Tuned, tuned_names
-from hypercompress.transfer.views import viewer
+from hypercompress.transfer.views import step_viewer
 
 ADAPTED = ("adapt", "adapt-plain", "adapt-all", "ridge-views", "adapt-views", "adapt-all-views")
 CLOSED = ("adapt", "ridge-views", "adapt-views")  # those that are something of their own without steps
@@ -125,7 +125,9 @@ def adapt_together(
         stack = student_stack(students, tuned_by(method))
         stack.passes.forward = before
         rated = RATES[tuned_by(method)] if rate is None else rate
-        tune_stack(stack, _batches(episodes, seeds), count, rated, together([viewer(views, seed) for seed in seeds]))
+        tune_stack(
+            stack, _batches(episodes, seeds), count, rated, together([step_viewer(views, seed) for seed in seeds])
+        )
         for one, outcome in zip(found, judge(stack, (), episodes), strict=True):
             one[count] = outcome
     return found

@@ -26,7 +26,7 @@ from benchmarks.tuning import VIEWED, Batches, Outcome, accuracy, learning, ridg
 from hypercompress.copying import copy_of
 from hypercompress.data import Episode
 from hypercompress.transfer.backbone import Backbone as Net
-from hypercompress.transfer.views import viewer
+from hypercompress.transfer.views import step_viewer
 
 
 class Stack:
@@ -142,7 +142,7 @@ def tune_together(
     heads = [ridge_head(f, e.support_labels, len(e.classes)) for f, e in zip(frozen, episodes, strict=True)]
     head = tuple(torch.stack([getattr(h, name).detach() for h in heads]) for name in ("weight", "bias"))
     stack = Stack(net, learned(net, method, seeds), kernels=method.removesuffix(VIEWED) in ("lora", "full"))
-    change = together([viewer(views_of(method), seed) for seed in seeds])
+    change = together([step_viewer(views_of(method), seed) for seed in seeds])
     stack.passes = plain.passes
     tensors = [value.requires_grad_(True) for value in (*stack.parameters.values(), *head)]
     optimizer = torch.optim.AdamW(tensors, rate, weight_decay=0.0)

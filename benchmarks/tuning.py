@@ -21,7 +21,7 @@ from hypercompress.copying import copy_of
 from hypercompress.data import Episode
 from hypercompress.tracing import NORMS
 from hypercompress.transfer import fit_ridge
-from hypercompress.transfer.views import VIEWS, viewer
+from hypercompress.transfer.views import VIEWS, step_viewer
 
 VIEWED = "-views"
 TUNED = ("probe", "norm", "lora", "full", *(method + VIEWED for method in ("norm", "lora", "full")))
@@ -103,7 +103,7 @@ def tune(
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW([*parameters, *head.parameters()], rate, weight_decay=0.0)
-        batches, change = Batches(len(frozen), seed), viewer(views_of(method), seed)
+        batches, change = Batches(len(frozen), seed), step_viewer(views_of(method), seed)
         for step in range(1, max(steps) + 1):
             chosen = batches.draw().to(frozen.device)
             inputs = features_of(model, change(episode.support[chosen])) if parameters else frozen[chosen]

@@ -24,7 +24,7 @@ from hypercompress.transfer.registry import load_network
 from hypercompress.transfer.ridge import Ridge, fit_ridge
 from hypercompress.transfer.support import Support, as_support
 from hypercompress.transfer.tuning import Tuned, tune, tuned_names
-from hypercompress.transfer.views import VIEWS, Look, look_again, viewer
+from hypercompress.transfer.views import VIEWS, Look, look_again, step_viewer
 
 # Learning rates of the steps; the best of a grid on other data (benchmarks/results/transfer_rates.csv).
 RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 3e-4}
@@ -126,7 +126,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
             lambda: found.on(_device(model)),
             steps,
             rate,
-            viewer(views, seed),
+            step_viewer(views, seed),
         )
     about: dict[str, Any] = {
         "steps": steps,

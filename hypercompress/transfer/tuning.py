@@ -47,7 +47,7 @@ def tune(
         batches: the support set from its first batch; one batch a step, and called again when they end.
         steps: 0 or more.
         rate: AdamW's learning rate, brought to 0 along half a cosine.
-        change: of the images of a step, such as `views.viewer`.
+        change: of the images of a step, such as `views.step_viewer`.
 
     Raises:
         NonFiniteError: the loss became NaN or infinite.

@@ -25,6 +25,7 @@ VIEWS = 8  # of each image, where the caller does not say
 ROTATION = 10.0  # degrees, either way; as the next two drawn evenly
 SCALE = 0.1  # of the logarithm of the size
 SHIFT = 1 / 14  # of the height and the width
+IN_STEPS = 1.5  # times as much in steps, which see each view once; for a head that is too much
 MOST = 2**14  # images and views of one fit
 MOVED = 2 / 3  # see `look_again`
 
@@ -48,15 +49,18 @@ class Look:
     moved: float | None = None
 
 
-def random_views(images: Float[Tensor, "n c h w"], generator: torch.Generator) -> Float[Tensor, "n c h w"]:
+def random_views(
+    images: Float[Tensor, "n c h w"], generator: torch.Generator, strength: float = 1.0
+) -> Float[Tensor, "n c h w"]:
     """A view of each image, every one its own; what comes in from outside repeats the image's edge.
 
     Args:
         generator: on the CPU, so that views are the same on every device.
+        strength: times `ROTATION`, `SCALE` and `SHIFT`.
     """
 
     def draw(most: float) -> Tensor:
-        return (2 * torch.rand(len(images), generator=generator) - 1) * most
+        return (2 * torch.rand(len(images), generator=generator) - 1) * most * strength
 
     angle, size = draw(math.radians(ROTATION)), draw(SCALE).exp()
     height, width = images.shape[-2:]  # the grid counts both from -1 to 1, so that turning a wide image would shear it
@@ -67,10 +71,15 @@ def random_views(images: Float[Tensor, "n c h w"], generator: torch.Generator) -
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def viewer(views: int, seed: int) -> Callable[[Tensor], Tensor]:
+def viewer(views: int, seed: int, strength: float = 1.0) -> Callable[[Tensor], Tensor]:
     """A new view of each image at every call, or the images themselves if there are to be no views."""
     generator = torch.Generator().manual_seed(seed)
-    return (lambda images: random_views(images, generator)) if views else (lambda images: images)
+    return (lambda images: random_views(images, generator, strength)) if views else (lambda images: images)
+
+
+def step_viewer(views: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """The same for the batches of steps."""
+    return viewer(views, seed, IN_STEPS)
 
 
 def look_again(backbone: Backbone, plain: Ridge, support: Support, images: int, views: int, seed: int) -> Look:

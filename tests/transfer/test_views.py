@@ -12,7 +12,7 @@ from hypercompress.errors import NonFiniteError
 from hypercompress.transfer import fit_ridge, views
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.support import Support
-from hypercompress.transfer.views import MOVED, look_again, random_views, viewer
+from hypercompress.transfer.views import IN_STEPS, MOVED, look_again, random_views, step_viewer, viewer
 
 Make = Callable[..., Any]
 
@@ -78,7 +78,9 @@ def test_every_image_has_its_own_view_and_a_seed_gives_the_same() -> None:
     again = viewer(2, seed=0)
     assert torch.equal(again(images), first)
     assert not torch.equal(again(images), first), "the next call draws new ones"
-    assert viewer(0, seed=0)(images) is images
+    assert torch.equal(step_viewer(2, seed=0)(images), random_views(images, seeded(), IN_STEPS))
+    assert viewer(0, seed=0)(images) is step_viewer(0, seed=0)(images) is images
+    torch.testing.assert_close(random_views(images, seeded(), 0.0), images)
 
 
 def test_what_comes_in_from_outside_repeats_the_edge() -> None:
