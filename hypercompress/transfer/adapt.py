@@ -212,7 +212,7 @@ def transfer_report(choice: Choice, reading: Reading, look: Look) -> dict[str, A
             "adapted": left_out(choice.other),
             "views": left_out(look.head),
         },
-        "passes": choice.passes + (1 + look.count if look.count else 0),
+        "passes": choice.passes + look.passed / len(reading.labels),
         "sites": len(reading.sites),
     }
 

@@ -27,7 +27,7 @@ SCALE = 0.1  # of the logarithm of the size
 SHIFT = 1 / 14  # of the height and the width
 IN_STEPS = 1.5  # times as much in steps, which see each view once; for a head that is too much
 MOST = 2**14  # images and views of one fit
-MOVED = 2 / 3  # see `look_again`
+MOVED = 0.6  # see `look_again`
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class Look:
     """What the views were good for.
 
     Args:
-        count: views of each image that were made.
+        count: views of each image that were asked for, or as many as there is room for.
         kept: whether the head is fitted on them too.
         why: in words.
-        head: on the images and their views; ``None``: there were none.
+        head: on the images and their views; ``None``: not fitted.
         moved: mean squared distance of a view's features from its image's, as a share of the images' variance.
+        passed: images that were run for it.
     """
 
     count: int
@@ -47,6 +48,7 @@ class Look:
     why: str
     head: Ridge | None = None
     moved: float | None = None
+    passed: int = 0
 
 
 def random_views(
@@ -85,9 +87,9 @@ def step_viewer(views: int, seed: int) -> Callable[[Tensor], Tensor]:
 def look_again(backbone: Backbone, plain: Ridge, support: Support, images: int, views: int, seed: int) -> Look:
     """A head fitted on the images and on ``views`` of each, in as many passes and one.
 
-    It is kept if it is no worse where an image and all its views are left out. With one image a class nothing can be
-    left out; then it is kept if the views move the features by more than `MOVED` of the images' variance, which tells
-    the backbones that views help from the one that they do not (LOG.md, 2026-11-27).
+    It is kept if it is no worse where an image and all its views are left out; with one image a class nothing can be
+    left out. It is not even fitted where the first view of the first batch moves the features by less than `MOVED` of
+    these images' variance: backbones that hardly see the difference learn nothing from views (LOG.md, 2026-11-27).
 
     Args:
         plain: the head on the images alone.
@@ -101,18 +103,24 @@ def look_again(backbone: Backbone, plain: Ridge, support: Support, images: int, 
     if count < 1:
         return Look(0, False, "not asked for" if not views else f"there are {images} images")
     change, device = viewer(count, seed), next(backbone.parameters()).device
-    sets, labels = [list[Tensor]() for _ in range(1 + count)], list[Tensor]()
+    sets, labels, moved = [list[Tensor]() for _ in range(1 + count)], list[Tensor](), None
     with evaluating(backbone), torch.no_grad():
         for batch, named in support.on(device):
             labels.append(named)
             for place, found in enumerate(sets):
                 found.append(backbone(change(batch) if place else batch))
+                if place == 1 and moved is None and len(batch) > 1:  # of one image there is no variance
+                    moved = _moved(torch.stack([sets[0][-1], found[-1]]))
+                    if moved <= MOVED:
+                        return Look(count, False, "they hardly move the features", None, moved, 2 * len(batch))
     features = torch.stack([torch.cat(found) for found in sets])
-    head = fit_ridge(features.flatten(0, 1), torch.cat(labels), support.classes, views=count)
-    moved = _moved(features)
+    head, passed = (
+        fit_ridge(features.flatten(0, 1), torch.cat(labels), support.classes, views=count),
+        len(sets) * images,
+    )
     if head.loo_loss is None or plain.loo_loss is None:
-        return Look(count, moved > MOVED, "how far they move the features", head, moved)
-    return Look(count, head.loo_loss <= plain.loo_loss, "leave-one-out loss", head, moved)
+        return Look(count, True, "one image a class: by how far they move the features", head, moved, passed)
+    return Look(count, head.loo_loss <= plain.loo_loss, "leave-one-out loss", head, moved, passed)
 
 
 def _moved(features: Float[Tensor, "sets n d"]) -> float:

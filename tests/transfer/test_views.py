@@ -98,7 +98,8 @@ def look(make_backbone: Make, shots: int, count: int = 4, spread: float = 1.0) -
     return look_again(backbone, plain, Support([(x, labels)], 3), len(x), count, 0), backbone, x, labels
 
 
-def test_the_head_is_that_of_the_images_and_their_views(make_backbone: Make) -> None:
+def test_the_head_is_that_of_the_images_and_their_views(make_backbone: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "MOVED", -1.0)  # whatever the features say
     found, backbone, x, labels = look(make_backbone, shots=4)
     change = viewer(4, 0)
     with torch.no_grad():
@@ -109,18 +110,36 @@ def test_the_head_is_that_of_the_images_and_their_views(make_backbone: Make) -> 
     assert (found.count, found.why) == (4, "leave-one-out loss")
     assert found.kept == (wanted.loo_loss <= plain.loo_loss)
     images = rows[: len(x)].double()
-    apart = (rows[len(x) :].double().unflatten(0, (4, -1)) - images).square().sum(2).mean()
+    apart = (rows[len(x) : 2 * len(x)].double() - images).square().sum(1).mean()
+    assert found.passed == 5 * len(x)
     assert found.moved == pytest.approx(float(apart / (images - images.mean(0)).square().sum(1).mean()))
 
 
 @pytest.mark.parametrize("moved", [0.9 * MOVED, 1.1 * MOVED])
-def test_with_one_image_a_class_the_features_decide(
-    moved: float, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("shots", [1, 2])
+def test_views_that_hardly_move_the_features_are_no_use(
+    shots: int, moved: float, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(views, "_moved", lambda features: moved)
-    found, *_ = look(make_backbone, shots=1)
-    assert (found.kept, found.why) == (moved > MOVED, "how far they move the features")
-    assert found.head.loo_loss is None
+    found, _, x, _ = look(make_backbone, shots=shots)
+    if moved < MOVED:
+        assert (found.kept, found.why, found.head) == (False, "they hardly move the features", None)
+        assert found.passed == 2 * len(x), "one view, and no more"
+    elif shots == 1:
+        assert (found.kept, found.why) == (True, "one image a class: by how far they move the features")
+        assert found.head.loo_loss is None
+    else:
+        assert found.why == "leave-one-out loss"
+
+
+def test_batches_of_one_image_say_nothing_of_how_far_they_move(make_backbone: Make) -> None:
+    backbone, _ = make_backbone()
+    x, labels = torch.randn(6, 1, 32, 32), torch.arange(6) % 3
+    with torch.no_grad():
+        plain = fit_ridge(backbone(x), labels, 3)
+    single = Support([(x[i : i + 1], labels[i : i + 1]) for i in range(6)], 3)
+    found = look_again(backbone, plain, single, 6, 2, 0)
+    assert (found.moved, found.why, found.passed) == (None, "leave-one-out loss", 18)
 
 
 def test_too_many_images_have_fewer_views_or_none(make_backbone: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,12 +149,10 @@ def test_too_many_images_have_fewer_views_or_none(make_backbone: Make, monkeypat
     assert (found.count, found.kept, found.why, found.head) == (0, False, "there are 30 images", None)
 
 
-def test_views_of_not_a_number_are_named(make_task: Make, make_backbone: Make) -> None:
-    backbone, _ = make_backbone()
-    x, labels = make_task()
-    plain = fit_ridge(backbone(x), labels, 3)
+def test_views_of_not_a_number_are_named(make_backbone: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "random_views", lambda images, *_: images / 0)
     with pytest.raises(NonFiniteError, match="with NaN or infinity"):
-        look_again(backbone, plain, Support([(x / 0, labels)], 3), len(x), 2, 0)
+        look(make_backbone, shots=2)
 
 
 def test_the_student_has_the_head_that_was_kept_and_steps_see_views(make_task: Make, make_backbone: Make) -> None:
