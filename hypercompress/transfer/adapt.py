@@ -26,8 +26,11 @@ from hypercompress.transfer.support import Support, as_support
 from hypercompress.transfer.tuning import Tuned, tune, tuned_names
 from hypercompress.transfer.views import VIEWS, Look, look_again, step_viewer
 
-# Learning rates of the steps; the best of a grid on other data (benchmarks/results/transfer_rates.csv).
+# Learning rates of the steps, from grids on other data (benchmarks/results/transfer_rates.csv).
 RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 3e-4}
+FULL_RATE = (
+    50  # steps on everything from which on it is that; of AdamW's first steps each moves every weight by the rate
+)
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         tuned: what they tune: ``all`` parameters, or ``norms`` (scales and shifts of norms, biases and the head), which
             is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
         network: ``auto`` (the released one; ridge regression alone if there is none), ``none``, a folder, or a network.
-        rate: learning rate of the steps; ``None``: the best of a grid for trained networks (`RATES`); others may need
-            less.
+        rate: learning rate of the steps; ``None``: that of grids for trained networks (`default_rate`); others may
+            need less.
         names: of the classes by label, for the report.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         seed: of the shots drawn.
@@ -101,7 +104,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     """
     start = time.perf_counter()
     what = _tuned(tuned)
-    rate = RATES[what] if rate is None else rate
+    rate = default_rate(what, steps) if rate is None else rate
     if min(steps, views) < 0 or not rate > 0:
         raise GeneratorError(
             f"received {steps} steps at a learning rate of {rate:g} and {views} views; expected 0 or more of either at "
@@ -142,6 +145,11 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     if getattr(model, "report", None):
         student.report["before"] = model.report
     return student
+
+
+def default_rate(tuned: Tuned, steps: int) -> float:
+    """The learning rate where the caller gives none: few steps on everything at the full rate only undo the head."""
+    return RATES[tuned] * (min(1.0, max(1, steps) / FULL_RATE) if tuned is Tuned.ALL else 1.0)
 
 
 def new_student(model: nn.Module, classes: int, architecture: Architecture | None) -> tuple[Student, Backbone]:
