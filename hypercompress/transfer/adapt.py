@@ -28,9 +28,7 @@ from hypercompress.transfer.views import VIEWS, Look, look_again, step_viewer
 
 # Learning rates of the steps, from grids on other data (benchmarks/results/transfer_rates.csv).
 RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 3e-4}
-FULL_RATE = (
-    50  # steps on everything from which on it is that; of AdamW's first steps each moves every weight by the rate
-)
+FULL_RATE = 50  # steps on everything from which on it is that; AdamW's first steps move every weight by the rate
 
 
 @dataclass(frozen=True)

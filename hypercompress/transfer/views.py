@@ -114,10 +114,8 @@ def look_again(backbone: Backbone, plain: Ridge, support: Support, images: int, 
                     if moved <= MOVED:
                         return Look(count, False, "they hardly move the features", None, moved, 2 * len(batch))
     features = torch.stack([torch.cat(found) for found in sets])
-    head, passed = (
-        fit_ridge(features.flatten(0, 1), torch.cat(labels), support.classes, views=count),
-        len(sets) * images,
-    )
+    head = fit_ridge(features.flatten(0, 1), torch.cat(labels), support.classes, views=count)
+    passed = len(sets) * images
     if head.loo_loss is None or plain.loo_loss is None:
         return Look(count, True, "one image a class: by how far they move the features", head, moved, passed)
     return Look(count, head.loo_loss <= plain.loo_loss, "leave-one-out loss", head, moved, passed)
