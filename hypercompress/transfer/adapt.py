@@ -41,6 +41,7 @@ class Choice:
         why: in words.
         other: the head of the adapted model, where there was one.
         passes: forward passes over the support set.
+        features: that the head in use is fitted on.
     """
 
     head: Ridge
@@ -48,6 +49,7 @@ class Choice:
     why: str
     other: Ridge | None
     passes: int
+    features: Float[Tensor, "n d"]
 
 
 def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
@@ -117,7 +119,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     sites = tuple(site for site in places.sites if site.role in roles)
     reading = read_support(backbone, found.on(_device(model)), sites if generator else (), found.classes)
     choice = choose_head(generator, backbone, reading, found)
-    look = look_again(backbone, choice.head, found, len(reading.labels), views, seed)
+    look = look_again(backbone, choice.head, choice.features, found, views, seed)
     head = final_head(choice, look)
     backbone.set_classifier(head.weight, head.bias)
     if steps:
@@ -146,7 +148,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
 
 
 def default_rate(tuned: Tuned, steps: int) -> float:
-    """The learning rate where the caller gives none: few steps on everything at the full rate only undo the head."""
+    """The learning rate where the caller gives none: few steps on everything want a lower one (LOG.md, 2026-11-27)."""
     return RATES[tuned] * (min(1.0, max(1, steps) / FULL_RATE) if tuned is Tuned.ALL else 1.0)
 
 
@@ -175,21 +177,26 @@ def choose_head(network: TransferNetwork | None, backbone: Backbone, reading: Re
     """The head on the adapted model if leaving one out finds it no worse, which is then written into the model."""
     plain = reading.head
     if network is None:
-        return Choice(plain, False, "ridge regression alone: no network", None, 1)
+        return Choice(plain, False, "ridge regression alone: no network", None, 1, reading.features)
     if plain.loo_loss is None:
-        return Choice(plain, False, "one image a class: nothing can be left out to judge a change", None, 1)
+        return Choice(
+            plain, False, "one image a class: nothing can be left out to judge a change", None, 1, reading.features
+        )
     if not reading.sites:
-        return Choice(plain, False, "ridge regression alone: nothing in the model can be adapted", None, 1)
+        return Choice(
+            plain, False, "ridge regression alone: nothing in the model can be adapted", None, 1, reading.features
+        )
     with torch.no_grad():
         parameters = generate_parameters(network, backbone, reading)
         features, labels = _features(backbone, parameters, support)
     if not bool(features.isfinite().all()):
-        return Choice(plain, False, "the adapted features are not finite", None, 2)
+        return Choice(plain, False, "the adapted features are not finite", None, 2, reading.features)
     head = fit_ridge(features, labels, support.classes)
     better = head.loo_loss is not None and head.loo_loss <= plain.loo_loss
     if better:
         write(backbone.model, parameters)
-    return Choice(head if better else plain, better, "leave-one-out loss", head, 2)
+    used = (head, features) if better else (plain, reading.features)
+    return Choice(used[0], better, "leave-one-out loss", head, 2, used[1])
 
 
 def final_head(choice: Choice, look: Look) -> Ridge:

@@ -27,6 +27,11 @@ class Support:
     batches: Iterable[Any]
     classes: int
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the images come in the same order each time: batches in memory, and not a loader that may mix."""
+        return isinstance(self.batches, list)
+
     def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches on a device, one at a time.
 

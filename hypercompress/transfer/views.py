@@ -84,8 +84,10 @@ def step_viewer(views: int, seed: int) -> Callable[[Tensor], Tensor]:
     return viewer(views, seed, IN_STEPS)
 
 
-def look_again(backbone: Backbone, plain: Ridge, support: Support, images: int, views: int, seed: int) -> Look:
-    """A head fitted on the images and on ``views`` of each, in as many passes and one.
+def look_again(
+    backbone: Backbone, plain: Ridge, known: Float[Tensor, "n d"], support: Support, views: int, seed: int
+) -> Look:
+    """A head fitted on the images and on ``views`` of each, in as many passes; one more where a loader may mix them.
 
     It is kept if it is no worse where an image and all its views are left out; with one image a class nothing can be
     left out. It is not even fitted where the first view of the first batch moves the features by less than `MOVED` of
@@ -93,12 +95,13 @@ def look_again(backbone: Backbone, plain: Ridge, support: Support, images: int, 
 
     Args:
         plain: the head on the images alone.
-        images: in the support set.
+        known: their features.
         views: of each image; fewer are made where all would be more than `MOST` together.
 
     Raises:
         NonFiniteError: NaN or infinity in the features of a view.
     """
+    images, fresh = len(known), 0 if support.fixed else 1
     count = min(views, MOST // images - 1)
     if count < 1:
         return Look(0, False, "not asked for" if not views else f"there are {images} images")
@@ -106,16 +109,19 @@ def look_again(backbone: Backbone, plain: Ridge, support: Support, images: int, 
     sets, labels, moved = [list[Tensor]() for _ in range(1 + count)], list[Tensor](), None
     with evaluating(backbone), torch.no_grad():
         for batch, named in support.on(device):
+            start = sum(map(len, labels))
             labels.append(named)
-            for place, found in enumerate(sets):
-                found.append(backbone(change(batch) if place else batch))
-                if place == 1 and moved is None and len(batch) > 1:  # of one image there is no variance
+            sets[0].append(backbone(batch) if fresh else known[start : start + len(batch)])
+            for place, found in enumerate(sets[1:]):
+                found.append(backbone(change(batch)))
+                if place == 0 and moved is None and len(batch) > 1:  # of one image there is no variance
                     moved = _moved(torch.stack([sets[0][-1], found[-1]]))
                     if moved <= MOVED:
-                        return Look(count, False, "they hardly move the features", None, moved, 2 * len(batch))
+                        passed = (1 + fresh) * len(batch)
+                        return Look(count, False, "they hardly move the features", None, moved, passed)
     features = torch.stack([torch.cat(found) for found in sets])
     head = fit_ridge(features.flatten(0, 1), torch.cat(labels), support.classes, views=count)
-    passed = len(sets) * images
+    passed = (count + fresh) * images
     if head.loo_loss is None or plain.loo_loss is None:
         return Look(count, True, "one image a class: by how far they move the features", head, moved, passed)
     return Look(count, head.loo_loss <= plain.loo_loss, "leave-one-out loss", head, moved, passed)

@@ -112,8 +112,13 @@ def test_no_more_than_two_passes_over_the_support_set_and_those_of_the_views(
     seen.clear()
     monkeypatch.setattr(views, "MOVED", -1.0)  # the weights are random, and features hardly move
     told = adapt(model, x, y, network=trained(), architecture=architecture, views=3).report["transfer"]
-    assert told["passes"] == 6
-    assert sum(seen) == 6 * len(x), "one with the images again, and three views"
+    assert told["passes"] == 5
+    assert sum(seen) == 5 * len(x), "three views, and the images not again"
+    seen.clear()
+    loader, names = DataLoader(TensorDataset(x, y), batch_size=len(x)), ["a", "b", "c"]
+    told = adapt(model, loader, network="none", architecture=architecture, views=3, names=names).report["transfer"]
+    assert told["passes"] == 5
+    assert sum(seen) == 5 * len(x), "a loader may mix them: the images again, and three views"
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
