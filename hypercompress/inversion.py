@@ -1,15 +1,16 @@
 """Images made from the model alone, to calibrate with where there are no others.
 
 Model inversion: images are optimised until the moments that they cause at every BatchNorm are those that the model
-remembers of its training images (ZeroQ, Cai et al. 2020, eq. 2; DeepInversion, Yin et al. 2020, eq. 4). They start as
-1/f noise, whose spectrum is that of natural images (Field 1987). They look like nothing, yet what curvature they give
-is close to that of real images (LOG.md). A model without such moments, a plain transformer for one, gets the noise.
+remembers of its training images (ZeroQ, Cai et al. 2020, eq. 2; DeepInversion, Yin et al. 2020, eq. 4). First a small
+generator learns it for all images (Xu et al. 2020), then each batch of what it makes is optimised by itself. They look
+like nothing, yet what curvature they give is close to that of real images (LOG.md). A model without such moments, a
+plain transformer for one, gets 1/f noise, whose spectrum is that of natural images (Field 1987).
 
 Shape letters: ``n`` images; ``c h w`` channels, height and width of one.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,13 +18,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hypercompress.calling import Progress, call_model, evaluating
+from hypercompress.calling import Progress, call_model, evaluating, frozen
 from hypercompress.errors import DataError, NonFiniteError
+from hypercompress.image_generator import PyramidGenerator
 
-IMAGES = 256
+IMAGES = 512
 BATCH = 64  # images whose moments are matched together
-STEPS = 40
-RATE = 0.2  # of Adam, in units of the noise's deviation
+STEPS = 160  # of the generator
+SHARE = 2  # of them one in so many for each batch of images that it made
+LEARNING_RATE = 3e-3  # of Adam, the generator's
+RATE = 0.1  # of Adam, of an image, whose deviation is about 1
 FADING = 1.0  # exponent of the noise's amplitude over frequency
 SHARED = 0.9  # of the noise's variance, the part that all colours share, as they do in photographs
 
@@ -43,9 +47,9 @@ def synthesize(
         model: not modified; its BatchNorms' running moments are read. Without any the images are 1/f noise.
         input_size: channels, height and width of an image.
         images: how many, at least 2.
-        steps: of Adam for each batch; 0: noise.
+        steps: of the generator, and half as many of each batch that it made; 0: 1/f noise.
         seed: of the noise.
-        progress: called with ``invert`` and the number of images done.
+        progress: called with ``invert`` and the number of images that the work done so far is worth.
 
     Raises:
         DataError: fewer than two images. NonFiniteError: the optimisation diverged.
@@ -64,13 +68,21 @@ def synthesize(
     norms = remembering_norms(model)
     if not norms or not steps:
         return batches
-    made: list[Tensor] = []
-    with evaluating(model):
-        for batch in batches:
-            made.append(invert(model, norms, batch, steps))
-            if progress is not None:
-                progress("invert", sum(map(len, made)))
-    return made
+    polish = max(1, steps // SHARE)
+    whole, spent = steps * len(batches[0]) + polish * images, 0  # in passes of an image
+
+    def done(passes: int) -> None:
+        nonlocal spent
+        spent += passes
+        if progress is not None:
+            progress("invert", images * spent // whole)
+
+    generator = PyramidGenerator(input_size, seed).to(parameter.device)
+    with evaluating(model), frozen(model):
+        learn(generator, model, norms, len(batches[0]), steps, done)
+        with torch.no_grad():
+            starts = [generator(len(batch)).to(batch) for batch in batches]
+        return [invert(model, norms, start, polish, done) for start in starts]
 
 
 def remembering_norms(model: nn.Module) -> list[nn.Module]:
@@ -103,10 +115,45 @@ def fading_noise(
     return (noise - noise.mean()) / noise.std(correction=0)
 
 
+def learn(
+    generator: PyramidGenerator,
+    model: nn.Module,
+    norms: Sequence[nn.Module],
+    images: int,
+    steps: int,
+    done: Callable[[int], None],
+) -> None:
+    """Train the generator on the `mismatch` of new images at each step: Adam, with a cosine schedule.
+
+    Args:
+        images: of a step.
+        done: told the passes of each step.
+    """
+    dtype = next(model.parameters()).dtype
+    weights = list(generator.parameters())
+    adam = torch.optim.Adam(weights, lr=LEARNING_RATE, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    for _ in range(steps):
+        with torch.enable_grad():
+            loss = mismatch(model, norms, generator(images).to(dtype))
+        for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.grad = slope
+        adam.step()
+        schedule.step()
+        done(images)
+
+
 def invert(
-    model: nn.Module, norms: Sequence[nn.Module], start: Float[Tensor, "n c h w"], steps: int
+    model: nn.Module,
+    norms: Sequence[nn.Module],
+    start: Float[Tensor, "n c h w"],
+    steps: int,
+    done: Callable[[int], None],
 ) -> Float[Tensor, "n c h w"]:
     """``start`` after so many steps of Adam on the `mismatch`, with a cosine schedule. Only images get gradients.
+
+    Args:
+        done: told the passes of each step.
 
     Raises:
         NonFiniteError: it diverged.
@@ -120,10 +167,11 @@ def invert(
         (images.grad,) = torch.autograd.grad(loss, images)
         adam.step()
         schedule.step()
+        done(len(images))
     if not images.detach().isfinite().all():
         raise NonFiniteError(
-            "received a model whose gradients are not finite on noise, so no images can be made from it; expected "
-            "finite weights and moments; pass images of your own"
+            "received a model whose gradients are not finite on images made from it; expected finite weights and "
+            "moments; pass images of your own"
         )
     return images.detach()
 

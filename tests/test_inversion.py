@@ -58,7 +58,9 @@ def test_images_meet_the_moments_and_the_model_is_untouched() -> None:
     done: list[int] = []
     batches = synthesize(model, (3, 16, 16), 96, progress=lambda _phase, count, _at="": done.append(count))
     assert [len(batch) for batch in batches] == [48, 48]  # no batch is left with a few
-    assert done == [48, 96]
+    assert done == sorted(done)
+    assert done[0] < 2  # of 96: work is told as it goes on
+    assert done[-1] == 96
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -91,7 +93,7 @@ def test_students_of_a_trained_model_are_far_closer_than_from_weights_alone() ->
     images: list[Tensor] = [
         x for x, _ in loader(open_data("fashion_mnist_mini", preprocess, train=False), batch_size=128)
     ]
-    batches = synthesize(teacher, preprocess.input_size, 128)
+    batches = synthesize(teacher, preprocess.input_size, 128, steps=60)
     made = compress(teacher, Budget(params=0.3), data=torch.cat(batches).split(16), generator="kfac")
     kl = compare(teacher, made, images).kl
     for generator in ("svd", "prior", "hypernet"):
@@ -101,7 +103,7 @@ def test_students_of_a_trained_model_are_far_closer_than_from_weights_alone() ->
 
 @pytest.mark.parametrize("arguments", [{"images": 1}, {"steps": -1}])
 def test_too_few_images_or_steps(arguments: dict[str, int]) -> None:
-    with pytest.raises(DataError, match="expected at least 2 images and no fewer than 0 steps; ask for 256 and 40"):
+    with pytest.raises(DataError, match="expected at least 2 images and no fewer than 0 steps; ask for 512 and 160"):
         synthesize(model_of_moments(), (3, 16, 16), **arguments)
 
 

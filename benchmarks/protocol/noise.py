@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hypercompress.inversion import fading_noise, synthesize
 
 Kind = Literal["gauss", "pink", "synthetic"]
-FEWER = 4  # images cost many passes each where they are synthetic: a quarter of what is drawn of others
+FEWER = 2  # images cost many passes each where they are synthetic: half of what is drawn of others
 
 
 def images_of(
@@ -19,7 +19,7 @@ def images_of(
 
     Args:
         kind: ``gauss``: white noise. ``pink``: amplitudes fall as 1 / frequency, as in natural images (Field 1987).
-            ``synthetic``: pink noise, optimised to have the moments that the model's norms remember.
+            ``synthetic``: optimised to have the moments that the model's norms remember.
         count: how many there would be of photographs.
         size: channels, height, width.
     """

@@ -1,0 +1,71 @@
+"""A small network that makes images of noise, coarse to fine: a convolution and fresh noise at every octave.
+
+Noise of one variance at every octave is close to the 1/f spectrum of natural images before anything is learned (Field
+1987), and what is fine depends on what is coarse (SinGAN, Shaham et al. 2019). Learned with a frozen model as the only
+judge (generative data-free quantization, Xu et al. 2020), it shares among all images what each would otherwise have to
+find for itself.
+
+Shape letters: ``n`` images; ``c h w`` channels, height and width of one.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NOISE = 8  # channels of fresh noise at an octave
+WIDTH = 16  # channels at the images' own size; twice as many an octave further down,
+WIDEST = 64  # but no more
+COARSEST = 4  # pixels at which no further octave is begun
+
+
+class PyramidGenerator(nn.Module):
+    """Images from noise of its own.
+
+    Its norms are those of the batch, at every use: what it gives to two images depends on both.
+
+    Args:
+        input_size: channels, height and width of an image.
+        seed: of the first weights and of all noise.
+    """
+
+    def __init__(self, input_size: Sequence[int], seed: int = 0) -> None:
+        super().__init__()
+        channels, height, width = input_size
+        self.sizes = [(height, width)]
+        while min(self.sizes[0]) > COARSEST:
+            self.sizes.insert(0, (-(-self.sizes[0][0] // 2), -(-self.sizes[0][1] // 2)))
+        widths = [min(WIDEST, WIDTH * 2**octave) for octave in reversed(range(len(self.sizes)))]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.octaves = nn.ModuleList(
+                _octave(before + NOISE, after) for before, after in zip([0, *widths], widths, strict=False)
+            )
+            self.image = nn.Conv2d(widths[-1], channels, 3, padding=1, padding_mode="replicate")
+        self.seed = seed
+        self._source: torch.Generator | None = None
+
+    def forward(self, images: int) -> Float[Tensor, "n c h w"]:
+        """So many images, others at each call."""
+        x = self._noise(images, self.sizes[0])
+        for place, octave in enumerate(self.octaves):
+            if place:
+                size = self.sizes[place]
+                finer = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+                x = torch.cat([finer, self._noise(images, size)], 1)
+            x = octave(x)
+        made: Tensor = self.image(x)
+        return made
+
+    def _noise(self, images: int, size: tuple[int, int]) -> Tensor:
+        device = self.image.weight.device
+        if self._source is None:
+            self._source = torch.Generator(device).manual_seed(self.seed)
+        return torch.randn(images, NOISE, *size, generator=self._source, device=device)
+
+
+def _octave(inputs: int, outputs: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="replicate")
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs, track_running_stats=False), nn.LeakyReLU(0.2))
