@@ -22,7 +22,9 @@ from hypercompress.calling import Progress, call_model, evaluating, frozen
 from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.image_generator import PyramidGenerator
 
-IMAGES = 512
+IMAGES = 1024  # as of real ones
+FEWER = 256  # above so many pixels, where each is more samples to a convolution, and takes longer:
+SMALL = 64 * 64
 BATCH = 64  # images whose moments are matched together
 STEPS = 160  # of the generator
 SHARE = 2  # of them one in so many for each batch of images that it made
@@ -35,7 +37,7 @@ SHARED = 0.9  # of the noise's variance, the part that all colours share, as the
 def synthesize(
     model: nn.Module,
     input_size: Sequence[int],
-    images: int = IMAGES,
+    images: int | None = None,
     *,
     steps: int = STEPS,
     seed: int = 0,
@@ -46,7 +48,7 @@ def synthesize(
     Args:
         model: not modified; its BatchNorms' running moments are read. Without any the images are 1/f noise.
         input_size: channels, height and width of an image.
-        images: how many, at least 2.
+        images: how many, at least 2; ``None``: `usual_images`.
         steps: of the generator, and half as many of each batch that it made; 0: 1/f noise.
         seed: of the noise.
         progress: called with ``invert`` and the number of images that the work done so far is worth.
@@ -57,10 +59,11 @@ def synthesize(
     Example:
         >>> compress(model, Budget(params=0.5), data=synthesize(model, (3, 224, 224)))  # doctest: +SKIP
     """
+    images = usual_images(input_size) if images is None else images
     if images < 2 or steps < 0:
         raise DataError(
             f"received {images} images and {steps} steps; expected at least 2 images and no fewer than 0 steps; ask "
-            f"for {IMAGES} and {STEPS}"
+            f"for {usual_images(input_size)} and {STEPS}"
         )
     parameter = next(model.parameters())
     noise = fading_noise(images, input_size, torch.Generator().manual_seed(seed))
@@ -83,6 +86,11 @@ def synthesize(
         with torch.no_grad():
             starts = [generator(len(batch)).to(batch) for batch in batches]
         return [invert(model, norms, start, polish, done) for start in starts]
+
+
+def usual_images(input_size: Sequence[int]) -> int:
+    """How many images are made of this size if nobody says."""
+    return IMAGES if math.prod(input_size[1:]) <= SMALL else FEWER
 
 
 def remembering_norms(model: nn.Module) -> list[nn.Module]:

@@ -103,7 +103,7 @@ def test_students_of_a_trained_model_are_far_closer_than_from_weights_alone() ->
 
 @pytest.mark.parametrize("arguments", [{"images": 1}, {"steps": -1}])
 def test_too_few_images_or_steps(arguments: dict[str, int]) -> None:
-    with pytest.raises(DataError, match="expected at least 2 images and no fewer than 0 steps; ask for 512 and 160"):
+    with pytest.raises(DataError, match="expected at least 2 images and no fewer than 0 steps; ask for 1024 and 160"):
         synthesize(model_of_moments(), (3, 16, 16), **arguments)
 
 

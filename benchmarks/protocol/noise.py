@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from hypercompress.inversion import fading_noise, synthesize
 
 Kind = Literal["gauss", "pink", "synthetic"]
-FEWER = 2  # images cost many passes each where they are synthetic: half of what is drawn of others
 
 
 def images_of(
@@ -24,7 +23,7 @@ def images_of(
         size: channels, height, width.
     """
     if kind == "synthetic":
-        return torch.cat(synthesize(model, size, max(2, count // FEWER), seed=seed))
+        return torch.cat(synthesize(model, size, count, seed=seed))
     generator = torch.Generator().manual_seed(seed)
     if kind == "gauss":
         return fading_noise(count, size, generator, exponent=0.0, shared=0.0)

@@ -16,7 +16,7 @@ from hypercompress.architecture.names import resolve
 from hypercompress.architecture.weights import SUFFIXES, read_weights
 from hypercompress.data import Preprocess, open_data, registered_names
 from hypercompress.errors import ArtefactError, DataError, HypercompressError, ModelError
-from hypercompress.inversion import IMAGES
+from hypercompress.inversion import FEWER
 from hypercompress.models import is_student_folder
 
 SYNTHETIC = "synthetic"  # DATA that is made from the model itself
@@ -88,7 +88,7 @@ def checkpoint(path: Path | None) -> None:
 
 
 def synthetic(text: str | None) -> int | None:
-    """How many images ``synthetic[:COUNT]`` asks for; ``None`` if the text is something else.
+    """How many images ``synthetic[:COUNT]`` asks for, 0 without a count; ``None`` if the text is something else.
 
     Raises:
         DataError: what stands after the colon is no count.
@@ -99,9 +99,9 @@ def synthetic(text: str | None) -> int | None:
     if colon and not (count.isdecimal() and LEAST_IMAGES <= int(count) < 2**31):
         raise DataError(
             f"received data {text!r}; expected {SYNTHETIC} or {SYNTHETIC}:COUNT with at least {LEAST_IMAGES} images; "
-            f"pass {SYNTHETIC}:{IMAGES}"
+            f"pass {SYNTHETIC}:{FEWER}"
         )
-    return int(count) if colon else IMAGES
+    return int(count) if colon else 0
 
 
 def data(text: str | None, *, made: bool = False) -> None:

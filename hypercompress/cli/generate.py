@@ -21,7 +21,7 @@ from hypercompress.compress import SEARCHED, finish, prepare, searched
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, HypercompressError
 from hypercompress.generator import load_generator
-from hypercompress.inversion import remembering_norms, synthesize
+from hypercompress.inversion import remembering_norms, synthesize, usual_images
 from hypercompress.prepared import Plan
 from hypercompress.replacing import prepared_in
 from hypercompress.specs import Budget, ModelSpec, Unit
@@ -127,7 +127,8 @@ def _images(
     """Calibration batches, their number of images, and when the generation began: reading images does not count."""
     start, count = time.perf_counter(), checks.synthetic(arguments.data)
     if count is not None:
-        return _made(teacher, count, arguments, terminal), count, start
+        made = _made(teacher, count or usual_images(inputs.input_size(teacher)), arguments, terminal)
+        return made, sum(map(len, made)), start
     if preprocess is None or arguments.data is None:
         if remembering_norms(teacher):
             terminal.note("no data", "--data synthetic calibrates on images made from the model itself: slower, closer")
@@ -242,7 +243,7 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
         terminal.note(
             "measured",
             f"KL {fidelity['kl']:.4g} nats{agreement} on {fidelity['images']} held-out "
-            f"{'synthetic ' if checks.synthetic(report['calibration']) else ''}images",
+            f"{'synthetic ' if checks.synthetic(report['calibration']) is not None else ''}images",
         )
     terminal.note("strength of the hypernetwork", f"{report['generator']['strength']:g}")
     if report["tilt"]:
