@@ -57,16 +57,16 @@ def test_generate_makes_its_own_images(run: Run, teacher: tuple[object, ...], tm
     """The whole pipeline runs on them: statistics, guard, measured fidelity, and the report says what they are."""
     name, *rest = teacher
     words = ("generate", name, tmp_path / "s", *rest, "--params", 0.3, *SIZE)
-    code, out, err = run(*words, "--data", "synthetic:48")
+    code, out, err = run(*words, "--data", "synthetic:24")
     assert (code, err) == (0, "")
-    assert re.search(r"calibration: 48 synthetic images \(matched to the moments of \d+ BatchNorms\)", out)
+    assert re.search(r"calibration: 24 synthetic images \(matched to the moments of \d+ BatchNorms\)", out)
     assert "held-out synthetic images" in out
     report = json.loads((tmp_path / "s" / "report.json").read_text())
-    assert report["calibration"] == "synthetic:48"
+    assert report["calibration"] == "synthetic:24"
     assert report["fidelity"]["images"] > 0
-    assert "calibrated on synthetic:48" in (tmp_path / "s" / "README.md").read_text()
+    assert "calibrated on synthetic:24" in (tmp_path / "s" / "README.md").read_text()
     code, out, _ = run("report", tmp_path / "s")
-    assert "calibrated on synthetic:48" in out
+    assert "calibrated on synthetic:24" in out
     code, out, _ = run(*words[:2], tmp_path / "blind", *words[3:], "--json")
     assert json.loads(out)["calibration"] is None
 
