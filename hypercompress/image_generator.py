@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NOISE = 8  # channels of fresh noise at an octave
-WIDTH = 16  # channels at the images' own size; twice as many an octave further down,
-WIDEST = 64  # but no more
+PIXELS = 448  # channels times pixels of an octave's longer side: fine octaves are narrow, or large images would
+NARROWEST, WIDEST = 8, 64  # cost more to make than to judge
 COARSEST = 4  # pixels at which no further octave is begun
 
 
@@ -37,7 +37,7 @@ class PyramidGenerator(nn.Module):
         self.sizes = [(height, width)]
         while min(self.sizes[0]) > COARSEST:
             self.sizes.insert(0, (-(-self.sizes[0][0] // 2), -(-self.sizes[0][1] // 2)))
-        widths = [min(WIDEST, WIDTH * 2**octave) for octave in reversed(range(len(self.sizes)))]
+        widths = [min(WIDEST, max(NARROWEST, PIXELS // max(size))) for size in self.sizes]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.octaves = nn.ModuleList(
