@@ -1,9 +1,9 @@
 """A small network that makes images of noise, coarse to fine: a convolution and fresh noise at every octave.
 
-Noise of one variance at every octave is close to the 1/f spectrum of natural images before anything is learned (Field
-1987), and what is fine depends on what is coarse (SinGAN, Shaham et al. 2019). Learned with a frozen model as the only
-judge (generative data-free quantization, Xu et al. 2020), it shares among all images what each would otherwise have to
-find for itself.
+What is fine depends on what is coarse (SinGAN, Shaham et al. 2019), and low frequencies are the strong ones before
+anything is learned: in small images nearly as in natural ones (power as frequency^-1.6 at 28 pixels; Field 1987: ^-2),
+less so in large ones. Learned with a frozen model as the only judge (generative data-free quantization, Xu et al.
+2020), it shares among all images what each would otherwise have to find for itself.
 
 Shape letters: ``n`` images; ``c h w`` channels, height and width of one.
 """
