@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NOISE = 8  # channels of fresh noise at an octave
-PIXELS = 448  # channels times pixels of an octave's longer side: fine octaves are narrow, or large images would
-NARROWEST, WIDEST = 8, 64  # cost more to make than to judge
+# Channels of an octave are so many by the pixels of its longer side, within bounds: were the fine octaves of large
+# images as wide as those of small ones, an image would cost more to make than to judge.
+PIXELS, NARROWEST, WIDEST = 448, 8, 64
 COARSEST = 4  # pixels at which no further octave is begun
 
 

@@ -22,12 +22,12 @@ from hypercompress.calling import Progress, call_model, evaluating, frozen
 from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.image_generator import PyramidGenerator
 
-IMAGES = 1024  # as of real ones
-FEWER = 256  # above so many pixels, where each is more samples to a convolution, and takes longer:
-SMALL = 64 * 64
+SMALL = 64 * 64  # pixels up to which as many images are made as are read of real ones
+IMAGES = 1024
+FEWER = 256  # of larger ones: each is more samples to a convolution, and takes longer
 BATCH = 64  # images whose moments are matched together
 STEPS = 160  # of the generator
-SHARE = 2  # of them one in so many for each batch of images that it made
+SHARE = 2  # of these steps one in so many is taken for each batch that it made
 LEARNING_RATE = 3e-3  # of Adam, the generator's
 RATE = 0.1  # of Adam, of an image, whose deviation is about 1
 FADING = 1.0  # exponent of the noise's amplitude over frequency

@@ -13,7 +13,8 @@ from hypercompress import Budget, compress
 from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.fidelity import compare
-from hypercompress.inversion import fading_noise, mismatch, remembering_norms, synthesize
+from hypercompress.image_generator import PyramidGenerator
+from hypercompress.inversion import fading_noise, learn, mismatch, remembering_norms, synthesize
 from hypercompress.models import load_model
 
 TEACHER = Path(hypercompress.__file__).parent / "pretrained" / "fashion_mnist_teacher"
@@ -69,6 +70,19 @@ def test_images_meet_the_moments_and_the_model_is_untouched() -> None:
     assert len(norms) == 2
     with torch.no_grad():
         assert mismatch(model, norms, torch.cat(batches)) < 0.05 * mismatch(model, norms, noise)
+
+
+def test_the_generator_learns_what_all_images_share() -> None:
+    """What it makes of noise that it has never seen meets the moments before any image is optimised."""
+    model = model_of_moments()
+    norms, generator = remembering_norms(model), PyramidGenerator((3, 16, 16))
+    passes: list[int] = []
+    with torch.no_grad():
+        before = mismatch(model, norms, generator(64))
+    learn(generator, model, norms, 16, 60, passes.append)
+    with torch.no_grad():
+        assert mismatch(model, norms, generator(64)) < 0.2 * before
+    assert passes == [16] * 60
 
 
 def test_a_seed_is_an_image_and_another_seed_another() -> None:

@@ -131,7 +131,9 @@ def _images(
         return made, sum(map(len, made)), start
     if preprocess is None or arguments.data is None:
         if remembering_norms(teacher):
-            terminal.note("no data", "--data synthetic calibrates on images made from the model itself: slower, closer")
+            terminal.note(
+                "no data", "--data synthetic calibrates on images made from the model itself: slower, much closer"
+            )
         return None, 0, start
     terminal.phase("read images")
     images = open_data(arguments.data, preprocess, train=True)
