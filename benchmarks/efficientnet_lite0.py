@@ -1,13 +1,14 @@
 """Generators on a real network and real photographs: EfficientNet-Lite0 with its ImageNet weights.
 
-    python -m benchmarks.efficientnet_lite0 --assets ASSETS [--seeds 3] [--out benchmarks/results]
+    python -m benchmarks.efficientnet_lite0 --assets ASSETS [--seeds 3] [--synthetic-images N]
+        [--out benchmarks/results]
 
 ASSETS holds ``efficientnet_lite0.safetensors`` (timm's ``tf_efficientnet_lite0``, 224 pixels, mean and std 0.5) and
 ``photos/{train,val}``. Statistics come from the photographs of ``train``, each as it is and twice cropped and flipped
 at random; agreement with the teacher and KL are measured on those of ``val``. Nothing is trained. Sizes are shares of
 the parameters of the layers that may be factored. Without photographs: weights alone, and 256 synthetic images. Writes
 ``efficientnet_lite0.csv`` and ``efficientnet_lite0.png``; rows that are there are not made again. Two CPU cores, about
-ten minutes a seed, and as long for the synthetic images.
+ten minutes a seed; 96 synthetic images took 26. Rows do not say how many those were: for another number another --out.
 """
 
 import argparse
@@ -56,8 +57,10 @@ def open_teacher(assets: Path) -> tuple[nn.Module, Architecture]:
     )
 
 
-def make_sweep(assets: Path, hypernet: str = "hypernet", shares: Sequence[float] = SHARES) -> Sweep:
-    """Read the network and the photographs."""
+def make_sweep(
+    assets: Path, hypernet: str = "hypernet", shares: Sequence[float] = SHARES, synthetic: int | None = None
+) -> Sweep:
+    """Read the network and the photographs; ``synthetic``: how many images are made, as many as usual if ``None``."""
     photos = str(assets / "photos")
     teacher, architecture = open_teacher(assets)
     test = read_set(teacher, photos, train=False)
@@ -69,9 +72,8 @@ def make_sweep(assets: Path, hypernet: str = "hypernet", shares: Sequence[float]
         if data == "images":
             batches = photographs(teacher, photos, seed)
         elif data == "synthetic":
-            made = synthesize(
-                teacher, test.images.shape[1:], seed=seed, progress=lambda _, done, _at="": say(f"{done}")
-            )
+            size = test.images.shape[1:]
+            made = synthesize(teacher, size, synthetic, seed=seed, progress=lambda _, done, _at="": say(f"{done}"))
             batches = list(torch.cat(made).split(BATCH // 2))
         return prepare(teacher, batches, "svd", seed=seed)
 
@@ -103,9 +105,11 @@ def main(words: Sequence[str] | None = None) -> None:
     choices = sorted({*WITH_DATA, *WITHOUT_DATA})
     parser.add_argument("--only", nargs="+", choices=choices, default=choices, help="make these rows only")
     parser.add_argument("--statistics", nargs="+", choices=list(DATA), default=list(DATA), help="and of these only")
+    parser.add_argument("--synthetic-images", type=int, metavar="N", help="of synthetic statistics (default: 256)")
     options = parser.parse_args(words)
     results = Results(options.out / "efficientnet_lite0.csv", KEY)
-    make_sweep(options.assets, options.hypernet).run(results, options.seeds, options.only, options.statistics)
+    sweep = make_sweep(options.assets, options.hypernet, synthetic=options.synthetic_images)
+    sweep.run(results, options.seeds, options.only, options.statistics)
     draw(results, options.out / "efficientnet_lite0.png")
     for data in values(results, "data"):
         for column, digits, scale in (("agreement", 1, 100.0), ("kl", 3, 1.0)):

@@ -65,26 +65,25 @@ def synthesize(
             f"received {images} images and {steps} steps; expected at least 2 images and no fewer than 0 steps; ask "
             f"for {usual_images(input_size)} and {STEPS}"
         )
-    parameter = next(model.parameters())
-    noise = fading_noise(images, input_size, torch.Generator().manual_seed(seed))
-    batches = list(noise.to(parameter).chunk(math.ceil(images / BATCH)))
-    norms = remembering_norms(model)
+    norms, parts = remembering_norms(model), math.ceil(images / BATCH)
     if not norms or not steps:
-        return batches
+        noise = fading_noise(images, input_size, torch.Generator().manual_seed(seed))
+        return list(noise.to(next(model.parameters())).chunk(parts))
+    sizes = [len(part) for part in torch.arange(images).chunk(parts)]
     polish = max(1, steps // SHARE)
-    whole, spent = steps * len(batches[0]) + polish * images, 0  # in passes of an image
+    whole, spent = steps * sizes[0] + polish * images, 0  # in passes of an image
 
     def done(passes: int) -> None:
         nonlocal spent
-        spent += passes
-        if progress is not None:
+        before, spent = spent, spent + passes
+        if progress is not None and images * spent // whole > images * before // whole:
             progress("invert", images * spent // whole)
 
-    generator = PyramidGenerator(input_size, seed).to(parameter.device)
+    generator = PyramidGenerator(input_size, seed).to(next(model.parameters()).device)
     with evaluating(model), frozen(model):
-        learn(generator, model, norms, len(batches[0]), steps, done)
+        learn(generator, model, norms, sizes[0], steps, done)
         with torch.no_grad():
-            starts = [generator(len(batch)).to(batch) for batch in batches]
+            starts = [generator(size) for size in sizes]
         return [invert(model, norms, start, polish, done) for start in starts]
 
 
@@ -137,18 +136,9 @@ def learn(
         images: of a step.
         done: told the passes of each step.
     """
-    dtype = next(model.parameters()).dtype
     weights = list(generator.parameters())
     adam = torch.optim.Adam(weights, lr=LEARNING_RATE, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-    for _ in range(steps):
-        with torch.enable_grad():
-            loss = mismatch(model, norms, generator(images).to(dtype))
-        for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
-            weight.grad = slope
-        adam.step()
-        schedule.step()
-        done(images)
+    _descend(adam, weights, model, norms, lambda: generator(images), steps, done)
 
 
 def invert(
@@ -166,22 +156,37 @@ def invert(
     Raises:
         NonFiniteError: it diverged.
     """
-    images = start.clone().requires_grad_()
-    adam = torch.optim.Adam([images], lr=RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-    for _ in range(steps):
-        with torch.enable_grad():
-            loss = mismatch(model, norms, images)
-        (images.grad,) = torch.autograd.grad(loss, images)
-        adam.step()
-        schedule.step()
-        done(len(images))
+    images = start.to(next(model.parameters())).clone().requires_grad_()
+    _descend(torch.optim.Adam([images], lr=RATE), [images], model, norms, lambda: images, steps, done)
     if not images.detach().isfinite().all():
         raise NonFiniteError(
             "received a model whose gradients are not finite on images made from it; expected finite weights and "
             "moments; pass images of your own"
         )
     return images.detach()
+
+
+def _descend(
+    adam: torch.optim.Adam,
+    weights: Sequence[Tensor],
+    model: nn.Module,
+    norms: Sequence[nn.Module],
+    make: Callable[[], Tensor],
+    steps: int,
+    done: Callable[[int], None],
+) -> None:
+    """Steps on the `mismatch` of what ``make`` makes of the weights; nothing else gets gradients."""
+    dtype = next(model.parameters()).dtype
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    for _ in range(steps):
+        with torch.enable_grad():
+            made = make().to(dtype)
+            loss = mismatch(model, norms, made)
+        for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.grad = slope
+        adam.step()
+        schedule.step()
+        done(len(made))
 
 
 def mismatch(model: nn.Module, norms: Sequence[nn.Module], images: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:

@@ -14,7 +14,7 @@ def test_images_have_the_size_asked_for(size: tuple[int, int, int]) -> None:
     generator = PyramidGenerator(size)
     assert generator(2).shape == (2, *size)
     assert generator.sizes[-1] == size[1:]
-    assert min(generator.sizes[0]) <= max(COARSEST, 1)
+    assert min(generator.sizes[0]) <= COARSEST
     for coarse, fine in itertools.pairwise(generator.sizes):
         assert coarse == (-(-fine[0] // 2), -(-fine[1] // 2))
 

@@ -127,7 +127,7 @@ def _images(
     """Calibration batches, their number of images, and when the generation began: reading images does not count."""
     start, count = time.perf_counter(), checks.synthetic(arguments.data)
     if count is not None:
-        made = _made(teacher, count or usual_images(inputs.input_size(teacher)), arguments, terminal)
+        made = _made(teacher, count, arguments, terminal)
         return made, sum(map(len, made)), start
     if preprocess is None or arguments.data is None:
         if remembering_norms(teacher):
@@ -147,12 +147,13 @@ def _images(
 
 
 def _made(teacher: nn.Module, count: int, arguments: Namespace, terminal: Terminal) -> list[Tensor]:
-    """Calibration batches made from the model itself."""
+    """Calibration batches made from the model itself; 0: as many as usual."""
     norms = len(remembering_norms(teacher))
     how = f"matched to the moments of {norms} BatchNorms" if norms else "1/f noise, as the model has no BatchNorm"
+    size = inputs.input_size(teacher)
+    count = count or usual_images(size)
     terminal.phase("make images", count)
     terminal.then("invert", "make images", count)
-    size = inputs.input_size(teacher)
     batches = synthesize(teacher, size, count, seed=arguments.seed, progress=terminal.progress)
     terminal.note("calibration", f"{count} synthetic images ({how})")
     return list(torch.cat(batches).split(inputs.fine(count, arguments.batch_size)))
