@@ -86,7 +86,7 @@ class Bench:
         Raises:
             BudgetError: out of reach.
         """
-        plan = replace(plan, generator=self.generators.load(start, STEPS))
+        plan = replace(plan, generator=self.generators.load(start))
         return finish(plan, budget_of(plan.spec, share), refit=False, norms=False).model
 
     def plans(self, teacher: nn.Module, images: torch.Tensor) -> dict[str, Plan]:

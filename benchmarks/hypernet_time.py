@@ -21,11 +21,11 @@ from hypercompress.generator import load_hypernetwork
 from hypercompress.generator.hypernetwork import tokens_of
 from hypercompress.generator.registry import RELEASED
 from hypercompress.generator.start import start_of
-from hypercompress.specs import Afterwards, Budget
+from hypercompress.specs import Budget
 from hypercompress.timing import interleaved
 
 LIMITS = {"resnet50": 1.0}  # seconds of one pass on two cores
-BUDGET, AFTERWARDS = Budget(params=0.5), Afterwards()
+BUDGET = Budget(params=0.5)
 KEY = ("model", "hypernet", "threads")
 
 
@@ -35,9 +35,9 @@ def run(name: str, folder: Path, seconds: float) -> dict[str, float]:
     start = start_of(plan.spec, plan.sketches)
 
     def read() -> object:
-        return tokens_of(plan.spec, plan.sketches, start, BUDGET, AFTERWARDS)
+        return tokens_of(plan.spec, plan.sketches, start, BUDGET)
 
-    tokens = tokens_of(plan.spec, plan.sketches, start, BUDGET, AFTERWARDS)
+    tokens = tokens_of(plan.spec, plan.sketches, start, BUDGET)
     with torch.no_grad():
         tokenisation, forward = interleaved([read, lambda: network(tokens, start.measured)], seconds)
     parts = {"seconds_tokens": tokenisation.ms / 1e3, "seconds_pass": forward.ms / 1e3}

@@ -35,7 +35,6 @@ from hypercompress.prepared import Plan
 SHARES = (0.25, 0.125, 0.0625, 0.05, 0.03, 0.02, 0.01)
 DISTILLED = ("kfac", "hypernet", "whitened", "svd", "random", "torch-pruning")
 DISTILLED_SHARE = 0.01
-DISTILLED_STEPS = 200
 IMAGES = 1024  # a quarter of them serves the guard
 LARGER = (766_000,)  # parameters; a further size of Torch-Pruning
 
@@ -104,7 +103,7 @@ def distilled_rows(bench: Bench, results: Results, seeds: int, names: Sequence[s
 def starts(bench: Bench, plan: Plan, start: str, share: float, seed: int) -> Iterator[tuple[str, nn.Module]]:
     """The networks to distil by the name of their size; the one as small as the students comes last."""
     name = "kfac" if start in ("random", "torch-pruning") else start
-    plan = replace(plan, generator=bench.generators.load(name, DISTILLED_STEPS))
+    plan = replace(plan, generator=bench.generators.load(name))
     student = finish(plan, budget_of(plan.spec, share), refit=False, architecture=bench.architecture).model
     if start == "random":
         yield f"{share:g}", from_random(student, seed)

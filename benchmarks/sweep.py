@@ -34,9 +34,9 @@ class Generators:
 
     hypernet: str = "hypernet"
 
-    def load(self, name: str, steps: int = 0) -> Generator:
-        """The generator; ``steps`` of distillation will follow."""
-        return load_generator(self.hypernet if name == "hypernet" else name, steps=steps)
+    def load(self, name: str) -> Generator:
+        """The generator."""
+        return load_generator(self.hypernet if name == "hypernet" else name)
 
     def weights(self, name: str, teacher: str) -> str:
         """Names of all weights that a student depends on; ``teacher`` is the digest of the teacher's."""

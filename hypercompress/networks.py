@@ -47,10 +47,14 @@ def read_network(
     try:
         config = json.loads((folder / CONFIG).read_text())
         data = (folder / weights).read_bytes()
-        if config["format"] != version or hashlib.sha256(data).hexdigest() != config["sha256"]:
+        if config["format"] != version:
             raise ArtefactError(
-                f"received the {what} {folder}, altered or of another format; expected format {version} with the hash "
-                f"in {CONFIG}; copy it again"
+                f"received the {what} {folder} of format {config['format']}; expected format {version}, as this "
+                "version of hypercompress reads it; train it again, or take the version that wrote it"
+            )
+        if hashlib.sha256(data).hexdigest() != config["sha256"]:
+            raise ArtefactError(
+                f"received the {what} {folder}, altered; expected {weights} with the hash in {CONFIG}; copy it again"
             )
         network = build(config["config"])
         network.load_state_dict(load(data))

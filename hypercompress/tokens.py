@@ -17,7 +17,6 @@ from torch import Tensor
 
 from hypercompress.factorize import Frame, applied
 from hypercompress.specs import (
-    Afterwards,
     Budget,
     Curvature,
     LayerSpec,
@@ -35,7 +34,7 @@ BANDS = len(KEPT_EDGES) + len(LOST_EDGES) - 2
 TAILS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # of m
 LAYER_FEATURES = 37
 SKETCH_FEATURES = 6
-BUDGET_FEATURES = 7
+BUDGET_FEATURES = 6
 CHANNEL_FEATURES = 5
 TINY = 1e-12
 
@@ -80,14 +79,14 @@ def tokenize(
     known: Known,
     start: RankPlan,
     budget: Budget,
-    after: Afterwards,
+    refit: bool,
 ) -> Tokens:
     """Tokens of a teacher at a budget.
 
     Args:
         known: what the analytic start is made of.
         start: its ranks at this budget.
-        after: what will be done with the student.
+        refit: whether the student will be refitted (`reconstruction.py`).
     """
     candidates, energies, curvatures = spec.candidates, known.energies, known.curvatures
     totals = torch.tensor([float(energies[layer.name].sum()) for layer in candidates], dtype=torch.float64)
@@ -114,8 +113,7 @@ def tokenize(
         share,
         math.log10(share) / 2,
         1.0 if budget.unit is Unit.PARAMS else 0.0,
-        math.log1p(after.steps) / 7,
-        1.0 if after.refit else 0.0,
+        1.0 if refit else 0.0,
         math.log10(sum(lost) / max(float(totals.sum()), TINY) + 1e-6) / 4,
         math.log10(sum(lost) + 1e-6) / 4,
     ]

@@ -32,7 +32,7 @@ from hypercompress.meta import (
     sample_budget,
 )
 from hypercompress.models import load_model
-from hypercompress.specs import Afterwards, Budget, Unit
+from hypercompress.specs import Budget, Unit
 from hypercompress.unpacking import unpack
 from lightning_modules.episodes import Entry, Episodes, Member, read_index
 from lightning_modules.images import CachedImages, open_part
@@ -133,8 +133,7 @@ class MetaTraining(LightningModule):
         steps = self.episodes.look_ahead[_draw(len(self.episodes.look_ahead), generator)]
         refit = float(torch.rand((), generator=generator)) < self.episodes.refit and measured and steps == 0
         batches = [self._batch(member, generator) for _ in range(steps + 1)]
-        after = Afterwards(steps, refit)
-        emission, regression = generate(self.network, member.case, budget, after, measured=measured)
+        emission, regression = generate(self.network, member.case, budget, measured=measured, refit=refit)
         loss, kl = meta_loss(
             member.case, emission, batches, self.objective, refit=member.calibration if refit else None
         )

@@ -30,7 +30,6 @@ from hypercompress.meta import Objective, generate, meta_loss, prepare_case
 from hypercompress.reconstruction import reconstruct
 from hypercompress.sketch import sketch
 from hypercompress.specs import (
-    Afterwards,
     Curvature,
     Factors,
     Generation,
@@ -423,7 +422,7 @@ def test_hypernetwork_starts_at_the_analytic_student_and_bends_it(side: str, ker
     assert student(x).isfinite().all()
     start = start_of(spec, sketches)
     if not data:
-        outputs = noisy()(tokens_of(spec, sketches, start, budget, Afterwards()), False)
+        outputs = noisy()(tokens_of(spec, sketches, start, budget), False)
         changes = channel_changes(noisy(), spec, sketches, start, outputs)
         assert changes["conv"].shape == (start.curvatures["conv"].bare.numel(),)
         changed = corrected(spec, sketches, start, changes).curvatures["conv"]
@@ -456,7 +455,7 @@ def test_tokens_do_not_know_the_order_of_the_groups(side: str, kernel: int, data
     for each in (model, other):
         spec = inspect(each, x[:2])
         sketches = sketch(each, spec, [x] if data else None)
-        found.append(tokens_of(spec, sketches, start_of(spec, sketches), Budget(params=0.7), Afterwards()))
+        found.append(tokens_of(spec, sketches, start_of(spec, sketches), Budget(params=0.7)))
     for name in ("layers", "sketches", "budget"):
         torch.testing.assert_close(getattr(found[0], name), getattr(found[1], name), rtol=1e-4, atol=1e-4)
 
@@ -470,8 +469,7 @@ def test_meta_gradients_pass_through_every_group(side: str, adaptation: str, mea
     case = prepare_case("grouped", model, batches)
     hypernetwork = noisy(0.1)
     budget = at_rank(case.spec, 2)
-    after = Afterwards(2 if adaptation == "steps" else 0, adaptation == "refit")
-    emission, regression = generate(hypernetwork, case, budget, after, measured=measured)
+    emission, regression = generate(hypernetwork, case, budget, measured=measured, refit=adaptation == "refit")
     assert emission.layers["conv"].expand.shape[0] == 4
     inner = batches[:3] if adaptation == "steps" else batches[:1]
     refit = torch.cat(batches) if adaptation == "refit" else None

@@ -28,7 +28,7 @@ from hypercompress.meta import (
 )
 from hypercompress.meta.loss import _adapt, _others
 from hypercompress.reconstruction import reconstruct
-from hypercompress.specs import Afterwards, Budget, Side
+from hypercompress.specs import Budget, Side
 from hypercompress.student import build_student
 from hypercompress.tokens import BANDS
 
@@ -142,7 +142,7 @@ def test_look_ahead_moves_the_student_and_never_the_teacher(case: Case, measured
     objective = Objective(inner_rate=5e-3)
     values = []
     for steps in (0, 3):
-        emission, regression = generate(network, case, BUDGET, Afterwards(steps), measured=measured)
+        emission, regression = generate(network, case, BUDGET, measured=measured)
         loss, kl = meta_loss(case, emission, [images(1)[0]] * (steps + 1), objective)
         network.zero_grad()
         (loss + regression).backward()
@@ -154,14 +154,14 @@ def test_look_ahead_moves_the_student_and_never_the_teacher(case: Case, measured
     assert not any(m._forward_hooks for m in case.teacher.modules())
 
 
-def learnt(case: Case, budget: Budget, after: Afterwards, *, measured: bool, lr: float) -> list[float]:
+def learnt(case: Case, budget: Budget, steps: int, *, measured: bool, refit: bool) -> list[float]:
     """Losses of a small network over two dozen steps on the same batches."""
-    network, calibration = small(), images()[0] if after.refit else None
-    batches = images(5)[4:] if after.refit else images(after.steps + 1)
-    optimiser = torch.optim.Adam(network.parameters(), lr)
+    network, calibration = small(), images()[0] if refit else None
+    batches = images(5)[4:] if refit else images(steps + 1)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     losses = []
     for _ in range(24):
-        emission, _ = generate(network, case, budget, after, measured=measured)
+        emission, _ = generate(network, case, budget, measured=measured, refit=refit)
         loss, _ = meta_loss(case, emission, batches, Objective(curvature=0.0), refit=calibration)
         optimiser.zero_grad()
         loss.backward()
@@ -171,22 +171,17 @@ def learnt(case: Case, budget: Budget, after: Afterwards, *, measured: bool, lr:
 
 
 @pytest.mark.parametrize(
-    ("after", "measured", "budget"),
-    [
-        (Afterwards(), True, BUDGET),
-        (Afterwards(2), True, BUDGET),
-        (Afterwards(), False, BUDGET),
-        (Afterwards(refit=True), True, TIGHT),
-    ],
+    ("steps", "measured", "refit", "budget"),
+    [(0, True, False, BUDGET), (2, True, False, BUDGET), (0, False, False, BUDGET), (0, True, True, TIGHT)],
     ids=["generated", "look-ahead", "no data", "refit"],
 )
-def test_a_few_meta_steps_reduce_the_loss(case: Case, after: Afterwards, measured: bool, budget: Budget) -> None:
-    losses = learnt(case, budget, after, measured=measured, lr=1e-3)
+def test_a_few_meta_steps_reduce_the_loss(case: Case, steps: int, measured: bool, refit: bool, budget: Budget) -> None:
+    losses = learnt(case, budget, steps, measured=measured, refit=refit)
     assert min(losses[-3:]) < losses[0] - 0.01, losses
 
 
 def test_the_value_is_the_loss_however_the_surrogate_is_scaled(case: Case) -> None:
-    emission, regression = generate(small(), case, BUDGET, Afterwards(), measured=True)
+    emission, regression = generate(small(), case, BUDGET, measured=True)
     loss, kl = meta_loss(case, emission, images(1), Objective(features=0.0, floor=0.5))
     assert float(loss.detach()) == pytest.approx(float(torch.tensor(kl + 0.5).log()), abs=1e-5)
     assert float(regression) == 0
@@ -209,7 +204,7 @@ def test_distillation_steps_bring_the_student_closer(case: Case) -> None:
 
 
 def test_matrices_are_those_of_the_built_student(case: Case) -> None:
-    emission, _ = generate(small(0.5), case, BUDGET, Afterwards(), measured=True)
+    emission, _ = generate(small(0.5), case, BUDGET, measured=True)
     plain = emit(case.spec, case.sketches[True], case.starts[True], zeros(case), BUDGET)
     found = {name: layer.matrix() for name, layer in plain.layers.items()}
     for name, layer in plain.factors().layers.items():
@@ -249,7 +244,7 @@ def test_every_sampled_budget_can_be_reached(build: Callable[[], nn.Module]) -> 
         low, high = found.shares[budget.unit]
         assert low <= budget.share * (1 + 1e-12)
         assert budget.share <= high * (1 + 1e-12)
-        emission, _ = generate(small(), found, budget, Afterwards(), measured=True)
+        emission, _ = generate(small(), found, budget, measured=True)
         assert emission.plan.achieved <= budget.share
     for unit, (low, high) in found.shares.items():
         assert 0 < low <= high <= 1, unit
@@ -303,7 +298,7 @@ def test_the_refitted_loss_is_that_of_the_student_with_its_output_factors_refitt
 def test_look_ahead_trains_with_norms_as_distillation_does(case: Case) -> None:
     """Running moments of the student follow its own outputs; those of the teacher stay."""
     before = copy.deepcopy(case.teacher.state_dict())
-    emission, _ = generate(small(), case, TIGHT, Afterwards(3), measured=True)
+    emission, _ = generate(small(), case, TIGHT, measured=True)
     point = _adapt(case, emission, _others(case, emission), images(3), Objective())
     moved = {name for name, buffer in point.buffers.items() if not torch.equal(buffer, before[name])}
     assert moved == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}

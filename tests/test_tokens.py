@@ -13,7 +13,7 @@ from hypercompress.generator.hypernetwork import tokens_of
 from hypercompress.generator.start import Start, start_of
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
-from hypercompress.specs import Afterwards, Budget, ModelSpec, Sketch
+from hypercompress.specs import Budget, ModelSpec, Sketch
 from hypercompress.tokens import (
     BANDS,
     BUDGET_FEATURES,
@@ -39,9 +39,9 @@ def prepared(model: nn.Module, x: Tensor, data: bool) -> Prepared:
     return spec, sketches, start_of(spec, sketches)
 
 
-def tokens(model: nn.Module, x: Tensor, data: bool, budget: Budget, after: Afterwards | None = None) -> Tokens:
+def tokens(model: nn.Module, x: Tensor, data: bool, budget: Budget, refit: bool = False) -> Tokens:
     spec, sketches, start = prepared(model, x, data)
-    return tokens_of(spec, sketches, start, budget, after or Afterwards(10))
+    return tokens_of(spec, sketches, start, budget, refit)
 
 
 def mlp() -> nn.Module:
@@ -166,14 +166,13 @@ def test_channel_features_follow_the_channels(layer: str) -> None:
     torch.testing.assert_close(found[1].sort(0).values, found[0].sort(0).values, rtol=1e-4, atol=1e-4)
 
 
-def test_tokens_tell_budgets_units_and_steps_apart() -> None:
+def test_tokens_tell_budgets_units_and_a_refit_apart() -> None:
     model, x = mlp(), randn(20, 12)
     base = tokens(model, x, True, Budget(params=0.5)).budget
     others = [
         tokens(model, x, True, Budget(params=0.6)).budget,
         tokens(model, x, True, Budget(macs=0.5)).budget,
-        tokens(model, x, True, Budget(params=0.5), after=Afterwards(500)).budget,
-        tokens(model, x, True, Budget(params=0.5), after=Afterwards(10, refit=True)).budget,
+        tokens(model, x, True, Budget(params=0.5), refit=True).budget,
     ]
     assert all(not torch.allclose(base, other, atol=1e-3) for other in others)
     with pytest.raises(BudgetError):

@@ -21,13 +21,11 @@ SYNTHETIC = ("kfac-synthetic", "hypernet-synthetic")  # as ``generate --data syn
 IMAGINED: Mapping[str, Kind] = {**NOISES, **dict.fromkeys(SYNTHETIC, "synthetic")}
 CLOSED_FORMS = ("svd", "prior", *NOISES)  # without images
 WITHOUT_IMAGES = (*CLOSED_FORMS, "hypernet", *SYNTHETIC)
-UNGUARDED, NO_STEPS, NOISE, ALLOCATION_ALONE = (
-    f"hypernet-{what}" for what in ("unguarded", "no-steps", "noise", "allocation")
-)
+UNGUARDED, NOISE, ALLOCATION_ALONE = (f"hypernet-{what}" for what in ("unguarded", "noise", "allocation"))
 SILENCED = {f"hypernet-no-{group}": (group,) for group in GROUPS} | {
     ALLOCATION_ALONE: tuple(group for group in GROUPS if group not in ALLOCATION)
 }
-ABLATIONS = (UNGUARDED, NO_STEPS, NOISE, *SILENCED)
+ABLATIONS = (UNGUARDED, NOISE, *SILENCED)
 OTHER = "hypernet@"  # and a name: another hypernetwork
 
 
@@ -53,11 +51,10 @@ class Hypernetworks:
         """Names of all weights that a student depends on; ``teacher`` is the digest of the teacher's."""
         return f"{teacher}+{digest(self.path(method))}" if method.startswith("hypernet") else teacher
 
-    def load(self, method: str, steps: int, seed: int) -> Generator:
+    def load(self, method: str, seed: int) -> Generator:
         """The generator of a method.
 
         Args:
-            steps: of distillation that will follow.
             seed: of the noise in the place of tokens.
 
         Raises:
@@ -68,12 +65,12 @@ class Hypernetworks:
         if method in ANALYTIC:
             return ANALYTIC[method]
         if method in {"hypernet", "hypernet-synthetic"} or method.startswith(OTHER):
-            return HypernetGenerator(_read(self.path(method)), steps)
+            return HypernetGenerator(_read(self.path(method)))
         if method not in ABLATIONS:
             raise GeneratorError(f"received the method {method}; expected one with a generator; choose among --methods")
         silenced = SILENCED.get(method, ())
         network = AblatedHypernetwork(_read(self.path(method)), silenced, seed if method == NOISE else None)
-        return Unguarded(HypernetGenerator(network, 0 if method == NO_STEPS else steps, name=method))
+        return Unguarded(HypernetGenerator(network, name=method))
 
 
 @functools.cache
@@ -95,11 +92,10 @@ def table(methods: list[str], steps: list[int]) -> list[Case]:
 
     Without images there is nothing to distil with. With images `CHANNELS` are not used, so they cannot be silenced.
     """
-    without = [m for m in methods if m in WITHOUT_IMAGES or m in set(ABLATIONS) - {NO_STEPS} or m.startswith(OTHER)]
+    without = [m for m in methods if m in WITHOUT_IMAGES or m in ABLATIONS or m.startswith(OTHER)]
     images = [m for m in methods if m not in {"prior", *IMAGINED} and SILENCED.get(m) != (CHANNELS,)]
     found = [Case(method, IMAGES, count) for method in images for count in steps]
-    told = [case for case in found if case.method != NO_STEPS or case.steps > 0]  # at 0 steps there is nothing to tell
-    return told + [Case(method, NONE, 0) for method in without if 0 in steps]
+    return found + [Case(method, NONE, 0) for method in without if 0 in steps]
 
 
 def draws(case: Case) -> bool:

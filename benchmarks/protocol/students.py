@@ -84,11 +84,11 @@ class Starts:
         """The network that is measured at 0 steps, or distilled; the second is as ``--no-refit`` leaves it."""
         if cell != self._cell:
             self._cell, self._known, self._tested, self.distilled = cell, {}, {}, {}
-        return self._make(case.method, case.statistics, cell, case.steps, refit=case.steps == 0)
+        return self._make(case.method, case.statistics, cell, refit=case.steps == 0)
 
     def bare(self, case: Case, cell: Cell) -> Start:
-        """The network of ``--no-refit``, for the same number of steps."""
-        return self._make(case.method, case.statistics, cell, case.steps, refit=False)
+        """The network of ``--no-refit``."""
+        return self._make(case.method, case.statistics, cell, refit=False)
 
     def test(self, network: nn.Module) -> Fidelity:
         """A start of the present budget on the test images, measured once."""
@@ -96,18 +96,17 @@ class Starts:
             self._tested[id(network)] = fidelity(self.subject.teacher, network, self.subject.test)
         return self._tested[id(network)]
 
-    def _make(self, method: str, statistics: str, cell: Cell, steps: int, *, refit: bool) -> Start:
-        told = steps if method.startswith("hypernet") else 0  # only hypernetworks ask what follows
+    def _make(self, method: str, statistics: str, cell: Cell, *, refit: bool) -> Start:
         refit = refit and refittable(method, statistics)
-        key = (method, statistics, cell, told, refit)
+        key = (method, statistics, cell, refit)
         if key not in self._known:
             try:
-                self._known[key] = self._new(method, statistics, cell, told, refit)
+                self._known[key] = self._new(method, statistics, cell, refit)
             except HypercompressError as error:
                 self._known[key] = Start(None, str(error))
         return self._known[key]
 
-    def _new(self, method: str, statistics: str, cell: Cell, steps: int, refit: bool) -> Start:
+    def _new(self, method: str, statistics: str, cell: Cell, refit: bool) -> Start:
         if method == "random":
             network = self._shape(cell)
             return Start(from_scratch(network, self.subject.architecture, self.seed))
@@ -117,7 +116,7 @@ class Starts:
         plan = plan or (self.weights_alone if statistics == NONE else self.measured)
         note = ""
         if method == "kfac-search":
-            rival = self._make("hypernet", statistics, cell, 0, refit=refit)
+            rival = self._make("hypernet", statistics, cell, refit=refit)
             if rival.network is None:
                 return Start(None, f"the hypernetwork, whose time it gets, has no student: {rival.note}")
             time = rival.facts["seconds"]
@@ -125,7 +124,7 @@ class Starts:
             plan, tries = searched(kfac, cell.budget, time, refit=refit, seed=self.seed)
             note = f"{tries} tries in {time:.1f} s"
         else:
-            plan = replace(plan, generator=self.hypernetworks.load(method, steps, self.seed))
+            plan = replace(plan, generator=self.hypernetworks.load(method, self.seed))
         student = finish(
             plan,
             cell.budget,
@@ -144,7 +143,7 @@ class Starts:
 
     def _shape(self, cell: Cell) -> nn.Module:
         """The `kfac` student, whose shape and size other methods take."""
-        network = self._make("kfac", "images", cell, 0, refit=False).network
+        network = self._make("kfac", "images", cell, refit=False).network
         assert network is not None  # the budget was found with it
         return network
 

@@ -16,7 +16,7 @@ from hypercompress.generator.encoder import Encoder
 from hypercompress.generator.heads import Heads, Outputs
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.start import Start, corrected, start_of
-from hypercompress.specs import Afterwards, Budget, Generation, ModelSpec, Unit
+from hypercompress.specs import Budget, Generation, ModelSpec, Unit
 from hypercompress.tokens import Known, Tokens, channel_features, tokenize
 
 
@@ -42,8 +42,8 @@ class Hypernetwork(nn.Module):
         return self.heads.channels(features, state)
 
 
-def tokens_of(spec: ModelSpec, sketches: Sketches, start: Start, budget: Budget, after: Afterwards) -> Tokens:
-    """Tokens at a budget, around the ranks of the analytic start."""
+def tokens_of(spec: ModelSpec, sketches: Sketches, start: Start, budget: Budget, refit: bool = False) -> Tokens:
+    """Tokens at a budget, around the ranks of the analytic start; ``refit``: whether the student will be refitted."""
     plan = allocate(spec, start.energies, budget, nats=False, inputs=start.inputs)
     known = Known(start.curvatures, start.directions.outputs, start.energies, start.inputs)
     if budget.unit is Unit.LATENCY:  # it has learnt of multiply-accumulates only: those that the plan leaves
@@ -53,7 +53,7 @@ def tokens_of(spec: ModelSpec, sketches: Sketches, start: Start, budget: Budget,
             if layer.name in plan.ranks
         )
         plan, budget = replace(plan, unit=Unit.MACS), Budget(macs=1 - saved / max(1, spec.macs))
-    return tokenize(spec, sketches, known, plan, budget, after)
+    return tokenize(spec, sketches, known, plan, budget, refit)
 
 
 def channel_changes(
@@ -73,7 +73,6 @@ class HypernetGenerator:
 
     Args:
         network: the hypernetwork, in evaluation mode.
-        steps: distillation steps that the user will take.
         strength: in [0, 1]; 0 gives the analytic start.
         name: as in the report.
         progress: as in `AnalyticGenerator`.
@@ -82,12 +81,11 @@ class HypernetGenerator:
     def __init__(
         self,
         network: Hypernetwork,
-        steps: int = 0,
         strength: float = 1.0,
         name: str = "hypernet",
         progress: Progress | None = None,
     ) -> None:
-        self.network, self.steps, self.strength, self.name = network.eval(), steps, strength, name
+        self.network, self.strength, self.name = network.eval(), strength, name
         self.progress = progress
         self._last: tuple[ModelSpec, Sketches, Start] | None = None
 
@@ -107,7 +105,7 @@ class HypernetGenerator:
             BudgetError: the budget is out of reach.
         """
         start = self._start(spec, sketches)
-        outputs = self.network(tokens_of(spec, sketches, start, budget, Afterwards(self.steps, refit)), start.measured)
+        outputs = self.network(tokens_of(spec, sketches, start, budget, refit), start.measured)
         found, changes = [], None
         if not start.measured:
             changes = channel_changes(self.network, spec, sketches, start, outputs)

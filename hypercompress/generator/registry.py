@@ -16,19 +16,16 @@ from hypercompress.networks import read_network, write_network
 RELEASED = Path(__file__).parents[1] / "pretrained" / "hypernet"
 NAMES = ("auto", "hypernet", *ANALYTIC)
 WEIGHTS = "hypernet.safetensors"
-FORMAT = 2  # 1: without two-sided layers and the refit
+FORMAT = 3  # 1: without two-sided layers and the refit; 2: told of the distillation steps to come
 
 
-def load_generator(
-    name: str | Path, has_data: bool = True, steps: int = 0, progress: Progress | None = None
-) -> Generator:
+def load_generator(name: str | Path, has_data: bool = True, progress: Progress | None = None) -> Generator:
     """A generator by name, or a meta-trained hypernetwork by folder.
 
     Args:
         name: ``hypernet`` is the released hypernetwork; ``auto`` too, but without data it is ``svd``, which does
             better on networks that meta-training has not seen (LOG.md); analytic names; or a folder.
         has_data: whether calibration data will be given; analytic generators that need some refuse early.
-        steps: distillation steps that will follow.
         progress: called with ``"factorize"``, the number of layers done and the name of the next.
 
     Raises:
@@ -44,9 +41,9 @@ def load_generator(
             )
         return generator if progress is None else replace(generator, progress=progress)
     if text in ("auto", "hypernet"):
-        return HypernetGenerator(load_hypernetwork(RELEASED), steps, progress=progress)
+        return HypernetGenerator(load_hypernetwork(RELEASED), progress=progress)
     if Path(text).is_dir():
-        return HypernetGenerator(load_hypernetwork(Path(text)), steps, name=Path(text).name, progress=progress)
+        return HypernetGenerator(load_hypernetwork(Path(text)), name=Path(text).name, progress=progress)
     near = difflib.get_close_matches(text, NAMES, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise GeneratorError(

@@ -27,7 +27,7 @@ from hypercompress.meta.case import Case
 from hypercompress.meta.cost import cost_share
 from hypercompress.meta.proposal import generate
 from hypercompress.reconstruction import reconstruct
-from hypercompress.specs import Afterwards, Budget, Generation, LayerFactors, Unit
+from hypercompress.specs import Budget, Generation, LayerFactors, Unit
 from hypercompress.student import build_student, low_rank_layers
 
 
@@ -247,9 +247,8 @@ def evaluate_case(  # noqa: PLR0913  (each has a default)
 ) -> float:
     """KL on ``batches`` of the generated student, after distillation on ``steps_batches`` or a refit, if given."""
     objective = objective or Objective()
-    after = Afterwards(len(steps_batches), refit is not None)
     with torch.no_grad():
-        emission, _ = generate(network, case, budget, after, measured=measured, strength=strength)
+        emission, _ = generate(network, case, budget, measured=measured, refit=refit is not None, strength=strength)
         others = _others(case, emission)
     if refit is not None:
         return compare(case.teacher, _refitted(case, emission, refit), batches).kl

@@ -10,18 +10,21 @@ from hypercompress.generator.emission import Emission, emit
 from hypercompress.generator.hypernetwork import Hypernetwork, channel_changes, tokens_of
 from hypercompress.generator.start import corrected, on_device
 from hypercompress.meta.case import Case
-from hypercompress.specs import Afterwards, Budget
+from hypercompress.specs import Budget
 
 
 def generate(
-    network: Hypernetwork, case: Case, budget: Budget, after: Afterwards, *, measured: bool, strength: float = 1.0
+    network: Hypernetwork, case: Case, budget: Budget, *, measured: bool, refit: bool = False, strength: float = 1.0
 ) -> tuple[Emission, Float[Tensor, ""]]:
     """Emission with masks, and the curvature regression loss (zero with data).
 
-    ``strength=0`` is the analytic student, for comparison.
+    Args:
+        measured: whether the curvature is that of images; else it is guessed from the weights.
+        refit: whether the student will be refitted.
+        strength: 0 is the analytic student, for comparison.
     """
     start, sketches = case.starts[measured], case.sketches[measured]
-    outputs = network(tokens_of(case.spec, sketches, start, budget, after), measured)
+    outputs = network(tokens_of(case.spec, sketches, start, budget, refit), measured)
     regression = outputs.weight.new_zeros(())
     if not measured and strength > 0:
         changes = channel_changes(network, case.spec, sketches, start, outputs)

@@ -8,14 +8,13 @@ A grouped convolution is ``g`` matrices of ``o = out / g`` rows side by side, ``
 a matrix then has a leading axis ``g``, in the order of the channels; a layer that is one matrix has no such axis.
 """
 
-from hypercompress.specs.budget import COUNTED, Afterwards, Budget, Unit
+from hypercompress.specs.budget import COUNTED, Budget, Unit
 from hypercompress.specs.layers import LayerSpec, Measured, ModelSpec, Side, Status
 from hypercompress.specs.plans import Factors, Finishing, Generation, KlScale, LayerFactors, RankPlan, Refit
 from hypercompress.specs.sketches import Curvature, NormStatistics, Sketch
 
 __all__ = [
     "COUNTED",
-    "Afterwards",
     "Budget",
     "Curvature",
     "Factors",

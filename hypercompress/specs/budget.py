@@ -1,4 +1,4 @@
-"""What a student may cost, and what will be done with it."""
+"""What a student may cost."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -55,16 +55,3 @@ class Budget:
     def share(self) -> float:
         share: float = getattr(self, self.unit)
         return share
-
-
-@dataclass(frozen=True)
-class Afterwards:
-    """What will be done with a student once it is generated.
-
-    Args:
-        steps: distillation steps.
-        refit: whether its factors are refitted (`reconstruction.py`).
-    """
-
-    steps: int = 0
-    refit: bool = False

@@ -124,11 +124,9 @@ def test_the_table_has_every_case_that_means_something() -> None:
     assert len(cases) == len(set(cases))
     free = {case.method for case in cases if case.statistics == "none"}
     others = {"svd", "prior", "hypernet", "kfac-pink", "kfac-synthetic", "hypernet@x"}
-    assert free == {*others, *ABLATIONS} - {"hypernet-no-steps"}
+    assert free == {*others, *ABLATIONS}
     images = {case.method for case in cases if case.statistics == "images"}
     assert images == set(methods) - {"prior", "kfac-pink", "kfac-synthetic", "hypernet-no-channels"}
-    assert Case("hypernet-no-steps", "images", 100) in cases
-    assert Case("hypernet-no-steps", "images", 0) not in cases
     assert all(case.steps == 0 for case in cases if case.statistics == "none")
     assert table(["svd"], [20]) == [Case("svd", "images", 20)]
     assert not draws(Case("svd", "none", 0))
@@ -140,7 +138,7 @@ def test_every_start_has_the_budget(starts: Starts, subject: Subject) -> None:
     (cell,) = starts.cells
     whole = count(subject.teacher)
     cases = table([*heldout.METHODS, "hypernet-unguarded", "hypernet-noise"], [0])
-    for case in [*cases, Case("hypernet", "images", 2), Case("hypernet-no-steps", "images", 2)]:
+    for case in [*cases, Case("hypernet", "images", 2)]:
         start = starts.make(case, cell)
         assert start.network is not None, (case, start.note)
         size = count(start.network)
@@ -333,4 +331,4 @@ def test_other_hypernetworks_have_names_and_weights_of_their_own(zoo: Path, tmp_
     names = {method: found.weights(method, "t") for method in ("hypernet", "hypernet-noise", "hypernet@x")}
     assert names["hypernet"] == names["hypernet-noise"] != names["hypernet@x"]
     with pytest.raises(GeneratorError, match="received the method random"):
-        found.load("random", 0, 0)
+        found.load("random", 0)

@@ -19,7 +19,7 @@ from hypercompress.generator.hypernetwork import tokens_of
 from hypercompress.generator.start import start_of
 from hypercompress.inversion import SHARED, mismatch, remembering_norms
 from hypercompress.prepared import Plan
-from hypercompress.specs import Afterwards, Budget
+from hypercompress.specs import Budget
 from hypercompress.student import build_student
 
 BUDGET = Budget(params=0.3)
@@ -65,7 +65,7 @@ def network() -> Hypernetwork:
 def outputs(network: Hypernetwork, plan: Plan) -> Outputs:
     start = start_of(plan.spec, plan.sketches)
     with torch.no_grad():
-        found: Outputs = network(tokens_of(plan.spec, plan.sketches, start, BUDGET, Afterwards()), start.measured)
+        found: Outputs = network(tokens_of(plan.spec, plan.sketches, start, BUDGET), start.measured)
     return found
 
 
@@ -125,7 +125,7 @@ def test_noise_has_the_tokens_moments_and_nothing_of_their_content(
 ) -> None:
     plan = plans[True]
     start = start_of(plan.spec, plan.sketches)
-    tokens = tokens_of(plan.spec, plan.sketches, start, BUDGET, Afterwards())
+    tokens = tokens_of(plan.spec, plan.sketches, start, BUDGET)
     ours = noisy(tokens, 0)
     assert ours.layers.shape == tokens.layers.shape
     assert torch.equal(ours.order, tokens.order)

@@ -13,7 +13,7 @@ from hypercompress.generator.hypernetwork import channel_changes, tokens_of
 from hypercompress.generator.start import Start, on_device, start_of
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
-from hypercompress.specs import Afterwards, Budget, Generation, ModelSpec
+from hypercompress.specs import Budget, Generation, ModelSpec
 from hypercompress.student import build_student
 
 BUDGETS = [Budget(params=0.35), Budget(params=0.7), Budget(macs=0.5)]
@@ -158,7 +158,7 @@ def test_every_head_reaches_the_student() -> None:
         if head < 2:  # what all layers share changes nothing, so let it differ between the first and the last
             start = start_of(spec, sketches)
             with torch.no_grad():
-                states, _ = network.encoder(tokens_of(spec, sketches, start, BUDGETS[0], Afterwards()))
+                states, _ = network.encoder(tokens_of(spec, sketches, start, BUDGETS[0]))
             network.heads.layer.bias.data[head] = 0.0
             network.heads.layer.weight.data[head] = 10 * (states[0] - states[-1])
         got = [HypernetGenerator(network).generate(spec, sketches, budget) for budget in budgets]
@@ -174,7 +174,7 @@ def test_every_head_reaches_the_student() -> None:
 def test_gradients_reach_every_parameter_of_the_network() -> None:
     _, spec, sketches = prepared(data=False)
     network, start = randomised(0.1), start_of(spec, sketches)
-    outputs = network(tokens_of(spec, sketches, start, BUDGETS[0], Afterwards(5)), False)
+    outputs = network(tokens_of(spec, sketches, start, BUDGETS[0]), False)
     changes = channel_changes(network, spec, sketches, start, outputs)
     values = [outputs.weight, outputs.exponent, outputs.shift, outputs.spread, outputs.rotation, outputs.gain.sum(1)]
     (sum(value.square().sum() for value in values) + sum(c.square().sum() for c in changes.values())).backward()

@@ -101,9 +101,9 @@ def test_hypernetworks_come_back_bit_for_bit(folder: Path) -> None:
     save_hypernetwork(network, folder.parent / "again", {"steps": 3})
     for name in ("hypernet.safetensors", "config.json"):
         assert (folder / name).read_bytes() == (folder.parent / "again" / name).read_bytes()
-    generator = load_generator(folder, steps=50)
+    generator = load_generator(folder)
     assert isinstance(generator, HypernetGenerator)
-    assert (generator.name, generator.steps, generator.strength) == ("mine", 50, 1.0)
+    assert (generator.name, generator.strength) == ("mine", 1.0)
 
 
 def edited(folder: Path, **changes: Any) -> None:
@@ -128,5 +128,6 @@ def test_damaged_folders_are_refused(folder: Path, damage: str) -> None:
         edited(folder, config={"width": 32, "depth": 1, "heads": 2})
     else:
         config.write_text("[]" if damage == "list" else "{")
-    with pytest.raises(ArtefactError, match="received the hypernetwork"):
+    said = {"bit": "altered; .*copy it again", "format": "of format 99; .*train it again"}
+    with pytest.raises(ArtefactError, match=f"received the hypernetwork .*{said.get(damage, '')}"):
         load_hypernetwork(folder)
