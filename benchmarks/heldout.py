@@ -3,7 +3,7 @@
     python -m benchmarks.heldout --zoo runs/zoo_large --root DATA [--hypernet FOLDER] [--teachers NAME ...]
         [--methods NAME ...] [--ablations] [--levels 0.95 0.8 0.5] [--units params macs] [--steps 0 20 100 500]
         [--seeds 3] [--rates 0.001 0.003 0.01] [--device cpu] [--out benchmarks/results]
-    python -m benchmarks.heldout --merge FOLDER [FOLDER ...] [--out benchmarks/results]
+    python -m benchmarks.heldout --merge FOLDER [FOLDER ...] [--teachers NAME ...] [--out benchmarks/results]
 
 Writes ``heldout_budgets.csv``, ``heldout.csv``, ``heldout.png`` and ``heldout_free.png``, and prints the verdict. Rows
 that are there are not made again. Programs that run at once write to folders of their own, which ``--merge`` joins. One
@@ -116,13 +116,13 @@ def _line(row: dict[str, Any], found: dict[str, Any]) -> str:
     return f"{what}, {row['steps']} steps, seed {row['seed']}: {end}"
 
 
-def show(out: Path) -> None:
-    """The figures and the verdict, from the tables alone."""
+def show(out: Path, only: Sequence[str] | None = None) -> None:
+    """The figures, of everything, and the verdict, from the tables alone."""
     known, results = tables(out)
     if results.rows:
         distilled_figure(results, out / "heldout.png")
         free_figure(results, out / "heldout_free.png")
-    say(verdict(known, results))
+    say(verdict(known, results, only))
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:
@@ -147,7 +147,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default="~/.cache/hypercompress", help="folder that the data sets lie in")
     parser.add_argument("--hypernet", type=Path, metavar="FOLDER", help="hypernetwork (default: the released one)")
     parser.add_argument("--other", nargs="+", default=[], metavar="NAME=FOLDER", help="further ones: hypernet@NAME")
-    parser.add_argument("--teachers", nargs="+", metavar="NAME", help="default: every held-out one")
+    parser.add_argument("--teachers", nargs="+", metavar="NAME", help="with --merge: of the verdict (default: all)")
     parser.add_argument("--methods", nargs="*", choices=[*METHODS, *ABLATIONS], default=METHODS, help="default: all")
     parser.add_argument("--ablations", action="store_true", help="the ablations too")
     parser.add_argument("--levels", nargs="+", type=float, choices=LEVELS, default=LEVELS, help="default: all")
@@ -207,7 +207,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except HypercompressError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    show(options.out)
+    show(options.out, options.teachers if options.merge is not None else None)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.common import Results
@@ -41,14 +41,17 @@ class Gaps:
 
     Args:
         results: the table ``heldout.csv``.
+        only: these teachers; ``None``: all.
     """
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, results: Results, only: Collection[str] | None = None) -> None:
+        self.top1: dict[str, float] = {}  # of the teachers
         self._found: dict[tuple[str, Place, Column], dict[int, float]] = {}
         for row in results.rows:
-            if row["top1"]:
+            if row["top1"] and (only is None or row["teacher"] in only):
                 column = Column(row["method"], row["statistics"], int(row["steps"]))
                 key = (row["teacher"], (row["unit"], row["level"]), column)
+                self.top1[row["teacher"]] = float(row["top1_teacher"])
                 gap = float(row["top1_teacher"]) - float(row["top1"])
                 self._found.setdefault(key, {})[int(row["seed"])] = gap
         self.teachers = list(dict.fromkeys(teacher for teacher, _, _ in self._found))

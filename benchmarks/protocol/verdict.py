@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import NOTHING, Column, Estimate, Gaps, Place, mean, ratio
-from benchmarks.protocol.methods import CLOSED_FORMS, IMAGES, NONE, OUTPUTS, SYNTHETIC
+from benchmarks.protocol.listing import closed_form, every_network, over_draws, place_name
+from benchmarks.protocol.methods import IMAGES, NONE, OUTPUTS, SYNTHETIC
 
 GENERATED, HARD = 0.7, ("0.8", "0.5")  # of kfac's gap at 0 steps, at these levels
 DISTILLED, LATER = 0.8, (100, 500)  # of kfac's gap after these steps, at all levels
@@ -16,33 +17,35 @@ KFAC, HYPERNET = Column("kfac"), Column("hypernet")
 FREE = tuple(Column(method, NONE) for method in ("hypernet", *SYNTHETIC))
 
 
-def verdict(budgets: Results, results: Results) -> str:
-    """Everything that is printed."""
-    gaps = Gaps(results)
+def verdict(budgets: Results, results: Results, only: Collection[str] | None = None) -> str:
+    """Everything that is printed; ``only``: of these teachers, ``None``: of all."""
+    gaps = Gaps(results, only)
     parts = [
-        ("Budgets that do not exist", "\n".join(absent(budgets)) or "none"),
-        ("Rows without a student", "\n".join(failures(results)) or "none"),
+        ("Budgets that do not exist", "\n".join(absent(budgets, only)) or "none"),
+        ("Rows without a student", "\n".join(failures(results, only)) or "none"),
         ("With images: gap of hypernet against kfac, points of top-1", with_images(gaps, KFAC)),
         (f"The same against {OUTPUTS}, the kfac that the budgets were found with", with_images(gaps, Column(OUTPUTS))),
         ("Teachers on which hypernet is worse than kfac by more than two standard errors", worse(gaps)),
         ("Without images: the way from the best closed form to kfac with images", without_images(gaps)),
         ("Every method with images against kfac, on the budgets that both have, points of top-1", beside_kfac(gaps)),
         ("Every method: mean gap over its teachers, points of top-1", every_method(gaps)),
+        ("Every network as generated: top-1, mean over draws", every_network(gaps)),
+        ("Standard deviation of top-1 over draws, points", over_draws(gaps)),
     ]
     return "\n\n".join(f"{title}\n\n{text}" for title, text in parts)
 
 
-def absent(budgets: Results) -> Iterator[str]:
+def absent(budgets: Results, only: Collection[str] | None = None) -> Iterator[str]:
     """The budgets that no student meets."""
     for row in budgets.rows:
-        if not row["share"]:
+        if not row["share"] and (only is None or row["teacher"] in only):
             place = f"{row['teacher']}, {row['unit']}, {float(row['level']):.0%}"
             yield f"{place}: {row['note']} ({float(row['kept']):.1%})"
 
 
-def failures(results: Results) -> Iterator[str]:
+def failures(results: Results, only: Collection[str] | None = None) -> Iterator[str]:
     """Why there is no student, by teacher and method; absent budgets are named already."""
-    rows = [row for row in results.rows if not row["top1"] and row["share"]]
+    rows = [row for row in results.rows if not row["top1"] and row["share"] and (not only or row["teacher"] in only)]
     for (teacher, method, note), count in Counter((r["teacher"], r["method"], r["note"]) for r in rows).items():
         yield f"{teacher}, {method}: {note} ({count} rows)"
 
@@ -68,7 +71,7 @@ def with_images(gaps: Gaps, rival: Column) -> str:
 
 def _place(places: Sequence[Place]) -> str:
     if len(places) == 1:
-        return f"{places[0][0]} {float(places[0][1]):.0%}"
+        return place_name(places[0])
     levels = dict.fromkeys(f"{float(level):.0%}" for _, level in places)
     return f"all of {', '.join(levels)}"
 
@@ -105,8 +108,12 @@ def without_images(gaps: Gaps) -> str:
             way = ratio([(best - gap, best - kfac) for best, gap, kfac in found])
             means = [mean(side).text(2, 100) for side in zip(*found, strict=True)] or [NOTHING.text()] * 3
             goal = "-" if math.isnan(way.value) else f"{WAY:g}: {'reached' if way.value >= WAY else 'NOT reached'}"
-            lines.append([ours.method, _place(places), str(len(found)), str(short), *means, way.text(), goal])
-    header = ("method", "budget", "teachers", "left out", "best closed form", "it", "kfac, images", "way", "goal")
+            before = ratio([(a, b) for a, b in gaps.together(places, [ours, Column(OUTPUTS)]).values()])
+            lines.append(
+                [ours.method, _place(places), str(len(found)), str(short), *means, way.text(), goal, before.text()]
+            )
+    gaps_of = ("best closed form", "it", "kfac, images")
+    header = ("method", "budget", "teachers", "left out", *gaps_of, "way", "goal", f"of {OUTPUTS}' gap")
     return markdown(header, lines) if lines else "no rows of all three"
 
 
@@ -118,11 +125,10 @@ def _ways(gaps: Gaps, places: Sequence[Place], column: Column) -> tuple[list[tup
     for teacher in gaps.teachers:
         triples = []
         for place in places:
-            closed = [gaps.of(teacher, place, Column(method, NONE)) for method in CLOSED_FORMS]
-            known = [gap for gap in closed if gap is not None]
+            best = closed_form(gaps, teacher, place)
             ours, kfac = gaps.of(teacher, place, column), gaps.of(teacher, place, KFAC)
-            if known and ours is not None and kfac is not None:
-                triples.append((min(known), ours, kfac))
+            if best is not None and ours is not None and kfac is not None:
+                triples.append((best, ours, kfac))
         if triples:
             best, ours, kfac = (sum(side) / len(triples) for side in zip(*triples, strict=True))
             if best > kfac:

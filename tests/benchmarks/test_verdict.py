@@ -10,6 +10,7 @@ from benchmarks.common import Results
 from benchmarks.protocol import budgets, rows
 from benchmarks.protocol.figures import colour, distilled_figure, free_figure
 from benchmarks.protocol.gaps import Column, Gaps, mean, ratio
+from benchmarks.protocol.listing import every_network, over_draws
 from benchmarks.protocol.verdict import KFAC, beside_kfac, verdict, with_images, without_images, worse
 
 
@@ -131,9 +132,51 @@ def test_the_way_without_images(table: Table) -> None:
     assert "kfac-synthetic" not in without_images(table.gaps)
     table.put("a", "kfac-synthetic", [0.4, 0.2], statistics="none")  # 0.2 of 0.4
     table.put("c", "kfac-synthetic", [0.4], statistics="none")
+    table.put("a", "kfac-outputs", [0.2])
     found = line(without_images(table.gaps), "| kfac-synthetic | params 80%")
     assert found[2:4] == ["1", "1"]
     assert found[7].startswith("0.50")
+    assert found[9] == "1.50"  # 0.3 of 0.2
+
+
+def test_every_network_as_generated(table: Table) -> None:
+    table.put("a", "svd", [0.5], statistics="none")
+    table.put("a", "kfac-pink", [0.4, 0.2], statistics="none")  # the best closed form, mean over draws
+    table.put("a", "kfac", [0.1, 0.2])
+    table.put("a", "kfac", [0.0], steps=100)  # not as generated
+    table.put("b", "hypernet", [0.4], level=0.5, unit="macs")
+    table.put("c", "random", [0.4])  # none of those that are shown
+    found = [[cell.strip() for cell in cells.strip("|").split("|")] for cells in every_network(table.gaps).splitlines()]
+    assert found[0][:3] == ["network (top-1)", "size", "no images: closed form"]
+    assert found[2:] == [
+        ["a (90.0)", "params 80%", "60.0", "-", "-", "-", "75.0", "-", "-"],
+        ["b (90.0)", "macs 50%", "-", "-", "-", "-", "-", "50.0", "-"],
+    ]
+
+
+def test_deviation_over_draws_is_pooled(table: Table) -> None:
+    table.put("a", "kfac", [0.10, 0.12])  # variance 2, one degree of freedom
+    table.put("b", "kfac", [0.10, 0.11, 0.12])  # variance 1, two
+    table.put("c", "kfac", [0.3])
+    table.put("a", "kfac", [0.1, 0.9], steps=100)
+    table.put("a", "svd", [0.3], level=0.5)
+    assert line(over_draws(table.gaps), "| kfac |") == ["kfac", "images", f"{(4 / 3) ** 0.5:.1f}", "-"]
+    assert "svd" not in over_draws(table.gaps)
+
+
+def test_a_verdict_of_some_teachers(table: Table) -> None:
+    for teacher, gap in (("a", 0.1), ("b", 0.3)):
+        table.put(teacher, "kfac", [gap])
+        table.put(teacher, "hypernet", [0.1])
+        table.put(teacher, "svd", [None], note=f"cannot {teacher}")
+        table.budgets.add(
+            {"teacher": teacher, "unit": "macs", "level": 0.5, "share": None, "kept": 0.7, "note": "easy"}
+        )
+    some, every = (verdict(table.budgets, table.results, only) for only in (["b"], None))
+    assert line(some, "| params 80% | 0 |")[2:6] == ["1", "10.00", "30.00", "0.33"]
+    assert "b, svd: cannot b" in some
+    assert not any(text in some for text in ("a, macs", "cannot a", "| a ("))
+    assert all(text in every for text in ("a, macs", "cannot a", "| a ("))
 
 
 def test_what_is_missing_is_said(table: Table) -> None:
