@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypercompress.calling import batch_size, flat
+from hypercompress.calling import batch_size, flat, ordinary
 from hypercompress.errors import DataError
 
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
@@ -57,8 +57,8 @@ def split_batches(data: Iterable[Any], device: torch.device) -> CalibrationSplit
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on ``device``."""
-    return _mapped(lambda tensors: tensors[0].to(device), [batch])
+    """The batch with its tensors on ``device``, where autograd can use them."""
+    return _mapped(lambda tensors: ordinary(tensors[0].to(device)), [batch])
 
 
 def cut(batch: Any, pieces: int) -> Iterator[Any]:

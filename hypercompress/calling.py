@@ -97,6 +97,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def ordinary(tensor: Tensor) -> Tensor:
+    """The tensor; a copy of one that was made in inference mode, which autograd cannot use."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def first_argument(args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
     """What a module reads, however it was passed."""
     return (*args, *named.values())[0]

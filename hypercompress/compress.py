@@ -13,6 +13,7 @@ from hypercompress.architecture import Architecture, architecture_of, own_input_
 from hypercompress.calibration import CalibrationSplit, pieces, resized, split_batches
 from hypercompress.calling import ForwardFn, Progress, batch_size, flat
 from hypercompress.choices import guarded
+from hypercompress.copying import as_written
 from hypercompress.curvature import reached
 from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.fisher import Probing
@@ -85,7 +86,8 @@ def prepare(
             f"received no calibration data; expected some for generator '{chosen.name}', which weighs directions by "
             "measured curvature; pass data, or choose svd, prior or hypernet"
         )
-    original, teacher = teacher, unpack(teacher)
+    original = as_written(teacher)
+    teacher = unpack(original)
     device = next(teacher.parameters()).device
     split = None if data is None else split_batches(data, device)
     example = example_of(teacher, split, example)
@@ -105,6 +107,7 @@ def prepare(
     return Plan(original, teacher, spec, sketches, split, chosen, timed)
 
 
+@torch.inference_mode(False)
 def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     teacher: nn.Module,
     budget: Budget,
@@ -125,7 +128,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     """Generate a compact student of ``teacher``; no gradient step is taken.
 
     Args:
-        teacher: any module; not modified. A `Student` counts as the dense network that its factors make.
+        teacher: any module; not modified. A `Student` counts as the dense network that its factors make, and a
+            compiled model as the one that was compiled.
         budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
         data: calibration batches (tensors, tuples or dicts; labels are not read); ``None``: from weights alone.
         generator: ``auto`` (the released hypernetwork; without data ``svd``), ``hypernet``, ``svd``, ``whitened``,
@@ -150,7 +154,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     Example:
         >>> student = compress(teacher, Budget(params=0.4), data=loader)  # doctest: +SKIP
     """
-    start = time.perf_counter()
+    start, teacher = time.perf_counter(), as_written(teacher)
     if isinstance(teacher, Student):
         architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
     plan = prepare(

@@ -295,6 +295,41 @@ def test_dict_batches_and_a_forward_function() -> None:
         compress(teacher, Budget(params=0.7), data, "kfac")
 
 
+def test_a_compiled_model_gives_the_student_of_the_one_that_was_compiled() -> None:
+    model = network()
+    wanted = compress(model, Budget(params=0.5), batches())
+    got = compress(torch.compile(model), Budget(params=0.5), batches())
+    assert got.state_dict().keys() == wanted.state_dict().keys()
+    assert all(torch.equal(value, got.state_dict()[name]) for name, value in wanted.state_dict().items())
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_inference_mode_changes_nothing(data: bool) -> None:
+    model = network()
+    wanted = compress(model, Budget(params=0.5), batches() if data else None, example=batches()[0])
+    with torch.inference_mode():
+        images = [batch.clone() for batch in batches()]
+        inside = compress(model, Budget(params=0.5), images if data else None, example=images[0])
+    outside = compress(model, Budget(params=0.5), images if data else None, example=images[0])
+    for got in (inside, outside):
+        assert all(torch.equal(value, got.state_dict()[name]) for name, value in wanted.state_dict().items())
+        assert not any(parameter.is_inference() for parameter in got.parameters())
+
+
+def test_a_model_that_keeps_its_activations() -> None:
+    class Keeping(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            self.hidden = self[0](x)
+            output: Tensor = nn.Sequential(*list(self)[1:])(self.hidden)
+            return output
+
+    model = Keeping(*network())
+    wanted = compress(nn.Sequential(*model), Budget(params=0.5), batches())
+    model(batches()[0])  # leaves an activation on the graph of this pass
+    got = compress(model, Budget(params=0.5), batches())
+    assert all(torch.equal(value, got.state_dict()[name]) for name, value in wanted.state_dict().items())
+
+
 def test_labels_are_not_read_for_the_student() -> None:
     teacher = network()
     plain = compress(teacher, Budget(params=0.4), batches(), "kfac")

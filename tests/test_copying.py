@@ -5,10 +5,25 @@ import copy
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hypercompress.calling import evaluating
-from hypercompress.copying import copy_of, weights_of
+from hypercompress.copying import as_written, copy_of, weights_of
+from hypercompress.errors import ModelError
+
+
+class Keeping(nn.Module):
+    """A model that keeps what it computed, for its user to look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.seen: dict[str, list[Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.hidden = self.inner(x).relu()
+        self.seen["hidden"] = [self.hidden]
+        return self.head(self.hidden)
 
 
 def test_a_cache_on_the_graph_is_left_behind() -> None:
@@ -53,3 +68,50 @@ def test_evaluating_leaves_no_cache_and_restores_the_fused_layers() -> None:
     assert torch.backends.mha.get_fastpath_enabled() is fused
     copy.deepcopy(model)
     assert all(module.training for module in model.modules())
+
+
+def test_activations_that_a_model_keeps_are_copied_without_their_graph() -> None:
+    model, x = Keeping(), torch.randn(2, 4)
+    wanted = model(x)
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    copied = copy_of(model)
+    assert copied.hidden.is_leaf
+    assert torch.equal(copied.hidden, model.hidden)
+    assert copied.seen["hidden"][0] is copied.hidden
+    assert model.hidden.grad_fn is not None  # the model's own is as it was
+    torch.testing.assert_close(copied(x), wanted)
+
+
+@pytest.mark.parametrize("how", ["whole", "in place", "a part", "a part in place"])
+def test_a_compiled_model_is_read_as_it_was_written(how: str) -> None:
+    plain = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU())).eval()
+    names = [name for name, _ in plain.named_modules()]
+    compiled: nn.Module = plain
+    if how == "whole":
+        compiled = torch.compile(plain)
+    elif how == "in place":
+        plain.compile()
+    elif how == "a part":
+        plain[1] = torch.compile(plain[1])
+    else:
+        plain[1].compile()
+    before = plain[1]
+    written = as_written(compiled)
+    assert [name for name, _ in written.named_modules()] == names
+    assert all(module._compiled_call_impl is None for module in written.modules())
+    assert list(map(id, weights_of(written))) == list(map(id, weights_of(compiled)))
+    assert not written.training
+    assert plain[1] is before  # the caller's stays compiled
+    assert as_written(written) is written
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_models_that_cannot_be_read_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"received a model of torch\.jit"):
+        as_written(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)))
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(ModelError, match=r"received a model whose 0\.weight was made in torch\.inference_mode"):
+        as_written(model)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.calling import evaluating
-from hypercompress.copying import copy_of
+from hypercompress.copying import as_written, copy_of
 from hypercompress.errors import GeneratorError
 from hypercompress.student import Student
 from hypercompress.transfer.adaptable import Role, adaptable
@@ -52,6 +52,7 @@ class Choice:
     features: Float[Tensor, "n d"]
 
 
+@torch.inference_mode(False)
 def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     model: nn.Module,
     support: Tensor | Iterable[Any],
@@ -102,7 +103,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     Example:
         >>> student = adapt(model, images, labels, shots=5)  # doctest: +SKIP
     """
-    start = time.perf_counter()
+    start, model = time.perf_counter(), as_written(model)
     what = _tuned(tuned)
     rate = default_rate(what, steps) if rate is None else rate
     if min(steps, views) < 0 or not rate > 0:

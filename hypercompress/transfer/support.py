@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hypercompress.calling import ordinary
 from hypercompress.errors import DataError
 from hypercompress.fidelity import labels_of
 from hypercompress.transfer.ridge import check_labels
@@ -45,7 +46,7 @@ class Support:
                     "received a support batch without labels; expected (images, labels) with labels from 0; sort the "
                     "images into class sub-folders"
                 )
-            yield batch[0].to(device), labels.to(device)
+            yield ordinary(batch[0].to(device)), ordinary(labels.to(device))
 
 
 def as_support(

@@ -207,6 +207,21 @@ def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Ma
         assert student.report["transfer"]["classes"] == names
 
 
+@pytest.mark.parametrize("how", ["compiled", "inference mode"])
+def test_whatever_torch_makes_of_the_caller_s_calls(how: str, make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task()
+    wanted = adapt(model, x, y, steps=2)
+    if how == "compiled":
+        got = adapt(torch.compile(model), x, y, steps=2)
+    else:
+        with torch.inference_mode():
+            batches = [(x.clone(), y.clone())]
+            got = adapt(model, x.clone(), y.clone(), steps=2)
+            looked = adapt(model, batches, steps=2, names=["a", "b", "c"])
+        assert looked.state_dict().keys() == wanted.state_dict().keys()
+    assert all(torch.equal(value, got.state_dict()[key]) for key, value in wanted.state_dict().items())
+
+
 def test_a_network_that_is_given_stays_where_it_is(trained: Make) -> None:
     network = trained()
     assert _generator(network, torch.device("cpu")) is network
