@@ -5,9 +5,10 @@
         [--seeds 3] [--rates 0.001 0.003 0.01] [--device cpu] [--out benchmarks/results]
     python -m benchmarks.heldout --merge FOLDER [FOLDER ...] [--teachers NAME ...] [--out benchmarks/results]
 
-Writes ``heldout_budgets.csv``, ``heldout.csv``, ``heldout.png`` and ``heldout_free.png``, and prints the verdict. Rows
-that are there are not made again. Programs that run at once write to folders of their own, which ``--merge`` joins. One
-CPU core: about a second a row without distillation, minutes with 500 steps at three rates.
+Writes ``heldout_budgets.csv``, ``heldout.csv``, ``heldout.png``, ``heldout_free.png`` and the verdict, ``heldout.md``;
+with ``--merge`` and ``--teachers`` it prints the verdict of these alone. Rows that are there are not made again.
+Programs that run at once write to folders of their own, which ``--merge`` joins. One CPU core: about a second a row
+without distillation, minutes with 500 steps at three rates.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from hypercompress.errors import DataError, HypercompressError
 from hypercompress.specs import COUNTED, Unit
 
 STEPS = (0, 20, 100, 500)
+MADE_BY = "python -m benchmarks.heldout"
 METHODS = tuple(dict.fromkeys((*WITH_IMAGES, *WITHOUT_IMAGES)))
 
 
@@ -117,12 +119,14 @@ def _line(row: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def show(out: Path, only: Sequence[str] | None = None) -> None:
-    """The figures, of everything, and the verdict, from the tables alone."""
+    """The figures and the verdict, from the tables alone; of ``only`` some teachers the verdict, which is not kept."""
     known, results = tables(out)
-    if results.rows:
+    text = verdict(known, results, only)
+    if results.rows and only is None:
         distilled_figure(results, out / "heldout.png")
         free_figure(results, out / "heldout_free.png")
-    say(verdict(known, results, only))
+        (out / "heldout.md").write_text(f"# The verdict of the held-out protocol\n\nMade by `{MADE_BY}`.\n\n{text}\n")
+    say(text)
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:

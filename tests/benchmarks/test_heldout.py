@@ -232,8 +232,13 @@ def test_every_row_is_made_once_and_says_what_was_measured(
     assert heldout.main([*words, "--seeds", "2"]) == 0
     assert (tmp_path / "heldout.csv").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {
-        f"heldout{end}" for end in ("_budgets.csv", ".csv", ".png", "_free.png")
+        f"heldout{end}" for end in ("_budgets.csv", ".csv", ".md", ".png", "_free.png")
     }
+    written = (tmp_path / "heldout.md").read_text()
+    assert "net, params, 50%: the smallest student, 0.2000, keeps more (90.0%)" in written
+    assert heldout.main(["--merge", str(tmp_path), "--teachers", "none of them", "--out", str(tmp_path)]) == 0
+    assert "no rows of both" in capsys.readouterr().out
+    assert (tmp_path / "heldout.md").read_text() == written  # a part is shown, not kept
 
 
 def test_the_budgets_are_those_of_kfac_on_the_validation_images(zoo: Path, subject: Subject, tmp_path: Path) -> None:
