@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import NOTHING, Column, Estimate, Gaps, Place, mean, ratio
@@ -21,8 +21,8 @@ def verdict(budgets: Results, results: Results, only: Collection[str] | None = N
     """Everything that is printed; ``only``: of these teachers, ``None``: of all."""
     gaps = Gaps(results, only)
     parts = [
-        ("Budgets that do not exist", "\n".join(absent(budgets, only)) or "none"),
-        ("Rows without a student", "\n".join(failures(results, only)) or "none"),
+        ("Budgets that do not exist", _listed(absent(budgets, only))),
+        ("Rows without a student", _listed(failures(results, only))),
         ("With images: gap of hypernet against kfac, points of top-1", with_images(gaps, KFAC)),
         (f"The same against {OUTPUTS}, the kfac that the budgets were found with", with_images(gaps, Column(OUTPUTS))),
         ("Teachers on which hypernet is worse than kfac by more than two standard errors", worse(gaps)),
@@ -32,7 +32,11 @@ def verdict(budgets: Results, results: Results, only: Collection[str] | None = N
         ("Every network as generated: top-1, mean over draws", every_network(gaps)),
         ("Standard deviation of top-1 over draws, points", over_draws(gaps)),
     ]
-    return "\n\n".join(f"{title}\n\n{text}" for title, text in parts)
+    return "\n\n".join(f"## {title}\n\n{text}" for title, text in parts)
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"* {line}" for line in lines) or "none"
 
 
 def absent(budgets: Results, only: Collection[str] | None = None) -> Iterator[str]:
@@ -94,7 +98,7 @@ def worse(gaps: Gaps) -> str:
             if more.value > 0 and more.value > FACTOR * more.error:
                 lines.append(f"{teacher}, {_place([place])}: {more.text(2, 100)} points worse")
     lines += [f"{single} pairs of one seed have no standard error and cannot be judged"] if single else []
-    return "\n".join(lines) or "none"
+    return _listed(lines)
 
 
 def without_images(gaps: Gaps) -> str:

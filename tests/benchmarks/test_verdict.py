@@ -112,10 +112,10 @@ def test_a_teacher_that_is_worse_is_named(table: Table) -> None:
     table.put("noisy", "hypernet", [0.10, 0.10, 0.13])  # mean 1, error 1
     table.put("equal", "kfac", [0.1, 0.1])
     table.put("equal", "hypernet", [0.1, 0.1])
-    assert worse(table.gaps) == "bad, params 80%: 2.33 ± 0.33 points worse"
+    assert worse(table.gaps) == "* bad, params 80%: 2.33 ± 0.33 points worse"
     table.put("single", "kfac", [0.1])
     table.put("single", "hypernet", [0.3])
-    assert worse(table.gaps).splitlines()[1:] == ["1 pairs of one seed have no standard error and cannot be judged"]
+    assert worse(table.gaps).splitlines()[1:] == ["* 1 pairs of one seed have no standard error and cannot be judged"]
 
 
 def test_the_way_without_images(table: Table) -> None:
