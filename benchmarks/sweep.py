@@ -10,9 +10,9 @@ from benchmarks.common import Results, Set, budget_of, digest, fidelity, say
 from hypercompress.architecture import Architecture
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
-from hypercompress.fidelity import reestimate_norms
 from hypercompress.generator import Generator, load_generator
 from hypercompress.generator.registry import RELEASED
+from hypercompress.norms import reestimate_norms
 from hypercompress.prepared import Plan
 from hypercompress.specs import Refit
 

@@ -11,14 +11,12 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
-from torch import nn
-
 from hypercompress.calling import ForwardFn, batch_size
-from hypercompress.fidelity import reestimate_norms
 from hypercompress.generator import AnalyticGenerator, HypernetGenerator, by_depth, weighted
 from hypercompress.guard import STRENGTHS, Judge, choose
 from hypercompress.kinds import LowRank, factors_of
 from hypercompress.memory import give_back
+from hypercompress.norms import rebase_norms, reestimate_norms, remembering_norms
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import reconstruct, refit_batch
 from hypercompress.specs import Budget, Factors, Finishing, Generation, Refit
@@ -28,11 +26,6 @@ TILTS = (2.0, 4.0)  # of the allocation; the second is tried if the first was be
 MANY = 256  # samples in the statistics, from which a refit of both factors that helps helps most (47 of 48; LOG.md)
 HARD = 0.05  # nats: predicted, below which a tilt does not help; measured, below which new norm moments do not
 NORM_SAMPLES = 128  # from which norm moments are estimated; each has a row at every position
-
-
-def has_batch_norm(model: nn.Module) -> bool:
-    """Whether there are running moments that could be estimated again."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
 
 
 def guarded(
@@ -63,6 +56,7 @@ def guarded(
     choices.strength()
     if norms:
         choices.norms()
+    choices.rebase()
     return choices.generation, choices.student, choices.finishing
 
 
@@ -150,7 +144,7 @@ class _Choices:
         if self.finishing.refitted is not Refit.NONE or all(batch_size(batch) < 2 for batch in images):
             return
         kept = self.student
-        if not has_batch_norm(kept) or self.judge.selected(kept).kl < HARD:
+        if not remembering_norms(kept) or self.judge.selected(kept).kl < HARD:
             return
 
         def fresh() -> Student:
@@ -160,6 +154,11 @@ class _Choices:
 
         if self._choose([fresh]):
             self.finishing = replace(self.finishing, norms="re-estimated")
+
+    def rebase(self) -> None:
+        """Of a refitted student the norms compute nearly the same in training from here on; nothing to choose."""
+        if self.finishing.refitted is not Refit.NONE and remembering_norms(self.student):
+            rebase_norms(self.student, self.split.statistics, self.forward_fn)
 
     def _choose(self, others: list[Callable[[], Student]]) -> int:
         """0 if the student stays, else the number of the one that replaces it."""

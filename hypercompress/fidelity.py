@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
-from hypercompress.calling import ForwardFn, batch_size, call_model, evaluating, first_argument
+from hypercompress.calling import ForwardFn, call_model, evaluating
 from hypercompress.errors import DataError
 from hypercompress.outputs import divergence, named
 
@@ -112,51 +112,3 @@ def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | N
     if mean.weight == 0:
         raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
     return float(mean.compute())
-
-
-@torch.no_grad()
-def reestimate_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None = None) -> None:
-    """Replace the running moments of every BatchNorm of ``model`` by those over ``batches``, in place.
-
-    Helps where the batches resemble the training data, and hurts where they are few and unlike it: a caller keeps the
-    model as it was to go back to. A batch of a single sample has no variance and is left out.
-
-    Raises:
-        DataError: no batch of at least two samples.
-    """
-    batches = [batch for batch in batches if batch_size(batch) > 1]
-    if not batches:
-        raise DataError(
-            "received no batch of two or more samples; expected one to estimate a variance from; add images"
-        )
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    handles = [norm.register_forward_pre_hook(_Averaging(), with_kwargs=True) for norm in norms]
-    try:
-        with evaluating(model):
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.train()
-            for batch in batches:
-                (forward_fn or call_model)(model, batch)
-    finally:
-        for norm, momentum, handle in zip(norms, momenta, handles, strict=True):
-            norm.momentum = momentum
-            handle.remove()
-
-
-class _Averaging:
-    """Before each call of a norm: its momentum makes its running moments the mean so far, each sample weighing alike.
-
-    torch's own cumulative average lets a last batch of two weigh as much as one of 256.
-    """
-
-    def __init__(self) -> None:
-        self.seen = 0
-
-    def __call__(
-        self, norm: nn.modules.batchnorm._BatchNorm, args: tuple[Tensor, ...], named: dict[str, Tensor]
-    ) -> None:
-        count = len(first_argument(args, named))
-        self.seen += count
-        norm.momentum = count / max(1, self.seen)

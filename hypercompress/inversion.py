@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hypercompress.calling import Progress, call_model, evaluating, frozen
 from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.image_generator import PyramidGenerator
+from hypercompress.norms import remembering_norms
 
 SMALL = 64 * 64  # pixels up to which as many images are made as are read of real ones
 IMAGES = 1024
@@ -90,11 +91,6 @@ def synthesize(
 def usual_images(input_size: Sequence[int]) -> int:
     """How many images are made of this size if nobody says."""
     return IMAGES if math.prod(input_size[1:]) <= SMALL else FEWER
-
-
-def remembering_norms(model: nn.Module) -> list[nn.Module]:
-    """The BatchNorms that keep running moments."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
 def fading_noise(

@@ -148,6 +148,19 @@ def test_a_refitted_student_keeps_its_norms(form: str) -> None:
     assert (report["refitted"], report["norms"]) == (form, "kept")
 
 
+def test_a_refitted_student_computes_the_same_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, x, plan = trained()
+    rebased = finish(plan, Budget(params=0.1))
+    monkeypatch.setattr("hypercompress.choices.rebase_norms", lambda *_: None)
+    as_before = finish(plan, Budget(params=0.1))
+    assert rebased.report["refitted"] == as_before.report["refitted"] == "both"
+    with torch.no_grad():
+        torch.testing.assert_close(rebased(x), as_before(x), rtol=1e-3, atol=1e-3)
+        wanted = as_before(x)
+        apart = [(student.train()(x) - wanted).square().mean() for student in (rebased, as_before)]
+    assert apart[0] < 0.2 * apart[1]
+
+
 def trained(images: int = 128) -> tuple[nn.Module, Tensor, Plan]:
     """A network that loses something, images of its data, and its plan."""
     teacher, _ = load_model(str(files("hypercompress") / "pretrained" / "fashion_mnist_teacher"))

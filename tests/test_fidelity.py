@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypercompress.errors import DataError
-from hypercompress.fidelity import accuracy, compare, labels_of, reestimate_norms, remembering
+from hypercompress.fidelity import accuracy, compare, labels_of, remembering
 
 
 class Fixed(nn.Module):
@@ -84,43 +84,6 @@ def test_no_data_is_an_error() -> None:
 )
 def test_what_counts_as_labels(batch: Any, labelled: bool) -> None:
     assert (labels_of(batch) is not None) is labelled
-
-
-def test_reestimated_moments_are_those_of_the_data() -> None:
-    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, momentum=0.3), nn.Dropout(0.9), nn.BatchNorm1d(5)).eval()
-    model[1].train()
-    x = torch.randn(40, 4)
-    reestimate_norms(model, [x[:20], x[20:]])
-    with torch.no_grad():
-        y = model[0](x)
-        halves = [y[:20], y[20:]]
-    torch.testing.assert_close(model[1].running_mean, y.mean(0))
-    torch.testing.assert_close(model[1].running_var, torch.stack([h.var(0) for h in halves]).mean(0))
-    assert model[1].momentum == 0.3
-    assert [m.training for m in model] == [False, True, False, False]
-    with torch.no_grad():
-        normalised = torch.cat([F.batch_norm(h, None, None, model[1].weight, model[1].bias, True) for h in halves])
-    torch.testing.assert_close(model[3].running_mean, normalised.mean(0), rtol=1e-4, atol=1e-5)
-
-
-def test_a_small_batch_weighs_by_its_samples() -> None:
-    generator = torch.Generator().manual_seed(0)
-    model, x = nn.Sequential(nn.BatchNorm1d(4)), torch.randn(66, 4, generator=generator) + 2
-    x[64:] += 10
-    reestimate_norms(model, [x[:64], x[64:]])
-    torch.testing.assert_close(model[0].running_mean, x.mean(0))
-    torch.testing.assert_close(model[0].running_var, (64 * x[:64].var(0) + 2 * x[64:].var(0)) / 66)
-    assert model[0].momentum == 0.1
-    assert not model[0]._forward_pre_hooks
-
-
-def test_reestimation_needs_two_samples_at_once() -> None:
-    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5))
-    before = model[1].running_var.clone()
-    for batches in ([], [torch.randn(1, 4)]):
-        with pytest.raises(DataError, match="received no batch of two or more samples"):
-            reestimate_norms(model, batches)
-    assert torch.equal(model[1].running_var, before)
 
 
 def test_a_teacher_that_is_remembered_answers_each_batch_once() -> None:

@@ -14,8 +14,9 @@ from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.fidelity import compare
 from hypercompress.image_generator import PyramidGenerator
-from hypercompress.inversion import fading_noise, learn, mismatch, remembering_norms, synthesize
+from hypercompress.inversion import fading_noise, learn, mismatch, synthesize
 from hypercompress.models import load_model
+from hypercompress.norms import remembering_norms
 
 TEACHER = Path(hypercompress.__file__).parent / "pretrained" / "fashion_mnist_teacher"
 

@@ -14,7 +14,8 @@ from hypercompress.generator.registry import RELEASED
 
 IMAGES, NONE = "images", "none"  # where statistics come from
 OUTPUTS = "kfac-outputs"  # refitted in the output factor alone, as all were until 2026-11-26
-WITH_IMAGES = ("svd", "whitened", "kfac", "hypernet", "torch-pruning", "random", "kfac-search", OUTPUTS)
+REFITTED = "kfac-refitted"  # distilled from the student as ``generate`` gives it; the others from ``--no-refit``
+WITH_IMAGES = ("svd", "whitened", "kfac", "hypernet", "torch-pruning", "random", "kfac-search", OUTPUTS, REFITTED)
 NOISES: Mapping[str, Kind] = {"kfac-gauss": "gauss", "kfac-pink": "pink"}
 UNREFITTED = ("random", "torch-pruning")  # nothing of theirs is ever refitted
 SYNTHETIC = ("kfac-synthetic", "hypernet-synthetic")  # as ``generate --data synthetic``: refit, guard and all
@@ -60,7 +61,7 @@ class Hypernetworks:
         Raises:
             GeneratorError: no generator has this name.
         """
-        if method in {*NOISES, "kfac-synthetic", OUTPUTS}:
+        if method in {*NOISES, "kfac-synthetic", OUTPUTS, REFITTED}:
             return ANALYTIC["kfac"]
         if method in ANALYTIC:
             return ANALYTIC[method]
@@ -91,10 +92,11 @@ def table(methods: list[str], steps: list[int]) -> list[Case]:
     """Every method with and without images, where that means something, after each number of steps.
 
     Without images there is nothing to distil with. With images `CHANNELS` are not used, so they cannot be silenced.
+    Without steps `REFITTED` is `kfac`.
     """
     without = [m for m in methods if m in WITHOUT_IMAGES or m in ABLATIONS or m.startswith(OTHER)]
     images = [m for m in methods if m not in {"prior", *IMAGINED} and SILENCED.get(m) != (CHANNELS,)]
-    found = [Case(method, IMAGES, count) for method in images for count in steps]
+    found = [Case(method, IMAGES, count) for method in images for count in steps if count or method != REFITTED]
     return found + [Case(method, NONE, 0) for method in without if 0 in steps]
 
 
@@ -113,9 +115,14 @@ def refittable(method: str, statistics: str) -> bool:
     return judged(method, statistics) and method not in UNREFITTED
 
 
+def started_refitted(case: Case) -> bool:
+    """Whether what is measured, or distilled, is the student as ``generate`` gives it."""
+    return case.steps == 0 or case.method == REFITTED
+
+
 def refitted_both(case: Case) -> bool:
     """Whether the students that are measured may be refitted in both factors."""
-    return case.steps == 0 and refittable(case.method, case.statistics) and case.method != OUTPUTS
+    return started_refitted(case) and refittable(case.method, case.statistics) and case.method != OUTPUTS
 
 
 def tilted(case: Case) -> bool:

@@ -49,7 +49,7 @@ def measure(subject: Subject, starts: Starts, case: Case, cell: Cell, settings: 
     start, bare = starts.make(case, cell), starts.bare(case, cell)
     if start.network is None or bare.network is None:
         return {**blank, "note": start.note or bare.note}
-    before = starts.test(bare.network)
+    before = starts.test(start.network if case.steps else bare.network)
     params, macs = size_of(start.network, subject.test.images[:2])
     if case.steps:
         after, rate = _after(subject, starts, start.network, case.steps, settings.rates)

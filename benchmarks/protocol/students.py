@@ -12,7 +12,16 @@ from torch import nn
 from benchmarks.common import fidelity, size_of
 from benchmarks.distillation import from_random
 from benchmarks.protocol.budgets import Cell
-from benchmarks.protocol.methods import IMAGINED, NONE, OUTPUTS, Case, Hypernetworks, judged, refittable
+from benchmarks.protocol.methods import (
+    IMAGINED,
+    NONE,
+    OUTPUTS,
+    Case,
+    Hypernetworks,
+    judged,
+    refittable,
+    started_refitted,
+)
 from benchmarks.protocol.noise import Kind, images_of
 from benchmarks.protocol.subject import STATISTICS_BATCH, Subject
 from benchmarks.pruning import parameters, prune
@@ -20,8 +29,9 @@ from hypercompress.architecture import Architecture, build
 from hypercompress.cli.inputs import LEAST_BATCHES
 from hypercompress.compress import finish, prepare, searched
 from hypercompress.errors import HypercompressError
-from hypercompress.fidelity import Fidelity, reestimate_norms
+from hypercompress.fidelity import Fidelity
 from hypercompress.generator import ANALYTIC
+from hypercompress.norms import reestimate_norms
 from hypercompress.prepared import Plan
 from hypercompress.specs import Refit, Unit
 
@@ -81,10 +91,10 @@ class Starts:
         return self._imagined[kind]
 
     def make(self, case: Case, cell: Cell) -> Start:
-        """The network that is measured at 0 steps, or distilled; the second is as ``--no-refit`` leaves it."""
+        """The network that is measured at 0 steps, or distilled; the latter without a refit, but `REFITTED`."""
         if cell != self._cell:
             self._cell, self._known, self._tested, self.distilled = cell, {}, {}, {}
-        return self._make(case.method, case.statistics, cell, refit=case.steps == 0)
+        return self._make(case.method, case.statistics, cell, refit=started_refitted(case))
 
     def bare(self, case: Case, cell: Cell) -> Start:
         """The network of ``--no-refit``."""

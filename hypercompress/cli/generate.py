@@ -21,7 +21,8 @@ from hypercompress.compress import SEARCHED, finish, prepare, searched
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, HypercompressError
 from hypercompress.generator import load_generator
-from hypercompress.inversion import remembering_norms, synthesize, usual_images
+from hypercompress.inversion import synthesize, usual_images
+from hypercompress.norms import remembering_norms
 from hypercompress.prepared import Plan
 from hypercompress.replacing import prepared_in
 from hypercompress.specs import Budget, ModelSpec, Unit

@@ -129,6 +129,7 @@ def test_the_table_has_every_case_that_means_something() -> None:
     assert images == set(methods) - {"prior", "kfac-pink", "kfac-synthetic", "hypernet-no-channels"}
     assert all(case.steps == 0 for case in cases if case.statistics == "none")
     assert table(["svd"], [20]) == [Case("svd", "images", 20)]
+    assert table(["kfac-refitted"], [0, 20]) == [Case("kfac-refitted", "images", 20)]  # at 0 steps it is kfac
     assert not draws(Case("svd", "none", 0))
     drawn = ("kfac-pink", "kfac-gauss", "kfac-synthetic", "hypernet-synthetic", "hypernet-noise")
     assert all(draws(Case(method, "none", 0)) for method in drawn)
@@ -138,7 +139,7 @@ def test_every_start_has_the_budget(starts: Starts, subject: Subject) -> None:
     (cell,) = starts.cells
     whole = count(subject.teacher)
     cases = table([*heldout.METHODS, "hypernet-unguarded", "hypernet-noise"], [0])
-    for case in [*cases, Case("hypernet", "images", 2)]:
+    for case in [*cases, Case("hypernet", "images", 2), Case("kfac-refitted", "images", 2)]:
         start = starts.make(case, cell)
         assert start.network is not None, (case, start.note)
         size = count(start.network)
@@ -147,6 +148,19 @@ def test_every_start_has_the_budget(starts: Starts, subject: Subject) -> None:
         else:
             assert size <= cell.budget.share * whole
         assert torch.isfinite(start.network(subject.test.images[:2])).all()
+
+
+def test_steps_start_from_the_student_as_generated_or_refitted(starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def spy(_self: Starts, method: str, _statistics: str, _cell: Cell, *, refit: bool) -> students.Start:
+        asked.append((method, refit))
+        return students.Start(None)
+
+    monkeypatch.setattr(Starts, "_make", spy)
+    for method, steps in (("kfac", 0), ("kfac", 2), ("kfac-refitted", 2)):
+        starts.make(Case(method, "images", steps), starts.cells[0])
+    assert asked == [("kfac", True), ("kfac", False), ("kfac-refitted", True)]
 
 
 def test_methods_without_images_read_none(starts: Starts, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

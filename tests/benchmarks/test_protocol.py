@@ -17,7 +17,8 @@ from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator,
 from hypercompress.generator.heads import Outputs
 from hypercompress.generator.hypernetwork import tokens_of
 from hypercompress.generator.start import start_of
-from hypercompress.inversion import SHARED, mismatch, remembering_norms
+from hypercompress.inversion import SHARED, mismatch
+from hypercompress.norms import remembering_norms
 from hypercompress.prepared import Plan
 from hypercompress.specs import Budget
 from hypercompress.student import build_student
