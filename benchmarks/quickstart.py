@@ -210,14 +210,7 @@ def quickstart(settings: Settings, console: Console) -> list[Row]:
     console.rule(f"2/4  generating students of {settings.params:.1%} of the parameters: {', '.join(GENERATORS)}")
     plan, students = generate(teacher, architecture, settings, console)
     console.rule(f"3/4  distilling the {GENERATORS[-1]} student through Lightning")
-    # Training would undo the refit to the inputs of before, so it starts from the student as generated (LOG.md).
-    begin = finish(
-        replace(plan, generator=settings.generator(GENERATORS[-1])),
-        Budget(params=settings.params),
-        architecture=architecture,
-        refit=False,
-    )
-    last = distil(begin, settings, console)
+    last = distil(students[GENERATORS[-1]], settings, console)
     console.rule("4/4  measuring all of them on the test images")
     models = {"teacher": teacher, **{name: student.model for name, student in students.items()}}
     models["distilled"] = last.model
