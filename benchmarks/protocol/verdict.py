@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import NOTHING, Column, Estimate, Gaps, Place, mean, ratio
 from benchmarks.protocol.listing import closed_form, every_network, over_draws, place_name
-from benchmarks.protocol.methods import IMAGES, NONE, OUTPUTS, SYNTHETIC
+from benchmarks.protocol.methods import IMAGES, NONE, OUTPUTS, REFITTED, SYNTHETIC
 
 GENERATED, HARD = 0.7, ("0.8", "0.5")  # of kfac's gap at 0 steps, at these levels
 DISTILLED, LATER = 0.8, (100, 500)  # of kfac's gap after these steps, at all levels
@@ -25,6 +25,8 @@ def verdict(budgets: Results, results: Results, only: Collection[str] | None = N
         ("Rows without a student", _listed(failures(results, only))),
         ("With images: gap of hypernet against kfac, points of top-1", with_images(gaps, KFAC)),
         (f"The same against {OUTPUTS}, the kfac that the budgets were found with", with_images(gaps, Column(OUTPUTS))),
+        (f"kfac against {OUTPUTS}: what the refit of both factors does", with_images(gaps, Column(OUTPUTS), KFAC)),
+        (f"{REFITTED} against kfac: distilled from the refitted student", with_images(gaps, KFAC, Column(REFITTED))),
         ("Teachers on which hypernet is worse than kfac by more than two standard errors", worse(gaps)),
         ("Without images: the way from the best closed form to kfac with images", without_images(gaps)),
         ("Every method with images against kfac, on the budgets that both have, points of top-1", beside_kfac(gaps)),
@@ -54,14 +56,14 @@ def failures(results: Results, only: Collection[str] | None = None) -> Iterator[
         yield f"{teacher}, {method}: {note} ({count} rows)"
 
 
-def with_images(gaps: Gaps, rival: Column) -> str:
+def with_images(gaps: Gaps, rival: Column, method: Column = HYPERNET) -> str:
     """A line for each budget and number of steps, and one for all budgets that a goal speaks of."""
     lines = []
     for steps in sorted({column.steps for column in gaps.columns if column.statistics == IMAGES}):
-        goal = GENERATED if steps == 0 else DISTILLED if steps in LATER else None
+        goal = None if method != HYPERNET else GENERATED if steps == 0 else DISTILLED if steps in LATER else None
         judged = [place for place in gaps.places if steps > 0 or place[1] in HARD]
         for places in [*([place] for place in gaps.places), *([judged] if len(judged) > 1 else [])]:
-            ours, theirs = (Column(c.method, IMAGES, steps) for c in (HYPERNET, rival))
+            ours, theirs = (Column(c.method, IMAGES, steps) for c in (method, rival))
             found = gaps.together(places, [ours, theirs])
             pairs = [(a, b) for a, b in found.values()]
             if pairs:
@@ -69,7 +71,7 @@ def with_images(gaps: Gaps, rival: Column) -> str:
                 means = [mean(side).text(2, 100) for side in zip(*pairs, strict=True)]
                 wanted = goal if set(places) <= set(judged) else None
                 lines.append([_place(places), str(steps), str(len(pairs)), *means, whole.text(), _met(whole, wanted)])
-    header = ("budget", "steps", "teachers", "hypernet", rival.method, "ratio", "goal")
+    header = ("budget", "steps", "teachers", method.method, rival.method, "ratio", "goal")
     return markdown(header, lines) if lines else "no rows of both"
 
 

@@ -99,7 +99,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--no-refit",
         action="store_true",
-        help="never reconstruct the layers' outputs one by one: the better start for a student that will be distilled",
+        help="never reconstruct the layers' outputs one by one, for comparison",
     )
     method.add_argument("--no-norms", action="store_true", help="never re-estimate BatchNorm moments")
     method.add_argument(
