@@ -170,6 +170,28 @@ def test_a_model_that_is_no_student(tmp_path: Path) -> None:
     assert exported.student_bytes == bytes_of(MLP())
 
 
+def test_a_compiled_model_is_exported_as_it_was_written(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    found = export(torch.compile(model), tmp_path / "m.pt2", "torch-export", input_size=(4,))
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(program.read(tmp_path / "m.pt2")(x), model(x))
+    assert found.max_difference < 1e-6
+
+
+def test_half_precision_may_differ_by_its_own_rounding() -> None:
+    assert checked.tolerance(nn.Linear(2, 2)) == checked.tolerance(nn.Linear(2, 2).double()) == checked.TOLERANCE
+    assert checked.tolerance(nn.Linear(2, 2).half()) == 8 * 2**-10
+    assert checked.tolerance(nn.Linear(2, 2).bfloat16()) == 8 * 2**-7
+
+
+def test_a_size_that_the_model_does_not_take(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"received inputs of the size \(3,\), which the model does not take .*input_size"
+    ):
+        export(nn.Linear(4, 2), tmp_path / "m.pt2", "torch-export", input_size=(3,))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_model_without_a_graph_is_refused_with_the_reason(
     tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]

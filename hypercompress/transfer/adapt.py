@@ -56,7 +56,7 @@ class Choice:
 def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     model: nn.Module,
     support: Tensor | Iterable[Any],
-    labels: Tensor | None = None,
+    labels: Tensor | Sequence[int] | None = None,
     *,
     shots: int | None = None,
     steps: int = 0,

@@ -22,7 +22,7 @@ class Support:
 
     Args:
         batches: ``(images, labels)``, labels from 0.
-        classes: how many.
+        classes: how many; 0: not known yet.
     """
 
     batches: Iterable[Any]
@@ -37,7 +37,7 @@ class Support:
         """The batches on a device, one at a time.
 
         Raises:
-            DataError: a batch without labels.
+            DataError: a batch without labels, or with one of a class that is none of them.
         """
         for batch in self.batches:
             labels = labels_of(batch)
@@ -46,12 +46,17 @@ class Support:
                     "received a support batch without labels; expected (images, labels) with labels from 0; sort the "
                     "images into class sub-folders"
                 )
-            yield ordinary(batch[0].to(device)), ordinary(labels.to(device))
+            if self.classes and len(labels) and int(labels.max()) >= self.classes:
+                raise DataError(
+                    f"received the label {int(labels.max())} for {self.classes} classes; expected 0 to "
+                    f"{self.classes - 1}; number the classes from 0"
+                )
+            yield ordinary(batch[0].to(device)), ordinary(labels.to(device, torch.int64))
 
 
 def as_support(
     support: Tensor | Iterable[Any],
-    labels: Tensor | None,
+    labels: Tensor | Sequence[int] | None,
     shots: int | None,
     seed: int,
     names: Sequence[str] | None,
@@ -80,7 +85,7 @@ def as_support(
         images, labels = (torch.cat(column) for column in zip(*every, strict=True))
     else:
         assert isinstance(support, Tensor)  # batches bring their own labels
-        images = support
+        images, labels = support, torch.as_tensor(labels)
         if len(images) != len(labels) or labels_of((images, labels)) is None:
             raise DataError(
                 f"received {len(labels)} labels of {labels.dtype} for {len(images)} support images; expected a whole "

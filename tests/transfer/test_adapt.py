@@ -222,6 +222,20 @@ def test_whatever_torch_makes_of_the_caller_s_calls(how: str, make_task: Make) -
     assert all(torch.equal(value, got.state_dict()[key]) for key, value in wanted.state_dict().items())
 
 
+def test_labels_of_any_whole_numbers(make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task()
+    wanted = adapt(model, x, y, steps=2).state_dict()
+    for labels in (y.int(), y.tolist()):
+        got = adapt(model, x, labels, steps=2).state_dict()
+        assert all(torch.equal(value, got[key]) for key, value in wanted.items())
+
+
+def test_a_batch_with_a_label_of_no_class(make_task: Make) -> None:
+    x, y = make_task()
+    with pytest.raises(DataError, match="received the label 2 for 2 classes; expected 0 to 1"):
+        adapt(model_of(), [(x, y)], names=["a", "b"])
+
+
 def test_a_network_that_is_given_stays_where_it_is(trained: Make) -> None:
     network = trained()
     assert _generator(network, torch.device("cpu")) is network
