@@ -48,7 +48,7 @@ def divergence(
 ) -> Float[Tensor, "b rows"]:
     """KL(teacher || student) in nats of each row of logits, both softened by ``temperature``.
 
-    Of numbers ``[b, ...]`` in one row: half the squared difference, the KL of two Gaussians of unit variance about them.
+    Of numbers ``[b, ...]``, in one row: half the squared difference, the KL of Gaussians of unit variance about them.
     """
     theirs, ours = logits_of(teacher.float()), logits_of(student.float())
     if theirs is None or ours is None:

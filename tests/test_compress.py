@@ -343,6 +343,26 @@ def test_a_model_that_keeps_its_activations() -> None:
     assert all(torch.equal(value, got.state_dict()[name]) for name, value in wanted.state_dict().items())
 
 
+@pytest.mark.parametrize("norms", [True, False])
+def test_buffers_that_forward_passes_write_into_are_the_teacher_s(norms: bool) -> None:
+    class Counting(nn.Sequential):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__(*layers)
+            self.register_buffer("calls", torch.tensor(7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            output: Tensor = super().forward(x)
+            return output
+
+    model = Counting(*network())
+    wanted = compress(nn.Sequential(*model), Budget(params=0.3), batches(), refit=not norms, norms=norms)
+    student = compress(model, Budget(params=0.3), batches(), refit=not norms, norms=norms)
+    assert int(model.calls) == int(student.model.get_buffer("calls")) == 7
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(value, student.state_dict()[name])
+
+
 def test_labels_are_not_read_for_the_student() -> None:
     teacher = network()
     plain = compress(teacher, Budget(params=0.4), batches(), "kfac")
