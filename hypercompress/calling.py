@@ -1,7 +1,7 @@
 """How a model is run: a batch of any kind in, one tensor out, in evaluation mode."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -122,6 +122,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
+
+
+def keeping_random_state(model: nn.Module) -> AbstractContextManager[None]:
+    """What is drawn inside the block leaves torch's random state as it was, on the CPU and on the model's GPUs."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    return torch.random.fork_rng(devices=list(devices))
 
 
 def ordinary(tensor: Tensor) -> Tensor:

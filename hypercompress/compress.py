@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, architecture_of, own_input_size
 from hypercompress.calibration import CalibrationSplit, pieces, resized, split_batches
-from hypercompress.calling import ForwardFn, Progress, batch_size, flat
+from hypercompress.calling import ForwardFn, Progress, batch_size, flat, keeping_random_state
 from hypercompress.choices import guarded
 from hypercompress.copying import as_written
 from hypercompress.curvature import reached
@@ -155,24 +155,25 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         >>> student = compress(teacher, Budget(params=0.4), data=loader)  # doctest: +SKIP
     """
     start, teacher = time.perf_counter(), as_written(teacher)
-    if isinstance(teacher, Student):
-        architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
-    plan = prepare(
-        teacher,
-        data,
-        generator,
-        example=example,
-        forward_fn=forward_fn,
-        latency_batch=latency_batch if fast or budget.unit is Unit.LATENCY else None,
-        seed=seed,
-        progress=progress,
-    )
-    plan, tries = searched(plan, budget, search, forward_fn=forward_fn, refit=refit, seed=seed, progress=progress)
-    student = finish(
-        plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start
-    )
-    if tries is not None:
-        student.report["search"] = {"seconds": search, "tries": tries}
+    with keeping_random_state(teacher):
+        if isinstance(teacher, Student):
+            architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
+        plan = prepare(
+            teacher,
+            data,
+            generator,
+            example=example,
+            forward_fn=forward_fn,
+            latency_batch=latency_batch if fast or budget.unit is Unit.LATENCY else None,
+            seed=seed,
+            progress=progress,
+        )
+        plan, tries = searched(plan, budget, search, forward_fn=forward_fn, refit=refit, seed=seed, progress=progress)
+        student = finish(
+            plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start
+        )
+        if tries is not None:
+            student.report["search"] = {"seconds": search, "tries": tries}
     return student
 
 

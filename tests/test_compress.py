@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import hypercompress
 from hypercompress.calibration import split_batches
@@ -361,6 +362,19 @@ def test_buffers_that_forward_passes_write_into_are_the_teacher_s(norms: bool) -
     assert int(model.calls) == int(student.model.get_buffer("calls")) == 7
     for name, value in wanted.state_dict().items():
         assert torch.equal(value, student.state_dict()[name])
+
+
+def test_the_caller_s_random_state_is_kept() -> None:
+    model, images = network(), torch.cat(batches())
+    before = torch.get_rng_state()
+    shuffled = compress(model, Budget(params=0.5), DataLoader(TensorDataset(images), batch_size=6, shuffle=True))
+    compress(model, Budget(params=0.5), example=images[:2])
+    wanted = compress(model, Budget(params=0.5), batches())
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)  # nothing depends on it but the order of the caller's own loader
+    again = compress(model, Budget(params=0.5), batches()).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in wanted.state_dict().items())
+    assert not all(torch.equal(value, again[name]) for name, value in shuffled.state_dict().items())
 
 
 def test_labels_are_not_read_for_the_student() -> None:
