@@ -28,7 +28,7 @@ from hypercompress.replaceable import replaceable
 from hypercompress.report import bytes_of, make_report
 from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit, Unit
+from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit, Unit, require_budget
 from hypercompress.student import Student, build_student
 from hypercompress.targeting import targeted
 from hypercompress.unpacking import unpack
@@ -155,6 +155,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         >>> student = compress(teacher, Budget(params=0.4), data=loader)  # doctest: +SKIP
     """
     start, teacher = time.perf_counter(), as_written(teacher)
+    require_budget(budget)
     with keeping_random_state(teacher):
         if isinstance(teacher, Student):
             architecture, teacher = architecture or teacher.architecture, teacher.to_dense()

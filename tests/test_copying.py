@@ -77,6 +77,13 @@ def test_what_is_shared_is_not_copied() -> None:
     assert list(map(id, weights_of(copy_of(model, shared=weights_of(model))))) == list(map(id, weights_of(model)))
 
 
+def test_models_without_values_are_refused() -> None:
+    with pytest.raises(ModelError, match="received a ReLU without parameters; expected a model with some; pass the"):
+        as_written(nn.ReLU())
+    with pytest.raises(ModelError, match="received a model on the meta device, whose parameters hold no values;"):
+        as_written(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta")))
+
+
 def test_evaluating_leaves_no_cache_and_restores_the_fused_layers() -> None:
     model = timm.create_model("levit_128s", pretrained=False, num_classes=3).train()
     fused = torch.backends.mha.get_fastpath_enabled()
