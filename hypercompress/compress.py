@@ -56,6 +56,12 @@ def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any)
     return torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
 
 
+def dtype_of(teacher: nn.Module) -> torch.dtype | None:
+    """Of all its real parameters, in which it must be fed, too; ``None`` if they differ: the model casts by itself."""
+    dtypes = {parameter.dtype for parameter in teacher.parameters() if parameter.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
 def samples_of_a_pass(spec: ModelSpec) -> int:
     """Samples whose outputs of all layers are `LARGEST_PASS` elements at most."""
     return max(1, LARGEST_PASS // max(1, sum(layer.positions * layer.out for layer in spec.layers)))
@@ -88,8 +94,8 @@ def prepare(
         )
     original = as_written(teacher)
     teacher = unpack(original)
-    device = next(teacher.parameters()).device
-    split = None if data is None else split_batches(data, device)
+    device, dtype = next(teacher.parameters()).device, dtype_of(teacher) if forward_fn is None else None
+    split = None if data is None else split_batches(data, device, dtype)
     example = example_of(teacher, split, example)
     spec, timed = replaceable(teacher, inspect(teacher, example, forward_fn), example, forward_fn), None
     if latency_batch is not None:
@@ -131,7 +137,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         teacher: any module; not modified. A `Student` counts as the dense network that its factors make, and a
             compiled model as the one that was compiled.
         budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
-        data: calibration batches (tensors, tuples or dicts; labels are not read); ``None``: from weights alone.
+        data: calibration batches (tensors, tuples or dicts; labels are not read), without ``forward_fn`` cast to the
+            type of the parameters; ``None``: from weights alone.
         generator: ``auto`` (the released hypernetwork; without data ``svd``), ``hypernet``, ``svd``, ``whitened``,
             ``kfac``, ``prior``, a folder of a meta-trained hypernetwork, or any `Generator`.
         example: one batch to inspect the model with; needed only without data for models that are not timm's.

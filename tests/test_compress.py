@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hypercompress
 from hypercompress.calibration import split_batches
 from hypercompress.choices import HARD, TILTS
-from hypercompress.compress import INSPECTED, compress, example_of, finish, prepare
+from hypercompress.compress import INSPECTED, compress, dtype_of, example_of, finish, prepare
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.fidelity import compare
@@ -375,6 +375,25 @@ def test_the_caller_s_random_state_is_kept() -> None:
     again = compress(model, Budget(params=0.5), batches()).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in wanted.state_dict().items())
     assert not all(torch.equal(value, again[name]) for name, value in shuffled.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_batches_are_cast_to_the_model_s_type(dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    got = compress(model, Budget(params=0.5), batches())
+    wanted = compress(model, Budget(params=0.5), [batch.to(dtype) for batch in batches()]).state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in got.state_dict().items())
+    seen = set[torch.dtype]()
+
+    def forward(model: nn.Module, batch: Tensor) -> Tensor:
+        seen.add(batch.dtype)
+        output: Tensor = model(batch.to(dtype))
+        return output
+
+    compress(model, Budget(params=0.5), batches(), forward_fn=forward)  # it reads them as they are
+    assert seen == {torch.float32}
+    model[0].to(torch.float32)
+    assert dtype_of(model) is None
 
 
 def test_labels_are_not_read_for_the_student() -> None:
