@@ -27,6 +27,7 @@ Energies = Mapping[str, Float[Tensor, " m"]]
 InputEnergies = Mapping[str, Float[Tensor, " c"]]
 NONE: InputEnergies = {}
 LEAST = Form(1)
+NAMED = 3  # layers in the message that nothing can be factored
 FINE = 48  # ranks up to here are tried one by one on the two-sided menu, above it in steps of a twentieth
 
 
@@ -196,7 +197,8 @@ def allocate(
         inputs: the same for the input channels of layers that may be factored on both sides; others are absent.
 
     Raises:
-        BudgetError: the share is below what the least ranks need; the message gives the reachable range.
+        BudgetError: the share is below what the least ranks need; the message gives the reachable range, or the reasons
+            why nothing can be factored.
     """
     unit, total = budget.unit, spec.total(budget.unit)
     curves = _curves(spec, energies, inputs, unit)
@@ -204,6 +206,7 @@ def allocate(
     floor = _fixed_cost(spec, unit) + sum(curve.cost() for curve in curves)
     room = int(round(budget.share * total, 3)) - floor  # a share that is a cost divided by the total means that cost
     if room < 0:
+        _require_factored(spec, budget, curves)
         timed = any(curve.spec.measured is not None for curve in curves)
         what = "the fastest form" if unit is Unit.LATENCY else "the smallest form"
         least = f"{what} that was measured in each is the least" if timed else "rank 1 in each is the least"
@@ -226,6 +229,19 @@ def allocate(
     inner = {curve.spec.name: curve.form.input_rank for curve in curves if curve.form.input_rank is not None}
     predicted = sum(curve.loss() for curve in curves) / 2 if nats else None
     return RankPlan(ranks, unit, cost, cost / total, predicted, inner)
+
+
+def _require_factored(spec: ModelSpec, budget: Budget, curves: list[_Curve]) -> None:
+    """Raises BudgetError if every layer stays dense whatever the budget, with the reasons of the largest ones."""
+    if any(curve.form.rank is not None for curve in curves):
+        return
+    layers = sorted(spec.layers, key=lambda layer: -layer.params)
+    reasons = [f"{layer.name or 'itself'}: {layer.reason or 'no form of it was faster'}" for layer in layers]
+    raise BudgetError(
+        f"received a {budget.unit} budget of {budget.share:g} for a model in which nothing can be factored "
+        f"({'; '.join(reasons[:NAMED]) or 'no layers'}{'; and more' if len(reasons) > NAMED else ''}); expected a "
+        "layer that can be, or a budget of 1; leave the model as it is"
+    )
 
 
 def _fill(curves: list[_Curve], room: int) -> None:

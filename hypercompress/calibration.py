@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from hypercompress.calling import batch_size, flat, ordinary
 from hypercompress.errors import DataError
@@ -30,19 +31,26 @@ class CalibrationSplit:
         return sum(map(batch_size, self.statistics))
 
 
-def split_batches(data: Iterable[Any], device: torch.device) -> CalibrationSplit:
+def split_batches(data: Iterable[Any], device: torch.device, dtype: torch.dtype | None = None) -> CalibrationSplit:
     """Every eighth batch selects and the one after it confirms; of fewer than three batches each is cut in three.
 
+    Args:
+        data: batches; those without a sample are left out.
+        dtype: of real numbers in the batches; ``None``: as they are.
+
     Raises:
-        DataError: no batch, a single one of fewer than three samples, or one without a tensor that can be reached.
+        DataError: no batch, a single one of fewer than three samples, one without a tensor that can be reached, or see
+            `require_batches`.
     """
-    batches = [to_device(batch, device) for batch in data]
+    require_batches(data)
+    batches = [to_device(batch, device, dtype) for batch in data]
     for batch in batches:
         if not any(isinstance(value, Tensor) for value in flat(batch)):
             raise DataError(
                 f"received a calibration batch of type {type(batch).__name__} in which no tensor is found; expected a "
                 "tensor, or tuples, lists and mappings that hold some; convert the batches"
             )
+    batches = [batch for batch in batches if batch_size(batch) > 0]
     if not batches:
         raise DataError("received calibration data without a single batch; expected at least one; check the loader")
     if len(batches) < 3:
@@ -56,9 +64,23 @@ def split_batches(data: Iterable[Any], device: torch.device) -> CalibrationSplit
     return CalibrationSplit(**parts)
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on ``device``, where autograd can use them."""
-    return _mapped(lambda tensors: ordinary(tensors[0].to(device)), [batch])
+def require_batches(data: Any) -> None:
+    """Raises DataError if the items of ``data`` are evidently single samples: those of a tensor or an indexed set."""
+    if isinstance(data, Tensor) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset)):
+        how = "data.split(32)" if isinstance(data, Tensor) else "torch.utils.data.DataLoader(data, batch_size=32)"
+        raise DataError(
+            f"received a {type(data).__name__} as calibration data, whose items are single samples; expected batches, "
+            f"each of several samples along its first axis; pass {how}"
+        )
+
+
+def to_device(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """The batch with its tensors on ``device``, where autograd can use them; real numbers in ``dtype`` if given."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return ordinary(tensor.to(device, dtype if tensor.is_floating_point() else None))
+
+    return _mapped(lambda tensors: moved(tensors[0]), [batch])
 
 
 def cut(batch: Any, pieces: int) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """How a model is run: a batch of any kind in, one tensor out, in evaluation mode."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,7 +64,7 @@ def _versions(batch: Any) -> list[int]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; each module's own training flag comes back afterwards.
+    """Evaluation mode inside the block; each module's own training flag and buffers come back afterwards.
 
     torch's fused transformer layer is off: it calls no module, and packs padded batches into nested tensors.
     """
@@ -73,12 +73,39 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
-        yield
+        with restoring_buffers(model):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         model.train()  # drops what LeViT and its kin keep from an evaluation pass, on the graph of that pass
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def restoring_buffers(model: nn.Module) -> Iterator[None]:
+    """What forward passes write into the model's buffers, such as counters, is undone after the block.
+
+    A buffer that has another shape, type or device by then is a cache, of whose state the module may keep more: it
+    stays.
+    """
+    held = [
+        (module._buffers, name, buffer, buffer._version, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_inference()
+    ]
+    try:
+        yield
+    finally:
+        for buffers, name, buffer, version, before in held:
+            now = buffers.get(name)
+            if now is None or (now.shape, now.dtype, now.device) != (before.shape, before.dtype, before.device):
+                continue
+            buffers[name] = buffer
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(before)
 
 
 @contextmanager
@@ -95,6 +122,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
+
+
+def keeping_random_state(model: nn.Module) -> AbstractContextManager[None]:
+    """What is drawn inside the block leaves torch's random state as it was, on the CPU and on the model's GPUs."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    return torch.random.fork_rng(devices=list(devices))
 
 
 def ordinary(tensor: Tensor) -> Tensor:

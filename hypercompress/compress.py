@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, architecture_of, own_input_size
 from hypercompress.calibration import CalibrationSplit, pieces, resized, split_batches
-from hypercompress.calling import ForwardFn, Progress, batch_size, flat
+from hypercompress.calling import ForwardFn, Progress, batch_size, flat, keeping_random_state
 from hypercompress.choices import guarded
 from hypercompress.copying import as_written
 from hypercompress.curvature import reached
@@ -28,7 +28,7 @@ from hypercompress.replaceable import replaceable
 from hypercompress.report import bytes_of, make_report
 from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit, Unit
+from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit, Unit, require_budget
 from hypercompress.student import Student, build_student
 from hypercompress.targeting import targeted
 from hypercompress.unpacking import unpack
@@ -54,6 +54,12 @@ def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any)
         )
     first = next(teacher.parameters())
     return torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
+
+
+def dtype_of(teacher: nn.Module) -> torch.dtype | None:
+    """Of all its real parameters, in which it must be fed, too; ``None`` if they differ: the model casts by itself."""
+    dtypes = {parameter.dtype for parameter in teacher.parameters() if parameter.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
 
 
 def samples_of_a_pass(spec: ModelSpec) -> int:
@@ -88,8 +94,8 @@ def prepare(
         )
     original = as_written(teacher)
     teacher = unpack(original)
-    device = next(teacher.parameters()).device
-    split = None if data is None else split_batches(data, device)
+    device, dtype = next(teacher.parameters()).device, dtype_of(teacher) if forward_fn is None else None
+    split = None if data is None else split_batches(data, device, dtype)
     example = example_of(teacher, split, example)
     spec, timed = replaceable(teacher, inspect(teacher, example, forward_fn), example, forward_fn), None
     if latency_batch is not None:
@@ -131,7 +137,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         teacher: any module; not modified. A `Student` counts as the dense network that its factors make, and a
             compiled model as the one that was compiled.
         budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
-        data: calibration batches (tensors, tuples or dicts; labels are not read); ``None``: from weights alone.
+        data: calibration batches (tensors, tuples or dicts; labels are not read), without ``forward_fn`` cast to the
+            type of the parameters; ``None``: from weights alone.
         generator: ``auto`` (the released hypernetwork; without data ``svd``), ``hypernet``, ``svd``, ``whitened``,
             ``kfac``, ``prior``, a folder of a meta-trained hypernetwork, or any `Generator`.
         example: one batch to inspect the model with; needed only without data for models that are not timm's.
@@ -155,24 +162,26 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         >>> student = compress(teacher, Budget(params=0.4), data=loader)  # doctest: +SKIP
     """
     start, teacher = time.perf_counter(), as_written(teacher)
-    if isinstance(teacher, Student):
-        architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
-    plan = prepare(
-        teacher,
-        data,
-        generator,
-        example=example,
-        forward_fn=forward_fn,
-        latency_batch=latency_batch if fast or budget.unit is Unit.LATENCY else None,
-        seed=seed,
-        progress=progress,
-    )
-    plan, tries = searched(plan, budget, search, forward_fn=forward_fn, refit=refit, seed=seed, progress=progress)
-    student = finish(
-        plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start
-    )
-    if tries is not None:
-        student.report["search"] = {"seconds": search, "tries": tries}
+    require_budget(budget)
+    with keeping_random_state(teacher):
+        if isinstance(teacher, Student):
+            architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
+        plan = prepare(
+            teacher,
+            data,
+            generator,
+            example=example,
+            forward_fn=forward_fn,
+            latency_batch=latency_batch if fast or budget.unit is Unit.LATENCY else None,
+            seed=seed,
+            progress=progress,
+        )
+        plan, tries = searched(plan, budget, search, forward_fn=forward_fn, refit=refit, seed=seed, progress=progress)
+        student = finish(
+            plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start
+        )
+        if tries is not None:
+            student.report["search"] = {"seconds": search, "tries": tries}
     return student
 
 

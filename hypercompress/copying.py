@@ -51,12 +51,24 @@ def as_written(model: nn.Module) -> nn.Module:
         the model itself if nothing of it is compiled; else one with the same parameters and buffers.
 
     Raises:
-        ModelError: a scripted or traced model, or parameters that were made in inference mode.
+        ModelError: a scripted or traced model, one without parameters, or parameters that hold no values or were made
+            in inference mode.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "received a model of torch.jit, whose layers are no Python modules; expected an nn.Module; pass the model "
             "that was scripted or traced"
+        )
+    parameters = list(model.parameters())
+    if not parameters:
+        raise ModelError(
+            f"received a {type(model).__name__} without parameters; expected a model with some; pass the model as it "
+            "was before it was quantized or its weights were taken out"
+        )
+    if any(parameter.is_meta for parameter in parameters):
+        raise ModelError(
+            "received a model on the meta device, whose parameters hold no values; expected one on a CPU or GPU; load "
+            "its weights first"
         )
     made = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_inference()]
     if made:

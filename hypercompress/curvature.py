@@ -39,7 +39,7 @@ from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.factorize import add_second_moment, input_curvature, mirror, squared, traces
 from hypercompress.fisher import Probing, exact_fisher, fisher_probe, fisher_trace
 from hypercompress.kinds import by_group, kind_of
-from hypercompress.outputs import class_axis, logits_of
+from hypercompress.outputs import class_axis, logits_of, require_real_rows
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 
 UNREACHED = "no gradient reaches it (a detach, a hard choice or a dropped output behind it)"
@@ -226,7 +226,8 @@ def measure(
 
     Raises:
         DataError: ``batches`` is empty. NonFiniteError: NaN or infinity in a batch or in the model's output.
-        ModelError: part of the model runs under ``torch.no_grad``, or it writes into its input.
+        ModelError: part of the model runs under ``torch.no_grad``, or it writes into its input, or see
+            `require_real_rows`.
     """
     forward_fn = forward_fn or call_model
     modules = dict(model.named_modules())
@@ -248,6 +249,7 @@ def measure(
                     recorder.apart = asks
                 with unwritten(batch):
                     output = forward_fn(model, batch)
+                require_real_rows(output)
                 if not output.isfinite().all():
                     raise NonFiniteError(
                         f"received NaN or infinity in the model's output for samples {count} to "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
 from hypercompress.calling import ForwardFn, call_model, evaluating
-from hypercompress.errors import DataError
+from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.outputs import divergence, named
 
 
@@ -47,6 +47,9 @@ def remembering(teacher: nn.Module, forward_fn: ForwardFn | None = None) -> Forw
     """A ``forward_fn`` for comparing several students on the same batches: the teacher answers each batch once.
 
     Batches are told apart by identity, and kept: the identity of one that is gone could pass to another.
+
+    Raises:
+        NonFiniteError: when called: the teacher's answer holds NaN or infinity, to which no student is near.
     """
     run, known = forward_fn or call_model, dict[int, tuple[Any, Tensor]]()
 
@@ -54,7 +57,13 @@ def remembering(teacher: nn.Module, forward_fn: ForwardFn | None = None) -> Forw
         if model is not teacher:
             return run(model, batch)
         if id(batch) not in known:
-            known[id(batch)] = batch, run(model, batch)
+            output = run(model, batch)
+            if not output.isfinite().all():
+                raise NonFiniteError(
+                    f"received NaN or infinity in the model's output for {len(output)} held-out samples; expected "
+                    "finite values; check the calibration data"
+                )
+            known[id(batch)] = batch, output
         return known[id(batch)][1]
 
     return answer

@@ -47,6 +47,8 @@ def _unknown(name: str, module: nn.Module, held: Mapping[int, Sequence[str]]) ->
 
 def _bypassed(name: str, module: nn.Module, trace: Trace) -> str:
     """Why a low-rank form could not do all that this layer does; empty if it could."""
+    if not name:
+        return "it is the whole model, with no place to put another (wrap it in nn.Sequential)"
     if "weight" not in module._parameters:
         return "its weight is computed anew in each pass (weight norm, spectral norm, pruning)"
     if changed(module):

@@ -44,6 +44,9 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Any], forward_fn: Forwa
                 norm.train()
             for batch in batches:
                 (forward_fn or call_model)(model, batch)
+            moments = [buffer.clone() for norm in norms for buffer in norm.buffers()]
+        for buffer, value in zip((b for norm in norms for b in norm.buffers()), moments, strict=True):
+            buffer.copy_(value)  # `evaluating` has put back what was there before
     finally:
         for norm, momentum, handle in zip(norms, momenta, handles, strict=True):
             norm.momentum = momentum

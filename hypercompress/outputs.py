@@ -6,6 +6,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from hypercompress.errors import ModelError
+
+
+def require_real_rows(output: Tensor) -> None:
+    """Raises ModelError if the output has no axis of samples, or is of a type that has no gradient."""
+    if output.ndim == 0 or not output.is_floating_point():
+        raise ModelError(
+            f"received a model that returns {output.dtype} of shape {list(output.shape)}; expected real numbers [b, "
+            "...], such as logits, for each sample; pass forward_fn=lambda model, batch: ... that gives what comes "
+            "before a mean or an argmax"
+        )
+
 
 def class_axis(output: Float[Tensor, "b ..."]) -> int:
     """The axis along which a batch's output has its classes, if it is logits: see `logits_of`."""
@@ -36,10 +48,10 @@ def divergence(
 ) -> Float[Tensor, "b rows"]:
     """KL(teacher || student) in nats of each row of logits, both softened by ``temperature``.
 
-    Of numbers ``[b, 1]``: half the squared difference, the KL of two Gaussians of unit variance with these means.
+    Of numbers ``[b, ...]``, in one row: half the squared difference, the KL of Gaussians of unit variance about them.
     """
     theirs, ours = logits_of(teacher.float()), logits_of(student.float())
     if theirs is None or ours is None:
-        return (teacher.float() - student.float()).square().flatten(1).sum(1, keepdim=True) / 2
+        return (teacher.float() - student.float()).square()[:, None].flatten(1).sum(1, keepdim=True) / 2
     log_p, log_q = F.log_softmax(theirs / temperature, -1), F.log_softmax(ours / temperature, -1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)

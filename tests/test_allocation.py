@@ -17,7 +17,7 @@ from hypercompress.generator import ANALYTIC
 from hypercompress.hull import Form, lower_hull
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
-from hypercompress.specs import COUNTED, Budget, LayerSpec, ModelSpec, RankPlan, Status, Unit
+from hypercompress.specs import COUNTED, Budget, LayerSpec, Measured, ModelSpec, RankPlan, Status, Unit
 from hypercompress.student import build_student
 
 
@@ -240,8 +240,23 @@ def test_everything_stays_dense_at_a_budget_of_one() -> None:
 def test_model_without_candidates_fits_a_budget_of_one_alone() -> None:
     spec = ModelSpec((), 10, 10, ())
     assert allocate(spec, {}, Budget(params=1.0), nats=True).cost == 10
-    with pytest.raises(BudgetError, match=r"expected between 1\.0000 and 1 for this model"):
+    with pytest.raises(BudgetError, match=r"for a model in which nothing can be factored \(no layers\); expected a l"):
         allocate(spec, {}, Budget(params=0.99), nats=True)
+
+
+def test_a_model_in_which_nothing_can_be_factored_says_why() -> None:
+    single = inspect(nn.Linear(64, 64), torch.zeros(2, 64))
+    with pytest.raises(BudgetError, match=r"nothing can be factored \(itself: it is the whole model, .* it in nn.S"):
+        allocate(single, {}, Budget(params=0.5), nats=True)
+    kept = inspect(nn.Sequential(*[nn.LayerNorm(n) for n in (8, 8, 8, 8)], nn.Linear(8, 1)), torch.zeros(2, 8))
+    with pytest.raises(BudgetError, match=r"\(0: a normalisation .*; 1: a .*; 2: a [^;]*; and more\); expected a "):
+        allocate(kept, {}, Budget(macs=0.5), nats=True)
+
+
+def test_layers_of_which_no_form_is_faster_cannot_be_factored() -> None:
+    spec = model_of([replace(layer("a", 12, 20), measured=Measured(100, ()))], 0)
+    with pytest.raises(BudgetError, match=r"nothing can be factored \(a: no form of it was faster\);"):
+        allocate(spec, {"a": torch.ones(12).double()}, Budget(params=0.5), nats=True)
 
 
 @pytest.mark.parametrize("unit", list(COUNTED))

@@ -1,6 +1,7 @@
 """Every kind of bad input: exit code 2, one clear line, nothing half-written. Each case names what a user did."""
 
 import errno
+import inspect
 import json
 import os
 import pickle
@@ -20,7 +21,9 @@ from safetensors.torch import save_file
 import hypercompress
 from hypercompress import Budget
 from hypercompress.cli import main
-from hypercompress.errors import NonFiniteError
+from hypercompress.errors import BudgetError, NonFiniteError
+from hypercompress.specs import Unit, require_budget
+from hypercompress.specs.budget import require_share
 
 ARGS = '{"num_classes": 10, "in_chans": 1}'
 SIZE = ("--input-size", "1", "32", "32", "--mean", "0.286", "--std", "0.353")
@@ -210,9 +213,10 @@ def test_weights_that_are_no_numbers(refused: Refused, tmp_path: Path, value: fl
     assert "NaN or infinity in fc.bias" in line
 
 
-def test_calibration_images_that_are_no_numbers() -> None:
+@pytest.mark.parametrize("place", [0, 1, 5])  # held out to select and to confirm, and in the statistics
+def test_calibration_images_that_are_no_numbers(place: int) -> None:
     batches = [torch.rand(4, 1, 32, 32) for _ in range(8)]
-    batches[5][2, 0, 7, 7] = float("nan")
+    batches[place][2, 0, 7, 7] = float("nan")
     with pytest.raises(NonFiniteError, match="expected finite values; check the calibration data"):
         hypercompress.compress(network(), Budget(params=0.5), batches, "kfac")
 
@@ -222,6 +226,21 @@ def test_calibration_images_that_are_no_numbers() -> None:
 def test_a_budget_out_of_range(refused: Refused, weights: Path, tmp_path: Path, option: str, share: str) -> None:
     line = refused(*generate(tmp_path / "s", weights, option, share, "--generator", "svd"))
     assert f"received a {option[2:]} budget of {float(share):g}; expected a share of the teacher above 0" in line
+
+
+@pytest.mark.parametrize("share", ["0.5", True, torch.tensor(0.5), [0.5]])
+def test_a_budget_that_is_no_number(share: object) -> None:
+    with pytest.raises(BudgetError, match=re.escape(f"received a macs budget of {share!r}; expected a share of the")):
+        require_share(Unit.MACS, share)  # what Budget calls; the tests' own type checks come before it
+
+
+@pytest.mark.parametrize(("given", "advice"), [(0.25, 0.25), (50.0, 0.4), ("0.5", 0.4), (None, 0.4)])
+def test_a_number_for_a_budget(given: object, advice: float) -> None:
+    with pytest.raises(BudgetError, match=re.escape(f"received {given!r} as a budget; expected a Budget, which says")):
+        require_budget(given)
+    unchecked = inspect.unwrap(hypercompress.compress)
+    with pytest.raises(BudgetError, match=re.escape(f"pass Budget(params={advice})")):
+        unchecked(network(), given)
 
 
 @pytest.mark.parametrize("option", ["--params", "--macs"])

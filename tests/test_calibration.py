@@ -1,6 +1,7 @@
 """Calibration batches: no image lost or shared, whatever a batch is made of."""
 
 from collections import UserDict
+from collections.abc import Iterator
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -8,8 +9,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from hypercompress.calibration import cut, join, pieces, resized, split_batches, to_device
+from hypercompress.calibration import cut, join, pieces, require_batches, resized, split_batches, to_device
 from hypercompress.errors import DataError
 
 CPU = torch.device("cpu")
@@ -20,6 +22,13 @@ class Pair(NamedTuple):
 
     image: Tensor
     label: Tensor
+
+
+class Streamed(IterableDataset[Tensor]):
+    """Batches that come from a stream."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([torch.zeros(3, 1)])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 9, 20])
@@ -38,6 +47,32 @@ def test_too_little_data_is_refused() -> None:
         split_batches([], CPU)
     with pytest.raises(DataError, match="received 2 calibration samples in one batch; expected at least 3; add images"):
         split_batches([torch.zeros(2, 1)], CPU)
+
+
+def test_batches_without_a_sample_are_left_out() -> None:
+    data = list(torch.arange(24.0).reshape(4, 6, 1).unbind())
+    wanted, found = split_batches(data, CPU), split_batches([data[0][:0], data[0], data[1][:0], *data[1:]], CPU)
+    for part in ("statistics", "select", "confirm"):
+        assert all(map(torch.equal, getattr(wanted, part), getattr(found, part)))
+    with pytest.raises(DataError, match="without a single batch"):
+        split_batches([data[0][:0]], CPU)
+
+
+def test_single_samples_are_not_taken_for_batches() -> None:
+    images = torch.zeros(9, 1, 8, 8)
+    with pytest.raises(DataError, match=r"received a Tensor as calibration data, whose items .* pass data.split\(32\)"):
+        split_batches(images, CPU)
+    with pytest.raises(DataError, match=r"received a TensorDataset .* pass torch.utils.data.DataLoader\(data, batch"):
+        require_batches(TensorDataset(images))  # not `split_batches`: the tests' type checks would come first
+    for data in (list(images), iter(images), DataLoader(TensorDataset(images), batch_size=2), Streamed()):
+        require_batches(data)
+
+
+def test_real_numbers_are_cast_and_others_are_not() -> None:
+    batches = [{"x": torch.rand(2, 3), "ids": torch.arange(2), "mask": torch.ones(2).bool()} for _ in range(3)]
+    for part in split_batches(batches, CPU, torch.float64).statistics:
+        assert [value.dtype for value in part.values()] == [torch.float64, torch.int64, torch.bool]
+    assert split_batches(batches, CPU).statistics[0]["x"].dtype is torch.float32
 
 
 def test_batches_are_cut_whatever_they_are() -> None:

@@ -12,11 +12,12 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import hypercompress
 from hypercompress.calibration import split_batches
 from hypercompress.choices import HARD, TILTS
-from hypercompress.compress import INSPECTED, compress, example_of, finish, prepare
+from hypercompress.compress import INSPECTED, compress, dtype_of, example_of, finish, prepare
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.fidelity import compare
@@ -341,6 +342,58 @@ def test_a_model_that_keeps_its_activations() -> None:
     model(batches()[0])  # leaves an activation on the graph of this pass
     got = compress(model, Budget(params=0.5), batches())
     assert all(torch.equal(value, got.state_dict()[name]) for name, value in wanted.state_dict().items())
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_buffers_that_forward_passes_write_into_are_the_teacher_s(norms: bool) -> None:
+    class Counting(nn.Sequential):
+        def __init__(self, *layers: nn.Module) -> None:
+            super().__init__(*layers)
+            self.register_buffer("calls", torch.tensor(7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            output: Tensor = super().forward(x)
+            return output
+
+    model = Counting(*network())
+    wanted = compress(nn.Sequential(*model), Budget(params=0.3), batches(), refit=not norms, norms=norms)
+    student = compress(model, Budget(params=0.3), batches(), refit=not norms, norms=norms)
+    assert int(model.calls) == int(student.model.get_buffer("calls")) == 7
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(value, student.state_dict()[name])
+
+
+def test_the_caller_s_random_state_is_kept() -> None:
+    model, images = network(), torch.cat(batches())
+    before = torch.get_rng_state()
+    shuffled = compress(model, Budget(params=0.5), DataLoader(TensorDataset(images), batch_size=6, shuffle=True))
+    compress(model, Budget(params=0.5), example=images[:2])
+    wanted = compress(model, Budget(params=0.5), batches())
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)  # nothing depends on it but the order of the caller's own loader
+    again = compress(model, Budget(params=0.5), batches()).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in wanted.state_dict().items())
+    assert not all(torch.equal(value, again[name]) for name, value in shuffled.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_batches_are_cast_to_the_model_s_type(dtype: torch.dtype) -> None:
+    model = network().to(dtype)
+    got = compress(model, Budget(params=0.5), batches())
+    wanted = compress(model, Budget(params=0.5), [batch.to(dtype) for batch in batches()]).state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in got.state_dict().items())
+    seen = set[torch.dtype]()
+
+    def forward(model: nn.Module, batch: Tensor) -> Tensor:
+        seen.add(batch.dtype)
+        output: Tensor = model(batch.to(dtype))
+        return output
+
+    compress(model, Budget(params=0.5), batches(), forward_fn=forward)  # it reads them as they are
+    assert seen == {torch.float32}
+    model[0].to(torch.float32)
+    assert dtype_of(model) is None
 
 
 def test_labels_are_not_read_for_the_student() -> None:

@@ -1,5 +1,6 @@
 """Copies carry nothing over from an earlier pass, and the original is left as it was."""
 
+import contextlib
 import copy
 
 import pytest
@@ -10,6 +11,23 @@ from torch import Tensor, nn
 from hypercompress.calling import evaluating
 from hypercompress.copying import as_written, copy_of, weights_of
 from hypercompress.errors import ModelError
+
+
+class Counting(nn.Module):
+    """Writes into its buffers in each pass: in place, anew, and one that it sizes by its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(7))
+        self.register_buffer("samples", torch.tensor(100))
+        self.register_buffer("grid", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.samples = self.samples + len(x)
+        if len(self.grid) != len(x):
+            self.grid = torch.arange(len(x))
+        return x
 
 
 class Keeping(nn.Module):
@@ -59,6 +77,13 @@ def test_what_is_shared_is_not_copied() -> None:
     assert list(map(id, weights_of(copy_of(model, shared=weights_of(model))))) == list(map(id, weights_of(model)))
 
 
+def test_models_without_values_are_refused() -> None:
+    with pytest.raises(ModelError, match="received a ReLU without parameters; expected a model with some; pass the"):
+        as_written(nn.ReLU())
+    with pytest.raises(ModelError, match="received a model on the meta device, whose parameters hold no values;"):
+        as_written(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta")))
+
+
 def test_evaluating_leaves_no_cache_and_restores_the_fused_layers() -> None:
     model = timm.create_model("levit_128s", pretrained=False, num_classes=3).train()
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -68,6 +93,20 @@ def test_evaluating_leaves_no_cache_and_restores_the_fused_layers() -> None:
     assert torch.backends.mha.get_fastpath_enabled() is fused
     copy.deepcopy(model)
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluating_undoes_what_is_written_into_buffers_and_leaves_caches(fails: bool) -> None:
+    model = Counting()
+    before = dict(model.named_buffers())
+    with contextlib.suppress(TypeError), evaluating(model):
+        model(torch.zeros(3))
+        assert (int(model.calls), int(model.samples)) == (8, 103)
+        if fails:
+            model(None)
+    assert (int(model.calls), int(model.samples), model.grid.tolist()) == (7, 100, [0, 1, 2])
+    assert model.calls is before["calls"]
+    assert model.samples is before["samples"]
 
 
 def test_activations_that_a_model_keeps_are_copied_without_their_graph() -> None:

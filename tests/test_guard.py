@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
 
+from hypercompress.errors import NonFiniteError
 from hypercompress.fidelity import compare
 from hypercompress.guard import STRENGTHS, Judge, choose
 
@@ -53,6 +54,14 @@ def test_choice_is_never_worse_on_the_confirmation_split(candidates: list[tuple[
 def test_choices(candidates: list[tuple[float, float]], index: int) -> None:
     models = [Offset(*pair) for pair in candidates]
     assert choose(Judge(TEACHER, SELECT, CONFIRM), [lambda m=m: m for m in models])[0] == index
+
+
+@pytest.mark.parametrize("split", ["selected", "confirmed"])
+def test_a_teacher_that_is_not_finite_judges_nothing(split: str) -> None:
+    """Every student would be infinitely far from it, and the first would win."""
+    judge = Judge(Offset(float("inf"), float("inf")), SELECT, CONFIRM)
+    with pytest.raises(NonFiniteError, match="output for 3 held-out samples; expected finite values; check the calib"):
+        getattr(judge, split)(Offset(0.0, 0.0))
 
 
 def test_a_student_that_stays_is_measured_once() -> None:

@@ -1,11 +1,14 @@
 """One reading of a model's output for curvature, guard and losses: logits of classes, or numbers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hypercompress import Budget, compress
-from hypercompress.errors import DataError
+from hypercompress.errors import DataError, ModelError
 from hypercompress.fidelity import accuracy, compare
 from hypercompress.fisher import fisher_probe
 from hypercompress.losses import distillation_kl
@@ -120,3 +123,29 @@ def test_numbers_have_no_agreement_and_half_the_squared_difference() -> None:
     report = compress(teacher, Budget(params=0.6), x.split(32), "kfac").report
     assert report["fidelity"]["agreement"] is None
     assert report["fidelity"]["kl"] > 0
+
+
+def test_one_number_a_sample_needs_no_axis_of_its_own() -> None:
+    first = nn.Linear(24, 1)
+
+    def report(*shape: int) -> dict[str, Any]:
+        model = Shaped(*shape).eval()
+        model.layers[4] = first
+        return compress(model, Budget(params=0.6), inputs().split(32), "kfac").report
+
+    plain, squeezed = report(1), report()
+    for key in ("predicted_kl", "fidelity", "refitted", "tilt"):
+        assert squeezed[key] == plain[key], key
+
+
+@pytest.mark.parametrize(
+    ("read", "what"),
+    [
+        (lambda y: y.mean(), r"torch.float32 of shape \[\]"),
+        (lambda y: y.argmax(1), r"torch.int64 of shape \[32\]"),
+        (lambda y: y > 0, r"torch.bool of shape \[32, 6\]"),
+    ],
+)
+def test_what_is_no_real_number_for_each_sample_is_refused(read: Callable[[Tensor], Tensor], what: str) -> None:
+    with pytest.raises(ModelError, match=f"received a model that returns {what}; expected real numbers"):
+        compress(Shaped(6), Budget(params=0.6), inputs().split(32), "kfac", forward_fn=lambda m, x: read(m(x)))

@@ -8,7 +8,7 @@ A grouped convolution is ``g`` matrices of ``o = out / g`` rows side by side, ``
 a matrix then has a leading axis ``g``, in the order of the channels; a layer that is one matrix has no such axis.
 """
 
-from hypercompress.specs.budget import COUNTED, Budget, Unit
+from hypercompress.specs.budget import COUNTED, Budget, Unit, require_budget
 from hypercompress.specs.layers import LayerSpec, Measured, ModelSpec, Side, Status
 from hypercompress.specs.plans import Factors, Finishing, Generation, KlScale, LayerFactors, RankPlan, Refit
 from hypercompress.specs.sketches import Curvature, NormStatistics, Sketch
@@ -32,4 +32,5 @@ __all__ = [
     "Sketch",
     "Status",
     "Unit",
+    "require_budget",
 ]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Real
+from typing import Any
 
 from hypercompress.errors import BudgetError
 
@@ -27,7 +29,7 @@ class Budget:
         latency: time of a forward pass of the student / of the teacher, measured on this machine, in (0, 1].
 
     Raises:
-        BudgetError: none or several given, or a share outside (0, 1].
+        BudgetError: none or several given, or one that is no number in (0, 1].
     """
 
     params: float | None = None
@@ -41,11 +43,7 @@ class Budget:
                 f"received params={self.params}, macs={self.macs}, latency={self.latency}; expected exactly one "
                 "budget; give one of the three"
             )
-        if not 0.0 < given[0] <= 1.0:
-            raise BudgetError(
-                f"received a {self.unit} budget of {given[0]:g}; expected a share of the teacher above 0 and at "
-                "most 1, such as 0.4; choose one in that range"
-            )
+        require_share(self.unit, given[0])
 
     @property
     def unit(self) -> Unit:
@@ -55,3 +53,27 @@ class Budget:
     def share(self) -> float:
         share: float = getattr(self, self.unit)
         return share
+
+
+def require_share(unit: Unit, share: Any) -> None:
+    """Raises BudgetError if a share of the teacher is no number in (0, 1]."""
+    if isinstance(share, bool) or not isinstance(share, Real):
+        raise BudgetError(
+            f"received a {unit} budget of {share!r}; expected a share of the teacher as a number, such as 0.4; pass "
+            f"Budget({unit}=0.4)"
+        )
+    if not 0.0 < float(share) <= 1.0:
+        raise BudgetError(
+            f"received a {unit} budget of {float(share):g}; expected a share of the teacher above 0 and at most 1, "
+            "such as 0.4; choose one in that range"
+        )
+
+
+def require_budget(budget: Any) -> None:
+    """Raises BudgetError if it is no `Budget`: a bare number does not say of what."""
+    if not isinstance(budget, Budget):
+        example = f"{budget:g}" if isinstance(budget, float) and 0 < budget <= 1 else "0.4"
+        raise BudgetError(
+            f"received {budget!r} as a budget; expected a Budget, which says what is counted; pass "
+            f"Budget(params={example})"
+        )

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, architecture_of
-from hypercompress.calling import evaluating
+from hypercompress.calling import evaluating, keeping_random_state
 from hypercompress.copying import as_written, copy_of
 from hypercompress.errors import GeneratorError
 from hypercompress.student import Student
@@ -111,27 +111,28 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
             f"received {steps} steps at a learning rate of {rate:g} and {views} views; expected 0 or more of either at "
             "a rate above 0; change them"
         )
-    generator = _generator(network, _device(model))
-    found = as_support(support, labels, shots, seed, names)
-    student, backbone = new_student(model, found.classes, architecture)
-    roles = () if generator is None else generator.config.roles
-    # Norms and biases are what the steps tune, whatever the network adapts.
-    places = adaptable(backbone.model, backbone.classifier, tuple({Role.NORM, Role.BIAS, *roles}))
-    sites = tuple(site for site in places.sites if site.role in roles)
-    reading = read_support(backbone, found.on(_device(model)), sites if generator else (), found.classes)
-    choice = choose_head(generator, backbone, reading, found)
-    look = look_again(backbone, choice.head, choice.features, found, views, seed)
-    head = final_head(choice, look)
-    backbone.set_classifier(head.weight, head.bias)
-    if steps:
-        tune(
-            backbone.model,
-            tuned_names(places.sites, backbone.model, backbone.classifier, what),
-            lambda: found.on(_device(model)),
-            steps,
-            rate,
-            step_viewer(views, seed),
-        )
+    with keeping_random_state(model):
+        generator = _generator(network, _device(model))
+        found = as_support(support, labels, shots, seed, names)
+        student, backbone = new_student(model, found.classes, architecture)
+        roles = () if generator is None else generator.config.roles
+        # Norms and biases are what the steps tune, whatever the network adapts.
+        places = adaptable(backbone.model, backbone.classifier, tuple({Role.NORM, Role.BIAS, *roles}))
+        sites = tuple(site for site in places.sites if site.role in roles)
+        reading = read_support(backbone, found.on(_device(model)), sites if generator else (), found.classes)
+        choice = choose_head(generator, backbone, reading, found)
+        look = look_again(backbone, choice.head, choice.features, found, views, seed)
+        head = final_head(choice, look)
+        backbone.set_classifier(head.weight, head.bias)
+        if steps:
+            tune(
+                backbone.model,
+                tuned_names(places.sites, backbone.model, backbone.classifier, what),
+                lambda: found.on(_device(model)),
+                steps,
+                rate,
+                step_viewer(views, seed),
+            )
     about: dict[str, Any] = {
         "steps": steps,
         "rate": rate if steps else None,

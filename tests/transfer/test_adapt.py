@@ -207,6 +207,14 @@ def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Ma
         assert student.report["transfer"]["classes"] == names
 
 
+def test_the_caller_s_random_state_is_kept(make_task: Make, trained: Make, tmp_path: Path) -> None:
+    save_network(trained(), tmp_path / "network", {})
+    model, loader = model_of(), DataLoader(TensorDataset(*make_task(shots=6)), batch_size=7, shuffle=True)
+    random = torch.get_rng_state()
+    adapt(model, loader, network=tmp_path / "network", names=["a", "b", "c"], steps=2)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
 @pytest.mark.parametrize("how", ["compiled", "inference mode"])
 def test_whatever_torch_makes_of_the_caller_s_calls(how: str, make_task: Make) -> None:
     model, (x, y) = model_of(), make_task()
