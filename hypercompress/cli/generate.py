@@ -141,7 +141,7 @@ def _images(
     if outputs := inputs.output_shape(teacher, preprocess.input_size):
         images = inputs.comparable(images, outputs[0], inputs.class_names(arguments.model), terminal)
     options = {"limit": arguments.images, "batch_size": arguments.batch_size, "seed": arguments.seed}
-    batches, count, size = inputs.calibration(images, **options)
+    batches, count, size = inputs.calibration(images, teacher, **options)
     batches = list(terminal.counted("prepare images", batches, count))
     terminal.note("calibration", f"{count} of {len(images)} images of {arguments.data}, in batches of {size}")
     return batches, count, time.perf_counter()

@@ -12,7 +12,7 @@ from PIL import Image
 
 import hypercompress
 from hypercompress.data import Preprocess, loader, open_data
-from tests.cli.words import ARGS, CALIBRATE, DATA, SIZE, Run, write_images
+from tests.cli.words import ARGS, CALIBRATE, DATA, PRECISIONS, SIZE, Run, write_images
 
 
 def test_evaluate_json_equals_an_independent_computation(
@@ -110,6 +110,19 @@ def test_a_teacher_of_another_normalisation_gets_its_own_images(run: Run, studen
 
     result = json.loads(run(*words, "--mean", 0.2, "--std", 0.3, "--json")[1])
     assert result["kl"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_a_student_in_another_precision_takes_its_images_in_it(
+    run: Run, student: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    hypercompress.from_pretrained(student).to(dtype).save_pretrained(tmp_path / "s")
+    for one, other in ((tmp_path / "s", student), (student, tmp_path / "s")):
+        code, out, err = run("evaluate", one, *DATA, "--against", other, "--images", 50, "--json")
+        assert (code, err) == (0, "")
+        assert json.loads(out)["kl"] == pytest.approx(0, abs=1e-3)
+    code, out, err = run("evaluate", tmp_path / "s", *DATA, "--images", 50, "--json")
+    assert (code, err) == (0, "")
 
 
 def both(model: torch.nn.Module) -> tuple[Preprocess, Preprocess]:
