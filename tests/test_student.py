@@ -208,6 +208,34 @@ def test_a_new_classifier_is_dense_and_survives_a_reload(student: Student, tmp_p
         assert torch.equal(loaded(images()), student.eval()(images()))
 
 
+def test_what_is_assigned_reaches_the_model_inside(student: Student, tmp_path: Path) -> None:
+    student.fc = nn.Linear(student.num_features, 7)
+    student.num_classes = 5
+    assert student.fc is student.model.fc
+    assert student.model.num_classes == 5
+    assert all(name.startswith("model.") for name in student.state_dict())
+    with torch.no_grad():
+        assert torch.equal(
+            student.fc(student.forward_head(student.forward_features(images()), True)), student(images())
+        )
+        student.save_pretrained(tmp_path / "s")
+        assert torch.equal(from_pretrained(tmp_path / "s")(images()), student(images()))
+
+
+def test_what_is_the_students_own_stays_its_own(student: Student) -> None:
+    inner = student.model
+    student.report, student.note = {"search": {}}, "mine"
+    student.forward = lambda x: x
+    assert not {"report", "note", "forward"} & set(vars(inner))
+    assert student(3) == 3
+    student.model = nn.Linear(2, 2)
+    assert student.model.in_features == 2
+    named = nn.Linear(2, 2)
+    named.report = named.architecture = "of the model"
+    assert Student(named).report == {}
+    assert named.report == "of the model"
+
+
 def test_a_new_pooling_survives_a_reload(student: Student, tmp_path: Path) -> None:
     student.reset_classifier(3, "max")
     student.save_pretrained(tmp_path / "s")
