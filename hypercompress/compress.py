@@ -25,7 +25,7 @@ from hypercompress.memory import give_back
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import refit_batch
 from hypercompress.replaceable import replaceable
-from hypercompress.report import bytes_of, make_report
+from hypercompress.report import bytes_of, class_names, make_report
 from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit, Unit
@@ -154,8 +154,9 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     Example:
         >>> student = compress(teacher, Budget(params=0.4), data=loader)  # doctest: +SKIP
     """
-    start, teacher = time.perf_counter(), as_written(teacher)
+    start, teacher, names = time.perf_counter(), as_written(teacher), list[str]()
     if isinstance(teacher, Student):
+        names = class_names(teacher.report)
         architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
     plan = prepare(
         teacher,
@@ -173,6 +174,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     )
     if tries is not None:
         student.report["search"] = {"seconds": search, "tries": tries}
+    if names:
+        student.report["classes"] = names
     return student
 
 

@@ -114,6 +114,8 @@ def _student(
     terminal.phase("generate and compare", len(plan.spec.candidates))
     student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
     student.report["calibration"] = arguments.data
+    if names := inputs.class_names(arguments.model):
+        student.report["classes"] = names
     if tries is not None:
         student.report["search"] = {"seconds": arguments.search, "tries": tries}
         terminal.note("search", f"{tries} tries in {arguments.search:g} s")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypercompress import report
 from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
 from hypercompress.artefact import read_report
@@ -173,10 +174,8 @@ def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
 
 
 def class_names(text: str | None) -> list[str]:
-    """Names of a model's outputs where they are known: of a student folder that was moved to a task."""
-    if text is None or not is_student_folder(text):
-        return []
-    return list((read_report(Path(text)).get("transfer") or {}).get("classes") or [])
+    """Names of a model's outputs where its student folder knows them."""
+    return [] if text is None or not is_student_folder(text) else report.class_names(read_report(Path(text)))
 
 
 def comparable(images: ImageData, outputs: int, names: Sequence[str], terminal: Terminal) -> ImageData:

@@ -152,7 +152,13 @@ def test_classes_are_compared_by_name(run: Run, weights: Path, tmp_path: Path) -
     assert run("transfer", "test_resnet", tmp_path / "moved", *words)[0] == 0
     whole = json.loads(run("evaluate", tmp_path / "moved", "--data", tmp_path / "all", "--json")[1])
     assert whole["top1"] == 1
+    once = ("generate", tmp_path / "moved", tmp_path / "small", "--params", 0.9)
+    twice = ("generate", tmp_path / "small", tmp_path / "smaller", "--params", 0.8)
+    assert [run(*words)[0] for words in (once, twice)] == [0, 0]
     shutil.rmtree(tmp_path / "all" / "a")
+    for name in ("small", "smaller"):  # made of the one that was moved
+        code, _, err = run("evaluate", tmp_path / name, "--data", tmp_path / "all", "--json")
+        assert (code, err) == (0, "")
     code, out, err = run("evaluate", tmp_path / "moved", "--data", tmp_path / "all", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["top1"] == 1
@@ -161,3 +167,5 @@ def test_classes_are_compared_by_name(run: Run, weights: Path, tmp_path: Path) -
     code, out, err = run("evaluate", tmp_path / "moved", *words)
     assert (code, err) == (0, "")
     assert "top1: not measured (the model has no class x)" in out
+    words = ("--data", tmp_path / "all", "--against", tmp_path / "smaller")
+    assert "top1: not measured (the model has no class x)" in run("evaluate", tmp_path / "smaller", *words)[1]
