@@ -137,6 +137,14 @@ def test_a_damaged_student(refused: Refused, old: Path, name: str) -> None:
     assert str(old) in refused("evaluate", old, "--data", "fashion_mnist_mini")
 
 
+@pytest.mark.parametrize("report", [[1], {"transfer": 5}, {"transfer": {}}, {"layers": 5}, {"teacher": 3}], ids=str)
+def test_a_damaged_report(refused: Refused, old: Path, report: object) -> None:
+    (old / "report.json").write_text(json.dumps(report))
+    assert "report.json that is no report" in refused("report", old)
+    if report == {"transfer": 5}:
+        assert "report.json that is no report" in refused("evaluate", old, "--data", "fashion_mnist_mini")
+
+
 class Bomb:
     """Unpickling this creates a file: the harmless stand-in for any code."""
 
