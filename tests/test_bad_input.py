@@ -95,6 +95,11 @@ def test_an_unknown_model_name(refused: Refused, tmp_path: Path) -> None:
     assert "did you mean test_resnet" in line
 
 
+def test_a_fault_is_told_once(refused: Refused) -> None:
+    for against in ((), ("--against", "resnet51_of_mine")):
+        assert refused("evaluate", "resnet51_of_mine", "--data", "fashion_mnist_mini", *against).count("received") == 1
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_folder_that_is_no_student(refused: Refused, tmp_path: Path, there: bool) -> None:
     if there:
