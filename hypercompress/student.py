@@ -12,6 +12,7 @@ from hypercompress import artefact
 from hypercompress.architecture import Architecture, build
 from hypercompress.configuration import architecture_in, as_json, names_in, ranks_in
 from hypercompress.copying import copy_of, weights_of
+from hypercompress.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, low_rank_like
 from hypercompress.projection import SplitProjection
@@ -130,7 +131,7 @@ class Student(nn.Module):
             ArtefactError: the folder exists and ``overwrite`` is false, or cannot be written.
         """
         architecture = self.architecture
-        if architecture is not None and (other := self._differing(architecture)):
+        if architecture is not None and (other := differences(self.model, architecture, (*self.ranks, *self.unpacked))):
             warnings.warn(
                 f"received a student with other {', '.join(other[:3])}{' and more' if other[3:] else ''} than timm "
                 f"builds in {architecture.name}; expected the network as it was compressed; it is saved, and loads "
@@ -150,19 +151,6 @@ class Student(nn.Module):
             report=self.report,
             overwrite=overwrite,
         )
-
-    def _differing(self, architecture: Architecture) -> list[str]:
-        """Names of the tensors, outside of what is factored or unpacked, in which a rebuilt network would differ."""
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            built = build(architecture)
-        changed = {id(self.model.get_submodule(name)) for name in (*self.ranks, *self.unpacked)}
-        everywhere = self.model.named_modules(remove_duplicate=False)
-        replaced = tuple(f"{name}." for name, module in everywhere if id(module) in changed)
-        ours, theirs = (
-            {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(replaced)}
-            for model in (self.model, built)
-        )
-        return sorted({name for name, _ in ours.items() ^ theirs.items()})
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
