@@ -26,6 +26,7 @@ from hypercompress.replacing import leftover, name_fault, replaced
 
 FORMAT = 2  # 1: every layer factored on one side, nothing unpacked
 KEYS = frozenset({"format", "sha256", "aliases", "architecture", "ranks"})  # of every student's config.json
+AS_SAVED = "expected the folder as it was saved; copy it again"
 WEIGHTS, CONFIG, REPORT, CARD = "model.safetensors", "config.json", "report.json", "README.md"
 
 
@@ -111,10 +112,21 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """``report.json`` of a student folder, alone; empty if there is none."""
+    """``report.json`` of a student folder, alone; empty if there is none.
+
+    Raises:
+        ArtefactError: what other commands read in it is not what was written.
+    """
     file = folder / REPORT
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return found
+    found: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    tables = [found, found.get("transfer", {})] if isinstance(found, dict) else [found]
+    if not all(isinstance(table, dict) and _names(table.get("classes") or []) for table in tables):
+        raise ArtefactError(f"received {file} that is no report; {AS_SAVED}")
+    return dict(found)
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -151,11 +163,17 @@ def load(folder: Path) -> Saved:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         report = read_report(folder)
-        known = set(config) >= KEYS
+        known = isinstance(config, dict) and set(config) >= KEYS
     except (ValueError, TypeError) as error:
         raise ArtefactError(f"received {folder} with unreadable JSON ({error}); expected a student folder") from error
     if not known:
         raise ArtefactError(f"received {folder / CONFIG} without the keys of a student; expected a student folder")
+    aliases = config["aliases"]
+    if type(config["format"]) is not int or not (isinstance(aliases, dict) and _names([*aliases.values()])):
+        raise ArtefactError(
+            f"received {folder / CONFIG} with a format that is no whole number, or aliases that are no table of names; "
+            f"{AS_SAVED}"
+        )
     if config["format"] > FORMAT:
         raise ArtefactError(
             f"received a student of format {config['format']}; expected at most {FORMAT}; upgrade hypercompress"
@@ -170,7 +188,7 @@ def load(folder: Path) -> Saved:
     except SafetensorError as error:
         raise ArtefactError(f"received a corrupt {folder / WEIGHTS} ({error}); copy the folder again") from error
     try:
-        state.update({alias: state[name] for alias, name in config["aliases"].items()})
+        state.update({alias: state[name] for alias, name in aliases.items()})
     except KeyError as error:
         raise ArtefactError(
             f"received {folder / CONFIG} with an alias of {error}, which {WEIGHTS} lacks; expected the folder as it "

@@ -46,7 +46,7 @@ def guarded(
         built: makes a student of a generation.
         judge: of the plan's held-out batches.
         forms: of the refit, to choose from; the first is none.
-        norms: whether new norm moments may be chosen.
+        norms: whether norms may get other moments.
         bend: whether the allocation may be tilted towards the layers that run last.
     """
     choices = _Choices(plan, budget, built, forward_fn, judge)
@@ -56,7 +56,7 @@ def guarded(
     choices.strength()
     if norms:
         choices.norms()
-    choices.rebase()
+        choices.rebase()
     return choices.generation, choices.student, choices.finishing
 
 

@@ -25,7 +25,7 @@ from hypercompress.memory import give_back
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import refit_batch
 from hypercompress.replaceable import replaceable
-from hypercompress.report import bytes_of, make_report
+from hypercompress.report import bytes_of, class_names, make_report
 from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit, Unit, require_budget
@@ -146,7 +146,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         refit: with data, reconstruct the layers' outputs one after another (`reconstruction.py`) if held-out images
             say that it helps.
-        norms: with data, re-estimate BatchNorm moments if there is no refit and held-out images say that it helps.
+        norms: with data, give BatchNorms other moments: of a refitted student those of their own inputs, the function as
+            it was (`norms.py`); else new ones if held-out images say that it helps.
         fast: time the forms of every layer on this machine, and use only those that are faster than the dense layer; a
             latency budget always does.
         latency_batch: samples of the batch that is timed.
@@ -163,6 +164,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     """
     start, teacher = time.perf_counter(), as_written(teacher)
     require_budget(budget)
+    names = class_names(teacher.report) if isinstance(teacher, Student) else []
     with keeping_random_state(teacher):
         if isinstance(teacher, Student):
             architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
@@ -180,8 +182,10 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         student = finish(
             plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start
         )
-        if tries is not None:
-            student.report["search"] = {"seconds": search, "tries": tries}
+    if tries is not None:
+        student.report["search"] = {"seconds": search, "tries": tries}
+    if names:
+        student.report["classes"] = names
     return student
 
 

@@ -103,6 +103,11 @@ def layer_row(layer: LayerSpec, plan: RankPlan, finishing: Finishing) -> dict[st
     }
 
 
+def class_names(report: Mapping[str, Any]) -> list[str]:
+    """Names of a student's outputs by label, where they are known: it was moved to a task, or made of one that was."""
+    return list(report.get("transfer", report).get("classes") or [])
+
+
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
     """A table of every layer with its status, and the totals; of a student that was moved, as they were before."""
     console = console or Console()

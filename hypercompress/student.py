@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from hypercompress import artefact
 from hypercompress.architecture import Architecture, build
+from hypercompress.configuration import architecture_in, as_json, names_in, ranks_in
 from hypercompress.copying import copy_of, weights_of
+from hypercompress.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, low_rank_like
 from hypercompress.projection import SplitProjection
@@ -22,7 +24,8 @@ from hypercompress.unpacking import pack_layers, replace_module, unpack_layers, 
 
 class Student(nn.Module):
     """A model with some layers factored. What it does not define itself it passes on to the model inside, so a timm
-    student keeps ``forward_features``, ``forward_head``, ``reset_classifier``, ``pretrained_cfg``, ``num_classes``.
+    student keeps ``forward_features``, ``forward_head``, ``reset_classifier``, ``pretrained_cfg``, ``num_classes``, and
+    ``student.fc = ...`` gives the model inside another head.
 
     Args:
         model: the network with `LowRank` layers in place.
@@ -38,10 +41,10 @@ class Student(nn.Module):
         self, model: nn.Module, architecture: Architecture | None = None, report: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
-        self.model = model
         self.training = model.training
         self.architecture = architecture
         self.report = dict(report or {})
+        self.model = model  # last: from here on what it has is set there
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -50,6 +53,14 @@ class Student(nn.Module):
             if name == "model":  # not set yet
                 raise
             return getattr(super().__getattr__("model"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        model = vars(self).get("_modules", {}).get("model")
+        own = name == "model" or name in vars(self) or hasattr(type(self), name)
+        if model is None or own or not hasattr(model, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(model, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -120,7 +131,7 @@ class Student(nn.Module):
             ArtefactError: the folder exists and ``overwrite`` is false, or cannot be written.
         """
         architecture = self.architecture
-        if architecture is not None and (other := self._differing(architecture)):
+        if architecture is not None and (other := differences(self.model, architecture, (*self.ranks, *self.unpacked))):
             warnings.warn(
                 f"received a student with other {', '.join(other[:3])}{' and more' if other[3:] else ''} than timm "
                 f"builds in {architecture.name}; expected the network as it was compressed; it is saved, and loads "
@@ -132,7 +143,7 @@ class Student(nn.Module):
             Path(folder),
             state=self.model.state_dict(),
             config={
-                "architecture": _as_json(architecture),
+                "architecture": as_json(architecture),
                 "ranks": self.ranks,
                 "input_ranks": self.input_ranks,
                 "unpacked": self.unpacked,
@@ -140,19 +151,6 @@ class Student(nn.Module):
             report=self.report,
             overwrite=overwrite,
         )
-
-    def _differing(self, architecture: Architecture) -> list[str]:
-        """Names of the tensors, outside of what is factored or unpacked, in which a rebuilt network would differ."""
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            built = build(architecture)
-        changed = {id(self.model.get_submodule(name)) for name in (*self.ranks, *self.unpacked)}
-        everywhere = self.model.named_modules(remove_duplicate=False)
-        replaced = tuple(f"{name}." for name, module in everywhere if id(module) in changed)
-        ours, theirs = (
-            {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith(replaced)}
-            for model in (self.model, built)
-        )
-        return sorted({name for name, _ in ours.items() ^ theirs.items()})
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
@@ -213,14 +211,14 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
         ArtefactError: the folder is missing, incomplete, altered, or of a later version; or a skeleton is needed.
     """
     saved = artefact.load(Path(folder))
-    ranks, inner = (_ranks(saved.config.get(key, {}), Path(folder)) for key in ("ranks", "input_ranks"))
+    ranks, inner = (ranks_in(saved.config.get(key, {}), Path(folder)) for key in ("ranks", "input_ranks"))
     if not set(inner) <= set(ranks):
         raise ArtefactError(
             f"received {folder}/config.json with an input rank for {', '.join(sorted(set(inner) - set(ranks)))}, which "
             "has no rank; expected the folder as it was saved; copy it again"
         )
-    unpacked = _names(saved.config.get("unpacked", []), Path(folder))
-    architecture = _architecture(saved.config["architecture"], Path(folder))
+    unpacked = names_in(saved.config.get("unpacked", []), Path(folder))
+    architecture = architecture_in(saved.config["architecture"], Path(folder))
     if skeleton is None:
         if architecture is None:
             raise ArtefactError(
@@ -251,50 +249,3 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
             ) from error
     artefact.load_state(model, saved, Path(folder))
     return Student(model, architecture, saved.report)
-
-
-def _ranks(value: Any, folder: Path) -> dict[str, int]:
-    """The ranks in a config.json, which anybody may have written."""
-    if not isinstance(value, dict) or not all(type(rank) is int and 0 < rank <= 2**20 for rank in value.values()):
-        raise ArtefactError(
-            f"received {folder}/config.json with ranks that are no table of layer names and whole numbers above 0; "
-            "expected the folder as it was saved; copy it again"
-        )
-    return value
-
-
-def _names(value: Any, folder: Path) -> list[str]:
-    """The unpacked layers in a config.json, which anybody may have written."""
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ArtefactError(
-            f"received {folder}/config.json with unpacked layers that are no list of names; expected the folder as it "
-            "was saved; copy it again"
-        )
-    return value
-
-
-def _architecture(value: Any, folder: Path) -> Architecture | None:
-    """The architecture in a config.json, which anybody may have written."""
-    if value is None:
-        return None
-    keys = {"name": str, "args": dict, "pretrained_cfg": dict}
-    if (
-        not isinstance(value, dict)
-        or set(value) != set(keys)
-        or not all(isinstance(value[key], kind) for key, kind in keys.items())
-    ):
-        raise ArtefactError(
-            f"received {folder}/config.json with an architecture that is no name with args and pretrained_cfg; "
-            "expected the folder as it was saved; copy it again"
-        )
-    return Architecture(**value)
-
-
-def _as_json(architecture: Architecture | None) -> dict[str, Any] | None:
-    if architecture is None:
-        return None
-    return {
-        "name": architecture.name,
-        "args": dict(architecture.args),
-        "pretrained_cfg": dict(architecture.pretrained_cfg),
-    }

@@ -123,6 +123,24 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path, text: str) -> N
         load(tmp_path / "s")
 
 
+@pytest.mark.parametrize("change", [{"format": "1"}, {"format": None}, {"aliases": None}, {"aliases": ["a"]}], ids=str)
+def test_a_configuration_of_other_types_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    write(tmp_path / "s")
+    edit(tmp_path / "s", **change)
+    with pytest.raises(ArtefactError, match=artefact.AS_SAVED):
+        load(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", "5", '{"transfer": 5}', '{"classes": 5}', '{"transfer": {"classes": [1]}}'], ids=str
+)
+def test_a_report_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    write(tmp_path / "s")
+    (tmp_path / "s" / REPORT).write_text(text)
+    with pytest.raises(ArtefactError, match=r"report\.json that is no report; expected the folder as it was saved"):
+        load(tmp_path / "s")
+
+
 def test_an_alias_of_nothing_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "s")
     edit(tmp_path / "s", aliases={"a": "gone"})

@@ -98,6 +98,11 @@ def test_an_unknown_model_name(refused: Refused, tmp_path: Path) -> None:
     assert "did you mean test_resnet" in line
 
 
+def test_a_fault_is_told_once(refused: Refused) -> None:
+    for against in ((), ("--against", "resnet51_of_mine")):
+        assert refused("evaluate", "resnet51_of_mine", "--data", "fashion_mnist_mini", *against).count("received") == 1
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_folder_that_is_no_student(refused: Refused, tmp_path: Path, there: bool) -> None:
     if there:
@@ -138,6 +143,14 @@ def test_a_damaged_student(refused: Refused, old: Path, name: str) -> None:
     data = (old / name).read_bytes()
     (old / name).write_bytes(data[: len(data) // 2])
     assert str(old) in refused("evaluate", old, "--data", "fashion_mnist_mini")
+
+
+@pytest.mark.parametrize("report", [[1], {"transfer": 5}, {"transfer": {}}, {"layers": 5}, {"teacher": 3}], ids=str)
+def test_a_damaged_report(refused: Refused, old: Path, report: object) -> None:
+    (old / "report.json").write_text(json.dumps(report))
+    assert "report.json that is no report" in refused("report", old)
+    if report == {"transfer": 5}:
+        assert "report.json that is no report" in refused("evaluate", old, "--data", "fashion_mnist_mini")
 
 
 class Bomb:

@@ -405,6 +405,15 @@ def test_labels_are_not_read_for_the_student() -> None:
     assert plain.report["fidelity"]["top1_teacher"] is None
 
 
+def test_the_names_of_classes_are_carried_over() -> None:
+    moved = Student(network(), report={"transfer": {"classes": list("abcd")}})
+    options: dict[str, Any] = {"generator": "svd", "example": torch.randn(2, 1, 7, 7)}
+    once = compress(moved, Budget(params=0.9), **options)
+    twice = compress(once, Budget(params=0.8), **options)
+    assert once.report["classes"] == twice.report["classes"] == list("abcd")
+    assert "classes" not in compress(network(), Budget(params=0.9), **options).report
+
+
 def test_without_data_a_timm_model_needs_nothing_and_another_an_example() -> None:
     teacher = timm.create_model("test_resnet", pretrained=False).eval()
     student = compress(teacher, Budget(params=0.5), None, "prior")

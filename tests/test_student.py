@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,34 @@ def test_a_new_classifier_is_dense_and_survives_a_reload(student: Student, tmp_p
         assert torch.equal(loaded(images()), student.eval()(images()))
 
 
+def test_what_is_assigned_reaches_the_model_inside(student: Student, tmp_path: Path) -> None:
+    student.fc = nn.Linear(student.num_features, 7)
+    student.grad_checkpointing = True
+    assert student.fc is student.model.fc
+    assert student.model.grad_checkpointing
+    assert all(name.startswith("model.") for name in student.state_dict())
+    with torch.no_grad():
+        assert torch.equal(
+            student.fc(student.forward_head(student.forward_features(images()), True)), student(images())
+        )
+        student.save_pretrained(tmp_path / "s")
+        assert torch.equal(from_pretrained(tmp_path / "s")(images()), student(images()))
+
+
+def test_what_is_the_students_own_stays_its_own(student: Student) -> None:
+    inner = student.model
+    student.report, student.note = {"search": {}}, "mine"
+    student.forward = lambda x: x
+    assert not {"report", "note", "forward"} & set(vars(inner))
+    assert student(3) == 3
+    student.model = nn.Linear(2, 2)
+    assert student.model.in_features == 2
+    named = nn.Linear(2, 2)
+    named.report = named.architecture = "of the model"
+    assert Student(named).report == {}
+    assert named.report == "of the model"
+
+
 def test_a_new_pooling_survives_a_reload(student: Student, tmp_path: Path) -> None:
     student.reset_classifier(3, "max")
     student.save_pretrained(tmp_path / "s")
@@ -366,6 +396,38 @@ def test_what_timm_builds_no_more_is_saved_for_a_skeleton(tmp_path: Path) -> Non
     skeleton.reset_classifier(7, "avg")
     with torch.no_grad():
         assert torch.equal(from_pretrained(tmp_path / "s", skeleton)(x), student(x))
+
+
+def set_stride(model: nn.Module) -> None:
+    model.get_submodule("conv1.0" if isinstance(model.conv1, nn.Sequential) else "conv1").stride = (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("network", "change"),
+    [
+        ("test_resnet", lambda model: setattr(model, "maxpool", nn.Identity())),
+        ("test_resnet", set_stride),
+        ("test_resnet", lambda model: model.reset_classifier(7, "max")),
+        ("test_vit", lambda model: setattr(model, "global_pool", "avg")),
+        ("test_vit", lambda model: setattr(model.blocks[0].norm1, "eps", 0.1)),
+    ],
+    ids=["module", "stride", "pooling", "setting", "eps"],
+)
+def test_a_change_without_parameters_needs_a_skeleton_too(
+    network: str, change: Callable[[nn.Module], None], tmp_path: Path
+) -> None:
+    teacher = timm.create_model(network, num_classes=7).eval()
+    student = hypercompress.compress(teacher, Budget(params=0.5), generator="svd")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        student.save_pretrained(tmp_path / "as it was")
+    change(student.model)
+    with pytest.warns(UserWarning, match=f"than timm builds in {network}"):
+        student.save_pretrained(tmp_path / "s")
+    change(teacher)
+    x = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(from_pretrained(tmp_path / "s", teacher)(x), student(x))
 
 
 def test_a_student_of_a_student_is_one_of_the_dense_network(tmp_path: Path) -> None:

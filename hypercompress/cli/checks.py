@@ -24,17 +24,17 @@ LEAST_IMAGES = 6  # three batches of two: some are held out
 
 
 def require(*checks: Callable[[], object]) -> None:
-    """Run every check; raise the one fault as it is, several as one error of one line."""
-    faults: list[HypercompressError] = []
+    """Run every check; raise the one fault as it is, several as one error of one line that says each once."""
+    faults: dict[str, HypercompressError] = {}
     for check in checks:
         try:
             check()
         except HypercompressError as error:
-            faults.append(error)
+            faults.setdefault(str(error), error)
     if len(faults) == 1:
-        raise faults[0]
+        raise next(iter(faults.values()))
     if faults:
-        raise HypercompressError("; also ".join(map(str, faults)))
+        raise HypercompressError("; also ".join(faults))
 
 
 def common(arguments: Namespace, *, batch_size: int = 1, made: bool = False) -> tuple[Callable[[], object], ...]:

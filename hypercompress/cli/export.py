@@ -54,7 +54,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         inputs.show_preprocessing(terminal, preprocess, overrides, "STUDENT")
         images = open_data(arguments.data, preprocess, train=True)
         options = {"limit": arguments.images, "batch_size": arguments.batch_size, "seed": arguments.seed}
-        loaded, count, _ = inputs.calibration(images, **options)
+        loaded, count, _ = inputs.calibration(images, model, **options)
         batches = terminal.counted("prepare images", loaded, count)
     else:
         terminal.phase("export, run and compare")

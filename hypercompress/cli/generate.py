@@ -114,6 +114,8 @@ def _student(
     terminal.phase("generate and compare", len(plan.spec.candidates))
     student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
     student.report["calibration"] = arguments.data
+    if names := inputs.class_names(arguments.model):
+        student.report["classes"] = names
     if tries is not None:
         student.report["search"] = {"seconds": arguments.search, "tries": tries}
         terminal.note("search", f"{tries} tries in {arguments.search:g} s")
@@ -141,7 +143,7 @@ def _images(
     if outputs := inputs.output_shape(teacher, preprocess.input_size):
         images = inputs.comparable(images, outputs[0], inputs.class_names(arguments.model), terminal)
     options = {"limit": arguments.images, "batch_size": arguments.batch_size, "seed": arguments.seed}
-    batches, count, size = inputs.calibration(images, **options)
+    batches, count, size = inputs.calibration(images, teacher, **options)
     batches = list(terminal.counted("prepare images", batches, count))
     terminal.note("calibration", f"{count} of {len(images)} images of {arguments.data}, in batches of {size}")
     return batches, count, time.perf_counter()

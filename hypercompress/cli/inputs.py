@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypercompress import report
 from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
 from hypercompress.artefact import read_report
 from hypercompress.calibration import to_device
-from hypercompress.calling import evaluating
+from hypercompress.calling import call_model, evaluating
 from hypercompress.cli.checks import LEAST_IMAGES
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, loader
@@ -157,16 +158,24 @@ def _blank(model: nn.Module, size: Sequence[int]) -> Tensor:
     return torch.zeros(2, *size).to(next(model.parameters()))
 
 
+def precision(model: nn.Module) -> torch.dtype:
+    """What the model wants its images in: a student may be saved in another floating dtype than float32."""
+    return next(model.parameters()).dtype
+
+
+def call_in_precision(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """`call_model` on images in the model's own precision: two models may differ in it."""
+    return call_model(model, batch[0].to(precision(model)))
+
+
 def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
     """The batches, moved one at a time."""
     return (to_device(batch, device) for batch in batches)
 
 
 def class_names(text: str | None) -> list[str]:
-    """Names of a model's outputs where they are known: of a student folder that was moved to a task."""
-    if text is None or not is_student_folder(text):
-        return []
-    return list((read_report(Path(text)).get("transfer") or {}).get("classes") or [])
+    """Names of a model's outputs where its student folder knows them."""
+    return [] if text is None or not is_student_folder(text) else report.class_names(read_report(Path(text)))
 
 
 def comparable(images: ImageData, outputs: int, names: Sequence[str], terminal: Terminal) -> ImageData:
@@ -191,8 +200,10 @@ def comparable(images: ImageData, outputs: int, names: Sequence[str], terminal: 
     return images.unlabelled()
 
 
-def calibration(images: ImageData, *, limit: int, batch_size: int, seed: int) -> tuple[Iterable[Any], int, int]:
-    """Shuffled batches (folders are sorted by class), the number of images and the size of a batch.
+def calibration(
+    images: ImageData, model: nn.Module, *, limit: int, batch_size: int, seed: int
+) -> tuple[Iterable[Any], int, int]:
+    """Shuffled batches (folders are sorted by class) for the model, the number of images and the size of a batch.
 
     No batch holds a single image: a BatchNorm cannot estimate moments from one position.
 
@@ -208,7 +219,8 @@ def calibration(images: ImageData, *, limit: int, batch_size: int, seed: int) ->
     size = fine(count, batch_size)
     if count % size == 1:
         count -= 1
-    return loader(images, batch_size=size, shuffle=True, seed=seed, limit=count), count, size
+    batches = loader(images, batch_size=size, shuffle=True, seed=seed, limit=count, dtype=precision(model))
+    return batches, count, size
 
 
 def fine(count: int, batch_size: int) -> int:

@@ -101,7 +101,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="never reconstruct the layers' outputs one by one, for comparison",
     )
-    method.add_argument("--no-norms", action="store_true", help="never re-estimate BatchNorm moments")
+    method.add_argument("--no-norms", action="store_true", help="leave the moments of BatchNorms as they are")
     method.add_argument(
         "--pareto",
         nargs="?",

@@ -6,6 +6,7 @@ from pathlib import Path
 from hypercompress import artefact
 from hypercompress.cli import checks
 from hypercompress.cli.terminal import Terminal
+from hypercompress.errors import ArtefactError
 from hypercompress.report import print_report
 
 
@@ -19,5 +20,11 @@ def report(arguments: Namespace) -> None:
     content = artefact.load(Path(arguments.student)).report
     with Terminal(arguments.json) as terminal:
         if not arguments.json:
-            print_report(content, terminal.out)
+            try:
+                print_report(content, terminal.out)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ArtefactError(
+                    f"received {arguments.student}/{artefact.REPORT} that is no report ({type(error).__name__}: "
+                    f"{error}); {artefact.AS_SAVED}, or pass --json to see what it holds"
+                ) from error
         terminal.finish(content)

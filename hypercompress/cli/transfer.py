@@ -54,6 +54,9 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     preprocess = Preprocess.of(model, overrides.input_size, overrides.mean, overrides.std)
     inner = model.model if isinstance(model, Student) else model
     inner, architecture = inputs.described(inner, architecture, preprocess)
+    precision = inputs.precision(inner)
+    if precision.itemsize < torch.float32.itemsize:  # AdamW's steps overflow in float16, and are lost in bfloat16
+        inner.float()
     inputs.show_preprocessing(terminal, preprocess, overrides, "MODEL")
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
 
@@ -62,7 +65,9 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     support = chosen_images(images, arguments)
     terminal.note("support", f"{len(support)} of {len(images)} images, {len(images.classes)} classes")
     terminal.phase("adapt")
-    batches: Iterable[Any] = loader(support, batch_size=arguments.batch_size, shuffle=True, seed=arguments.seed)
+    batches: Iterable[Any] = loader(
+        support, batch_size=arguments.batch_size, shuffle=True, seed=arguments.seed, dtype=inputs.precision(inner)
+    )
     student = adapt(
         Student(inner.to(device), architecture, getattr(model, "report", None)),
         list(batches) if arguments.shots else batches,  # a few images are prepared once, a data set in each pass
@@ -73,7 +78,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         names=images.classes,
         seed=arguments.seed,
     )
-    student.report["transfer"]["shots"] = arguments.shots
+    student.to(precision).report["transfer"]["shots"] = arguments.shots
     terminal.phase("save")
     student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
     terminal.show(table(student.report["transfer"]))

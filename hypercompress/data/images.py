@@ -4,6 +4,7 @@ Shape letters: ``b`` images in a batch; ``c h w`` channels, height and width of 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -114,6 +115,7 @@ def loader(
     seed: int = 0,
     limit: int | None = None,
     workers: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> DataLoader[tuple[Tensor, int]]:
     """Batches ``(images [b, c, h, w], labels [b])``; the last one may be smaller.
 
@@ -123,6 +125,7 @@ def loader(
         seed: of the order and of the subset.
         limit: use a random subset of so many images, at least 1; all of them if there are fewer.
         workers: processes that prepare images; 0 prepares them in this one.
+        dtype: of the images: that of the model which takes them.
 
     Raises:
         DataError: a number below its bound.
@@ -142,11 +145,13 @@ def loader(
         generator=generator,
         num_workers=workers,
         persistent_workers=workers > 0,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, dtype=dtype),
     )
 
 
-def _collate(items: list[tuple[Tensor, int]]) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
+def _collate(
+    items: list[tuple[Tensor, int]], dtype: torch.dtype
+) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
     """torch's own batches are lists; a tuple is what `compress` and its kin take for one input and its label."""
     images, labels = default_collate(items)
-    return images, labels
+    return images.to(dtype), labels

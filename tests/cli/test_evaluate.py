@@ -12,7 +12,7 @@ from PIL import Image
 
 import hypercompress
 from hypercompress.data import Preprocess, loader, open_data
-from tests.cli.words import ARGS, CALIBRATE, DATA, SIZE, Run, write_images
+from tests.cli.words import ARGS, CALIBRATE, DATA, PRECISIONS, SIZE, Run, write_images
 
 
 def test_evaluate_json_equals_an_independent_computation(
@@ -112,6 +112,19 @@ def test_a_teacher_of_another_normalisation_gets_its_own_images(run: Run, studen
     assert result["kl"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_a_student_in_another_precision_takes_its_images_in_it(
+    run: Run, student: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    hypercompress.from_pretrained(student).to(dtype).save_pretrained(tmp_path / "s")
+    for one, other in ((tmp_path / "s", student), (student, tmp_path / "s")):
+        code, out, err = run("evaluate", one, *DATA, "--against", other, "--images", 50, "--json")
+        assert (code, err) == (0, "")
+        assert json.loads(out)["kl"] == pytest.approx(0, abs=1e-3)
+    code, out, err = run("evaluate", tmp_path / "s", *DATA, "--images", 50, "--json")
+    assert (code, err) == (0, "")
+
+
 def both(model: torch.nn.Module) -> tuple[Preprocess, Preprocess]:
     given = Preprocess.of(model)
     return dataclasses.replace(given, mean=(0.286,), std=(0.353,)), dataclasses.replace(given, mean=(0.0,), std=(0.1,))
@@ -139,7 +152,13 @@ def test_classes_are_compared_by_name(run: Run, weights: Path, tmp_path: Path) -
     assert run("transfer", "test_resnet", tmp_path / "moved", *words)[0] == 0
     whole = json.loads(run("evaluate", tmp_path / "moved", "--data", tmp_path / "all", "--json")[1])
     assert whole["top1"] == 1
+    once = ("generate", tmp_path / "moved", tmp_path / "small", "--params", 0.9)
+    twice = ("generate", tmp_path / "small", tmp_path / "smaller", "--params", 0.8)
+    assert [run(*words)[0] for words in (once, twice)] == [0, 0]
     shutil.rmtree(tmp_path / "all" / "a")
+    for name in ("small", "smaller"):  # made of the one that was moved
+        code, _, err = run("evaluate", tmp_path / name, "--data", tmp_path / "all", "--json")
+        assert (code, err) == (0, "")
     code, out, err = run("evaluate", tmp_path / "moved", "--data", tmp_path / "all", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["top1"] == 1
@@ -148,3 +167,5 @@ def test_classes_are_compared_by_name(run: Run, weights: Path, tmp_path: Path) -
     code, out, err = run("evaluate", tmp_path / "moved", *words)
     assert (code, err) == (0, "")
     assert "top1: not measured (the model has no class x)" in out
+    words = ("--data", tmp_path / "all", "--against", tmp_path / "smaller")
+    assert "top1: not measured (the model has no class x)" in run("evaluate", tmp_path / "smaller", *words)[1]

@@ -14,7 +14,7 @@ from hypercompress.cli.terminal import Terminal
 from hypercompress.generator import registry
 from hypercompress.latency import _forms
 from hypercompress.specs import Unit
-from tests.cli.words import ARGS, CALIBRATE, DATA, SIZE, Run, write_images
+from tests.cli.words import ARGS, CALIBRATE, DATA, PRECISIONS, SIZE, Run, write_images
 
 
 def test_generate_writes_the_student_of_the_contract(student: Path, weights: Path) -> None:
@@ -242,6 +242,16 @@ def test_a_student_can_be_compressed_further(run: Run, student: Path, tmp_path: 
     before, after = hypercompress.from_pretrained(student), hypercompress.from_pretrained(tmp_path / "smaller")
     assert sum(p.numel() for p in after.parameters()) < 0.55 * sum(p.numel() for p in before.parameters())
     assert after.architecture == before.architecture
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_a_student_in_another_precision_stays_in_it(
+    run: Run, student: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    hypercompress.from_pretrained(student).to(dtype).save_pretrained(tmp_path / "s")
+    code, _, err = run("generate", tmp_path / "s", tmp_path / "out", *DATA, "--images", 48, "--params", 0.2)
+    assert (code, err) == (0, "")
+    assert next(hypercompress.from_pretrained(tmp_path / "out").parameters()).dtype is dtype
 
 
 def test_overwrite_replaces_a_student(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from hypercompress.allocation import ParetoPoint
@@ -13,6 +14,7 @@ SIZE = ("--input-size", "1", "32", "32", "--mean", "0.286", "--std", "0.353")
 DATA = ("--data", "fashion_mnist_mini")
 ARGS = '{"num_classes": 10, "in_chans": 1}'
 CALIBRATE = (*SIZE, *DATA, "--images", "96")
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float64)  # besides float32
 Run = Callable[..., tuple[int, str, str]]
 
 

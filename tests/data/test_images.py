@@ -19,6 +19,12 @@ def test_batches_are_pairs_of_images_and_labels(data: ImageData) -> None:
     assert all(labels.dtype == torch.int64 and labels.shape == images.shape[:1] for images, labels in batches)
 
 
+def test_images_come_in_the_models_precision(data: ImageData) -> None:
+    images, labels = next(iter(loader(data, batch_size=4, dtype=torch.float16)))
+    assert (images.dtype, labels.dtype) == (torch.float16, torch.int64)
+    assert torch.equal(images, next(iter(loader(data, batch_size=4)))[0].half())
+
+
 def test_without_shuffling_the_order_is_the_data_sets(data: ImageData) -> None:
     images, labels = next(iter(loader(data, batch_size=8)))
     assert torch.equal(images, torch.stack([data[i][0] for i in range(8)]))

@@ -17,7 +17,7 @@ from hypercompress.transfer import registry, views
 from hypercompress.transfer.adapt import default_rate
 from hypercompress.transfer.support import draw_shots
 from hypercompress.transfer.tuning import Tuned
-from tests.cli.words import Run
+from tests.cli.words import PRECISIONS, Run
 
 ARGS = ("--no-pretrained", "--model-args", '{"num_classes": 7, "in_chans": 1}')
 SIZE = ("--input-size", "1", "32", "32", "--mean", "0.286", "--std", "0.353")
@@ -94,6 +94,21 @@ def test_it_is_deterministic_and_a_student_folder_can_be_moved_on(run: Run, weig
     assert json.loads(out)["before"]["transfer"]["ways"] == 10
     assert json.loads(out)["transfer"]["images"] == 8
     assert from_pretrained(tmp_path / "on").num_classes == 2
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_a_student_in_another_precision_stays_in_it(
+    run: Run, weights: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    given = ("--data", "digits", "--shots", 2, "--steps", 2)
+    first = ("--checkpoint", weights, *ARGS[1:], *SIZE, *given)
+    assert run("test_resnet", tmp_path / "a", *first)[0] == 0
+    from_pretrained(tmp_path / "a").to(dtype).save_pretrained(tmp_path / "s")
+    code, _, err = run(tmp_path / "s", tmp_path / "out", *given)
+    assert (code, err) == (0, "")
+    moved = from_pretrained(tmp_path / "out")
+    assert next(moved.parameters()).dtype is dtype
+    assert all(bool(parameter.isfinite().all()) for parameter in moved.parameters())
 
 
 def test_grey_images_become_what_a_colour_backbone_takes(run: Run, tmp_path: Path) -> None:
