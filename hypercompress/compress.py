@@ -146,8 +146,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         refit: with data, reconstruct the layers' outputs one after another (`reconstruction.py`) if held-out images
             say that it helps.
-        norms: with data, give BatchNorms other moments: of a refitted student those of their own inputs, the function as
-            it was (`norms.py`); else new ones if held-out images say that it helps.
+        norms: with data, give BatchNorms other moments: of a refitted student those of their own inputs, the function
+            as it was (`norms.py`); else new ones if held-out images say that it helps.
         fast: time the forms of every layer on this machine, and use only those that are faster than the dense layer; a
             latency budget always does.
         latency_batch: samples of the batch that is timed.
