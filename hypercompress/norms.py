@@ -97,17 +97,22 @@ def rebase_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn
 
 
 class _Sums:
-    """Before each call of a norm: what its inputs' moments are made of, in double precision."""
+    """Before each call of a norm: what the moments of all its inputs are made of."""
 
     def __init__(self) -> None:
         self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def __call__(self, _norm: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        x = first_argument(args, named).detach()
+        x = first_argument(args, named)
+        if not x.numel():
+            return
         others = [axis for axis in range(x.ndim) if axis != 1]
-        self.count += x.numel() // x.shape[1]
-        self.total = self.total.to(x.device) + x.double().sum(others)
-        self.squares = self.squares.to(x.device) + x.double().square().sum(others)
+        # Of each call in single precision, which takes no copy; together in double.
+        variance, mean = (value.double() for value in torch.var_mean(x.float(), others, correction=0))
+        count = x.numel() // x.shape[1]
+        self.count += count
+        self.total = self.total.to(mean) + count * mean
+        self.squares = self.squares.to(mean) + count * (variance + mean.square())
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of each channel."""
