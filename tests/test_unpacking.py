@@ -399,7 +399,8 @@ def test_a_model_known_by_name_is_recognised_as_it_was_given(monkeypatch: pytest
     asked: list[nn.Module] = []
     facade = sys.modules["hypercompress.compress"]  # the package has a function of the name
     monkeypatch.setattr(facade, "architecture_of", lambda model: (asked.append(model), known)[1])
-    monkeypatch.setattr("hypercompress.student.build", lambda architecture: small_vit())
+    for module in ("student", "differences"):
+        monkeypatch.setattr(f"hypercompress.{module}.build", lambda architecture: small_vit())
     teacher, images = small_vit(), torch.randn(2, 3, 32, 32)
     plan = prepare(teacher, None, "svd", example=images)
     assert plan.original is teacher
