@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -120,12 +120,13 @@ def read_report(folder: Path) -> dict[str, Any]:
     file = folder / REPORT
     found: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     tables = [found, found.get("transfer", {})] if isinstance(found, dict) else [found]
-    if not all(isinstance(table, dict) and _names(table.get("classes") or []) for table in tables):
+    if not all(isinstance(table, dict) and is_names(table.get("classes") or []) for table in tables):
         raise ArtefactError(f"received {file} that is no report; {AS_SAVED}")
     return dict(found)
 
 
-def _names(value: Any) -> bool:
+def is_names(value: Any) -> TypeGuard[list[str]]:
+    """Whether it is a list of texts."""
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
@@ -169,7 +170,7 @@ def load(folder: Path) -> Saved:
     if not known:
         raise ArtefactError(f"received {folder / CONFIG} without the keys of a student; expected a student folder")
     aliases = config["aliases"]
-    if type(config["format"]) is not int or not (isinstance(aliases, dict) and _names([*aliases.values()])):
+    if type(config["format"]) is not int or not (isinstance(aliases, dict) and is_names([*aliases.values()])):
         raise ArtefactError(
             f"received {folder / CONFIG} with a format that is no whole number, or aliases that are no table of names; "
             f"{AS_SAVED}"

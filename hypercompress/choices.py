@@ -157,7 +157,7 @@ class _Choices:
 
     def rebase(self) -> None:
         """Of a refitted student the norms compute nearly the same in training from here on; nothing to choose."""
-        if self.finishing.refitted is not Refit.NONE and remembering_norms(self.student):
+        if self.finishing.refitted is not Refit.NONE:
             rebase_norms(self.student, self.split.statistics, self.forward_fn)
 
     def _choose(self, others: list[Callable[[], Student]]) -> int:

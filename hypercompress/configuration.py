@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hypercompress.architecture import Architecture
+from hypercompress.artefact import AS_SAVED, is_names
 from hypercompress.errors import ArtefactError
 
 
@@ -16,7 +17,7 @@ def ranks_in(value: Any, folder: Path) -> dict[str, int]:
     if not isinstance(value, dict) or not all(type(rank) is int and 0 < rank <= 2**20 for rank in value.values()):
         raise ArtefactError(
             f"received {folder}/config.json with ranks that are no table of layer names and whole numbers above 0; "
-            "expected the folder as it was saved; copy it again"
+            f"{AS_SAVED}"
         )
     return value
 
@@ -27,11 +28,8 @@ def names_in(value: Any, folder: Path) -> list[str]:
     Raises:
         ArtefactError: something else stands there.
     """
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ArtefactError(
-            f"received {folder}/config.json with unpacked layers that are no list of names; expected the folder as it "
-            "was saved; copy it again"
-        )
+    if not is_names(value):
+        raise ArtefactError(f"received {folder}/config.json with unpacked layers that are no list of names; {AS_SAVED}")
     return value
 
 
@@ -51,7 +49,7 @@ def architecture_in(value: Any, folder: Path) -> Architecture | None:
     ):
         raise ArtefactError(
             f"received {folder}/config.json with an architecture that is no name with args and pretrained_cfg; "
-            "expected the folder as it was saved; copy it again"
+            f"{AS_SAVED}"
         )
     return Architecture(**value)
 

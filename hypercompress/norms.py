@@ -83,6 +83,8 @@ def rebase_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn
     held = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     norms = [norm for norm in remembering_norms(model) if norm.affine]
     sums = {norm: _Sums() for norm in norms if all(held[id(parameter)] == 1 for parameter in norm.parameters())}
+    if not sums:
+        return
     handles = [norm.register_forward_pre_hook(found, with_kwargs=True) for norm, found in sums.items()]
     try:
         with evaluating(model):

@@ -215,7 +215,7 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
     if not set(inner) <= set(ranks):
         raise ArtefactError(
             f"received {folder}/config.json with an input rank for {', '.join(sorted(set(inner) - set(ranks)))}, which "
-            "has no rank; expected the folder as it was saved; copy it again"
+            f"has no rank; {artefact.AS_SAVED}"
         )
     unpacked = names_in(saved.config.get("unpacked", []), Path(folder))
     architecture = architecture_in(saved.config["architecture"], Path(folder))

@@ -28,7 +28,6 @@ from hypercompress.student import Student
 FORMATS = ("onnx", "torch-export")
 BATCH_SIZES = (1, 3)  # that the file is compared at; it is traced at another
 TOLERANCE = 1e-4  # of the largest output, or of 1 where all outputs are smaller
-HALVES = 8  # roundings of a half-precision type that outputs may differ by: 1e-4 is less than one of them
 GRAPH_SHARE, GRAPH_BYTES = 0.1, 2**20  # what a file may have beyond the weights: folded tables, names, operations
 
 
@@ -111,7 +110,7 @@ def export(
         expected = [_output(model, batch) for batch in inputs]
         graph = program.trace(model, _noise(model, 2, size, seed))
         difference = largest_difference(_written(graph, format, staged), inputs, expected)
-        require_close(difference, tolerance(model))
+        require_close(difference)
         require_small(staged.stat().st_size, student_bytes)
         eight = None
         if int8:
@@ -197,18 +196,13 @@ def largest_difference(running: nn.Module, inputs: Sequence[Tensor], expected: S
     return float(torch.stack(differences).max() / torch.stack(scales).max())
 
 
-def tolerance(model: nn.Module) -> float:
-    """`TOLERANCE`, or what a type of less precision rounds by in some layers."""
-    first = next(model.parameters(), torch.empty(0))
-    return max(TOLERANCE, HALVES * torch.finfo(first.dtype).eps)
-
-
-def require_close(difference: float, most: float = TOLERANCE) -> None:
+def require_close(difference: float) -> None:
     """Raises ExportError if the file's outputs are not the model's."""
-    if not difference <= most:  # NaN is not
+    if not difference <= TOLERANCE:  # NaN is not
         raise ExportError(
             f"received a file whose outputs differ from the model's by {difference:.1e} of the largest; expected at "
-            f"most {most:g}; try another format, or report it with the name of the model"
+            f"most {TOLERANCE:g}, less than half precision rounds by; pass model.float(), try another format, or "
+            "report it with the name of the model"
         )
 
 
