@@ -1,9 +1,12 @@
 # Every target works alone and first on a fresh machine: it makes .venv, installs the project into it, then runs.
-# PYTHON picks the interpreter that makes .venv; ARGS reaches the program behind quickstart, zoo, bench and test.
+# PYTHON picks the interpreter that makes .venv; ARGS reaches the program behind quickstart, zoo, bench and test; WORKERS
+# is how many processes run the tests, each on one thread and in up to 2 GB.
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -28,11 +31,11 @@ quickstart: $(STAMP)  ## compress a small trained model and print what came out
 
 test: $(STAMP)  ## the tests, without those marked slow
 	@echo "==> tests (without slow)"
-	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(STAMP)  ## all tests
 	@echo "==> tests (all)"
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 lint: $(STAMP)  ## style, format, types, import layers, dependencies
 	@echo "==> ruff check"
