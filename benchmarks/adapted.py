@@ -20,7 +20,7 @@ from hypercompress.transfer.adapt import default_rate
 from hypercompress.transfer.adaptable import Role, adaptable
 from hypercompress.transfer.registry import RELEASED
 from hypercompress.transfer.support import as_support
-from hypercompress.transfer.tuning import Tuned, tuned_names
+from hypercompress.transfer.tuning import Tuned, schedule, tuned_names
 from hypercompress.transfer.views import step_viewer
 
 ADAPTED = ("adapt", "adapt-plain", "adapt-all", "ridge-views", "adapt-views", "adapt-all-views")
@@ -120,14 +120,14 @@ def adapt_together(
             for e, seed in zip(episodes, seeds, strict=True)
         ]
     before = passes.forward // len(episodes)
+    counts = [student.report["transfer"]["views"]["in_steps"] for student in students]
     found: list[dict[int, Outcome]] = [{} for _ in episodes]
     for count in steps:
+        change = together([step_viewer(several, seed) for several, seed in zip(counts, seeds, strict=True)])
         stack = student_stack(students, tuned_by(method))
         stack.passes.forward = before
         rated = default_rate(tuned_by(method), count) if rate is None else rate
-        tune_stack(
-            stack, _batches(episodes, seeds), count, rated, together([step_viewer(views, seed) for seed in seeds])
-        )
+        tune_stack(stack, _batches(episodes, seeds), count, rated, change)
         for one, outcome in zip(found, judge(stack, (), episodes), strict=True):
             one[count] = outcome
     return found
@@ -152,23 +152,24 @@ def tune_stack(
     batches: Sequence[tuple[Tensor, Tensor]],
     steps: int,
     rate: float,
-    change: Callable[[Tensor], Tensor] = lambda images: images,
+    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda images, labels: (images, labels),
 ) -> None:
     """Ordinary steps of every student of a stack.
 
     Args:
         batches: stacked images [e, b, c, h, w] and labels [e, b], one a step, again and again.
-        change: of the images of a step.
+        change: of the images and labels of a step.
     """
     learned = [p for p in stack.parameters.values() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(steps))
     for images, labels in islice(cycle(batches), steps):
-        loss = each_loss(stack(change(images)), labels)
+        seen, named = change(images, labels)
+        loss = each_loss(stack(seen), named)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
+        rates.step()
 
 
 def _batches(episodes: Sequence[Episode], seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:

@@ -149,8 +149,11 @@ def tune_together(
     rows = torch.arange(len(episodes), device=support.device)[:, None]
     found: list[dict[int, Outcome]] = [{} for _ in episodes]
     for step, chosen in enumerate(orders(support.shape[1], seeds, max(steps)).to(support.device), 1):
-        features = stack(change(support[rows, chosen])) if stack.parameters else frozen[rows, chosen]
-        loss = each_loss(features @ head[0].mT + head[1][:, None], labels[rows, chosen])
+        seen, named = support[rows, chosen], labels[rows, chosen]
+        if stack.parameters:
+            seen, named = change(seen, named)
+        features = stack(seen) if stack.parameters else frozen[rows, chosen]
+        loss = each_loss(features @ head[0].mT + head[1][:, None], named)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -160,9 +163,17 @@ def tune_together(
     return found
 
 
-def together(changes: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
-    """Each episode's change of its own images [e, b, c, h, w]."""
-    return lambda images: torch.stack([change(some) for change, some in zip(changes, images, strict=True)])
+def together(
+    changes: Sequence[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]],
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Each episode's change of its own images [e, b, c, h, w] and labels [e, b]."""
+
+    def every(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        found = [change(some, named) for change, some, named in zip(changes, images, labels, strict=True)]
+        seen, called = (torch.stack(column) for column in zip(*found, strict=True))
+        return seen, called
+
+    return every
 
 
 def learned(net: Net, method: str, seeds: Sequence[int]) -> dict[str, Float[Tensor, "e *p"]]:

@@ -2,8 +2,8 @@
 
 All start from the same head and take the same AdamW steps over the support set at a constant rate, so that one run
 gives every number of steps on its way; only what learns differs. Batch norms keep the moments they were trained with: a
-few images of one task would be poor moments. A name that ends in ``-views`` is the same method on random views: a new
-one of each image in every step.
+few images of one task would be poor moments. A name that ends in ``-views`` is the same method on random views: new
+ones of each image in every step, as many as ours.
 """
 
 from collections.abc import Sequence
@@ -106,8 +106,9 @@ def tune(
         batches, change = Batches(len(frozen), seed), step_viewer(views_of(method), seed)
         for step in range(1, max(steps) + 1):
             chosen = batches.draw().to(frozen.device)
-            inputs = features_of(model, change(episode.support[chosen])) if parameters else frozen[chosen]
-            loss = F.cross_entropy(head(inputs), episode.support_labels[chosen])
+            seen, named = change(episode.support[chosen], episode.support_labels[chosen])
+            inputs = features_of(model, seen) if parameters else frozen[chosen]
+            loss = F.cross_entropy(head(inputs), named)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -124,6 +124,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         look = look_again(backbone, choice.head, choice.features, found, views, seed)
         head = final_head(choice, look)
         backbone.set_classifier(head.weight, head.bias)
+        in_steps = views if look.moving else min(views, 1)  # several are for backbones that see the difference
         if steps:
             tune(
                 backbone.model,
@@ -131,7 +132,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
                 lambda: found.on(_device(model)),
                 steps,
                 rate,
-                step_viewer(views, seed),
+                step_viewer(in_steps, seed),
             )
     about: dict[str, Any] = {
         "steps": steps,
@@ -143,7 +144,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     }
     about |= {"network": _name(network, generator), "seconds": time.perf_counter() - start}
     about |= {"refused": {**places.refused, **reading.unread}}
-    student.report = {"transfer": {**transfer_report(choice, reading, look), **about}}
+    student.report = {"transfer": {**transfer_report(choice, reading, look, in_steps), **about}}
     if getattr(model, "report", None):
         student.report["before"] = model.report
     return student
@@ -206,7 +207,7 @@ def final_head(choice: Choice, look: Look) -> Ridge:
     return look.head if look.kept and look.head is not None else choice.head
 
 
-def transfer_report(choice: Choice, reading: Reading, look: Look) -> dict[str, Any]:
+def transfer_report(choice: Choice, reading: Reading, look: Look, in_steps: int) -> dict[str, Any]:
     """What was chosen and by which numbers; null where leaving one out was impossible."""
 
     def left_out(head: Ridge | None) -> dict[str, float | None]:
@@ -221,7 +222,13 @@ def transfer_report(choice: Choice, reading: Reading, look: Look) -> dict[str, A
         "why": choice.why,
         "penalty": head.penalty,
         "scale": head.scale,
-        "views": {"count": look.count, "kept": look.kept, "why": look.why, "moved": look.moved},
+        "views": {
+            "count": look.count,
+            "kept": look.kept,
+            "why": look.why,
+            "moved": look.moved,
+            "in_steps": in_steps,  # at most
+        },
         "loo": {
             "plain": left_out(reading.head),
             "adapted": left_out(choice.other),

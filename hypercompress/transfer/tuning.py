@@ -1,5 +1,6 @@
 """Ordinary steps after the closed form, by AdamW: on norms, biases and the head, or on everything."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from hypercompress.calling import evaluating
 from hypercompress.errors import NonFiniteError
 from hypercompress.transfer.adaptable import Role, Site
+
+WARMUP = 0.25  # of the steps; AdamW's first ones move every weight by the rate, whatever its gradient
 
 
 class Tuned(StrEnum):
@@ -37,7 +40,7 @@ def tune(
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     steps: int,
     rate: float,
-    change: Callable[[Tensor], Tensor] = lambda images: images,
+    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda images, labels: (images, labels),
 ) -> None:
     """Cross-entropy on the support set, one batch a step, in place. BatchNorm uses its running moments, as in use.
 
@@ -46,8 +49,8 @@ def tune(
         names: parameters to tune; the others stay frozen.
         batches: the support set from its first batch; one batch a step, and called again when they end.
         steps: 0 or more.
-        rate: AdamW's learning rate, brought to 0 along half a cosine.
-        change: of the images of a step, such as `views.step_viewer`.
+        rate: AdamW's highest learning rate, see `schedule`.
+        change: of the images and labels of a step, such as `views.step_viewer`.
 
     Raises:
         NonFiniteError: the loss became NaN or infinite.
@@ -56,11 +59,12 @@ def tune(
     chosen = set(names)
     tuned = [p.requires_grad_(name in chosen) for name, p in model.named_parameters()]
     optimizer = torch.optim.AdamW([p for p in tuned if p.requires_grad], lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(steps))
     try:
         with evaluating(model), torch.enable_grad():
             for images, labels in islice(_again(batches), steps):
-                loss = F.cross_entropy(model(change(images)), labels)
+                seen, named = change(images, labels)
+                loss = F.cross_entropy(model(seen), named)
                 if not bool(loss.isfinite()):
                     raise NonFiniteError(
                         f"received a loss of {float(loss.detach())} while tuning; expected a finite one; lower the "
@@ -69,10 +73,20 @@ def tune(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                schedule.step()
+                rates.step()
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(asking[name])
+
+
+def schedule(steps: int) -> Callable[[int], float]:
+    """The learning rate at each step as a share of the highest: up in a straight line for `WARMUP` of the steps, down
+    to 0 along half a cosine.
+    """
+    rise = int(WARMUP * steps)
+    return lambda step: (
+        min(1.0, (step + 1) / (rise + 1)) * 0.5 * (1 + math.cos(math.pi * min(step, steps) / max(1, steps)))
+    )
 
 
 def _again(batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Iterator[tuple[Tensor, Tensor]]:

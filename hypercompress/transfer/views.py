@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hypercompress.calling import evaluating
@@ -27,6 +27,7 @@ SCALE = 0.1  # of the logarithm of the size
 SHIFT = 1 / 14  # of the height and the width
 IN_STEPS = 1.5  # times as much in steps, which see each view once; for a head that is too much
 MOST = 2**14  # images and views of one fit
+FILLED = 64  # images of a step, as far as views can fill it
 MOVED = 0.6  # see `look_again`
 
 
@@ -49,6 +50,11 @@ class Look:
     head: Ridge | None = None
     moved: float | None = None
     passed: int = 0
+
+    @property
+    def moving(self) -> bool:
+        """Whether the backbone sees the difference, so that a head was fitted."""
+        return self.head is not None
 
 
 def random_views(
@@ -79,9 +85,20 @@ def viewer(views: int, seed: int, strength: float = 1.0) -> Callable[[Tensor], T
     return (lambda images: random_views(images, generator, strength)) if views else (lambda images: images)
 
 
-def step_viewer(views: int, seed: int) -> Callable[[Tensor], Tensor]:
-    """The same for the batches of steps."""
-    return viewer(views, seed, IN_STEPS)
+def step_viewer(views: int, seed: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The same for the batches of steps and their labels: ``views`` new ones of each image, or as many as `FILLED`
+    holds and at least one. The gradient of five images is so noisy that ten steps along it were worth nothing (LOG.md,
+    2026-11-27).
+    """
+    change = viewer(views, seed, IN_STEPS)
+
+    def several(
+        images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "m c h w"], Int[Tensor, " m"]]:
+        count = max(1, min(views, FILLED // len(images)))
+        return change(images.repeat(count, 1, 1, 1)), labels.repeat(count)
+
+    return several
 
 
 def look_again(

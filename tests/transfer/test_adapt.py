@@ -20,7 +20,7 @@ from hypercompress.transfer import TransferNetwork, fit_ridge, load_network, reg
 from hypercompress.transfer.adapt import FULL_RATE, RATES, _generator, default_rate
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.support import draw_shots
-from hypercompress.transfer.tuning import Tuned
+from hypercompress.transfer.tuning import WARMUP, Tuned, schedule
 
 Make = Callable[..., Any]
 
@@ -189,6 +189,19 @@ def test_steps_on_everything(factored: bool, make_task: Make) -> None:
     assert all(torch.equal(b, ridge.model.get_buffer(n)) for n, b in tuned.model.named_buffers())
     assert (tuned.report["transfer"]["tuned"], ridge.report["transfer"]["tuned"]) == ("all", None)
     assert adapt(start, x, y, network="none", steps=1).report["transfer"]["rate"] == default_rate(Tuned.ALL, 1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 50, 201])
+def test_the_rate_rises_and_falls(steps: int) -> None:
+    shares = [schedule(steps)(step) for step in range(steps + 1)]
+    top = shares.index(max(shares))
+    assert all(0 < share <= 1 for share in shares[:-1])
+    assert shares[-1] == pytest.approx(0, abs=1e-12)
+    assert shares == sorted(shares[:top]) + sorted(shares[top:], reverse=True)
+    assert abs(top - WARMUP * steps) <= 1
+    if steps >= 10:
+        assert shares[0] < 0.5
+        assert max(shares) > 0.8
 
 
 def test_few_steps_on_everything_are_smaller() -> None:

@@ -148,7 +148,7 @@ def test_views_are_told_and_counted(run: Run, tmp_path: Path, monkeypatch: pytes
     told = json.loads(run("test_resnet", tmp_path / "out", *given, "--views", 3, "--json")[1])["transfer"]
     assert (told["views"]["count"], told["passes"]) == (3, 5)
     told = json.loads(run("test_resnet", tmp_path / "none", *given, "--views", 0, "--json")[1])["transfer"]
-    assert told["views"] == {"count": 0, "kept": False, "why": "not asked for", "moved": None}
+    assert told["views"] == {"count": 0, "kept": False, "why": "not asked for", "moved": None, "in_steps": 0}
     assert told["passes"] == 2
 
 

@@ -1,5 +1,6 @@
 """Random views: what they are, and when a head is fitted on them."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypercompress.errors import NonFiniteError
 from hypercompress.transfer import fit_ridge, views
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.support import Support
-from hypercompress.transfer.views import IN_STEPS, MOVED, look_again, random_views, step_viewer, viewer
+from hypercompress.transfer.views import FILLED, IN_STEPS, MOVED, look_again, random_views, step_viewer, viewer
 
 Make = Callable[..., Any]
 
@@ -79,9 +80,28 @@ def test_every_image_has_its_own_view_and_a_seed_gives_the_same() -> None:
     again = viewer(2, seed=0)
     assert torch.equal(again(images), first)
     assert not torch.equal(again(images), first), "the next call draws new ones"
-    assert torch.equal(step_viewer(2, seed=0)(images), random_views(images, seeded(), IN_STEPS))
-    assert viewer(0, seed=0)(images) is step_viewer(0, seed=0)(images) is images
+    assert viewer(0, seed=0)(images) is images
     torch.testing.assert_close(random_views(images, seeded(), 0.0), images)
+
+
+@pytest.mark.parametrize(
+    ("views", "images", "each"), [(8, 5, 8), (8, 20, 3), (20, 5, 12), (1, 5, 1), (8, 64, 1), (8, 80, 1)]
+)
+def test_a_step_is_filled_with_new_views(views: int, images: int, each: int) -> None:
+    x, y = torch.randn(images, 1, 12, 12), torch.arange(images)
+    change = step_viewer(views, seed=0)
+    seen, labels = change(x, y)
+    assert torch.equal(seen, random_views(x.repeat(each, 1, 1, 1), seeded(), IN_STEPS))
+    assert torch.equal(labels, y.repeat(each))
+    assert not torch.equal(change(x, y)[0], seen), "the next step draws new ones"
+    assert len(seen) <= max(FILLED, images)
+
+
+def test_without_views_a_step_sees_the_images() -> None:
+    x, y = torch.randn(5, 1, 12, 12), torch.arange(5)
+    seen, labels = step_viewer(0, seed=0)(x, y)
+    assert torch.equal(seen, x)
+    assert torch.equal(labels, y)
 
 
 def test_what_comes_in_from_outside_repeats_the_edge() -> None:
@@ -179,6 +199,24 @@ def test_steps_see_views(make_task: Make, make_backbone: Make, monkeypatch: pyte
     assert not torch.equal(with_views(x), without(x))
     monkeypatch.setattr(views, "random_views", lambda images, *_: images)
     assert torch.equal(adapt(model, x, y, network="none", steps=2, rate=1e-4, views=2)(x), without(x))
+
+
+@pytest.mark.parametrize(("moved", "each"), [(float("inf"), 1), (-1.0, 4)])
+def test_steps_see_several_views_only_where_they_move_the_features(
+    moved: float, each: int, make_task: Make, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (x, y) = make_backbone(classes=3)[0].model, make_task()
+    monkeypatch.setattr(views, "MOVED", moved)
+    asked = []
+
+    def note(count: int, seed: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        asked.append(count)
+        return step_viewer(count, seed)
+
+    monkeypatch.setattr(sys.modules["hypercompress.transfer.adapt"], "step_viewer", note)
+    told = adapt(model, x, y, network="none", steps=1, views=4).report["transfer"]["views"]
+    assert told["in_steps"] == each
+    assert asked == [each]
 
 
 def test_the_student_has_the_head_that_was_kept(make_task: Make, make_backbone: Make) -> None:
