@@ -2,9 +2,9 @@
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from benchmarks.common import markdown
+from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import Column, Gaps, Place
 from benchmarks.protocol.methods import CLOSED_FORMS, NONE, OUTPUTS
 
@@ -27,6 +27,34 @@ def closed_form(gaps: Gaps, teacher: str, place: Place) -> float | None:
     """The least gap of the closed forms without images."""
     found = [gaps.of(teacher, place, Column(method, NONE)) for method in CLOSED_FORMS]
     return min((gap for gap in found if gap is not None), default=None)
+
+
+def sizes(budgets: Results, only: Collection[str] | None = None) -> str:
+    """What the budgets are as shares of the teachers, in percent."""
+    found: dict[Place, list[float]] = {}
+    for row in budgets.rows:
+        if row["share"] and (only is None or row["teacher"] in only):
+            found.setdefault((row["unit"], row["level"]), []).append(100 * float(row["share"]))
+    lines = [
+        [place_name(place), str(len(shares)), *(f"{f(shares):.1f}" for f in (statistics.median, min, max))]
+        for place, shares in found.items()
+    ]
+    return markdown(("budget", "teachers", "median", "least", "most"), lines) if lines else "no budgets"
+
+
+def refused(results: Results, only: Collection[str] | None = None) -> str:
+    """How often the guard took the analytic student for the hypernetwork's, as generated."""
+    found: dict[tuple[str, Place], list[bool]] = {}
+    for row in results.rows:
+        judged = row["method"] == "hypernet" and row["steps"] == "0" and row.get("strength")
+        if judged and (only is None or row["teacher"] in only):
+            key = (row["statistics"], (row["unit"], row["level"]))
+            found.setdefault(key, []).append(float(row["strength"]) == 0)
+    lines = [[kind, place_name(place), str(sum(taken)), str(len(taken))] for (kind, place), taken in found.items()]
+    for kind in dict.fromkeys(kind for kind, _ in found):
+        every = [one for (some, _), taken in found.items() if some == kind for one in taken]
+        lines.append([kind, "all", str(sum(every)), str(len(every))])
+    return markdown(("statistics", "budget", "refused", "students"), lines) if lines else "no rows"
 
 
 def every_network(gaps: Gaps) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import NOTHING, Column, Estimate, Gaps, Place, mean, ratio
-from benchmarks.protocol.listing import closed_form, every_network, over_draws, place_name
+from benchmarks.protocol.listing import closed_form, every_network, over_draws, place_name, refused, sizes
 from benchmarks.protocol.methods import IMAGES, NONE, OUTPUTS, REFITTED, SYNTHETIC
 
 GENERATED, HARD = 0.7, ("0.8", "0.5")  # of kfac's gap at 0 steps, at these levels
@@ -21,6 +21,7 @@ def verdict(budgets: Results, results: Results, only: Collection[str] | None = N
     """Everything that is printed; ``only``: of these teachers, ``None``: of all."""
     gaps = Gaps(results, only)
     parts = [
+        ("Budgets in percent of the teachers", sizes(budgets, only)),
         ("Budgets that do not exist", _listed(absent(budgets, only))),
         ("Rows without a student", _listed(failures(results, only))),
         ("With images: gap of hypernet against kfac, points of top-1", with_images(gaps, KFAC)),
@@ -31,6 +32,7 @@ def verdict(budgets: Results, results: Results, only: Collection[str] | None = N
         ("Without images: the way from the best closed form to kfac with images", without_images(gaps)),
         ("Every method with images against kfac, on the budgets that both have, points of top-1", beside_kfac(gaps)),
         ("Every method: mean gap over its teachers, points of top-1", every_method(gaps)),
+        ("How often the guard took the analytic student for the hypernetwork's", refused(results, only)),
         ("Every network as generated: top-1, mean over draws", every_network(gaps)),
         ("Standard deviation of top-1 over draws, points", over_draws(gaps)),
     ]

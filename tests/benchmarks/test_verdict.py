@@ -10,7 +10,7 @@ from benchmarks.common import Results
 from benchmarks.protocol import budgets, rows
 from benchmarks.protocol.figures import colour, distilled_figure, free_figure
 from benchmarks.protocol.gaps import Column, Gaps, mean, ratio
-from benchmarks.protocol.listing import every_network, over_draws
+from benchmarks.protocol.listing import every_network, over_draws, refused, sizes
 from benchmarks.protocol.verdict import KFAC, beside_kfac, verdict, with_images, without_images, worse
 
 
@@ -162,6 +162,28 @@ def test_deviation_over_draws_is_pooled(table: Table) -> None:
     table.put("a", "svd", [0.3], level=0.5)
     assert line(over_draws(table.gaps), "| kfac |") == ["kfac", "images", f"{(4 / 3) ** 0.5:.1f}", "-"]
     assert "svd" not in over_draws(table.gaps)
+
+
+def test_how_small_budgets_are(table: Table) -> None:
+    for teacher, share in (("a", 0.02), ("b", 0.1), ("c", 0.03), ("d", None)):
+        table.budgets.add({"teacher": teacher, "unit": "params", "level": 0.8, "share": share})
+    assert line(sizes(table.budgets), "| params") == ["params 80%", "3", "3.0", "2.0", "10.0"]
+    assert line(sizes(table.budgets, ["a", "b", "d"]), "| params")[1:3] == ["2", "6.0"]
+    assert sizes(table.budgets, ["d"]) == "no budgets"
+
+
+def test_how_often_the_guard_refused(table: Table) -> None:
+    table.put("a", "hypernet", [0.1, 0.2], strength=0.0)
+    table.put("a", "hypernet", [0.1], level=0.5, strength=1.0)
+    table.put("b", "hypernet", [0.1], strength=1.0)
+    table.put("b", "hypernet", [0.1], statistics="none", strength=None)
+    table.put("b", "hypernet", [0.1], steps=20, strength=0.0)
+    table.put("b", "kfac", [0.1], strength=0.0)
+    found = refused(table.results)
+    assert line(found, "| images | params 80%") == ["images", "params 80%", "2", "3"]
+    assert line(found, "| images | all") == ["images", "all", "2", "4"]
+    assert "none" not in found
+    assert line(refused(table.results, ["b"]), "| images | all") == ["images", "all", "0", "1"]
 
 
 def test_a_verdict_of_some_teachers(table: Table) -> None:
