@@ -16,7 +16,7 @@ from benchmarks.tuning import Outcome, accuracy, views_of
 from hypercompress.data import Episode
 from hypercompress.student import Student
 from hypercompress.transfer import adapt
-from hypercompress.transfer.adapt import default_rate
+from hypercompress.transfer.adapt import RATES
 from hypercompress.transfer.adaptable import Role, adaptable
 from hypercompress.transfer.registry import RELEASED
 from hypercompress.transfer.support import as_support
@@ -126,7 +126,7 @@ def adapt_together(
         change = together([step_viewer(several, seed) for several, seed in zip(counts, seeds, strict=True)])
         stack = student_stack(students, tuned_by(method))
         stack.passes.forward = before
-        rated = default_rate(tuned_by(method), count) if rate is None else rate
+        rated = RATES[tuned_by(method)] if rate is None else rate
         tune_stack(stack, _batches(episodes, seeds), count, rated, change)
         for one, outcome in zip(found, judge(stack, (), episodes), strict=True):
             one[count] = outcome

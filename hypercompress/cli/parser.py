@@ -214,7 +214,7 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         default=VIEWS,
         metavar="N",
         help=f"random views of each image, slightly turned, scaled and shifted, for the head (default: {VIEWS}, used "
-        "where leaving one out finds them no worse), and a new one in each step; 0: none, where place, size or "
+        "where leaving one out finds them no worse), and new ones in each step; 0: none, where place, size or "
         "direction tells the classes apart",
     )
     method.add_argument(

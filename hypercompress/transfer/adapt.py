@@ -26,9 +26,9 @@ from hypercompress.transfer.support import Support, as_support
 from hypercompress.transfer.tuning import Tuned, tune, tuned_names
 from hypercompress.transfer.views import VIEWS, Look, look_again, step_viewer
 
-# Learning rates of the steps, from grids on other data (benchmarks/results/transfer_rates.csv).
+# Learning rates of the steps, from grids on other data (benchmarks/results/transfer_rates.csv). On everything a small
+# network bears 1e-3 in fifty steps, EfficientNet-Lite0 does not (LOG.md, 2026-11-27).
 RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 3e-4}
-FULL_RATE = 50  # steps on everything from which on it is that; AdamW's first steps move every weight by the rate
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,14 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         labels: of the images, from 0; every class at least once.
         shots: use so many images of each class, drawn by ``seed``; ``None``: all.
         steps: ordinary steps of AdamW afterwards.
-        views: of each image, slightly turned, scaled and shifted, for the head; with any, each step sees a new one. 0:
-            the images alone, for tasks in which place, size or direction is what tells the classes apart.
+        views: of each image, slightly turned, scaled and shifted, for the head; with any, each step sees new ones, one
+            of each image or, where they move the features, so many that 64 images are together. 0: the images alone,
+            for tasks in which place, size or direction is what tells the classes apart.
         tuned: what they tune: ``all`` parameters, or ``norms`` (scales and shifts of norms, biases and the head), which
             is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
         network: ``auto`` (the released one; ridge regression alone if there is none), ``none``, a folder, or a network.
-        rate: learning rate of the steps; ``None``: that of grids for trained networks (`default_rate`); others may
-            need less.
+        rate: highest learning rate of the steps; ``None``: 3e-4 on all, 3e-3 on norms, as grids for trained networks
+            have it; others may need less.
         names: of the classes by label, for the report.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         seed: of the shots drawn.
@@ -105,7 +106,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     """
     start, model = time.perf_counter(), as_written(model)
     what = _tuned(tuned)
-    rate = default_rate(what, steps) if rate is None else rate
+    rate = RATES[what] if rate is None else rate
     if min(steps, views) < 0 or not rate > 0:
         raise GeneratorError(
             f"received {steps} steps at a learning rate of {rate:g} and {views} views; expected 0 or more of either at "
@@ -148,11 +149,6 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     if getattr(model, "report", None):
         student.report["before"] = model.report
     return student
-
-
-def default_rate(tuned: Tuned, steps: int) -> float:
-    """The learning rate where the caller gives none: few steps on everything want a lower one (LOG.md, 2026-11-27)."""
-    return RATES[tuned] * (min(1.0, max(1, steps) / FULL_RATE) if tuned is Tuned.ALL else 1.0)
 
 
 def new_student(model: nn.Module, classes: int, architecture: Architecture | None) -> tuple[Student, Backbone]:

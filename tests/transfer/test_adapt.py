@@ -17,7 +17,7 @@ from hypercompress.copying import copy_of
 from hypercompress.errors import ArtefactError, DataError, GeneratorError, ModelError
 from hypercompress.report import summary
 from hypercompress.transfer import TransferNetwork, fit_ridge, load_network, registry, save_network, views
-from hypercompress.transfer.adapt import FULL_RATE, RATES, _generator, default_rate
+from hypercompress.transfer.adapt import RATES, _generator
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.support import draw_shots
 from hypercompress.transfer.tuning import WARMUP, Tuned, schedule
@@ -188,7 +188,7 @@ def test_steps_on_everything(factored: bool, make_task: Make) -> None:
     assert same == []
     assert all(torch.equal(b, ridge.model.get_buffer(n)) for n, b in tuned.model.named_buffers())
     assert (tuned.report["transfer"]["tuned"], ridge.report["transfer"]["tuned"]) == ("all", None)
-    assert adapt(start, x, y, network="none", steps=1).report["transfer"]["rate"] == default_rate(Tuned.ALL, 1)
+    assert adapt(start, x, y, network="none", steps=1).report["transfer"]["rate"] == RATES[Tuned.ALL]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 50, 201])
@@ -202,12 +202,6 @@ def test_the_rate_rises_and_falls(steps: int) -> None:
     if steps >= 10:
         assert shares[0] < 0.5
         assert max(shares) > 0.8
-
-
-def test_few_steps_on_everything_are_smaller() -> None:
-    assert default_rate(Tuned.ALL, FULL_RATE) == default_rate(Tuned.ALL, 4 * FULL_RATE) == RATES[Tuned.ALL]
-    assert default_rate(Tuned.ALL, FULL_RATE // 5) == pytest.approx(RATES[Tuned.ALL] / 5)
-    assert default_rate(Tuned.NORMS, 1) == RATES[Tuned.NORMS]
 
 
 def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Make) -> None:

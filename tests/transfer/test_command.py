@@ -14,7 +14,7 @@ from hypercompress import adapt, from_pretrained
 from hypercompress.architecture import load_timm
 from hypercompress.data import Preprocess, open_data
 from hypercompress.transfer import registry, views
-from hypercompress.transfer.adapt import default_rate
+from hypercompress.transfer.adapt import RATES
 from hypercompress.transfer.support import draw_shots
 from hypercompress.transfer.tuning import Tuned
 from tests.cli.words import PRECISIONS, Run
@@ -161,7 +161,7 @@ def test_steps_tune_what_tune_says(run: Run, tmp_path: Path) -> None:
         assert code == 0
         kinds[what] = json.loads(out)["transfer"]
     assert {what: told["tuned"] for what, told in kinds.items()} == {what: str(what) for what in Tuned}
-    assert {what: told["rate"] for what, told in kinds.items()} == {what: default_rate(what, 1) for what in Tuned}
+    assert {what: told["rate"] for what, told in kinds.items()} == RATES
 
 
 @pytest.mark.parametrize(
