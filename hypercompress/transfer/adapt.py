@@ -24,7 +24,7 @@ from hypercompress.transfer.registry import load_network
 from hypercompress.transfer.ridge import Ridge, fit_ridge
 from hypercompress.transfer.support import Support, as_support
 from hypercompress.transfer.tuning import Tuned, tune, tuned_names
-from hypercompress.transfer.views import VIEWS, Look, look_again, step_viewer
+from hypercompress.transfer.views import VIEWS, Look, look_again, step_viewer, views_in_steps
 
 # Learning rates of the steps, from grids on other data (benchmarks/results/transfer_rates.csv). On everything a small
 # network bears 1e-3 in fifty steps, EfficientNet-Lite0 does not (LOG.md, 2026-11-27).
@@ -125,7 +125,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         look = look_again(backbone, choice.head, choice.features, found, views, seed)
         head = final_head(choice, look)
         backbone.set_classifier(head.weight, head.bias)
-        in_steps = views if look.moving else min(views, 1)  # several are for backbones that see the difference
+        in_steps = views_in_steps(look, views)
         if steps:
             tune(
                 backbone.model,

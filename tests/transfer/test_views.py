@@ -14,7 +14,16 @@ from hypercompress.errors import NonFiniteError
 from hypercompress.transfer import fit_ridge, views
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.support import Support
-from hypercompress.transfer.views import FILLED, IN_STEPS, MOVED, look_again, random_views, step_viewer, viewer
+from hypercompress.transfer.views import (
+    FILLED,
+    IN_STEPS,
+    MOVED,
+    MOVED_IN_STEPS,
+    look_again,
+    random_views,
+    step_viewer,
+    viewer,
+)
 
 Make = Callable[..., Any]
 
@@ -201,22 +210,30 @@ def test_steps_see_views(make_task: Make, make_backbone: Make, monkeypatch: pyte
     assert torch.equal(adapt(model, x, y, network="none", steps=2, rate=1e-4, views=2)(x), without(x))
 
 
-@pytest.mark.parametrize(("moved", "each"), [(float("inf"), 1), (-1.0, 4)])
+@pytest.mark.parametrize("moved", [0.9 * MOVED_IN_STEPS, 1.1 * MOVED_IN_STEPS, None])
+@pytest.mark.parametrize("asked", [0, 1, 4])
 def test_steps_see_several_views_only_where_they_move_the_features(
-    moved: float, each: int, make_task: Make, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
+    asked: int, moved: float | None, make_task: Make, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, (x, y) = make_backbone(classes=3)[0].model, make_task()
-    monkeypatch.setattr(views, "MOVED", moved)
-    asked = []
+    if moved is None:
+        x, y = x[:: len(x) // 3][:3], y[:: len(y) // 3][:3]
+        batches = [(x[i : i + 1], y[i : i + 1]) for i in range(3)]  # of one image there is no variance
+    else:
+        batches = [(x, y)]
+        monkeypatch.setattr(views, "_moved", lambda features: moved)
+    viewed = []
 
     def note(count: int, seed: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        asked.append(count)
+        viewed.append(count)
         return step_viewer(count, seed)
 
     monkeypatch.setattr(sys.modules["hypercompress.transfer.adapt"], "step_viewer", note)
-    told = adapt(model, x, y, network="none", steps=1, views=4).report["transfer"]["views"]
-    assert told["in_steps"] == each
-    assert asked == [each]
+    names = ["a", "b", "c"]
+    student = adapt(model, batches, network="none", steps=1, views=asked, names=names)
+    several = moved is None or moved > MOVED_IN_STEPS
+    assert viewed == [asked if several else min(asked, 1)]
+    assert student.report["transfer"]["views"]["in_steps"] == viewed[0]
 
 
 def test_the_student_has_the_head_that_was_kept(make_task: Make, make_backbone: Make) -> None:
