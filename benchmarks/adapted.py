@@ -120,16 +120,25 @@ def adapt_together(
             for e, seed in zip(episodes, seeds, strict=True)
         ]
     before = passes.forward // len(episodes)
-    counts = [student.report["transfer"]["views"]["in_steps"] for student in students]
     found: list[dict[int, Outcome]] = [{} for _ in episodes]
-    for count in steps:
-        change = together([step_viewer(several, seed) for several, seed in zip(counts, seeds, strict=True)])
-        stack = student_stack(students, tuned_by(method))
-        stack.passes.forward = before
-        rated = RATES[tuned_by(method)] if rate is None else rate
-        tune_stack(stack, _batches(episodes, seeds), count, rated, change)
-        for one, outcome in zip(found, judge(stack, (), episodes), strict=True):
-            one[count] = outcome
+    for several, places in _by_views(students).items():  # those of a stack have batches of one size
+        some, drawn = [episodes[place] for place in places], [seeds[place] for place in places]
+        for count in steps:
+            stack = student_stack([students[place] for place in places], tuned_by(method))
+            stack.passes.forward = before
+            change = together([step_viewer(several, seed) for seed in drawn])
+            rated = RATES[tuned_by(method)] if rate is None else rate
+            tune_stack(stack, _batches(some, drawn), count, rated, change)
+            for place, outcome in zip(places, judge(stack, (), some), strict=True):
+                found[place][count] = outcome
+    return found
+
+
+def _by_views(students: Sequence[Student]) -> dict[int, list[int]]:
+    """Places of the students by how many views of an image their steps may see."""
+    found: dict[int, list[int]] = {}
+    for place, student in enumerate(students):
+        found.setdefault(student.report["transfer"]["views"]["in_steps"], []).append(place)
     return found
 
 

@@ -34,7 +34,7 @@ class Support:
         return isinstance(self.batches, list)
 
     def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches on a device, one at a time.
+        """The batches on a device, one at a time; empty ones are left out.
 
         Raises:
             DataError: a batch without labels, or with one of a class that is none of them.
@@ -46,7 +46,9 @@ class Support:
                     "received a support batch without labels; expected (images, labels) with labels from 0; sort the "
                     "images into class sub-folders"
                 )
-            if self.classes and len(labels) and int(labels.max()) >= self.classes:
+            if not len(labels):
+                continue
+            if self.classes and int(labels.max()) >= self.classes:
                 raise DataError(
                     f"received the label {int(labels.max())} for {self.classes} classes; expected 0 to "
                     f"{self.classes - 1}; number the classes from 0"

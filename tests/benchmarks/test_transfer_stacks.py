@@ -22,7 +22,7 @@ from benchmarks.tuning import TUNED, learning, tune
 from hypercompress.architecture import load_timm
 from hypercompress.copying import copy_of
 from hypercompress.data import Pool, sample_episode
-from hypercompress.transfer import TransferNetwork, save_network
+from hypercompress.transfer import TransferNetwork, adapt, save_network, views
 from hypercompress.transfer.backbone import Backbone as Net
 
 SHOTS = 9  # 36 images: more than fit into a batch
@@ -131,6 +131,28 @@ def test_our_stack_goes_where_its_episodes_go_alone(
         assert [o.accuracy for o in found] == [o.accuracy for o in outcomes]
         assert [o.backward for o in found] == [o.backward for o in outcomes]
         assert [o.forward for o in found] == pytest.approx([o.forward for o in outcomes])
+
+
+def test_our_stack_holds_episodes_whose_steps_see_one_view_and_several(
+    backbone: Backbone, pool: Pool, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = last_layer(backbone.model, pool.images[:2])
+    episodes = [sample_episode(pool, WAYS, 2, 2, torch.Generator().manual_seed(i)) for i in range(3)]
+    moved = [
+        adapt(backbone.model, e.support, e.support_labels, network=network, seed=i).report["transfer"]["views"]["moved"]
+        for i, e in enumerate(episodes)
+    ]
+    monkeypatch.setattr(views, "MOVED_IN_STEPS", sum(sorted(moved)[:2]) / 2)
+    method = "adapt-all-views"
+    seen_alone = logits_seen(monkeypatch, adapted)
+    alone = [adapt_episode(backbone, last, e, method, 2, network, i, 1e-3) for i, e in enumerate(episodes)]
+    seen = logits_seen(monkeypatch, stacked)
+    together = adapt_together(backbone, last, episodes, method, (2,), network, range(3), 1e-3)
+    cost = [o.backward for o in alone]
+    assert [run[2].backward for run in together] == cost
+    assert len(set(cost)) == 2
+    for ours, place in zip(seen, [p for some in dict.fromkeys(cost) for p in range(3) if cost[p] == some], strict=True):
+        torch.testing.assert_close(ours, seen_alone[place], rtol=1e-5, atol=1e-5)
 
 
 def test_a_stack_has_the_adapters_that_its_episodes_have_alone(backbone: Backbone) -> None:

@@ -214,6 +214,15 @@ def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Ma
         assert student.report["transfer"]["classes"] == names
 
 
+def test_empty_batches_are_no_images(make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task(shots=4)
+    batches = [(x[:5], y[:5]), (x[:0], y[:0]), (x[5:], y[5:])]
+    options = {"network": "none", "names": ["a", "b", "c"], "steps": 3, "rate": 1e-4}
+    student, other = (adapt(model, some, **options) for some in (batches, [batches[0], batches[2]]))
+    assert torch.equal(student(x), other(x))
+    assert student.report["transfer"]["images"] == len(x)
+
+
 def test_the_caller_s_random_state_is_kept(make_task: Make, trained: Make, tmp_path: Path) -> None:
     save_network(trained(), tmp_path / "network", {})
     model, loader = model_of(), DataLoader(TensorDataset(*make_task(shots=6)), batch_size=7, shuffle=True)
