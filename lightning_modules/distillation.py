@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import MeanMetric
 
+from hypercompress.calling import keeping_random_state
 from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
 from hypercompress.fidelity import accuracy, compare
@@ -100,6 +101,7 @@ class Distillation(LightningModule):
         self.metrics = nn.ModuleDict({name: MeanMetric() for name in names})
         self.fidelity: dict[str, Any] = fidelity_json(None)
         self.measured_on: str | None = None
+        self.before: float | None = None  # KL to the teacher ahead of the first step, in nats
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -179,6 +181,19 @@ class Distillation(LightningModule):
     def on_test_start(self) -> None:
         self.on_validation_start()
 
+    def on_train_start(self) -> None:
+        """Measure what is there ahead of the first step, on the images that the result is measured on."""
+        data = self._validated()
+        if self.teacher is not None and data is not None and self.global_step == 0:
+            with keeping_random_state(self.network):  # so that a resumed run draws the same
+                self.before = compare(self.teacher, self.network, self._held_out(data.val_dataloader())).kl
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["kl_before"] = self.before
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.before = checkpoint.get("kl_before")
+
     def _move_teacher(self) -> None:
         if self.teacher is not None:
             self.teacher.to(self.device)
@@ -238,16 +253,34 @@ class Distillation(LightningModule):
         if self.trainer.world_size > 1:
             for buffer in self.network.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None or not self.trainer.limit_val_batches:
+        data = self._validated()
+        if data is None:
             return
         self.measured_on = "validation images" if (name := _data_of(data)) is None else f"validation images of {name}"
         if self.teacher is not None:
             self.fidelity = fidelity_json(compare(self.teacher, self.network, self._held_out(data.val_dataloader())))
+            self._tell(self.fidelity["kl"])
         else:
             top1 = accuracy(self.network, self._held_out(data.val_dataloader()))
             images = sum(len(labels) for _, labels in self._held_out(data.val_dataloader()))
             self.fidelity = {**fidelity_json(None), "top1_student": top1, "images": images}
+
+    def _tell(self, after: float) -> None:
+        """Say what the steps were worth; a student that is near already can lose by them."""
+        if self.before is None:
+            return
+        text = f"KL to the teacher on {self.measured_on}: {self.before:.4g} before, {after:.4g} after"
+        if after > self.before and self.losses.labels == 0:
+            rank_zero_warn(
+                f"{text}: the steps made the student worse; lower --model.optimization.lr "
+                f"({self.optimization.lr:g}), or keep what generate gave"
+            )
+        else:
+            rank_zero_info(text)
+
+    def _validated(self) -> Any:
+        """The data module, if it is to be validated on."""
+        return getattr(self.trainer, "datamodule", None) if self.trainer.limit_val_batches else None
 
     def _held_out(self, loader: DataLoader[Any]) -> Iterator[Batch]:
         """Validation batches on this rank's device, as many as the trainer is told to use."""

@@ -76,6 +76,29 @@ def test_the_report_holds_what_an_independent_measurement_gives(
     assert student.ranks == from_pretrained(folders[1]).ranks
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # as in any resumed run
+def test_what_the_steps_were_worth_is_measured_on_the_same_images(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    data, saving = images(), ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=2)
+    distillation = system(folders)
+    options = {"callbacks": [saving], "enable_checkpointing": True}
+    trainer(max_steps=2, **options).fit(distillation, data)
+    teacher, _ = load_model(str(folders[0]))
+    wanted = compare(teacher, from_pretrained(folders[1]).model, data.val_dataloader()).kl
+    assert distillation.before == pytest.approx(wanted, rel=1e-5)
+    resumed = system(folders)
+    trainer(max_steps=3, **options).fit(resumed, images(), ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
+    assert resumed.before == distillation.before, "not what the first two steps had left"
+
+
+def test_steps_that_make_the_student_worse_are_warned_of(folders: Folders, trainer: Callable[..., Trainer]) -> None:
+    distillation = system(folders, lr=0.3)
+    with pytest.warns(UserWarning, match=r"made the student worse; lower --model.optimization.lr \(0.3\)"):
+        trainer(max_steps=4).fit(distillation, images())
+    assert distillation.before < distillation.fidelity["kl"]
+
+
 def test_steps_add_up_over_runs(folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     trainer(max_steps=2, callbacks=[SaveStudent(tmp_path / "one")]).fit(system(folders), images())
     second = Distillation(tmp_path / "one", TeacherSource(str(folders[0])))
