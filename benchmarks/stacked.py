@@ -149,9 +149,7 @@ def tune_together(
     rows = torch.arange(len(episodes), device=support.device)[:, None]
     found: list[dict[int, Outcome]] = [{} for _ in episodes]
     for step, chosen in enumerate(orders(support.shape[1], seeds, max(steps)).to(support.device), 1):
-        seen, named = support[rows, chosen], labels[rows, chosen]
-        if stack.parameters:
-            seen, named = change(seen, named)
+        seen, named = change(support[rows, chosen], labels[rows, chosen])
         features = stack(seen) if stack.parameters else frozen[rows, chosen]
         loss = each_loss(features @ head[0].mT + head[1][:, None], named)
         optimizer.zero_grad()

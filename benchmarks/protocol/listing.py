@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import Column, Gaps, Place
-from benchmarks.protocol.methods import CLOSED_FORMS, NONE, OUTPUTS
+from benchmarks.protocol.methods import CLOSED_FORMS, IMAGES, NONE, OUTPUTS
 
 SHOWN = {
     "no images: hypernet": Column("hypernet", NONE),
@@ -43,18 +43,15 @@ def sizes(budgets: Results, only: Collection[str] | None = None) -> str:
 
 
 def refused(results: Results, only: Collection[str] | None = None) -> str:
-    """How often the guard took the analytic student for the hypernetwork's, as generated."""
-    found: dict[tuple[str, Place], list[bool]] = {}
+    """How often the guard, which judges where there are images, took the analytic student, as generated."""
+    found: dict[str, list[bool]] = {}
     for row in results.rows:
-        judged = row["method"] == "hypernet" and row["steps"] == "0" and row.get("strength")
-        if judged and (only is None or row["teacher"] in only):
-            key = (row["statistics"], (row["unit"], row["level"]))
-            found.setdefault(key, []).append(float(row["strength"]) == 0)
-    lines = [[kind, place_name(place), str(sum(taken)), str(len(taken))] for (kind, place), taken in found.items()]
-    for kind in dict.fromkeys(kind for kind, _ in found):
-        every = [one for (some, _), taken in found.items() if some == kind for one in taken]
-        lines.append([kind, "all", str(sum(every)), str(len(every))])
-    return markdown(("statistics", "budget", "refused", "students"), lines) if lines else "no rows"
+        judged = row["method"] == "hypernet" and row["statistics"] == IMAGES and row["steps"] == "0"
+        if judged and row.get("strength") and (only is None or row["teacher"] in only):
+            found.setdefault(place_name((row["unit"], row["level"])), []).append(float(row["strength"]) == 0)
+    every = {**found, "all": [one for taken in found.values() for one in taken]}
+    lines = [[place, str(sum(taken)), str(len(taken))] for place, taken in every.items()]
+    return markdown(("budget", "refused", "students"), lines) if found else "no rows"
 
 
 def every_network(gaps: Gaps) -> str:

@@ -101,9 +101,9 @@ def views_in_steps(look: Look, views: int) -> int:
     """How many views of an image a step may see: ``views``, or one where the first moved the features by
     `MOVED_IN_STEPS` at most.
 
-    Several take that many times as long. Of small networks hardly any support set is below it, of EfficientNet-Lite0 on
-    photographs all are. The bar is lower than that of the head, because the measure is noisy where images are few
-    (LOG.md, 2026-11-27).
+    Several take up to that many times as long. Of a small network moved to characters one support set in twenty is
+    below it, of EfficientNet-Lite0 on photographs every one. The bar is lower than that of the head, because the
+    measure is noisy where images are few (LOG.md, 2026-11-27).
     """
     return views if look.moved is None or look.moved > MOVED_IN_STEPS else min(views, 1)
 

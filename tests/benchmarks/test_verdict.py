@@ -176,14 +176,16 @@ def test_how_often_the_guard_refused(table: Table) -> None:
     table.put("a", "hypernet", [0.1, 0.2], strength=0.0)
     table.put("a", "hypernet", [0.1], level=0.5, strength=1.0)
     table.put("b", "hypernet", [0.1], strength=1.0)
-    table.put("b", "hypernet", [0.1], statistics="none", strength=None)
+    table.put("b", "hypernet", [0.1], strength=None, level=0.95)
+    table.put("b", "hypernet", [0.1], statistics="none", strength=1.0)
     table.put("b", "hypernet", [0.1], steps=20, strength=0.0)
     table.put("b", "kfac", [0.1], strength=0.0)
     found = refused(table.results)
-    assert line(found, "| images | params 80%") == ["images", "params 80%", "2", "3"]
-    assert line(found, "| images | all") == ["images", "all", "2", "4"]
-    assert "none" not in found
-    assert line(refused(table.results, ["b"]), "| images | all") == ["images", "all", "0", "1"]
+    assert line(found, "| params 80%") == ["params 80%", "2", "3"]
+    assert line(found, "| all") == ["all", "2", "4"]
+    assert "95%" not in found
+    assert line(refused(table.results, ["b"]), "| all") == ["all", "0", "1"]
+    assert refused(table.results, ["c"]) == "no rows"
 
 
 def test_a_verdict_of_some_teachers(table: Table) -> None:

@@ -199,9 +199,16 @@ def test_the_rate_rises_and_falls(steps: int) -> None:
     assert shares[-1] == pytest.approx(0, abs=1e-12)
     assert shares == sorted(shares[:top]) + sorted(shares[top:], reverse=True)
     assert abs(top - WARMUP * steps) <= 1
-    if steps >= 10:
-        assert shares[0] < 0.5
-        assert max(shares) > 0.8
+    assert shares[0] <= 1 / 3
+    assert steps < 10 or max(shares) > 0.8
+
+
+def test_a_single_step_is_a_third_of_the_rate(make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task(shots=4)
+    options = {"network": "none", "views": 0, "rate": 3e-3}
+    start, moved = (dict(adapt(model, x, y, steps=steps, **options).named_parameters()) for steps in (0, 1))
+    furthest = max(float((moved[name] - value).detach().abs().max()) for name, value in start.items())
+    assert furthest == pytest.approx(1e-3, rel=0.01), "AdamW's first step is the rate wherever there is a gradient"
 
 
 def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Make) -> None:
