@@ -106,7 +106,7 @@ class _Way:
             if recipe.frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         self.optimizer = recipe.make(self.student)
-        self.places = _orders(len(train), recipe, seed).to(train.images.device)
+        self.places = orders(len(train), recipe, seed).to(train.images.device)
         self.captured: Captured | None = None
         if train.images.is_cuda:
             try:
@@ -139,7 +139,7 @@ class _Way:
                 group["lr"] = rate
 
 
-def _orders(count: int, recipe: Recipe, seed: int) -> Int64[Tensor, "steps b"]:
+def orders(count: int, recipe: Recipe, seed: int) -> Int64[Tensor, "steps b"]:
     """Places of the images of each step: each image once before any comes again."""
     generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
     found = []

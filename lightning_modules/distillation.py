@@ -3,11 +3,10 @@
 Shape letters: ``b`` images in a batch; ``k`` classes; ``c h w`` channels, height and width of one image.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import MeanMetric
 
@@ -29,7 +27,9 @@ from hypercompress.outputs import divergence, named
 from hypercompress.report import fidelity_json
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.data import ImageDataModule
+from lightning_modules.held_out import described, held_out, validated
 from lightning_modules.matching import comparable, probed
+from lightning_modules.norms import freeze_if_better, freeze_norms
 from lightning_modules.source import Outside, TeacherSource
 from lightning_modules.teacher import Batch, Optimization, SettingError, require_finite, require_labels, reset
 
@@ -70,6 +70,8 @@ class Distillation(LightningModule):
         teacher: what to follow; may be left out if only the labels count.
         losses: weights of the terms.
         optimization: optimiser and schedule.
+        norms: BatchNorms normalise by the batch (``training``) or keep their running moments (``frozen``); ``auto``
+            freezes them where the student is near already, by the first batch (`norms.freeze_if_better`).
 
     Raises:
         ArtefactError, ModelError: the student or the teacher cannot be loaded, or (at ``setup``) they do not match.
@@ -82,17 +84,21 @@ class Distillation(LightningModule):
         teacher: TeacherSource | None = None,
         losses: Losses | None = None,
         optimization: Optimization | None = None,
+        norms: Literal["auto", "training", "frozen"] = "auto",
     ) -> None:
         super().__init__()
         source = from_pretrained(student)
         self.network, self.architecture, self.report = source.model, source.architecture, source.report
         self.losses = losses or Losses()
-        self.optimization = optimization or Optimization("adamw", 1e-3, 0.0, warmup=0.1)
+        self.optimization = optimization or Optimization("adamw", 5e-4, 0.0, warmup=0.1)
         if teacher is None and (self.losses.logits > 0 or self.losses.features > 0):
             raise ModelError(
                 "received no teacher with a weight on its logits or features; expected one to follow; name it, or set "
                 "both weights to 0 and that of the labels above"
             )
+        self.frozen = (
+            None if norms == "auto" else norms == "frozen"
+        )  # whether norms keep their moments; None: not known
         self._outside = None if teacher is None else Outside(teacher.load())
         self._source = teacher
         self._own_images: RemovableHandle | None = None
@@ -183,23 +189,35 @@ class Distillation(LightningModule):
 
     def on_train_start(self) -> None:
         """Measure what is there ahead of the first step, on the images that the result is measured on."""
-        data = self._validated()
-        if self.teacher is not None and data is not None and self.global_step == 0:
+        if self.teacher is not None and validated(self) is not None and self.global_step == 0:
             with keeping_random_state(self.network):  # so that a resumed run draws the same
-                self.before = compare(self.teacher, self.network, self._held_out(data.val_dataloader())).kl
+                self.before = compare(self.teacher, self.network, held_out(self)).kl
+        if self.frozen:
+            freeze_norms(self.network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["kl_before"] = self.before
+        checkpoint.update(kl_before=self.before, norms_frozen=self.frozen)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.before = checkpoint.get("kl_before")
+        self.frozen = checkpoint.get("norms_frozen", False) if self.frozen is None else self.frozen
 
     def _move_teacher(self) -> None:
         if self.teacher is not None:
             self.teacher.to(self.device)
 
+    def _choose_norms(self, images: Float[Tensor, "b c h w"]) -> None:
+        self.frozen = False
+        if self.teacher is not None and self.losses.logits > 0:
+            with torch.no_grad():
+                target = self.teacher(images)
+            kl = partial(distillation_kl, teacher=target)
+            self.frozen = freeze_if_better(self.network, images, kl, self.trainer.strategy)
+
     def training_step(self, batch: Batch) -> Tensor:
         images, labels = batch
+        if self.frozen is None:
+            self._choose_norms(images)
         terms: dict[str, Tensor] = {}
         with watching(self.network, self.watched) as ours:
             logits = self(images)
@@ -253,16 +271,16 @@ class Distillation(LightningModule):
         if self.trainer.world_size > 1:
             for buffer in self.network.buffers():
                 torch.distributed.broadcast(buffer, src=0)
-        data = self._validated()
+        data = validated(self)
         if data is None:
             return
-        self.measured_on = "validation images" if (name := _data_of(data)) is None else f"validation images of {name}"
+        self.measured_on = described(data)
         if self.teacher is not None:
-            self.fidelity = fidelity_json(compare(self.teacher, self.network, self._held_out(data.val_dataloader())))
+            self.fidelity = fidelity_json(compare(self.teacher, self.network, held_out(self)))
             self._tell(self.fidelity["kl"])
         else:
-            top1 = accuracy(self.network, self._held_out(data.val_dataloader()))
-            images = sum(len(labels) for _, labels in self._held_out(data.val_dataloader()))
+            top1 = accuracy(self.network, held_out(self))
+            images = sum(len(labels) for _, labels in held_out(self))
             self.fidelity = {**fidelity_json(None), "top1_student": top1, "images": images}
 
     def _tell(self, after: float) -> None:
@@ -278,22 +296,5 @@ class Distillation(LightningModule):
         else:
             rank_zero_info(text)
 
-    def _validated(self) -> Any:
-        """The data module, if it is to be validated on."""
-        return getattr(self.trainer, "datamodule", None) if self.trainer.limit_val_batches else None
-
-    def _held_out(self, loader: DataLoader[Any]) -> Iterator[Batch]:
-        """Validation batches on this rank's device, as many as the trainer is told to use."""
-        limit = self.trainer.limit_val_batches
-        count = round(limit * len(loader)) if isinstance(limit, float) else limit
-        for images, labels in islice(loader, count):
-            yield images.to(self.device), labels.to(self.device)
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return self.optimization.configure([self.network], int(self.trainer.estimated_stepping_batches))
-
-
-def _data_of(module: Any) -> str | None:
-    """What a data module validates on, if it is one of ours."""
-    name = getattr(module, "val_data", None) or getattr(module, "data", None)
-    return name if isinstance(name, str) else None

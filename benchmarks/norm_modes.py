@@ -1,0 +1,142 @@
+"""Distillation with BatchNorms in training mode, with frozen ones, and as the run chooses.
+
+    python -m benchmarks.norm_modes --root DATA --teacher FOLDER [FOLDER ...] [--shares 0.5 0.3 0.15 0.08 0.04]
+        [--rates 0.0005 0.002] [--steps 100] [--out benchmarks/results]
+
+`kfac` students of 1,024 calibration images, finished as ``generate`` finishes them, then distilled on logits with
+batches of 128; the choice is that of `lightning_modules.norms` from the first batch. KL and top-1 on 2,000 test images.
+``--teacher`` takes folders of the zoo (`lightning_modules.zoo`), whose index says what data each was trained on
+(others: Fashion-MNIST). Writes ``norm_modes.csv`` and prints the geometric mean of the KL after the steps over that
+before them, by how near the start was. One CPU core: half a minute to five a size.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.common import RESULTS, Results, Set, digest, fidelity, markdown, read_set, say
+from benchmarks.distillation import Recipe, distil, orders
+from benchmarks.prediction import data_of
+from hypercompress.compress import finish, prepare
+from hypercompress.errors import BudgetError
+from hypercompress.losses import distillation_kl
+from hypercompress.models import load_model
+from hypercompress.norms import remembering_norms
+from hypercompress.specs import Budget
+from lightning_modules.norms import COSTS, batch_costs
+
+TRAIN, CALIBRATION, TEST, BATCH, STATISTICS = 12_000, 1024, 2000, 128, 64
+KEY = ("teacher", "share", "rate", "steps", "norms")
+WAYS = {"training": False, "frozen": True}
+BANDS = (0.003, 0.03, 0.3, math.inf)  # of the KL before the steps
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is tried on each student."""
+
+    shares: Sequence[float]
+    rates: Sequence[float]
+    steps: int
+
+
+def run(folder: Path, data: str, work: Work, results: Results) -> None:
+    """All rows of a teacher that are missing."""
+    name, weights = folder.name, digest(folder)
+    keys = [
+        {"teacher": name, "share": share, "rate": rate, "steps": work.steps, "norms": norms}
+        for share in work.shares
+        for rate in work.rates
+        for norms in WAYS
+    ]
+    if all(results.has({**key, "weights": weights}) for key in keys):
+        return
+    teacher, architecture = load_model(str(folder))
+    train, test = (read_set(teacher, data, train=t, limit=n) for t, n in ((True, TRAIN), (False, TEST)))
+    plan = prepare(teacher, train.images[:CALIBRATION].split(STATISTICS), "kfac")
+    if not remembering_norms(teacher):
+        say(f"{name} has no BatchNorm")
+        return
+    for share in work.shares:
+        try:
+            start = finish(plan, Budget(params=share), architecture=architecture).model
+        except BudgetError as error:
+            say(f"{name}: {error}")
+            continue
+        before, costs = fidelity(teacher, start, test), costs_of(start, train, work.steps)
+        for key in keys:
+            if key["share"] != share or results.has({**key, "weights": weights}):
+                continue
+            rate, norms = float(str(key["rate"])), str(key["norms"])
+            recipe = Recipe("adamw", rate, steps=work.steps, batch=BATCH, frozen_norms=WAYS[norms])
+            after = fidelity(teacher, distil(start, train, recipe, 0), test)
+            measured = {
+                "kl_start": before.kl,
+                "kl": after.kl,
+                "top1_start": before.top1_student,
+                "top1": after.top1_student,
+                "top1_teacher": after.top1_teacher,
+                "costs": costs,
+                "chosen": WAYS[norms] == (costs > COSTS),
+            }
+            results.add({**key, **measured, "weights": weights})
+            say(f"{name}, {share:.0%}, {rate:g}, {norms}: KL {before.kl:.4f} -> {after.kl:.4f}")
+
+
+def costs_of(start: nn.Module, train: Set, steps: int) -> float:
+    """What a run finds in its first batch, to choose by."""
+    first = orders(len(train), Recipe("adamw", 1.0, steps=steps, batch=BATCH), 0)[0]
+    costs = batch_costs(start, train.images[first], lambda given: distillation_kl(given, train.logits[first]))
+    assert costs is not None  # a student of a network with BatchNorm
+    return costs
+
+
+def verdict(results: Results) -> str:
+    """A line for each rate and band of starts: what the steps make of the KL in either mode, and as chosen."""
+    lines = []
+    for rate, steps in sorted({(float(row["rate"]), int(row["steps"])) for row in results.rows}):
+        rows = [row for row in results.rows if float(row["rate"]) == rate and int(row["steps"]) == steps]
+        for low, high in zip((0.0, *BANDS), BANDS, strict=False):
+            found = [row for row in rows if low <= float(row["kl_start"]) < high]
+            ways = [[row for row in found if row["norms"] == way] for way in WAYS]
+            ways.append([row for row in found if row["chosen"] == "True"])
+            if not found:
+                continue
+            band = f"{low:g} to {high:g}"
+            lines.append([f"{rate:g}", str(steps), band, str(len(ways[0])), *(_told(way) for way in ways)])
+    return markdown(("rate", "steps", "KL before", "students", *WAYS, "as chosen"), lines)
+
+
+def _told(rows: Sequence[dict[str, str]]) -> str:
+    """Geometric mean of the KL over that before, and how many students are further away than they were."""
+    ratios = [math.log(max(float(row["kl"]), 1e-6) / max(float(row["kl_start"]), 1e-6)) for row in rows]
+    mean = math.exp(sum(ratios) / max(1, len(ratios)))
+    return f"{mean:.2f} ({sum(ratio > 0 for ratio in ratios)} worse)"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="folder that the data sets lie in")
+    parser.add_argument("--teacher", type=Path, nargs="+", required=True, metavar="FOLDER", help="student folders")
+    parser.add_argument("--shares", type=float, nargs="+", default=(0.5, 0.3, 0.15, 0.08, 0.04), help="of parameters")
+    parser.add_argument("--rates", type=float, nargs="+", default=(5e-4, 2e-3), help="of AdamW")
+    parser.add_argument("--steps", type=int, default=100, help="of distillation (default: 100)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the CSV goes")
+    options = parser.parse_args(words)
+    results = Results(options.out / "norm_modes.csv", KEY)
+    work = Work(options.shares, options.rates, options.steps)
+    for folder in options.teacher:
+        torch.manual_seed(0)
+        run(folder, data_of(folder, options.root), work, results)
+    say(verdict(results))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
