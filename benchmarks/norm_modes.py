@@ -82,7 +82,6 @@ def run(folder: Path, data: str, work: Work, results: Results) -> None:
                 "top1": after.top1_student,
                 "top1_teacher": after.top1_teacher,
                 "costs": costs,
-                "chosen": WAYS[norms] == (costs > COSTS),
             }
             results.add({**key, **measured, "weights": weights})
             say(f"{name}, {share:.0%}, {rate:g}, {norms}: KL {before.kl:.4f} -> {after.kl:.4f}")
@@ -104,7 +103,7 @@ def verdict(results: Results) -> str:
         for low, high in zip((0.0, *BANDS), BANDS, strict=False):
             found = [row for row in rows if low <= float(row["kl_start"]) < high]
             ways = [[row for row in found if row["norms"] == way] for way in WAYS]
-            ways.append([row for row in found if row["chosen"] == "True"])
+            ways.append([row for row in found if WAYS[row["norms"]] == (float(row["costs"]) > COSTS)])
             if not found:
                 continue
             band = f"{low:g} to {high:g}"

@@ -103,7 +103,8 @@ def restoring_buffers(model: nn.Module) -> Iterator[None]:
             if now is None or (now.shape, now.dtype, now.device) != (before.shape, before.dtype, before.device):
                 continue
             buffers[name] = buffer
-            if buffer._version != version:
+            # torch's batch_norm writes running moments without counting a version.
+            if buffer._version != version or not (buffer.is_meta or torch.equal(buffer, before)):
                 with torch.no_grad():
                     buffer.copy_(before)
 

@@ -109,6 +109,16 @@ def test_evaluating_undoes_what_is_written_into_buffers_and_leaves_caches(fails:
     assert model.samples is before["samples"]
 
 
+def test_evaluating_undoes_moments_that_torch_writes_without_counting_a_version() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3)).eval()
+    with evaluating(model):
+        model[0].train()
+        model(torch.randn(8, 3) + 2)
+        assert bool(model[0].running_mean.abs().min() > 0)
+    assert model[0].running_mean.tolist() == [0, 0, 0]
+    assert int(model[0].num_batches_tracked) == 0
+
+
 def test_activations_that_a_model_keeps_are_copied_without_their_graph() -> None:
     model, x = Keeping(), torch.randn(2, 4)
     wanted = model(x)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import few_images, generate_large, latency, menu, pilot, prediction, qkv, resnet18, speed
+from benchmarks import few_images, generate_large, latency, menu, norm_modes, pilot, prediction, qkv, resnet18, speed
 from benchmarks.common import Results, Set, budget_of, fidelity, markdown, read_set, size_of, spread
 from benchmarks.distillation import PILOT, PILOT_KEY, RECIPES, Recipe, best_recipe, distil, from_random
 from benchmarks.pruning import prune
@@ -147,6 +147,30 @@ def test_few_images_are_compared_by_how_their_gradients_are_drawn(
     before = (tmp_path / "few_images.csv").read_bytes()
     few_images.main([*words, "--out", str(tmp_path)])
     assert (tmp_path / "few_images.csv").read_bytes() == before
+
+
+def test_modes_of_the_norms_stand_side_by_side(
+    network: tuple[nn.Module, Architecture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(norm_modes, "TRAIN", 192)
+    monkeypatch.setattr(norm_modes, "TEST", 64)
+    Student(*network).save_pretrained(tmp_path / "teacher")
+    words = ["--root", "unused", "--teacher", str(tmp_path / "teacher"), "--shares", "0.01", "0.6", "--rates", "0.003"]
+    monkeypatch.setattr(norm_modes, "data_of", lambda *_: "fashion_mnist_mini")
+    norm_modes.main([*words, "--steps", "2", "--out", str(tmp_path)])
+    results = Results(tmp_path / "norm_modes.csv", norm_modes.KEY)
+    assert [(row["share"], row["norms"]) for row in results.rows] == [("0.6", "training"), ("0.6", "frozen")]
+    first, second = results.rows  # 1 % is out of reach
+    assert first["kl_start"] == second["kl_start"]
+    assert first["kl"] != second["kl"]
+    assert first["costs"] == second["costs"] != "1"
+    header, _, line = (row.split("|")[1:-1] for row in norm_modes.verdict(results).splitlines())
+    told = dict(zip(map(str.strip, header), map(str.strip, line), strict=True))
+    way = "frozen" if float(first["costs"]) > norm_modes.COSTS else "training"
+    assert told["as chosen"] == told[way] != told["training" if way == "frozen" else "frozen"]
+    before = (tmp_path / "norm_modes.csv").read_bytes()
+    norm_modes.main([*words, "--steps", "2", "--out", str(tmp_path)])
+    assert (tmp_path / "norm_modes.csv").read_bytes() == before
 
 
 def test_predictions_stand_beside_what_was_measured(
