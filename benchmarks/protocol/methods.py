@@ -15,7 +15,19 @@ from hypercompress.generator.registry import RELEASED
 IMAGES, NONE = "images", "none"  # where statistics come from
 OUTPUTS = "kfac-outputs"  # refitted in the output factor alone, as all were until 2026-11-26
 REFITTED = "kfac-refitted"  # distilled from the student as ``generate`` gives it; the others from ``--no-refit``
-WITH_IMAGES = ("svd", "whitened", "kfac", "hypernet", "torch-pruning", "random", "kfac-search", OUTPUTS, REFITTED)
+NORMS = "kfac-norms"  # as `REFITTED`, and BatchNorms are frozen where `lightning_modules.norms` would
+ONLY_DISTILLED = (REFITTED, NORMS)  # without steps they are `kfac`
+WITH_IMAGES = (
+    "svd",
+    "whitened",
+    "kfac",
+    "hypernet",
+    "torch-pruning",
+    "random",
+    "kfac-search",
+    OUTPUTS,
+    *ONLY_DISTILLED,
+)
 NOISES: Mapping[str, Kind] = {"kfac-gauss": "gauss", "kfac-pink": "pink"}
 UNREFITTED = ("random", "torch-pruning")  # nothing of theirs is ever refitted
 SYNTHETIC = ("kfac-synthetic", "hypernet-synthetic")  # as ``generate --data synthetic``: refit, guard and all
@@ -61,7 +73,7 @@ class Hypernetworks:
         Raises:
             GeneratorError: no generator has this name.
         """
-        if method in {*NOISES, "kfac-synthetic", OUTPUTS, REFITTED}:
+        if method in {*NOISES, "kfac-synthetic", OUTPUTS, *ONLY_DISTILLED}:
             return ANALYTIC["kfac"]
         if method in ANALYTIC:
             return ANALYTIC[method]
@@ -92,11 +104,13 @@ def table(methods: list[str], steps: list[int]) -> list[Case]:
     """Every method with and without images, where that means something, after each number of steps.
 
     Without images there is nothing to distil with. With images `CHANNELS` are not used, so they cannot be silenced.
-    Without steps `REFITTED` is `kfac`.
+    Without steps `ONLY_DISTILLED` are `kfac`.
     """
     without = [m for m in methods if m in WITHOUT_IMAGES or m in ABLATIONS or m.startswith(OTHER)]
     images = [m for m in methods if m not in {"prior", *IMAGINED} and SILENCED.get(m) != (CHANNELS,)]
-    found = [Case(method, IMAGES, count) for method in images for count in steps if count or method != REFITTED]
+    found = [
+        Case(method, IMAGES, count) for method in images for count in steps if count or method not in ONLY_DISTILLED
+    ]
     return found + [Case(method, NONE, 0) for method in without if 0 in steps]
 
 
@@ -117,7 +131,7 @@ def refittable(method: str, statistics: str) -> bool:
 
 def started_refitted(case: Case) -> bool:
     """Whether what is measured, or distilled, is the student as ``generate`` gives it."""
-    return case.steps == 0 or case.method == REFITTED
+    return case.steps == 0 or case.method in ONLY_DISTILLED
 
 
 def refitted_both(case: Case) -> bool:

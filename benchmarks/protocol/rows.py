@@ -10,10 +10,12 @@ from torch import nn
 from benchmarks.common import fidelity, size_of
 from benchmarks.distillation import Recipe, distil_each
 from benchmarks.protocol.budgets import Cell
-from benchmarks.protocol.methods import Case
+from benchmarks.protocol.methods import NORMS, Case
 from benchmarks.protocol.students import Starts
 from benchmarks.protocol.subject import Sizes, Subject
 from hypercompress.fidelity import Fidelity
+from hypercompress.losses import distillation_kl
+from lightning_modules.norms import COSTS, batch_costs
 
 BATCH = 128
 KEY = ("teacher", "method", "statistics", "unit", "level", "steps", "seed")
@@ -52,7 +54,8 @@ def measure(subject: Subject, starts: Starts, case: Case, cell: Cell, settings: 
     before = starts.test(start.network if case.steps else bare.network)
     params, macs = size_of(start.network, subject.test.images[:2])
     if case.steps:
-        after, rate = _after(subject, starts, start.network, case.steps, settings.rates)
+        frozen = case.method == NORMS and _better_frozen(subject, start.network)
+        after, rate = _after(subject, starts, start.network, case.steps, frozen, settings.rates)
     else:
         after, rate = starts.test(start.network), None
     return {
@@ -71,15 +74,23 @@ def measure(subject: Subject, starts: Starts, case: Case, cell: Cell, settings: 
     }
 
 
+def _better_frozen(subject: Subject, start: nn.Module) -> bool:
+    """Whether a run would freeze the norms; its first batch is the first of the pool here."""
+    logits = subject.pool.logits[:BATCH]
+    costs = batch_costs(start, subject.pool.images[:BATCH], lambda given: distillation_kl(given, logits))
+    return costs is not None and costs > COSTS
+
+
 def _after(
-    subject: Subject, starts: Starts, start: nn.Module, steps: int, rates: Sequence[float]
+    subject: Subject, starts: Starts, start: nn.Module, steps: int, frozen: bool, rates: Sequence[float]
 ) -> tuple[Fidelity, float]:
     """What steps make of a start, on the test images, and their rate; of equal starts, as a guard leaves them that
     chooses `kfac`, found once.
     """
-    key = (steps, _state(start))
+    key = (steps, frozen, _state(start))
     if key not in starts.distilled:
-        network, rate = _distilled(subject, start, steps, starts.seed, rates)
+        recipes = [Recipe("adamw", rate, steps=steps, batch=BATCH, frozen_norms=frozen) for rate in rates]
+        network, rate = _distilled(subject, start, recipes, starts.seed)
         starts.distilled[key] = fidelity(subject.teacher, network, subject.test), rate
     return starts.distilled[key]
 
@@ -93,14 +104,11 @@ def _state(network: nn.Module) -> str:
     return found.hexdigest()
 
 
-def _distilled(
-    subject: Subject, start: nn.Module, steps: int, seed: int, rates: Sequence[float]
-) -> tuple[nn.Module, float]:
+def _distilled(subject: Subject, start: nn.Module, recipes: Sequence[Recipe], seed: int) -> tuple[nn.Module, float]:
     """The distilled network, at the rate that does best on the validation images."""
-    recipes = [Recipe("adamw", rate, steps=steps, batch=BATCH) for rate in rates]
     found = distil_each(start, subject.pool, recipes, seed)
-    if len(rates) == 1:
-        return found[0], rates[0]
+    if len(recipes) == 1:
+        return found[0], recipes[0].lr
     right = [fidelity(subject.teacher, network, subject.validation).top1_student or 0.0 for network in found]
-    best = max(range(len(rates)), key=right.__getitem__)
-    return found[best], rates[best]
+    best = max(range(len(recipes)), key=right.__getitem__)
+    return found[best], recipes[best].lr

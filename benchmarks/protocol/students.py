@@ -66,7 +66,7 @@ class Starts:
         self._cell: Cell | None = None
         self._known: dict[tuple[Any, ...], Start] = {}  # of that budget, lest memory fills with networks
         self._tested: dict[int, Fidelity] = {}  # by identity: `_known` keeps the networks alive
-        self.distilled: dict[tuple[int, str], tuple[Fidelity, float]] = {}  # of that budget, by steps and weights
+        self.distilled: dict[tuple[int, bool, str], tuple[Fidelity, float]] = {}  # of that budget, by `rows` alone
         self._pruned: dict[Unit, dict[int, nn.Module] | str] = {}
         self._imagined: dict[Kind, Plan] = {}
 
@@ -91,7 +91,7 @@ class Starts:
         return self._imagined[kind]
 
     def make(self, case: Case, cell: Cell) -> Start:
-        """The network that is measured at 0 steps, or distilled; the latter without a refit, but `REFITTED`."""
+        """The network that is measured at 0 steps, or distilled; the latter without a refit, but `ONLY_DISTILLED`."""
         if cell != self._cell:
             self._cell, self._known, self._tested, self.distilled = cell, {}, {}, {}
         return self._make(case.method, case.statistics, cell, refit=started_refitted(case))

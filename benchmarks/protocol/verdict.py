@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import NOTHING, Column, Estimate, Gaps, Place, mean, ratio
 from benchmarks.protocol.listing import closed_form, every_network, over_draws, place_name, refused, sizes
-from benchmarks.protocol.methods import IMAGES, NONE, OUTPUTS, REFITTED, SYNTHETIC
+from benchmarks.protocol.methods import IMAGES, NONE, NORMS, OUTPUTS, REFITTED, SYNTHETIC
 
 GENERATED, HARD = 0.7, ("0.8", "0.5")  # of kfac's gap at 0 steps, at these levels
 DISTILLED, LATER = 0.8, (100, 500)  # of kfac's gap after these steps, at all levels
@@ -28,6 +28,7 @@ def verdict(budgets: Results, results: Results, only: Collection[str] | None = N
         (f"The same against {OUTPUTS}, the kfac that the budgets were found with", with_images(gaps, Column(OUTPUTS))),
         (f"kfac against {OUTPUTS}: what the refit of both factors does", with_images(gaps, Column(OUTPUTS), KFAC)),
         (f"{REFITTED} against kfac: distilled from the refitted student", with_images(gaps, KFAC, Column(REFITTED))),
+        (f"{NORMS} against kfac: the same, norms as the run chooses", with_images(gaps, KFAC, Column(NORMS))),
         ("Teachers on which hypernet is worse than kfac by more than two standard errors", worse(gaps)),
         ("Without images: the way from the best closed form to kfac with images", without_images(gaps)),
         ("Every method with images against kfac, on the budgets that both have, points of top-1", beside_kfac(gaps)),

@@ -11,9 +11,19 @@ from torch import nn
 
 from benchmarks import heldout
 from benchmarks.common import fidelity
+from benchmarks.distillation import Recipe
 from benchmarks.protocol import budgets, students
 from benchmarks.protocol.budgets import Cell, bisect
-from benchmarks.protocol.methods import ABLATIONS, CLOSED_FORMS, SYNTHETIC, Case, Hypernetworks, draws, table
+from benchmarks.protocol.methods import (
+    ABLATIONS,
+    CLOSED_FORMS,
+    ONLY_DISTILLED,
+    SYNTHETIC,
+    Case,
+    Hypernetworks,
+    draws,
+    table,
+)
 from benchmarks.protocol.students import Starts, from_scratch, protected
 from benchmarks.protocol.subject import Sizes, Subject, _data, open_subject, read_entries
 from hypercompress.architecture import load_timm
@@ -129,7 +139,8 @@ def test_the_table_has_every_case_that_means_something() -> None:
     assert images == set(methods) - {"prior", "kfac-pink", "kfac-synthetic", "hypernet-no-channels"}
     assert all(case.steps == 0 for case in cases if case.statistics == "none")
     assert table(["svd"], [20]) == [Case("svd", "images", 20)]
-    assert table(["kfac-refitted"], [0, 20]) == [Case("kfac-refitted", "images", 20)]  # at 0 steps it is kfac
+    for method in ("kfac-refitted", "kfac-norms"):
+        assert table([method], [0, 20]) == [Case(method, "images", 20)]  # at 0 steps it is kfac
     assert not draws(Case("svd", "none", 0))
     drawn = ("kfac-pink", "kfac-gauss", "kfac-synthetic", "hypernet-synthetic", "hypernet-noise")
     assert all(draws(Case(method, "none", 0)) for method in drawn)
@@ -139,7 +150,7 @@ def test_every_start_has_the_budget(starts: Starts, subject: Subject) -> None:
     (cell,) = starts.cells
     whole = count(subject.teacher)
     cases = table([*heldout.METHODS, "hypernet-unguarded", "hypernet-noise"], [0])
-    for case in [*cases, Case("hypernet", "images", 2), Case("kfac-refitted", "images", 2)]:
+    for case in [*cases, Case("hypernet", "images", 2), *(Case(m, "images", 2) for m in ONLY_DISTILLED)]:
         start = starts.make(case, cell)
         assert start.network is not None, (case, start.note)
         size = count(start.network)
@@ -158,9 +169,9 @@ def test_steps_start_from_the_student_as_generated_or_refitted(starts: Starts, m
         return students.Start(None)
 
     monkeypatch.setattr(Starts, "_make", spy)
-    for method, steps in (("kfac", 0), ("kfac", 2), ("kfac-refitted", 2)):
+    for method, steps in (("kfac", 0), ("kfac", 2), ("kfac-refitted", 2), ("kfac-norms", 2)):
         starts.make(Case(method, "images", steps), starts.cells[0])
-    assert asked == [("kfac", True), ("kfac", False), ("kfac-refitted", True)]
+    assert asked == [("kfac", True), ("kfac", False), ("kfac-refitted", True), ("kfac-norms", True)]
 
 
 def test_methods_without_images_read_none(starts: Starts, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,11 +281,12 @@ def test_the_rate_is_chosen_on_the_validation_images(subject: Subject, starts: S
 
     start = starts.make(Case("kfac", "images", 3), starts.cells[0]).network
     assert start is not None
-    trained = {rate: _distilled(subject, start, 3, 0, [rate])[0] for rate in (1e-3, 1e-1)}
+    recipes = [Recipe("adamw", rate, steps=3) for rate in (1e-3, 1e-1)]
+    trained = {recipe.lr: _distilled(subject, start, [recipe], 0)[0] for recipe in recipes}
     judged = {
         rate: fidelity(subject.teacher, network, subject.validation).top1_student for rate, network in trained.items()
     }
-    _, rate = _distilled(subject, start, 3, 0, [1e-3, 1e-1])
+    _, rate = _distilled(subject, start, recipes, 0)
     assert judged[rate] == max(value or 0.0 for value in judged.values())
 
 
@@ -289,14 +301,32 @@ def test_equal_starts_are_distilled_once(subject: Subject, starts: Starts, monke
     assert start is not None
     same, other = copy.deepcopy(start), copy.deepcopy(start)
     next(other.parameters()).data += 1e-3
-    found = [rows._after(subject, starts, network, steps, [1e-3]) for network, steps in ((start, 2), (same, 2))]
+    found = [rows._after(subject, starts, network, steps, False, [1e-3]) for network, steps in ((start, 2), (same, 2))]
     assert found[0] == found[1]
     assert len(made) == 1
-    for network, steps in ((other, 2), (start, 3)):
-        rows._after(subject, starts, network, steps, [1e-3])
-    assert len(made) == 3
+    for network, steps, frozen in ((other, 2, False), (start, 3, False), (start, 2, True)):
+        rows._after(subject, starts, network, steps, frozen, [1e-3])
+    assert len(made) == 4
     starts.make(Case("kfac", "images", 0), Cell(Unit.PARAMS, 0.95, 0.5))
     assert not starts.distilled  # of another budget: nothing is kept
+
+
+@pytest.mark.parametrize(("method", "frozen"), [("kfac-refitted", False), ("kfac-norms", True)])
+def test_norms_are_frozen_where_a_run_would(
+    method: str, frozen: bool, subject: Subject, starts: Starts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.protocol import rows
+
+    made: list[list[Recipe]] = []
+    real = rows.distil_each
+    monkeypatch.setattr(rows, "distil_each", lambda *given: made.append(given[2]) or real(*given))
+    for costs in (2.0, 1.0):
+        monkeypatch.setattr(rows, "batch_costs", lambda *_, costs=costs: costs)
+        found = rows.measure(subject, starts, Case(method, "images", 1), starts.cells[0], rows.Settings(SIZES, [1e-3]))
+        assert found["rate"] == 1e-3
+    first = next(iter(made))
+    assert [recipe.frozen_norms for recipe in first] == [frozen]
+    assert len(made) == 1 + frozen  # what does not differ is made once
 
 
 def test_tables_are_merged_with_their_stamps(tmp_path: Path) -> None:
