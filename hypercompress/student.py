@@ -110,10 +110,11 @@ class Student(nn.Module):
         more than rounding in each layer.
         """
         model, ties = copy_of(self.model), Ties()
-        # Deepest first: of a student of a student the factors may be factored in turn.
-        for name, layer in reversed(low_rank_layers(model).items()):
-            replace_module(model, name, ties.carry(layer, layer.to_dense()))
-        pack_layers(model)
+        with torch.random.fork_rng(devices=[]):  # new layers are drawn, and then overwritten
+            # Deepest first: of a student of a student the factors may be factored in turn.
+            for name, layer in reversed(low_rank_layers(model).items()):
+                replace_module(model, name, ties.carry(layer, layer.to_dense()))
+            pack_layers(model)
         return model
 
     def print_compression(self) -> None:
@@ -210,15 +211,20 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
     Raises:
         ArtefactError: the folder is missing, incomplete, altered, or of a later version; or a skeleton is needed.
     """
-    saved = artefact.load(Path(folder))
-    ranks, inner = (ranks_in(saved.config.get(key, {}), Path(folder)) for key in ("ranks", "input_ranks"))
+    with torch.random.fork_rng(devices=[]):  # new layers are drawn, and then overwritten
+        return _loaded(Path(folder), skeleton)
+
+
+def _loaded(folder: Path, skeleton: nn.Module | None) -> Student:
+    saved = artefact.load(folder)
+    ranks, inner = (ranks_in(saved.config.get(key, {}), folder) for key in ("ranks", "input_ranks"))
     if not set(inner) <= set(ranks):
         raise ArtefactError(
             f"received {folder}/config.json with an input rank for {', '.join(sorted(set(inner) - set(ranks)))}, which "
             f"has no rank; {artefact.AS_SAVED}"
         )
-    unpacked = names_in(saved.config.get("unpacked", []), Path(folder))
-    architecture = architecture_in(saved.config["architecture"], Path(folder))
+    unpacked = names_in(saved.config.get("unpacked", []), folder)
+    architecture = architecture_in(saved.config["architecture"], folder)
     if skeleton is None:
         if architecture is None:
             raise ArtefactError(
@@ -247,5 +253,5 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
                 f"received a plan that factors {name}; expected a layer of a known kind there; check the skeleton, and "
                 "register a kind of your own before loading"
             ) from error
-    artefact.load_state(model, saved, Path(folder))
+    artefact.load_state(model, saved, folder)
     return Student(model, architecture, saved.report)

@@ -91,6 +91,13 @@ def test_a_student_has_all_of_its_memory_for_itself(network: str) -> None:
     assert all(map(torch.equal, weights_of(teacher), before))
 
 
+def test_loading_and_multiplying_out_leave_the_random_state(student: Student, tmp_path: Path) -> None:
+    student.save_pretrained(tmp_path / "s")
+    before = torch.get_rng_state()
+    hypercompress.from_pretrained(tmp_path / "s").to_dense()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_layers_factored_on_both_sides_are_restored(teacher: nn.Module, tmp_path: Path) -> None:
     spec = inspect(teacher, images())
     generation = ANALYTIC["kfac"].generate(spec, sketch(teacher, spec, [images(32)]), Budget(params=0.2))

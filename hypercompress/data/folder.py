@@ -166,11 +166,16 @@ def _folders(root: Path) -> tuple[list[str], list[str]]:
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    """Every image below a folder; hidden folders (``.ipynb_checkpoints``) hold none of the user's."""
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts[:-1])
-        if not hidden and _is_image(path):
-            yield path
+    """Every image below a folder, links to folders followed, each folder once; hidden folders (``.ipynb_checkpoints``)
+    hold none of the user's.
+    """
+    seen = set(map(str, folder.resolve().parents))  # a link that leads back up brings no image in
+    for place, inside, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        inside[:] = [] if real in seen else [name for name in inside if not name.startswith(".")]
+        if real not in seen:
+            yield from (path for name in files if _is_image(path := Path(place, name)))
+        seen.add(real)
 
 
 def _is_image(path: Path) -> bool:

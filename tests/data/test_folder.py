@@ -134,6 +134,18 @@ def test_a_split_without_images_is_still_a_split(tmp_path: Path) -> None:
         open_data(str(tmp_path), PLAIN, train=False)
 
 
+def test_links_to_folders_are_followed_once_and_never_back_up(tmp_path: Path) -> None:
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "root"
+    for name in ("elsewhere/deep/one.png", "root/a/own.png", "root/b/other.png"):
+        paint(tmp_path / name)
+    for name, target in {"a/linked": elsewhere, "a/again": elsewhere / "deep", "a/up": root, "c": elsewhere}.items():
+        (root / name).symlink_to(target, target_is_directory=True)
+    (elsewhere / "round").symlink_to(elsewhere, target_is_directory=True)
+    data = open_data(str(root), PLAIN, train=True)
+    assert data.classes == ("a", "b", "c")  # a class may be a link itself
+    assert [data[i][1] for i in range(len(data))] == [0, 0, 1, 2]
+
+
 def test_a_lonely_split_is_no_class(tmp_path: Path) -> None:
     paint(tmp_path / "train" / "a" / "1.png")
     with pytest.raises(DataError, match="with train inside; expected train beside val or test; pass one"):
