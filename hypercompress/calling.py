@@ -1,5 +1,6 @@
 """How a model is run: a batch of any kind in, one tensor out, in evaluation mode."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -24,11 +25,11 @@ def call_model(model: nn.Module, batch: Any) -> Tensor:
     """Default ``forward_fn``: a tensor is passed as it is, of a tuple the first item, of a dict the keywords.
 
     Raises:
-        ModelError: the model returned something other than one tensor, or wrote into the batch.
+        ModelError: the model takes no such keywords, returned something other than one tensor, or wrote into the batch.
     """
     with unwritten(batch):
         if isinstance(batch, Mapping):
-            output = model(**batch)
+            output = _by_keywords(model, batch)
         elif isinstance(batch, (tuple, list)):
             output = model(batch[0])
         else:
@@ -39,6 +40,21 @@ def call_model(model: nn.Module, batch: Any) -> Tensor:
             "forward_fn=lambda model, batch: ... that picks it"
         )
     return output
+
+
+def _by_keywords(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    try:
+        return model(**batch)
+    except TypeError as error:
+        taken = inspect.signature(model.forward)
+        try:
+            taken.bind(**batch)
+        except TypeError:
+            raise ModelError(
+                f"received a batch with the keys {', '.join(map(str, batch))} for a model of forward{taken}; expected "
+                f"its keywords ({error}); pass forward_fn=lambda model, batch: ... that calls it"
+            ) from error
+        raise  # it comes from within the model
 
 
 @contextmanager

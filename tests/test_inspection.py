@@ -346,6 +346,14 @@ def test_batches_are_tensors_tuples_or_dicts(batch: Any) -> None:
     assert inspect(model, batch).macs == 16
 
 
+def test_keywords_that_a_model_does_not_take_are_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ModelError, match=r"keys input, label for a model of forward\(input\).*pass forward_fn=lambda"):
+        inspect(model, {"input": torch.ones(2, 4), "label": torch.zeros(2)})
+    with pytest.raises(TypeError, match="must be Tensor"):  # of the model's own making
+        call_model(model, {"input": "text"})
+
+
 def test_other_batches_go_through_forward_fn() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
