@@ -20,7 +20,7 @@ from hypercompress.cli.terminal import Terminal
 from hypercompress.compress import SEARCHED, finish, prepare, searched
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, HypercompressError
-from hypercompress.generator import load_generator
+from hypercompress.generator import ANALYTIC, load_generator
 from hypercompress.inversion import synthesize, usual_images
 from hypercompress.norms import remembering_norms
 from hypercompress.prepared import Plan
@@ -88,7 +88,6 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         plan = replace(plan, kl_scale=trade_off.scale)
     result: dict[str, Any] = {}
     if budget is not None:
-        terminal.note("generator", f"{plan.generator.name}{' (chosen by auto)' if name == 'auto' else ''}")
         student = _student(plan, budget, arguments, architecture, start, terminal)
         show_student(student.report, terminal)
         terminal.note("saved", str(arguments.out))
@@ -111,6 +110,8 @@ def _student(
     if arguments.search:
         terminal.phase("search")
     plan, tries = searched(plan, budget, arguments.search, refit=refit, seed=arguments.seed, progress=terminal.progress)
+    chosen = " (chosen by auto)" if arguments.generator == "auto" and not arguments.search else ""
+    terminal.note("generator", f"{plan.generator.name}{chosen}")
     terminal.phase("generate and compare", len(plan.spec.candidates))
     student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
     student.report["calibration"] = arguments.data
@@ -251,7 +252,9 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
             f"KL {fidelity['kl']:.4g} nats{agreement} on {fidelity['images']} held-out "
             f"{'synthetic ' if checks.synthetic(report['calibration']) is not None else ''}images",
         )
-    terminal.note("strength of the hypernetwork", f"{report['generator']['strength']:g}")
+    generator = report["generator"]
+    if generator["name"] not in ANALYTIC:
+        terminal.note("strength of the hypernetwork", f"{generator['strength']:g}")
     if report["tilt"]:
         terminal.note("allocation", f"late layers weigh e^{report['tilt']:g} times as much as early ones")
     counts = Counter(layer["refitted"] for layer in report["layers"] if layer["refitted"] is not None)

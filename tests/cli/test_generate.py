@@ -102,6 +102,7 @@ def test_generate_prints_each_derived_default(run: Run, teacher: tuple[object, .
     assert re.search(r"^device: (cpu|cuda) \(chosen\)$", out, flags=re.MULTILINE)
     assert "calibration: 96 of 4096 images of fashion_mnist_mini, in batches of 6" in out
     assert "generator: whitened" in out
+    assert "strength of the hypernetwork" not in out
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     assert report["student"]["macs"] <= 0.8 * report["teacher"]["macs"]
     assert f"{report['student']['macs']:,}" in out
@@ -234,6 +235,10 @@ def test_a_hypernetwork_by_its_folder(run: Run, teacher: tuple[object, ...], hyp
     code, out, err = run("generate", name, tmp_path / "s", *rest, "--params", 0.3, "--generator", hypernet, *CALIBRATE)
     assert (code, err) == (0, "")
     assert "generator: mine\n" in out
+    assert re.search(r"^strength of the hypernetwork: [0-9.]+$", out, flags=re.MULTILINE)
+    code, out, err = run("generate", name, tmp_path / "t", *rest, "--params", 0.3, "--search", 0.1, *CALIBRATE)
+    assert (code, err) == (0, "")
+    assert "chosen by auto" not in out, "what is searched is the closed form"
 
 
 def test_a_student_can_be_compressed_further(run: Run, student: Path, tmp_path: Path) -> None:
