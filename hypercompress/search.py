@@ -19,6 +19,7 @@ from hypercompress.reconstruction import reconstruct
 from hypercompress.specs import Budget
 from hypercompress.student import build_student
 
+NAME = "kfac-search"  # of what is found
 SCALES = (1.0, 0.5, 0.25)  # of the steps, in turn; in log energy
 
 
@@ -68,7 +69,7 @@ def search(
     answer = remembering(teacher, forward_fn)
 
     def made(weights: Mapping[str, float]) -> WeightedKfac:
-        return weighted(kfac, weights, "kfac-search")
+        return weighted(kfac, weights, NAME)
 
     def judged(candidate: WeightedKfac, images: Sequence[Any]) -> float:
         student = build_student(teacher, spec, candidate.generate(spec, sketches, budget))

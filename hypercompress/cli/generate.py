@@ -25,6 +25,7 @@ from hypercompress.inversion import synthesize, usual_images
 from hypercompress.norms import remembering_norms
 from hypercompress.prepared import Plan
 from hypercompress.replacing import prepared_in
+from hypercompress.search import NAME as SEARCH
 from hypercompress.specs import Budget, ModelSpec, Unit
 from hypercompress.student import Student
 from hypercompress.unpacking import unpack
@@ -253,7 +254,7 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
             f"{'synthetic ' if checks.synthetic(report['calibration']) is not None else ''}images",
         )
     generator = report["generator"]
-    if generator["name"] not in ANALYTIC:
+    if generator["name"] not in (*ANALYTIC, SEARCH):
         terminal.note("strength of the hypernetwork", f"{generator['strength']:g}")
     if report["tilt"]:
         terminal.note("allocation", f"late layers weigh e^{report['tilt']:g} times as much as early ones")

@@ -238,7 +238,8 @@ def test_a_hypernetwork_by_its_folder(run: Run, teacher: tuple[object, ...], hyp
     assert re.search(r"^strength of the hypernetwork: [0-9.]+$", out, flags=re.MULTILINE)
     code, out, err = run("generate", name, tmp_path / "t", *rest, "--params", 0.3, "--search", 0.1, *CALIBRATE)
     assert (code, err) == (0, "")
-    assert "chosen by auto" not in out, "what is searched is the closed form"
+    assert "generator: kfac-search\n" in out, "what is searched is the closed form"
+    assert "strength of the hypernetwork" not in out
 
 
 def test_a_student_can_be_compressed_further(run: Run, student: Path, tmp_path: Path) -> None:
