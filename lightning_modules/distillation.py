@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -27,7 +27,7 @@ from hypercompress.outputs import divergence, named
 from hypercompress.report import fidelity_json
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.data import ImageDataModule
-from lightning_modules.held_out import described, held_out, validated
+from lightning_modules.held_out import described, held_out, tell, validated
 from lightning_modules.matching import comparable, probed
 from lightning_modules.norms import freeze_if_better, freeze_norms
 from lightning_modules.source import Outside, TeacherSource
@@ -107,7 +107,7 @@ class Distillation(LightningModule):
         self.metrics = nn.ModuleDict({name: MeanMetric() for name in names})
         self.fidelity: dict[str, Any] = fidelity_json(None)
         self.measured_on: str | None = None
-        self.before: float | None = None  # KL to the teacher ahead of the first step, in nats
+        self.before: dict[str, Any] | None = None  # the fidelity ahead of the first step
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -189,17 +189,17 @@ class Distillation(LightningModule):
 
     def on_train_start(self) -> None:
         """Measure what is there ahead of the first step, on the images that the result is measured on."""
-        if self.teacher is not None and validated(self) is not None and self.global_step == 0:
+        if validated(self) is not None and self.global_step == 0:
             with keeping_random_state(self.network):  # so that a resumed run draws the same
-                self.before = compare(self.teacher, self.network, held_out(self)).kl
+                self.before = self._measured()
         if self.frozen:
             freeze_norms(self.network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(kl_before=self.before, norms_frozen=self.frozen)
+        checkpoint.update(before=self.before, norms_frozen=self.frozen)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.before = checkpoint.get("kl_before")
+        self.before = checkpoint.get("before")
         self.frozen = checkpoint.get("norms_frozen", False) if self.frozen is None else self.frozen
 
     def _move_teacher(self) -> None:
@@ -272,29 +272,15 @@ class Distillation(LightningModule):
             for buffer in self.network.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         data = validated(self)
-        if data is None:
-            return
-        self.measured_on = described(data)
-        if self.teacher is not None:
-            self.fidelity = fidelity_json(compare(self.teacher, self.network, held_out(self)))
-            self._tell(self.fidelity["kl"])
-        else:
-            top1 = accuracy(self.network, held_out(self))
-            images = sum(len(labels) for _, labels in held_out(self))
-            self.fidelity = {**fidelity_json(None), "top1_student": top1, "images": images}
+        if data is not None:
+            self.measured_on, self.fidelity = described(data), self._measured()
+            tell(self.before, self.fidelity, self.measured_on, self.losses.labels > 0, self.optimization.lr)
 
-    def _tell(self, after: float) -> None:
-        """Say what the steps were worth; a student that is near already can lose by them."""
-        if self.before is None:
-            return
-        text = f"KL to the teacher on {self.measured_on}: {self.before:.4g} before, {after:.4g} after"
-        if after > self.before and self.losses.labels == 0:
-            rank_zero_warn(
-                f"{text}: the steps made the student worse; lower --model.optimization.lr "
-                f"({self.optimization.lr:g}), or keep what generate gave"
-            )
-        else:
-            rank_zero_info(text)
+    def _measured(self) -> dict[str, Any]:
+        if self.teacher is not None:
+            return fidelity_json(compare(self.teacher, self.network, held_out(self)))
+        top1 = accuracy(self.network, held_out(self))
+        return {**fidelity_json(None), "top1_student": top1, "images": sum(len(labels) for _, labels in held_out(self))}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return self.optimization.configure([self.network], int(self.trainer.estimated_stepping_batches))

@@ -1,10 +1,11 @@
-"""The validation images of a run, for what is measured on all of them at once, on each rank."""
+"""The validation images of a run: all of them on each rank, and what the steps were worth there."""
 
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_modules.teacher import Batch
 
@@ -26,3 +27,28 @@ def described(module: Any) -> str:
     """What a data module validates on, with its name if it is one of ours."""
     name = getattr(module, "val_data", None) or getattr(module, "data", None)
     return f"validation images of {name}" if isinstance(name, str) else "validation images"
+
+
+def tell(before: dict[str, Any] | None, after: dict[str, Any], where: str, labels: bool, lr: float) -> None:
+    """Say what the steps were worth; a student that is near already can lose by them.
+
+    Args:
+        before, after: as in a report; ``None``: nothing is known.
+        labels: whether these were followed: then top-1 says if the student is worse, else the KL to the teacher.
+        lr: the learning rate, for the advice.
+    """
+    found = before or {}
+    parts = [
+        (name, found[key], after[key])
+        for key, name in (("kl", "KL to the teacher"), ("top1_student", "top-1"))
+        if found.get(key) is not None and after[key] is not None
+    ]
+    if not parts:
+        return
+    changes = "; ".join(f"{name} {old:.4g} before, {new:.4g} after" for name, old, new in parts)
+    worse = [new < old if name == "top-1" else new > old for name, old, new in parts if (name == "top-1") == labels]
+    if any(worse):
+        advice = f"lower --model.optimization.lr ({lr:g}), or keep what generate gave"
+        rank_zero_warn(f"on {where} {changes}: the steps made the student worse; {advice}")
+    else:
+        rank_zero_info(f"on {where} {changes}")

@@ -1,5 +1,6 @@
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypercompress.student import Student
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation, Losses
+from lightning_modules.held_out import tell
 from lightning_modules.source import TeacherSource
 from lightning_modules.teacher import Optimization
 
@@ -86,7 +88,7 @@ def test_what_the_steps_were_worth_is_measured_on_the_same_images(
     trainer(max_steps=2, **options).fit(distillation, data)
     teacher, _ = load_model(str(folders[0]))
     wanted = compare(teacher, from_pretrained(folders[1]).model, data.val_dataloader()).kl
-    assert distillation.before == pytest.approx(wanted, rel=1e-5)
+    assert distillation.before["kl"] == pytest.approx(wanted, rel=1e-5)
     resumed = system(folders)
     trainer(max_steps=3, **options).fit(resumed, images(), ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
     assert resumed.before == distillation.before, "not what the first two steps had left"
@@ -96,7 +98,28 @@ def test_steps_that_make_the_student_worse_are_warned_of(folders: Folders, train
     distillation = system(folders, lr=0.3)
     with pytest.warns(UserWarning, match=r"made the student worse; lower --model.optimization.lr \(0.3\)"):
         trainer(max_steps=4).fit(distillation, images())
-    assert distillation.before < distillation.fidelity["kl"]
+    assert distillation.before["kl"] < distillation.fidelity["kl"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kl", "top1", "worse"),
+    [(False, 0.2, 0.8, True), (False, 0.05, 0.7, False), (True, 0.2, 0.9, False), (True, 0.05, 0.7, True)],
+)
+def test_the_kl_says_if_a_student_is_worse_and_with_labels_top1(
+    labels: bool, kl: float, top1: float, worse: bool
+) -> None:
+    before, after = ({"kl": a, "top1_student": b} for a, b in ((0.1, 0.75), (kl, top1)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tell(before, after, "images", labels, 0.01)
+        tell(None, after, "images", labels, 0.01)
+        tell({"kl": None, "top1_student": None}, after, "images", labels, 0.01)
+    told = [str(warning.message) for warning in caught]
+    sentence = (
+        f"on images KL to the teacher 0.1 before, {kl:g} after; top-1 0.75 before, {top1:g} after: the steps made"
+    )
+    assert len(told) == worse
+    assert all(text.startswith(sentence) for text in told)
 
 
 def test_steps_add_up_over_runs(folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
