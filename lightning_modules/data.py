@@ -1,8 +1,9 @@
 """One data module for every system: an image folder or a registered data set, prepared as the model wants it.
 
-The order of the images follows from the seed and the epoch, flips and shifts of a batch from its images, and the crop
-of an image from its place and the epoch; the random states that a step starts from (dropout, stochastic depth) are in
-the checkpoint. So a run that goes on from a checkpoint in the middle of an epoch is what the whole run would have been.
+The order of the images follows from the seed and the epoch, flips and shifts of a batch from its images and the epoch,
+and the crop of an image from its place and the epoch; the random states that a step starts from (dropout, stochastic
+depth) are in the checkpoint. So a run that goes on from a checkpoint in the middle of an epoch is what the whole run
+would have been.
 
 Shape letters: ``b`` images in a batch; ``c h w`` channels, height and width of one image.
 """

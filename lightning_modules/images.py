@@ -50,9 +50,8 @@ class CachedImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
         """torch's loader prefers this to one call per image."""
-        places = [index % len(self) for index in indices]
-        chosen = torch.tensor(places)
-        return augmented(self.images[chosen], places, self.augment), self.labels[chosen]
+        chosen = torch.tensor([index % len(self) for index in indices])
+        return augmented(self.images[chosen], indices, self.augment), self.labels[chosen]
 
 
 class PreparedImages(Dataset[tuple[Tensor, Tensor]]):
@@ -78,8 +77,7 @@ class PreparedImages(Dataset[tuple[Tensor, Tensor]]):
         """torch's loader prefers this to one call per image."""
         items = [self[index] for index in indices]
         images = torch.stack([image for image, _ in items])
-        places = [index % len(self) for index in indices]
-        return augmented(images, places, self.augment), torch.stack([label for _, label in items])
+        return augmented(images, indices, self.augment), torch.stack([label for _, label in items])
 
 
 Images = CachedImages | PreparedImages
@@ -125,7 +123,8 @@ def _prepared(text: str, preprocess: Preprocess, train: bool, limit: int | None)
 
 
 def augmented(images: Float[Tensor, "b c h w"], indices: list[int], augment: Augment) -> Float[Tensor, "b c h w"]:
-    """A batch flipped and shifted as ``augment`` says; what is drawn follows from its places in the set.
+    """A batch flipped and shifted as ``augment`` says; what is drawn follows from its places, and so from the
+    epoch: else a batch of one image would be flipped in all of them or in none.
 
     Random crops need the whole image, so they are made before (`Preprocess.transform`), flips included.
     """

@@ -163,6 +163,14 @@ def test_what_cannot_be_kept_is_prepared_image_by_image(why: str, monkeypatch: p
     assert labels.shape == (16,)
 
 
+def test_a_batch_of_one_image_is_not_flipped_in_every_epoch_alike() -> None:
+    images = opened(augment="flip", batch_size=1, limit=2)
+    data = images.train_dataloader().dataset
+    epochs = [data.__getitems__([2 * epoch])[0] for epoch in range(16)]
+    flips = {not torch.equal(image, epochs[0]) for image in epochs}
+    assert flips == {False, True}
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("augment", ["flip", "shift"])
 def test_a_set_too_large_for_memory_gives_the_same_augmented_batches(
