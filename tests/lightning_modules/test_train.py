@@ -143,6 +143,26 @@ def test_two_processes_end_with_equal_weights(root: Path, here: Path, folders: F
     assert set(content) == {f"network.{key}" for key in student.model.state_dict()}
 
 
+def test_two_processes_go_on_from_a_checkpoint_exactly(root: Path, here: Path, folders: Folders) -> None:
+    """Step 3 of 8 is in the middle of the first epoch, whose four steps show each rank a half of the images."""
+    saving = [
+        "--trainer.callbacks+",
+        "lightning.pytorch.callbacks.ModelCheckpoint",
+        "--trainer.callbacks.save_top_k=-1",
+    ]
+    saving += ["--trainer.callbacks.dirpath=steps", "--trainer.callbacks.filename={step}"]
+    saving += ["--trainer.callbacks.every_n_train_steps=3"]
+    fit = ["fit", "--config", config(root, "distill"), *start(folders), *TWO, *saving]
+    for name, more in (("whole", []), ("resumed", ["--ckpt_path", str(here / "whole" / "steps" / "step=3.ckpt")])):
+        (here / name).mkdir()
+        done = launch(root, here / name, *fit, *more)
+        assert done.returncode == 0, done.stderr[-3000:]
+    students = [from_pretrained(here / name / "runs/debug/distill/student") for name in ("whole", "resumed")]
+    whole, resumed = (student.model.state_dict() for student in students)
+    assert students[1].report["distilled_steps"] == 8
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
 def test_two_processes_stop_together_when_the_loss_is_not_finite(root: Path, here: Path, folders: Folders) -> None:
     rate = ["--model.optimization.lr", "1e30"]
     done = launch(root, here, "fit", "--config", config(root, "distill"), *start(folders), *TWO, *rate)
