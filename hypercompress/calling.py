@@ -119,10 +119,15 @@ def restoring_buffers(model: nn.Module) -> Iterator[None]:
             if now is None or (now.shape, now.dtype, now.device) != (before.shape, before.dtype, before.device):
                 continue
             buffers[name] = buffer
-            # torch's batch_norm writes running moments without counting a version.
-            if buffer._version != version or not (buffer.is_meta or torch.equal(buffer, before)):
+            if buffer._version != version or _moments_changed(buffer, before):
                 with torch.no_grad():
                     buffer.copy_(before)
+
+
+def _moments_changed(buffer: Tensor, before: Tensor) -> bool:
+    """torch's batch_norm writes running moments, which are plain vectors, without counting a version."""
+    plain = buffer.layout is torch.strided and not buffer.is_meta and buffer.ndim == 1 and buffer.is_contiguous()
+    return plain and not torch.equal(buffer, before)
 
 
 @contextmanager

@@ -23,13 +23,14 @@ from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
 from hypercompress.fidelity import accuracy, compare
 from hypercompress.losses import distillation_kl, feature_loss, watching
+from hypercompress.norms import remembering_norms
 from hypercompress.outputs import divergence, named
 from hypercompress.report import fidelity_json
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.data import ImageDataModule
 from lightning_modules.held_out import described, held_out, tell, validated
 from lightning_modules.matching import comparable, probed
-from lightning_modules.norms import freeze_if_better, freeze_norms
+from lightning_modules.norms import freeze_if_better, freeze_norms, refilling
 from lightning_modules.source import Outside, TeacherSource
 from lightning_modules.teacher import Batch, Optimization, SettingError, require_finite, require_labels, reset
 
@@ -70,8 +71,8 @@ class Distillation(LightningModule):
         teacher: what to follow; may be left out if only the labels count.
         losses: weights of the terms.
         optimization: optimiser and schedule.
-        norms: BatchNorms normalise by the batch (``training``) or keep their running moments (``frozen``); ``auto``
-            freezes them where the student is near already, by the first batch (`norms.freeze_if_better`).
+        norms: BatchNorms normalise by the batch (``training``) or keep their running moments (``frozen``); ``auto``:
+            the first batch decides (`norms.freeze_if_better`), and with a weight on labels they train.
 
     Raises:
         ArtefactError, ModelError: the student or the teacher cannot be loaded, or (at ``setup``) they do not match.
@@ -96,9 +97,8 @@ class Distillation(LightningModule):
                 "received no teacher with a weight on its logits or features; expected one to follow; name it, or set "
                 "both weights to 0 and that of the labels above"
             )
-        self.frozen = (
-            None if norms == "auto" else norms == "frozen"
-        )  # whether norms keep their moments; None: not known
+        self.norms, self.frozen = norms, norms == "frozen"
+        self._undecided = False
         self._outside = None if teacher is None else Outside(teacher.load())
         self._source = teacher
         self._own_images: RemovableHandle | None = None
@@ -131,7 +131,7 @@ class Distillation(LightningModule):
                 "weight of the logits above 0"
             )
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
+    def setup(self, stage: str) -> None:
         """It is known how the images are prepared: give the teacher its own normalisation where that differs, keep the
         feature maps that can be compared, and say which cannot.
 
@@ -140,6 +140,8 @@ class Distillation(LightningModule):
             ModelError: student and teacher differ in the shape of their logits, or one does not take the images; a
                 weight on features alone, and no two maps that are alike.
         """
+        if stage == "fit":  # what a checkpoint says comes after it
+            self.frozen, self._undecided = self.norms == "frozen", self.norms == "auto"
         if self.teacher is None or self._source is None:
             return
         given = self._preprocess()
@@ -192,23 +194,32 @@ class Distillation(LightningModule):
         if validated(self) is not None and self.global_step == 0:
             with keeping_random_state(self.network):  # so that a resumed run draws the same
                 self.before = self._measured()
+        if refilling(self.trainer):
+            if self.frozen:
+                raise SettingError(
+                    "received --model.norms frozen with StochasticWeightAveraging, which empties the moments of "
+                    "BatchNorms and has training mode fill them; expected one of the two; use EMAWeightAveraging"
+                )
+            self._undecided = False
         if self.frozen:
             freeze_norms(self.network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(before=self.before, norms_frozen=self.frozen)
+        checkpoint.update(before=self.before, norms_frozen=None if self._undecided else self.frozen)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.before = checkpoint.get("before")
-        self.frozen = checkpoint.get("norms_frozen", False) if self.frozen is None else self.frozen
+        frozen = checkpoint.get("norms_frozen", False)  # those of earlier versions trained
+        if self._undecided and frozen is not None:
+            self.frozen, self._undecided = frozen, False
 
     def _move_teacher(self) -> None:
         if self.teacher is not None:
             self.teacher.to(self.device)
 
     def _choose_norms(self, images: Float[Tensor, "b c h w"]) -> None:
-        self.frozen = False
-        if self.teacher is not None and self.losses.logits > 0:
+        self._undecided = False
+        if self.teacher is not None and self.losses.labels == 0:
             with torch.no_grad():
                 target = self.teacher(images)
             kl = partial(distillation_kl, teacher=target)
@@ -216,7 +227,7 @@ class Distillation(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         images, labels = batch
-        if self.frozen is None:
+        if self._undecided:
             self._choose_norms(images)
         terms: dict[str, Tensor] = {}
         with watching(self.network, self.watched) as ours:
@@ -274,7 +285,10 @@ class Distillation(LightningModule):
         data = validated(self)
         if data is not None:
             self.measured_on, self.fidelity = described(data), self._measured()
-            tell(self.before, self.fidelity, self.measured_on, self.losses.labels > 0, self.optimization.lr)
+            told = f"lower --model.optimization.lr ({self.optimization.lr:g}), or keep what generate gave"
+            if not self.frozen and remembering_norms(self.network):
+                told = f"try --model.norms frozen, {told}"
+            tell(self.before, self.fidelity, self.measured_on, self.losses.labels > 0, told)
 
     def _measured(self) -> dict[str, Any]:
         if self.teacher is not None:

@@ -1,5 +1,6 @@
 """The validation images of a run: all of them on each rank, and what the steps were worth there."""
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -8,6 +9,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_modules.teacher import Batch
+
+LEAST = 1e-4  # nats: less is rounding
 
 
 def validated(system: LightningModule) -> Any:
@@ -29,26 +32,27 @@ def described(module: Any) -> str:
     return f"validation images of {name}" if isinstance(name, str) else "validation images"
 
 
-def tell(before: dict[str, Any] | None, after: dict[str, Any], where: str, labels: bool, lr: float) -> None:
+def tell(before: dict[str, Any] | None, after: dict[str, Any], where: str, labels: bool, advice: str) -> None:
     """Say what the steps were worth; a student that is near already can lose by them.
 
     Args:
         before, after: as in a report; ``None``: nothing is known.
-        labels: whether these were followed: then top-1 says if the student is worse, else the KL to the teacher.
-        lr: the learning rate, for the advice.
+        labels: whether these were followed: then top-1, where it is known, says if the student is worse, by more than
+            its standard error; else the KL to the teacher, by more than `LEAST`.
+        advice: what to do then.
     """
     found = before or {}
-    parts = [
-        (name, found[key], after[key])
-        for key, name in (("kl", "KL to the teacher"), ("top1_student", "top-1"))
-        if found.get(key) is not None and after[key] is not None
-    ]
-    if not parts:
+    named = {"kl": "KL to the teacher", "top1_student": "top-1"}
+    known = [key for key in named if found.get(key) is not None and after[key] is not None]
+    if not known:
         return
-    changes = "; ".join(f"{name} {old:.4g} before, {new:.4g} after" for name, old, new in parts)
-    worse = [new < old if name == "top-1" else new > old for name, old, new in parts if (name == "top-1") == labels]
-    if any(worse):
-        advice = f"lower --model.optimization.lr ({lr:g}), or keep what generate gave"
+    changes = "; ".join(f"{named[key]} {found[key]:.4g} before, {after[key]:.4g} after" for key in known)
+    if labels and "top1_student" in known:
+        old, new = found["top1_student"], after["top1_student"]
+        worse = old - new > math.sqrt(old * (1 - old) / max(1, after["images"]))
+    else:
+        worse = "kl" in known and after["kl"] - found["kl"] > LEAST
+    if worse:
         rank_zero_warn(f"on {where} {changes}: the steps made the student worse; {advice}")
     else:
         rank_zero_info(f"on {where} {changes}")

@@ -1,8 +1,8 @@
 """How BatchNorm normalises while a student is distilled: by the batch, or by its running moments, kept as they are.
 
 By the batch each image's logits depend on the images beside it, and the running moments follow the last few batches;
-a teacher in evaluation mode does neither. A student far from its teacher learns more that way; one that is near only
-loses, even at a learning rate of 0 (LOG.md, 2026-11-27).
+a teacher in evaluation mode does neither. Where that costs more than the student lacks, steps have to make up for it
+first, and at a learning rate of 0 the student becomes worse (LOG.md, 2026-11-27).
 """
 
 import math
@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from hypercompress.calling import evaluating, keeping_random_state
 from hypercompress.norms import remembering_norms
 
 COSTS = 1.4  # above it norms are better frozen; chosen on teachers that meta-training has seen
+MANY = 1000  # more is not told
 
 
 def freeze_norms(model: nn.Module) -> None:
@@ -35,7 +38,7 @@ def batch_costs(
     The model, its buffers and torch's random state stay as they were.
 
     Args:
-        images: a batch as the steps have it; of a single image there are no moments, and the cost is infinite.
+        images: a batch as the steps have it; the moments of a single image are none, and the cost is infinite.
         loss: of the model's output.
 
     Returns:
@@ -64,6 +67,12 @@ def freeze_if_better(
     frozen = costs > COSTS
     if frozen:
         freeze_norms(model)
+    times = f"{costs:.3g}" if costs < MANY else f"more than {MANY}"
     verdict = "keeps the moments it has" if frozen else "normalises by the batch"
-    rank_zero_info(f"a batch's own moments make the KL to the teacher {costs:.3g} times as large: BatchNorm {verdict}")
+    rank_zero_info(f"a batch's own moments make the KL to the teacher {times} times as large: BatchNorm {verdict}")
     return frozen
+
+
+def refilling(trainer: Trainer) -> bool:
+    """Whether a callback empties the running moments and has training mode fill them again."""
+    return any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]

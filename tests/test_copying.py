@@ -119,6 +119,15 @@ def test_evaluating_undoes_moments_that_torch_writes_without_counting_a_version(
     assert int(model[0].num_batches_tracked) == 0
 
 
+def test_evaluating_takes_buffers_of_any_layout() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.register_buffer("sparse", torch.eye(2).to_sparse())
+    model.register_buffer("expanded", torch.full((1,), torch.nan).expand(3))
+    with evaluating(model):
+        model(torch.ones(1, 2))
+    assert model.sparse.is_sparse
+
+
 def test_activations_that_a_model_keeps_are_copied_without_their_graph() -> None:
     model, x = Keeping(), torch.randn(2, 4)
     wanted = model(x)

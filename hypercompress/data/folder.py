@@ -169,12 +169,18 @@ def _images(folder: Path) -> Iterator[Path]:
     """Every image below a folder, links to folders followed, each folder once; hidden folders (``.ipynb_checkpoints``)
     hold none of the user's.
     """
-    seen = set(map(str, folder.resolve().parents))  # a link that leads back up brings no image in
-    for place, inside, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        inside[:] = [] if real in seen else [name for name in inside if not name.startswith(".")]
+    # A link that leads back up brings no image in, be it from where the folder is or, of a link, where it stands.
+    seen = {
+        str(above) for start in (folder.resolve(), folder.parent.resolve() / folder.name) for above in start.parents
+    }
+    for here, inside, files in os.walk(folder, followlinks=True):
+        place, real = Path(here), os.path.realpath(here)
+        linked = [((place / name).is_symlink(), name) for name in inside if not name.startswith(".")]
+        inside[:] = (
+            [] if real in seen else [name for _, name in sorted(linked)]
+        )  # where an image is, before links to it
         if real not in seen:
-            yield from (path for name in files if _is_image(path := Path(place, name)))
+            yield from (path for name in files if _is_image(path := place / name))
         seen.add(real)
 
 

@@ -140,10 +140,14 @@ def test_links_to_folders_are_followed_once_and_never_back_up(tmp_path: Path) ->
         paint(tmp_path / name)
     for name, target in {"a/linked": elsewhere, "a/again": elsewhere / "deep", "a/up": root, "c": elsewhere}.items():
         (root / name).symlink_to(target, target_is_directory=True)
-    (elsewhere / "round").symlink_to(elsewhere, target_is_directory=True)
+    for name, target in {"round": elsewhere, "up": root}.items():
+        (elsewhere / name).symlink_to(target, target_is_directory=True)
     data = open_data(str(root), PLAIN, train=True)
     assert data.classes == ("a", "b", "c")  # a class may be a link itself
     assert [data[i][1] for i in range(len(data))] == [0, 0, 1, 2]
+    (root / "b" / "another").symlink_to(root / "b" / "real", target_is_directory=True)
+    paint(root / "b" / "real" / "1.png")
+    assert root / "b" / "real" / "1.png" in open_data(str(root), PLAIN, train=True).source.paths, "not the link's"
 
 
 def test_a_lonely_split_is_no_class(tmp_path: Path) -> None:

@@ -96,30 +96,36 @@ def test_what_the_steps_were_worth_is_measured_on_the_same_images(
 
 def test_steps_that_make_the_student_worse_are_warned_of(folders: Folders, trainer: Callable[..., Trainer]) -> None:
     distillation = system(folders, lr=0.3)
-    with pytest.warns(UserWarning, match=r"made the student worse; lower --model.optimization.lr \(0.3\)"):
+    with pytest.warns(UserWarning, match=r"the student worse; .*lower --model.optimization.lr \(0.3\)"):
         trainer(max_steps=4).fit(distillation, images())
     assert distillation.before["kl"] < distillation.fidelity["kl"]
 
 
 @pytest.mark.parametrize(
     ("labels", "kl", "top1", "worse"),
-    [(False, 0.2, 0.8, True), (False, 0.05, 0.7, False), (True, 0.2, 0.9, False), (True, 0.05, 0.7, True)],
+    [
+        (False, 0.2, 0.8, True),
+        (False, 0.10005, 0.7, False),
+        (True, 0.2, 0.9, False),
+        (True, 0.2, 0.74, False),
+        (True, 0.05, 0.7, True),
+        (True, 0.2, None, True),
+    ],
 )
 def test_the_kl_says_if_a_student_is_worse_and_with_labels_top1(
-    labels: bool, kl: float, top1: float, worse: bool
+    labels: bool, kl: float, top1: float | None, worse: bool
 ) -> None:
-    before, after = ({"kl": a, "top1_student": b} for a, b in ((0.1, 0.75), (kl, top1)))
+    before = {"kl": 0.1, "top1_student": 0.75, "images": 1000}
+    after = {"kl": kl, "top1_student": top1, "images": 1000}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tell(before, after, "images", labels, 0.01)
-        tell(None, after, "images", labels, 0.01)
-        tell({"kl": None, "top1_student": None}, after, "images", labels, 0.01)
+        tell(before, after, "images", labels, "think")
+        tell(None, after, "images", labels, "think")
+        tell({"kl": None, "top1_student": None}, after, "images", labels, "think")
     told = [str(warning.message) for warning in caught]
-    sentence = (
-        f"on images KL to the teacher 0.1 before, {kl:g} after; top-1 0.75 before, {top1:g} after: the steps made"
-    )
     assert len(told) == worse
-    assert all(text.startswith(sentence) for text in told)
+    assert all(text.startswith(f"on images KL to the teacher 0.1 before, {kl:g} after") for text in told)
+    assert all(text.endswith(": the steps made the student worse; think") for text in told)
 
 
 def test_steps_add_up_over_runs(folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -198,9 +204,12 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_features_are_found_and_followed(name: str, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     arguments = {"in_chans": 1, "num_classes": 10, **MODELS[name]}
     cfg = {"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353]}
+    torch.manual_seed(0)
     teacher, architecture = load_timm(name, model_args=arguments, pretrained_cfg=cfg, pretrained=False)
+    for parameter in teacher.parameters():  # norms that begin at zero would hide their branches
+        parameter.data += 0.05 * torch.randn(parameter.shape)
     Student(teacher, architecture).save_pretrained(tmp_path / "teacher")
-    student = compress(teacher, Budget(params=0.7), generator="svd", architecture=architecture)
+    student = compress(teacher, Budget(params=0.4), generator="svd", architecture=architecture)
     student.save_pretrained(tmp_path / "student")
     losses = Losses(logits=0.0, features=1.0)
     distillation = system((tmp_path / "teacher", tmp_path / "student"), losses, lr=1e-3)

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from hypercompress import Budget, compress, from_pretrained
@@ -18,9 +19,9 @@ from hypercompress.data import Preprocess, open_data
 from hypercompress.norms import remembering_norms
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation, Losses
-from lightning_modules.norms import COSTS, batch_costs
+from lightning_modules.norms import COSTS, batch_costs, freeze_if_better
 from lightning_modules.source import TeacherSource
-from lightning_modules.teacher import Optimization
+from lightning_modules.teacher import Optimization, SettingError
 
 Folders = tuple[Path, Path]
 
@@ -83,7 +84,7 @@ def test_scale_and_shift_of_frozen_norms_learn_and_dropout_stays(
 def test_a_student_that_is_far_trains_as_usual(
     folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    """Its layers give less variance than the norms have been told, so that the batch's moments do it good."""
+    """Its layers give less variance than the norms have been told, so that the batch's moments bring it nearer."""
     teacher = from_pretrained(folders[0])
     compress(teacher.model, Budget(params=0.6), generator="svd", architecture=teacher.architecture).save_pretrained(
         tmp_path / "far"
@@ -95,13 +96,50 @@ def test_a_student_that_is_far_trains_as_usual(
     assert not same(before, moments(system))
 
 
-@pytest.mark.parametrize("losses", [Losses(logits=0.0, features=1.0), Losses(logits=0.0, features=0.0, labels=1.0)])
-def test_without_a_weight_on_the_logits_norms_train(
-    losses: Losses, folders: Folders, trainer: Callable[..., Trainer]
+@pytest.mark.parametrize(
+    ("losses", "frozen"),
+    [(Losses(logits=0.0, features=1.0), True), (Losses(labels=1.0), False), (Losses(0.0, 1.0, 0.0, 1.0), False)],
+)
+def test_any_run_without_labels_chooses_by_its_kl(
+    losses: Losses, frozen: bool, folders: Folders, trainer: Callable[..., Trainer]
 ) -> None:
     system = near(folders, losses=losses)
     trainer(max_steps=1, limit_val_batches=0).fit(system, images())
-    assert system.frozen is False
+    assert system.frozen is frozen
+
+
+def test_each_fit_chooses_anew(
+    folders: Folders, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = near(folders)
+    trainer(max_steps=1, limit_val_batches=0).fit(system, images())
+    assert system.frozen
+    monkeypatch.setattr("lightning_modules.norms.COSTS", math.inf)
+    trainer(max_steps=1, limit_val_batches=0).fit(system, images())
+    assert not system.frozen
+
+
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
+def test_averages_that_refill_the_moments_need_training_mode(folders: Folders, trainer: Callable[..., Trainer]) -> None:
+    averaging = StochasticWeightAveraging(swa_lrs=1e-4, swa_epoch_start=1)
+    system = near(folders)
+    trainer(max_epochs=3, limit_val_batches=0, callbacks=[averaging]).fit(system, images(limit=64))
+    assert not system.frozen
+    with pytest.raises(SettingError, match="norms frozen with StochasticWeightAveraging"):
+        trainer(max_epochs=1, limit_val_batches=0, callbacks=[averaging]).fit(near(folders, norms="frozen"), images())
+
+
+@pytest.mark.parametrize(("here", "everywhere"), [(2.0, 1.2), (1.2, 2.0)])
+def test_several_ranks_choose_together(here: float, everywhere: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ranks(SingleDeviceStrategy):
+        def reduce(self, tensor: Tensor, *_: object, reduce_op: str) -> Tensor:
+            assert (float(tensor), reduce_op) == (pytest.approx(here), "mean")
+            return torch.tensor(everywhere)
+
+    monkeypatch.setattr("lightning_modules.norms.batch_costs", lambda *_: here)
+    network = nn.Sequential(nn.BatchNorm1d(3)).train()
+    frozen = freeze_if_better(network, torch.zeros(2, 3, 1, 1), lambda x: x.sum(), Ranks(torch.device("cpu")))
+    assert frozen == (everywhere > COSTS) == (not network[0].training)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # as in any resumed run
@@ -122,6 +160,7 @@ def test_a_resumed_run_goes_on_with_the_choice_of_the_first_batch(
 def test_the_costs_are_those_of_the_batch_and_nothing_is_changed(folders: Folders) -> None:
     """Against the two losses computed by hand on copies; modes, buffers and the random state stay."""
     teacher, student = (from_pretrained(folder).model for folder in folders)
+    student.conv_head = nn.Sequential(student.conv_head, nn.Dropout(0.5))  # in evaluation mode in both passes
     data = open_data("fashion_mnist_mini", Preprocess.of(teacher), train=True)
     batch = torch.stack([data[place][0] for place in range(32)])
     with torch.no_grad():
@@ -138,6 +177,7 @@ def test_the_costs_are_those_of_the_batch_and_nothing_is_changed(folders: Folder
     student.train()
     before, state = moments(student), torch.get_rng_state()
     assert batch_costs(student, batch, error) == pytest.approx(float(wanted), rel=1e-4)
+    assert batch_costs(student, batch, lambda logits: error(logits) * torch.rand(())) is not None  # a loss that draws
     assert same(before, moments(student))
     assert torch.equal(state, torch.get_rng_state())
     assert all(module.training for module in student.modules())
@@ -147,4 +187,3 @@ def test_a_single_image_has_no_moments() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3))
     assert batch_costs(network, torch.randn(1, 1, 2, 2), lambda logits: logits.square().mean()) == math.inf
     assert batch_costs(network[:2], torch.randn(1, 1, 2, 2), lambda logits: logits.square().mean()) is None
-    assert COSTS > 1
