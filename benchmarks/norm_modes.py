@@ -57,11 +57,11 @@ def run(folder: Path, data: str, work: Work, results: Results) -> None:
     if all(results.has({**key, "weights": weights}) for key in keys):
         return
     teacher, architecture = load_model(str(folder))
-    train, test = (read_set(teacher, data, train=t, limit=n) for t, n in ((True, TRAIN), (False, TEST)))
-    plan = prepare(teacher, train.images[:CALIBRATION].split(STATISTICS), "kfac")
     if not remembering_norms(teacher):
         say(f"{name} has no BatchNorm")
         return
+    train, test = (read_set(teacher, data, train=t, limit=n) for t, n in ((True, TRAIN), (False, TEST)))
+    plan = prepare(teacher, train.images[:CALIBRATION].split(STATISTICS), "kfac")
     for share in work.shares:
         try:
             start = finish(plan, Budget(params=share), architecture=architecture).model
