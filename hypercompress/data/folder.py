@@ -170,18 +170,17 @@ def _images(folder: Path) -> Iterator[Path]:
     hold none of the user's.
     """
     # A link that leads back up brings no image in, be it from where the folder is or, of a link, where it stands.
-    seen = {
-        str(above) for start in (folder.resolve(), folder.parent.resolve() / folder.name) for above in start.parents
-    }
+    stands = folder.parent.resolve() / folder.name
+    seen = {str(above) for above in (*folder.resolve().parents, *stands.parents)}
     for here, inside, files in os.walk(folder, followlinks=True):
         place, real = Path(here), os.path.realpath(here)
-        linked = [((place / name).is_symlink(), name) for name in inside if not name.startswith(".")]
-        inside[:] = (
-            [] if real in seen else [name for _, name in sorted(linked)]
-        )  # where an image is, before links to it
-        if real not in seen:
-            yield from (path for name in files if _is_image(path := place / name))
+        if real in seen:
+            inside.clear()
+            continue
         seen.add(real)
+        linked = [((place / name).is_symlink(), name) for name in inside if not name.startswith(".")]
+        inside[:] = [name for _, name in sorted(linked)]  # where an image is, before links to it
+        yield from (path for name in files if _is_image(path := place / name))
 
 
 def _is_image(path: Path) -> bool:
