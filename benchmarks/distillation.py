@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks.captured import Captured
 from benchmarks.common import Results, Set, fidelity, say, size_of
 from hypercompress.losses import distillation_kl
+from lightning_modules.norms import batch_costs, freeze_norms
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,8 @@ class _Way:
 
     def __init__(self, student: nn.Module, train: Set, recipe: Recipe, seed: int) -> None:
         self.student, self.train, self.recipe = copy.deepcopy(student).train(), train, recipe
-        for module in self.student.modules():
-            if recipe.frozen_norms and isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        if recipe.frozen_norms:
+            freeze_norms(self.student)
         self.optimizer = recipe.make(self.student)
         self.places = orders(len(train), recipe, seed).to(train.images.device)
         self.captured: Captured | None = None
@@ -149,6 +149,11 @@ def orders(count: int, recipe: Recipe, seed: int) -> Int64[Tensor, "steps b"]:
         found.append(order[: recipe.batch])
         order = order[recipe.batch :]
     return torch.stack(found)
+
+
+def costs_of(start: nn.Module, batch: Set) -> float | None:
+    """What a run would find in its first batch, to choose how norms normalise (`lightning_modules.norms`)."""
+    return batch_costs(start, batch.images, lambda given: distillation_kl(given, batch.logits))
 
 
 def from_random(student: nn.Module, seed: int) -> nn.Module:

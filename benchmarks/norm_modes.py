@@ -7,7 +7,7 @@
 batches of 128; the choice is that of `lightning_modules.norms` from the first batch. KL and top-1 on 2,000 test images.
 ``--teacher`` takes folders of the zoo (`lightning_modules.zoo`), whose index says what data each was trained on
 (others: Fashion-MNIST). Writes ``norm_modes.csv`` and prints the geometric mean of the KL after the steps over that
-before them, by how near the start was. One CPU core: half a minute to five a size.
+before them, by how near the start was, and what becomes of top-1. One CPU core: half a minute to five a size.
 """
 
 import argparse
@@ -17,18 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from benchmarks.common import RESULTS, Results, Set, digest, fidelity, markdown, read_set, say
-from benchmarks.distillation import Recipe, distil, orders
+from benchmarks.common import RESULTS, Results, digest, fidelity, markdown, read_set, say
+from benchmarks.distillation import Recipe, costs_of, distil, orders
 from benchmarks.prediction import data_of
 from hypercompress.compress import finish, prepare
 from hypercompress.errors import BudgetError
-from hypercompress.losses import distillation_kl
 from hypercompress.models import load_model
 from hypercompress.norms import remembering_norms
 from hypercompress.specs import Budget
-from lightning_modules.norms import COSTS, batch_costs
+from lightning_modules.norms import COSTS
 
 TRAIN, CALIBRATION, TEST, BATCH, STATISTICS = 12_000, 1024, 2000, 128, 64
 KEY = ("teacher", "share", "rate", "steps", "norms")
@@ -47,35 +45,37 @@ class Work:
 
 def run(folder: Path, data: str, work: Work, results: Results) -> None:
     """All rows of a teacher that are missing."""
-    name, weights = folder.name, digest(folder)
-    keys = [
-        {"teacher": name, "share": share, "rate": rate, "steps": work.steps, "norms": norms}
+    made = {"teacher": folder.name, "steps": work.steps, "weights": digest(folder)}
+    ways = [(rate, norms) for rate in work.rates for norms in WAYS]
+    missing = {
+        share: [way for way in ways if not results.has({**made, "share": share, "rate": way[0], "norms": way[1]})]
         for share in work.shares
-        for rate in work.rates
-        for norms in WAYS
-    ]
-    if all(results.has({**key, "weights": weights}) for key in keys):
+    }
+    if not any(missing.values()):
         return
     teacher, architecture = load_model(str(folder))
     if not remembering_norms(teacher):
-        say(f"{name} has no BatchNorm")
+        say(f"{folder.name} has no BatchNorm")
         return
     train, test = (read_set(teacher, data, train=t, limit=n) for t, n in ((True, TRAIN), (False, TEST)))
+    first = train.subset(orders(len(train), Recipe("adamw", 1.0, steps=1, batch=BATCH), 0)[0])
     plan = prepare(teacher, train.images[:CALIBRATION].split(STATISTICS), "kfac")
-    for share in work.shares:
+    for share in (share for share, chosen in missing.items() if chosen):
         try:
             start = finish(plan, Budget(params=share), architecture=architecture).model
         except BudgetError as error:
-            say(f"{name}: {error}")
+            say(f"{folder.name}: {error}")
             continue
-        before, costs = fidelity(teacher, start, test), costs_of(start, train, work.steps)
-        for key in keys:
-            if key["share"] != share or results.has({**key, "weights": weights}):
-                continue
-            rate, norms = float(str(key["rate"])), str(key["norms"])
+        before, costs = fidelity(teacher, start, test), costs_of(start, first)
+        for rate, norms in missing[share]:
             recipe = Recipe("adamw", rate, steps=work.steps, batch=BATCH, frozen_norms=WAYS[norms])
             after = fidelity(teacher, distil(start, train, recipe, 0), test)
-            measured = {
+            row = {
+                "teacher": folder.name,
+                "share": share,
+                "rate": rate,
+                "steps": work.steps,
+                "norms": norms,
                 "kl_start": before.kl,
                 "kl": after.kl,
                 "top1_start": before.top1_student,
@@ -83,16 +83,8 @@ def run(folder: Path, data: str, work: Work, results: Results) -> None:
                 "top1_teacher": after.top1_teacher,
                 "costs": costs,
             }
-            results.add({**key, **measured, "weights": weights})
-            say(f"{name}, {share:.0%}, {rate:g}, {norms}: KL {before.kl:.4f} -> {after.kl:.4f}")
-
-
-def costs_of(start: nn.Module, train: Set, steps: int) -> float:
-    """What a run finds in its first batch, to choose by."""
-    first = orders(len(train), Recipe("adamw", 1.0, steps=steps, batch=BATCH), 0)[0]
-    costs = batch_costs(start, train.images[first], lambda given: distillation_kl(given, train.logits[first]))
-    assert costs is not None  # a student of a network with BatchNorm
-    return costs
+            results.add({**row, "weights": made["weights"]})
+            say(f"{folder.name}, {share:.0%}, {rate:g}, {norms}: KL {before.kl:.4f} -> {after.kl:.4f}")
 
 
 def verdict(results: Results) -> str:
@@ -108,7 +100,8 @@ def verdict(results: Results) -> str:
                 continue
             band = f"{low:g} to {high:g}"
             lines.append([f"{rate:g}", str(steps), band, str(len(ways[0])), *(_told(way) for way in ways)])
-    return markdown(("rate", "steps", "KL before", "students", *WAYS, "as chosen"), lines)
+    table = markdown(("rate", "steps", "KL before", "students", *WAYS, "as chosen"), lines)
+    return f"{table}\n\n{_top1(results)}"
 
 
 def _told(rows: Sequence[dict[str, str]]) -> str:
@@ -116,6 +109,28 @@ def _told(rows: Sequence[dict[str, str]]) -> str:
     ratios = [math.log(max(float(row["kl"]), 1e-6) / max(float(row["kl_start"]), 1e-6)) for row in rows]
     mean = math.exp(sum(ratios) / max(1, len(ratios)))
     return f"{mean:.2f} ({sum(ratio > 0 for ratio in ratios)} worse)"
+
+
+def _top1(results: Results) -> str:
+    """What freezing does to the accuracy of the students that it is chosen for, a sentence for each rate."""
+    lines = []
+    for rate in sorted({float(row["rate"]) for row in results.rows}):
+        rows = [row for row in results.rows if float(row["rate"]) == rate and float(row["costs"]) > COSTS]
+        training, frozen = (
+            {
+                (row["teacher"], row["share"], row["steps"]): 100 * float(row["top1"])
+                for row in rows
+                if row["norms"] == way
+            }
+            for way in WAYS
+        )
+        gains = [right - training[start] for start, right in frozen.items() if start in training]
+        mean, more, fewer = sum(gains) / max(1, len(gains)), sum(g > 0 for g in gains), sum(g < 0 for g in gains)
+        lines.append(
+            f"Rate {rate:g}: {len(gains)} students are to be frozen; top-1 is {mean:+.2f} points in the mean, "
+            f"higher for {more}, lower for {fewer}"
+        )
+    return "\n".join(lines)
 
 
 def main(words: Sequence[str] | None = None) -> int:

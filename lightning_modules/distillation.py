@@ -21,14 +21,13 @@ from torchmetrics import MeanMetric
 from hypercompress.calling import keeping_random_state
 from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
-from hypercompress.fidelity import accuracy, compare
 from hypercompress.losses import distillation_kl, feature_loss, watching
 from hypercompress.norms import remembering_norms
 from hypercompress.outputs import divergence, named
 from hypercompress.report import fidelity_json
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.data import ImageDataModule
-from lightning_modules.held_out import described, held_out, tell, validated
+from lightning_modules.held_out import described, measured, tell, validated
 from lightning_modules.matching import comparable, probed
 from lightning_modules.norms import freeze_if_better, freeze_norms, refilling
 from lightning_modules.source import Outside, TeacherSource
@@ -97,8 +96,8 @@ class Distillation(LightningModule):
                 "received no teacher with a weight on its logits or features; expected one to follow; name it, or set "
                 "both weights to 0 and that of the labels above"
             )
-        self.norms, self.frozen = norms, norms == "frozen"
-        self._undecided = False
+        self.norms = norms
+        self.frozen: bool | None = None  # whether BatchNorms are; `setup` and the first batch say so
         self._outside = None if teacher is None else Outside(teacher.load())
         self._source = teacher
         self._own_images: RemovableHandle | None = None
@@ -141,7 +140,7 @@ class Distillation(LightningModule):
                 weight on features alone, and no two maps that are alike.
         """
         if stage == "fit":  # what a checkpoint says comes after it
-            self.frozen, self._undecided = self.norms == "frozen", self.norms == "auto"
+            self.frozen = None if self.norms == "auto" else self.norms == "frozen"
         if self.teacher is None or self._source is None:
             return
         given = self._preprocess()
@@ -193,32 +192,31 @@ class Distillation(LightningModule):
         """Measure what is there ahead of the first step, on the images that the result is measured on."""
         if validated(self) is not None and self.global_step == 0:
             with keeping_random_state(self.network):  # so that a resumed run draws the same
-                self.before = self._measured()
+                self.before = measured(self, self.teacher, self.network)
         if refilling(self.trainer):
-            if self.frozen:
+            if self.norms == "frozen":
                 raise SettingError(
                     "received --model.norms frozen with StochasticWeightAveraging, which empties the moments of "
                     "BatchNorms and has training mode fill them; expected one of the two; use EMAWeightAveraging"
                 )
-            self._undecided = False
+            self.frozen = False
         if self.frozen:
             freeze_norms(self.network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(before=self.before, norms_frozen=None if self._undecided else self.frozen)
+        checkpoint.update(before=self.before, norms_frozen=self.frozen)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.before = checkpoint.get("before")
-        frozen = checkpoint.get("norms_frozen", False)  # those of earlier versions trained
-        if self._undecided and frozen is not None:
-            self.frozen, self._undecided = frozen, False
+        if self.norms == "auto":
+            self.frozen = checkpoint.get("norms_frozen", False)  # those of earlier versions trained
 
     def _move_teacher(self) -> None:
         if self.teacher is not None:
             self.teacher.to(self.device)
 
     def _choose_norms(self, images: Float[Tensor, "b c h w"]) -> None:
-        self._undecided = False
+        self.frozen = False
         if self.teacher is not None and self.losses.labels == 0:
             with torch.no_grad():
                 target = self.teacher(images)
@@ -227,7 +225,7 @@ class Distillation(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         images, labels = batch
-        if self._undecided:
+        if self.frozen is None:
             self._choose_norms(images)
         terms: dict[str, Tensor] = {}
         with watching(self.network, self.watched) as ours:
@@ -284,17 +282,11 @@ class Distillation(LightningModule):
                 torch.distributed.broadcast(buffer, src=0)
         data = validated(self)
         if data is not None:
-            self.measured_on, self.fidelity = described(data), self._measured()
+            self.measured_on, self.fidelity = described(data), measured(self, self.teacher, self.network)
             told = f"lower --model.optimization.lr ({self.optimization.lr:g}), or keep what generate gave"
             if not self.frozen and remembering_norms(self.network):
                 told = f"try --model.norms frozen, {told}"
             tell(self.before, self.fidelity, self.measured_on, self.losses.labels > 0, told)
-
-    def _measured(self) -> dict[str, Any]:
-        if self.teacher is not None:
-            return fidelity_json(compare(self.teacher, self.network, held_out(self)))
-        top1 = accuracy(self.network, held_out(self))
-        return {**fidelity_json(None), "top1_student": top1, "images": sum(len(labels) for _, labels in held_out(self))}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return self.optimization.configure([self.network], int(self.trainer.estimated_stepping_batches))

@@ -7,7 +7,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
 
+from hypercompress.fidelity import accuracy, compare
+from hypercompress.report import fidelity_json
 from lightning_modules.teacher import Batch
 
 LEAST = 1e-4  # nats: less is rounding
@@ -24,6 +27,21 @@ def held_out(system: LightningModule) -> Iterator[Batch]:
     count = round(limit * len(loader)) if isinstance(limit, float) else limit
     for images, labels in islice(loader, count):
         yield images.to(system.device), labels.to(system.device)
+
+
+def measured(system: LightningModule, teacher: nn.Module | None, network: nn.Module) -> dict[str, Any]:
+    """The fidelity on all validation images as a report has it; without a teacher top-1 alone."""
+    if teacher is not None:
+        return fidelity_json(compare(teacher, network, held_out(system)))
+    sizes = list[int]()
+
+    def counted() -> Iterator[Batch]:
+        for images, labels in held_out(system):
+            sizes.append(len(labels))
+            yield images, labels
+
+    top1 = accuracy(network, counted())
+    return {**fidelity_json(None), "top1_student": top1, "images": sum(sizes)}
 
 
 def described(module: Any) -> str:

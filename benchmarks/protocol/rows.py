@@ -8,14 +8,13 @@ from typing import Any
 from torch import nn
 
 from benchmarks.common import fidelity, size_of
-from benchmarks.distillation import Recipe, distil_each
+from benchmarks.distillation import Recipe, costs_of, distil_each
 from benchmarks.protocol.budgets import Cell
 from benchmarks.protocol.methods import NORMS, Case
 from benchmarks.protocol.students import Starts
 from benchmarks.protocol.subject import Sizes, Subject
 from hypercompress.fidelity import Fidelity
-from hypercompress.losses import distillation_kl
-from lightning_modules.norms import COSTS, batch_costs
+from lightning_modules.norms import COSTS
 
 BATCH = 128
 KEY = ("teacher", "method", "statistics", "unit", "level", "steps", "seed")
@@ -53,8 +52,8 @@ def measure(subject: Subject, starts: Starts, case: Case, cell: Cell, settings: 
         return {**blank, "note": start.note or bare.note}
     before = starts.test(start.network if case.steps else bare.network)
     params, macs = size_of(start.network, subject.test.images[:2])
+    frozen = bool(case.steps) and case.method == NORMS and _better_frozen(subject, start.network)
     if case.steps:
-        frozen = case.method == NORMS and _better_frozen(subject, start.network)
         after, rate = _after(subject, starts, start.network, case.steps, frozen, settings.rates)
     else:
         after, rate = starts.test(start.network), None
@@ -70,14 +69,13 @@ def measure(subject: Subject, starts: Starts, case: Case, cell: Cell, settings: 
         "top1_teacher": after.top1_teacher,
         "rate": rate,
         **start.facts,
-        "note": start.note,
+        "note": "norms frozen" if frozen else start.note,
     }
 
 
 def _better_frozen(subject: Subject, start: nn.Module) -> bool:
     """Whether a run would freeze the norms; its first batch is the first of the pool here."""
-    logits = subject.pool.logits[:BATCH]
-    costs = batch_costs(start, subject.pool.images[:BATCH], lambda given: distillation_kl(given, logits))
+    costs = costs_of(start, subject.pool.subset(slice(BATCH)))
     return costs is not None and costs > COSTS
 
 

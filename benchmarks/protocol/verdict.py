@@ -28,7 +28,7 @@ def verdict(budgets: Results, results: Results, only: Collection[str] | None = N
         (f"The same against {OUTPUTS}, the kfac that the budgets were found with", with_images(gaps, Column(OUTPUTS))),
         (f"kfac against {OUTPUTS}: what the refit of both factors does", with_images(gaps, Column(OUTPUTS), KFAC)),
         (f"{REFITTED} against kfac: distilled from the refitted student", with_images(gaps, KFAC, Column(REFITTED))),
-        (f"{NORMS} against kfac: the same, norms as the run chooses", with_images(gaps, KFAC, Column(NORMS))),
+        (f"{NORMS} against {REFITTED}: norms as a run chooses", with_images(gaps, Column(REFITTED), Column(NORMS))),
         ("Teachers on which hypernet is worse than kfac by more than two standard errors", worse(gaps)),
         ("Without images: the way from the best closed form to kfac with images", without_images(gaps)),
         ("Every method with images against kfac, on the budgets that both have, points of top-1", beside_kfac(gaps)),

@@ -321,9 +321,10 @@ def test_norms_are_frozen_where_a_run_would(
     real = rows.distil_each
     monkeypatch.setattr(rows, "distil_each", lambda *given: made.append(given[2]) or real(*given))
     for costs in (2.0, 1.0):
-        monkeypatch.setattr(rows, "batch_costs", lambda *_, costs=costs: costs)
+        monkeypatch.setattr(rows, "costs_of", lambda *_, costs=costs: costs)
         found = rows.measure(subject, starts, Case(method, "images", 1), starts.cells[0], rows.Settings(SIZES, [1e-3]))
         assert found["rate"] == 1e-3
+        assert found["note"] == ("norms frozen" if frozen and costs == 2.0 else "")
     first = next(iter(made))
     assert [recipe.frozen_norms for recipe in first] == [frozen]
     assert len(made) == 1 + frozen  # what does not differ is made once

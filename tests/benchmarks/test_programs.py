@@ -164,10 +164,14 @@ def test_modes_of_the_norms_stand_side_by_side(
     assert first["kl_start"] == second["kl_start"]
     assert first["kl"] != second["kl"]
     assert first["costs"] == second["costs"] != "1"
-    header, _, line = (row.split("|")[1:-1] for row in norm_modes.verdict(results).splitlines())
+    table, sentence = norm_modes.verdict(results).split("\n\n")
+    header, _, line = (row.split("|")[1:-1] for row in table.splitlines())
     told = dict(zip(map(str.strip, header), map(str.strip, line), strict=True))
     way = "frozen" if float(first["costs"]) > norm_modes.COSTS else "training"
     assert told["as chosen"] == told[way] != told["training" if way == "frozen" else "frozen"]
+    gain = 100 * (float(second["top1"]) - float(first["top1"]))
+    chosen = f"1 students are to be frozen; top-1 is {gain:+.2f}" if way == "frozen" else "0 students are to be frozen"
+    assert sentence.startswith(f"Rate 0.003: {chosen}")
     before = (tmp_path / "norm_modes.csv").read_bytes()
     norm_modes.main([*words, "--steps", "2", "--out", str(tmp_path)])
     assert (tmp_path / "norm_modes.csv").read_bytes() == before
