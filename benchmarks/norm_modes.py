@@ -16,22 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from benchmarks.common import RESULTS, Results, digest, fidelity, markdown, read_set, say
-from benchmarks.distillation import Recipe, costs_of, distil, orders
+from benchmarks.common import RESULTS, Results, digest, fidelity, markdown, say
+from benchmarks.distillation import Recipe, costs_of, distil
 from benchmarks.prediction import data_of
-from hypercompress.compress import finish, prepare
-from hypercompress.errors import BudgetError
-from hypercompress.models import load_model
+from benchmarks.starts import BANDS, BATCH, open_starts
 from hypercompress.norms import remembering_norms
-from hypercompress.specs import Budget
 from lightning_modules.norms import COSTS
 
-TRAIN, CALIBRATION, TEST, BATCH, STATISTICS = 12_000, 1024, 2000, 128, 64
 KEY = ("teacher", "share", "rate", "steps", "norms")
 WAYS = {"training": False, "frozen": True}
-BANDS = (0.003, 0.03, 0.3, math.inf)  # of the KL before the steps
 
 
 @dataclass(frozen=True)
@@ -53,23 +46,18 @@ def run(folder: Path, data: str, work: Work, results: Results) -> None:
     }
     if not any(missing.values()):
         return
-    teacher, architecture = load_model(str(folder))
-    if not remembering_norms(teacher):
+    starts = open_starts(folder, data)
+    if not remembering_norms(starts.teacher):
         say(f"{folder.name} has no BatchNorm")
         return
-    train, test = (read_set(teacher, data, train=t, limit=n) for t, n in ((True, TRAIN), (False, TEST)))
-    first = train.subset(orders(len(train), Recipe("adamw", 1.0, steps=1, batch=BATCH), 0)[0])
-    plan = prepare(teacher, train.images[:CALIBRATION].split(STATISTICS), "kfac")
     for share in (share for share, chosen in missing.items() if chosen):
-        try:
-            start = finish(plan, Budget(params=share), architecture=architecture).model
-        except BudgetError as error:
-            say(f"{folder.name}: {error}")
+        start = starts.start(share)
+        if start is None:
             continue
-        before, costs = fidelity(teacher, start, test), costs_of(start, first)
+        before, costs = fidelity(starts.teacher, start, starts.test), costs_of(start, starts.first)
         for rate, norms in missing[share]:
             recipe = Recipe("adamw", rate, steps=work.steps, batch=BATCH, frozen_norms=WAYS[norms])
-            after = fidelity(teacher, distil(start, train, recipe, 0), test)
+            after = fidelity(starts.teacher, distil(start, starts.train, recipe, 0), starts.test)
             row = {
                 "teacher": folder.name,
                 "share": share,
@@ -146,7 +134,6 @@ def main(words: Sequence[str] | None = None) -> int:
     results = Results(options.out / "norm_modes.csv", KEY)
     work = Work(options.shares, options.rates, options.steps)
     for folder in options.teacher:
-        torch.manual_seed(0)
         run(folder, data_of(folder, options.root), work, results)
     say(verdict(results))
     return 0

@@ -3,7 +3,7 @@
 Shape letters: ``b`` images in a batch; ``k`` classes; ``c h w`` channels, height and width of one image.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,37 +28,12 @@ from hypercompress.report import fidelity_json
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.data import ImageDataModule
 from lightning_modules.held_out import described, measured, tell, validated
-from lightning_modules.matching import comparable, probed
+from lightning_modules.losses import Losses
+from lightning_modules.matching import comparable, in_common, probed
 from lightning_modules.norms import freeze_if_better, freeze_norms, refilling
+from lightning_modules.rates import rate_for, require_choice, scale_rates
 from lightning_modules.source import Outside, TeacherSource
 from lightning_modules.teacher import Batch, Optimization, SettingError, require_finite, require_labels, reset
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Weights of the terms; a term of weight 0 is not computed.
-
-    Args:
-        logits: of the KL to the teacher's softened predictions.
-        temperature: of both predictions in it.
-        features: of the un-pooled feature error, on the maps that timm names in ``feature_info`` and that are single
-            tensors of one shape in student and teacher.
-        labels: of the cross-entropy with the labels.
-    """
-
-    logits: float = 1.0
-    temperature: float = 1.0
-    features: float = 0.1
-    labels: float = 0.0
-
-    def __post_init__(self) -> None:
-        weights = (self.logits, self.features, self.labels)
-        if min(weights) < 0 or max(weights) == 0 or self.temperature <= 0:
-            raise SettingError(
-                f"received logits {self.logits:g}, features {self.features:g}, labels {self.labels:g}, temperature "
-                f"{self.temperature:g}; expected weights of 0 or more, one above 0, and a temperature above 0; change "
-                "them"
-            )
 
 
 class Distillation(LightningModule):
@@ -69,12 +44,13 @@ class Distillation(LightningModule):
         student: folder to start from.
         teacher: what to follow; may be left out if only the labels count.
         losses: weights of the terms.
-        optimization: optimiser and schedule.
+        optimization: optimiser and schedule; a rate of ``auto`` is chosen by the first batch (`rates.rate_for`).
         norms: BatchNorms normalise by the batch (``training``) or keep their running moments (``frozen``); ``auto``:
             the first batch decides (`norms.freeze_if_better`), and with a weight on labels they train.
 
     Raises:
         ArtefactError, ModelError: the student or the teacher cannot be loaded, or (at ``setup``) they do not match.
+        SettingError: a rate of ``auto`` with labels or with another optimiser than AdamW.
         NonFiniteError: the loss became NaN or infinite.
     """
 
@@ -90,18 +66,25 @@ class Distillation(LightningModule):
         source = from_pretrained(student)
         self.network, self.architecture, self.report = source.model, source.architecture, source.report
         self.losses = losses or Losses()
-        self.optimization = optimization or Optimization("adamw", 5e-4, 0.0, warmup=0.1)
         if teacher is None and (self.losses.logits > 0 or self.losses.features > 0):
             raise ModelError(
                 "received no teacher with a weight on its logits or features; expected one to follow; name it, or set "
                 "both weights to 0 and that of the labels above"
             )
+        followed = teacher is not None and self.losses.labels == 0
+        self.optimization = optimization or Optimization("adamw", "auto" if followed else 5e-4, 0.0, warmup=0.1)
+        require_choice(self.optimization, followed)
         self.norms = norms
-        self.frozen: bool | None = None  # whether BatchNorms are; `setup` and the first batch say so
+        # The highest rate, and whether BatchNorms are frozen; `setup` and the first batch say so.
+        self.rate: float | None = None
+        self.frozen: bool | None = None
         self._outside = None if teacher is None else Outside(teacher.load())
         self._source = teacher
         self._own_images: RemovableHandle | None = None
-        self.watched = self._common_features() if self.losses.features > 0 else ()  # setup leaves the comparable ones
+        self.watched: tuple[str, ...] = ()  # setup leaves the comparable ones
+        if self.teacher is not None and self.losses.features > 0:
+            self.watched = in_common(self.network, self.teacher)
+            self._require_terms(self.watched, "whose feature_info names no module that the teacher has too")
         names = ("kl", "agreement", "top1_teacher", "top1_student")
         self.metrics = nn.ModuleDict({name: MeanMetric() for name in names})
         self.fidelity: dict[str, Any] = fidelity_json(None)
@@ -112,16 +95,6 @@ class Distillation(LightningModule):
     def teacher(self) -> nn.Module | None:
         """The teacher, on whatever device it was moved to."""
         return None if self._outside is None else self._outside.module
-
-    def _common_features(self) -> tuple[str, ...]:
-        assert self.teacher is not None  # a weight on features needs one
-        info = getattr(self.network, "feature_info", None) or []
-        names = [item["module"] for item in info if isinstance(item, dict) and item.get("module")]
-        theirs = {name for name, _ in self.teacher.named_modules()}
-        ours = {name for name, _ in self.network.named_modules()}
-        found = tuple(name for name in names if name in ours and name in theirs)
-        self._require_terms(found, "whose feature_info names no module that the teacher has too")
-        return found
 
     def _require_terms(self, watched: tuple[str, ...], why: str) -> None:
         if not watched and self.losses.features > 0 and self.losses.logits == self.losses.labels == 0:
@@ -141,6 +114,7 @@ class Distillation(LightningModule):
         """
         if stage == "fit":  # what a checkpoint says comes after it
             self.frozen = None if self.norms == "auto" else self.norms == "frozen"
+            self.rate = None if self.optimization.lr == "auto" else self.optimization.lr
         if self.teacher is None or self._source is None:
             return
         given = self._preprocess()
@@ -204,29 +178,39 @@ class Distillation(LightningModule):
             freeze_norms(self.network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint.update(before=self.before, norms_frozen=self.frozen)
+        checkpoint.update(before=self.before, norms_frozen=self.frozen, rate=self.rate)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.before = checkpoint.get("before")
         if self.norms == "auto":
             self.frozen = checkpoint.get("norms_frozen", False)  # those of earlier versions trained
+        if self.optimization.lr == "auto":
+            self.rate = checkpoint["rate"] if "rate" in checkpoint else checkpoint["lr_schedulers"][0]["base_lrs"][0]
 
     def _move_teacher(self) -> None:
         if self.teacher is not None:
             self.teacher.to(self.device)
 
-    def _choose_norms(self, images: Float[Tensor, "b c h w"]) -> None:
-        self.frozen = False
-        if self.teacher is not None and self.losses.labels == 0:
+    def _begin(self, images: Float[Tensor, "b c h w"]) -> None:
+        """What the first batch is to say."""
+        target = None
+        if self.teacher is not None:
             with torch.no_grad():
                 target = self.teacher(images)
-            kl = partial(distillation_kl, teacher=target)
-            self.frozen = freeze_if_better(self.network, images, kl, self.trainer.strategy)
+        if self.rate is None:
+            assert target is not None  # by __init__
+            self.rate = rate_for(self.network, images, target, self.trainer.strategy)
+            scale_rates(self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler, self.rate)
+        if self.frozen is None:
+            self.frozen = False
+            if target is not None and self.losses.labels == 0:
+                kl = partial(distillation_kl, teacher=target)
+                self.frozen = freeze_if_better(self.network, images, kl, self.trainer.strategy)
 
     def training_step(self, batch: Batch) -> Tensor:
         images, labels = batch
-        if self.frozen is None:
-            self._choose_norms(images)
+        if self.rate is None or self.frozen is None:
+            self._begin(images)
         terms: dict[str, Tensor] = {}
         with watching(self.network, self.watched) as ours:
             logits = self(images)
@@ -283,10 +267,11 @@ class Distillation(LightningModule):
         data = validated(self)
         if data is not None:
             self.measured_on, self.fidelity = described(data), measured(self, self.teacher, self.network)
-            told = f"lower --model.optimization.lr ({self.optimization.lr:g}), or keep what generate gave"
+            told = f"lower --model.optimization.lr ({self.rate or 0:.2g}), or keep what generate gave"
             if not self.frozen and remembering_norms(self.network):
                 told = f"try --model.norms frozen, {told}"
             tell(self.before, self.fidelity, self.measured_on, self.losses.labels > 0, told)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return self.optimization.configure([self.network], int(self.trainer.estimated_stepping_batches))
+        known = self.optimization if self.optimization.lr != "auto" else replace(self.optimization, lr=1.0)
+        return known.configure([self.network], int(self.trainer.estimated_stepping_batches))  # `_begin` scales

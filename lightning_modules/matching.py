@@ -25,6 +25,14 @@ class Shapes:
     maps: dict[str, list[tuple[int, ...] | None]]
 
 
+def in_common(student: nn.Module, teacher: nn.Module) -> tuple[str, ...]:
+    """The modules that timm's ``feature_info`` of the student names and that both networks have."""
+    info = getattr(student, "feature_info", None) or []
+    names = [item["module"] for item in info if isinstance(item, dict) and item.get("module")]
+    theirs, ours = ({name for name, _ in model.named_modules()} for model in (teacher, student))
+    return tuple(name for name in names if name in ours and name in theirs)
+
+
 def probed(network: nn.Module, names: Sequence[str], size: Sequence[int], whose: str) -> Shapes:
     """Run two empty images through a network.
 

@@ -36,7 +36,7 @@ class Optimization:
 
     Args:
         optimizer: a name of timm's optimisers; ``sgd`` is with Nesterov momentum.
-        lr: the highest learning rate.
+        lr: the highest learning rate; ``auto``: by the first batch of a distillation (`rates`).
         weight_decay: not applied to biases and norms.
         momentum: of optimisers that have one.
         schedule: ``cosine``: a straight rise, then half a cosine down to 0 at the last step. ``constant``: no descent.
@@ -44,21 +44,30 @@ class Optimization:
     """
 
     optimizer: str = "sgd"
-    lr: float = 0.1
+    lr: float | Literal["auto"] = 0.1
     weight_decay: float = 5e-4
     momentum: float = 0.9
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: float = 0.25
 
     def __post_init__(self) -> None:
-        if not (self.lr > 0 and self.weight_decay >= 0 and 0 <= self.warmup < 1):
+        if not ((self.lr == "auto" or self.lr > 0) and self.weight_decay >= 0 and 0 <= self.warmup < 1):
             raise SettingError(
-                f"received lr {self.lr:g}, weight_decay {self.weight_decay:g}, warmup {self.warmup:g}; expected lr "
+                f"received lr {self.lr}, weight_decay {self.weight_decay:g}, warmup {self.warmup:g}; expected lr "
                 "above 0, weight_decay 0 or more, warmup in [0, 1); change them"
             )
 
     def configure(self, modules: Iterable[nn.Module], steps: int) -> OptimizerLRSchedulerConfig:
-        """What ``configure_optimizers`` returns, for a run of so many optimiser steps."""
+        """What ``configure_optimizers`` returns, for a run of so many optimiser steps.
+
+        Raises:
+            SettingError: the rate is ``auto``.
+        """
+        if self.lr == "auto":
+            raise SettingError(
+                "received lr auto; expected a number, as only the distillation from a teacher can choose; set "
+                "--model.optimization.lr"
+            )
         listed = list(modules)
         optimizer = create_optimizer_v2(
             listed[0] if len(listed) == 1 else nn.ModuleList(listed),  # one model names what it keeps from decay itself

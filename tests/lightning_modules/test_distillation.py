@@ -20,8 +20,9 @@ from hypercompress.models import load_model
 from hypercompress.student import Student
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule
-from lightning_modules.distillation import Distillation, Losses
+from lightning_modules.distillation import Distillation
 from lightning_modules.held_out import tell
+from lightning_modules.losses import Losses
 from lightning_modules.source import TeacherSource
 from lightning_modules.teacher import Optimization
 

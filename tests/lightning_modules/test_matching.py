@@ -15,7 +15,8 @@ from hypercompress.errors import ModelError
 from hypercompress.losses import watching
 from hypercompress.student import Student
 from lightning_modules.data import ImageDataModule
-from lightning_modules.distillation import Distillation, Losses
+from lightning_modules.distillation import Distillation
+from lightning_modules.losses import Losses
 from lightning_modules.matching import comparable, probed
 from lightning_modules.source import TeacherSource
 

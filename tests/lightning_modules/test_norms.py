@@ -18,7 +18,8 @@ from hypercompress import Budget, compress, from_pretrained
 from hypercompress.data import Preprocess, open_data
 from hypercompress.norms import remembering_norms
 from lightning_modules.data import ImageDataModule
-from lightning_modules.distillation import Distillation, Losses
+from lightning_modules.distillation import Distillation
+from lightning_modules.losses import Losses
 from lightning_modules.norms import COSTS, batch_costs, freeze_if_better
 from lightning_modules.source import TeacherSource
 from lightning_modules.teacher import Optimization, SettingError

@@ -1,0 +1,117 @@
+"""Distillation at learning rates in proportion to the root of the KL of the start, and at a fixed one.
+
+    python -m benchmarks.start_rates --root DATA --teacher FOLDER [FOLDER ...] [--shares 0.5 0.3 0.15 0.08 0.04]
+        [--per-root 0.00125 0.0025 0.005 0.01] [--fixed 0.0005] [--steps 40 100] [--out benchmarks/results]
+
+Starts, images and folders as `benchmarks.norm_modes`; AdamW on logits with batches of 128, BatchNorms as a run chooses
+(`lightning_modules.norms`), the KL that of the first batch, as a run of ``lr: auto`` measures it
+(`lightning_modules.rates`). KL on 2,000 test images. Writes ``start_rates.csv`` and prints the geometric mean of the KL
+after the steps over that before them for each proportion, by steps and by how near the start was. One CPU core: a
+quarter of a minute to three a row.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.common import RESULTS, Results, digest, fidelity, markdown, say
+from benchmarks.distillation import Recipe, costs_of, distil
+from benchmarks.prediction import data_of
+from benchmarks.starts import BANDS, BATCH, open_starts
+from hypercompress.losses import distillation_kl
+from lightning_modules.norms import COSTS
+
+KEY = ("teacher", "share", "steps", "way")
+WAY = "{:g} x root"
+
+
+def run(folder: Path, data: str, options: argparse.Namespace, results: Results) -> None:
+    """All rows of a teacher that are missing."""
+    ways = [*((WAY.format(c), c, True) for c in options.per_root), *((f"{r:g}", r, False) for r in options.fixed)]
+    made = {"teacher": folder.name, "weights": digest(folder)}
+    missing = {
+        share: [
+            (steps, way)
+            for steps in options.steps
+            for way in ways
+            if not results.has({**made, "share": share, "steps": steps, "way": way[0]})
+        ]
+        for share in options.shares
+    }
+    if not any(missing.values()):
+        return
+    starts = open_starts(folder, data)
+    for share in (share for share, chosen in missing.items() if chosen):
+        start = starts.start(share)
+        if start is None:
+            continue
+        before, costs = fidelity(starts.teacher, start, starts.test), costs_of(start, starts.first)
+        kl = float(distillation_kl(start.eval()(starts.first.images), starts.first.logits).detach())
+        for steps, (way, number, scaled) in missing[share]:
+            rate = number * math.sqrt(max(0.0, kl)) if scaled else number
+            frozen = costs is not None and costs > COSTS
+            recipe = Recipe("adamw", rate, steps=steps, batch=BATCH, frozen_norms=frozen)
+            after = fidelity(starts.teacher, distil(start, starts.train, recipe, 0), starts.test)
+            row = {
+                "teacher": folder.name,
+                "share": share,
+                "steps": steps,
+                "way": way,
+                "rate": rate,
+                "frozen": frozen,
+                "kl_first": kl,
+                "kl_start": before.kl,
+                "kl": after.kl,
+                "top1_start": before.top1_student,
+                "top1": after.top1_student,
+                "top1_teacher": after.top1_teacher,
+            }
+            results.add({**row, "weights": made["weights"]})
+            say(f"{folder.name}, {share:.0%}, {steps} steps, {way}: KL {before.kl:.5f} -> {after.kl:.5f}")
+
+
+def verdict(results: Results) -> str:
+    """A line for each number of steps and band of starts: what the steps make of the KL at each rate."""
+    ways = sorted({row["way"] for row in results.rows}, key=lambda way: ("x" not in way, float(way.split()[0])))
+    lines = []
+    for steps in sorted({int(row["steps"]) for row in results.rows}):
+        rows = [row for row in results.rows if int(row["steps"]) == steps]
+        for low, high in [*zip((0.0, *BANDS), BANDS, strict=False), (0.0, math.inf)]:
+            starts: dict[tuple[str, str], dict[str, float]] = {}
+            for row in (row for row in rows if low <= float(row["kl_start"]) < high):
+                ratio = math.log(max(float(row["kl"]), 1e-6) / max(float(row["kl_start"]), 1e-6))
+                starts.setdefault((row["teacher"], row["share"]), {})[row["way"]] = ratio
+            full = [found for found in starts.values() if len(found) == len(ways)]
+            if full:
+                told = [_told([found[way] for found in full]) for way in ways]
+                best = _told([min(found.values()) for found in full])
+                lines.append([str(steps), f"{low:g} to {high:g}", str(len(full)), *told, best])
+    return markdown(("steps", "KL before", "students", *ways, "the best of each"), lines)
+
+
+def _told(ratios: Sequence[float]) -> str:
+    """Geometric mean, and how many students are further away than they were."""
+    return f"{math.exp(sum(ratios) / len(ratios)):.2f} ({sum(ratio > 0 for ratio in ratios)} worse)"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="folder that the data sets lie in")
+    parser.add_argument("--teacher", type=Path, nargs="+", required=True, metavar="FOLDER", help="student folders")
+    parser.add_argument("--shares", type=float, nargs="+", default=(0.5, 0.3, 0.15, 0.08, 0.04), help="of parameters")
+    parser.add_argument("--per-root", type=float, nargs="+", default=(0.00125, 0.0025, 0.005, 0.01), help="rates")
+    parser.add_argument("--fixed", type=float, nargs="*", default=(5e-4,), help="rates that are the same for all")
+    parser.add_argument("--steps", type=int, nargs="+", default=(40, 100), help="of distillation (default: 40 100)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the CSV goes")
+    options = parser.parse_args(words)
+    results = Results(options.out / "start_rates.csv", KEY)
+    for folder in options.teacher:
+        run(folder, data_of(folder, options.root), options, results)
+    say(verdict(results))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

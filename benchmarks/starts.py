@@ -1,0 +1,54 @@
+"""Students that distillation starts from, and the images that it takes, for benchmarks of how it goes on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.common import Set, read_set, say
+from benchmarks.distillation import Recipe, orders
+from hypercompress.architecture import Architecture
+from hypercompress.compress import finish, prepare
+from hypercompress.errors import BudgetError
+from hypercompress.models import load_model
+from hypercompress.prepared import Plan
+from hypercompress.specs import Budget
+
+TRAIN, CALIBRATION, TEST, BATCH, STATISTICS = 12_000, 1024, 2000, 128, 64
+BANDS = (0.003, 0.03, 0.3, float("inf"))  # of the KL before the steps, in nats
+
+
+@dataclass(frozen=True)
+class Starts:
+    """A teacher, what was measured of it, and its images.
+
+    Args:
+        first: the batch of the first step.
+    """
+
+    name: str
+    teacher: nn.Module
+    architecture: Architecture | None
+    plan: Plan
+    train: Set
+    test: Set
+    first: Set
+
+    def start(self, share: float) -> nn.Module | None:
+        """The `kfac` student of so many of the parameters as ``generate`` gives it; ``None``: there is none."""
+        try:
+            return finish(self.plan, Budget(params=share), architecture=self.architecture).model
+        except BudgetError as error:
+            say(f"{self.name}: {error}")
+            return None
+
+
+def open_starts(folder: Path, data: str) -> Starts:
+    """Read a teacher's folder and its images, and measure the statistics on 1,024 of them."""
+    torch.manual_seed(0)
+    teacher, architecture = load_model(str(folder))
+    train, test = (read_set(teacher, data, train=t, limit=n) for t, n in ((True, TRAIN), (False, TEST)))
+    first = train.subset(orders(len(train), Recipe("adamw", 1.0, steps=1, batch=BATCH), 0)[0])
+    plan = prepare(teacher, train.images[:CALIBRATION].split(STATISTICS), "kfac")
+    return Starts(folder.name, teacher, architecture, plan, train, test, first)

@@ -1,0 +1,71 @@
+"""A learning rate from how far a student is from its teacher when the steps begin.
+
+AdamW moves each weight by about its rate, whatever the gradient: a rate is a distance, and the distance to be gone is
+the square root of the KL. Too large a rate makes a near student worse; a far one gets nowhere by the rate that suits
+a near one (LOG.md, 2026-11-27).
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from hypercompress.calling import evaluating, keeping_random_state
+from hypercompress.losses import distillation_kl
+from hypercompress.outputs import logits_of
+from lightning_modules.teacher import Optimization, SettingError
+
+PER_ROOT_KL = 5e-3  # of the rate to the root of the KL in nats; chosen on teachers that meta-training has seen
+OF_NUMBERS = 5e-4  # where outputs are no logits: their unit says nothing of how far a student is
+CHOSEN_FOR = ("adam", "adamw")
+
+
+def require_choice(optimization: Optimization, followed: bool) -> None:
+    """Check that a rate of ``auto`` can be chosen.
+
+    Args:
+        followed: whether the steps follow a teacher, and no labels.
+
+    Raises:
+        SettingError: it cannot.
+    """
+    if optimization.lr == "auto" and not (followed and optimization.optimizer in CHOSEN_FOR):
+        raise SettingError(
+            f"received lr auto for optimizer {optimization.optimizer}{'' if followed else ' and labels to follow'}; "
+            f"expected a number, as auto is for {' or '.join(CHOSEN_FOR)} and a teacher without labels; set "
+            "--model.optimization.lr"
+        )
+
+
+@torch.no_grad()
+def rate_for(
+    model: nn.Module, images: Float[Tensor, "b c h w"], target: Float[Tensor, "b ..."], strategy: Strategy
+) -> float:
+    """The highest rate of a run that starts from ``model``, by the KL on one batch; the mean of all ranks'.
+
+    The model, its buffers and torch's random state stay as they were.
+
+    Args:
+        images: a batch as the steps have it.
+        target: the teacher's output for it.
+    """
+    if logits_of(target) is None:
+        rank_zero_info(f"outputs are no logits: the learning rate is {OF_NUMBERS:g}")
+        return OF_NUMBERS
+    with keeping_random_state(model), evaluating(model):
+        kl = float(strategy.reduce(distillation_kl(model(images), target), reduce_op="mean"))
+    rate = PER_ROOT_KL * math.sqrt(max(0.0, kl))
+    rank_zero_info(f"the student starts {kl:.3g} nats from its teacher: the learning rate is {rate:.2g}")
+    return rate
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, schedule: LRScheduler, factor: float) -> None:
+    """Multiply the rates of an optimiser, now and at each step of its schedule, in place."""
+    for group in optimizer.param_groups:
+        group["lr"] *= factor
+        group["initial_lr"] *= factor
+    schedule.base_lrs = [rate * factor for rate in schedule.base_lrs]

@@ -1,0 +1,182 @@
+"""A learning rate of ``auto``: as far as the student is from its teacher when the steps begin."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor, nn
+
+from hypercompress import from_pretrained
+from hypercompress.data import Preprocess, open_data
+from hypercompress.norms import remembering_norms
+from lightning_modules.data import ImageDataModule
+from lightning_modules.distillation import Distillation
+from lightning_modules.losses import Losses
+from lightning_modules.rates import OF_NUMBERS, PER_ROOT_KL, rate_for
+from lightning_modules.source import TeacherSource
+from lightning_modules.teacher import Optimization, SettingError, Teacher
+from tests.lightning_modules.conftest import MODEL, MODEL_ARGS, PRETRAINED_CFG
+
+Folders = tuple[Path, Path]
+HERE = SingleDeviceStrategy(torch.device("cpu"))
+
+
+def distilled(folders: Folders, student: Path | None = None, **options: Any) -> Distillation:
+    return Distillation(student or folders[1], TeacherSource(str(folders[0])), **options)
+
+
+def images(**options: object) -> ImageDataModule:
+    return ImageDataModule("fashion_mnist_mini", **{"batch_size": 32, "limit": 256, "val_limit": 128, **options})
+
+
+class Rates(Callback):
+    """The rates that the steps were taken at, and the first batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+        self.first: Tensor | None = None
+
+    def on_train_batch_start(self, _trainer: Trainer, _module: LightningModule, batch: Any, _place: int) -> None:
+        self.first = batch[0] if self.first is None else self.first
+
+    def on_before_optimizer_step(
+        self, _trainer: Trainer, _module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        found = {group["lr"] for group in optimizer.param_groups}
+        assert len(found) == 1
+        self.seen.append(found.pop())
+
+
+def expected_rate(folders: Folders, batch: Tensor) -> float:
+    """By the definition of the KL, of networks loaded anew."""
+    teacher, student = (from_pretrained(folder).model.eval() for folder in folders)
+    with torch.no_grad():
+        p, q = F.softmax(teacher(batch), -1), F.softmax(student(batch), -1)
+    return PER_ROOT_KL * math.sqrt(float((p * (p / q).log()).sum(-1).mean()))
+
+
+def test_every_step_has_its_share_of_the_rate_of_the_first_batch(
+    folders: Folders, trainer: Callable[..., Trainer]
+) -> None:
+    system, rates = distilled(folders), Rates()
+    assert system.optimization.lr == "auto"
+    trainer(max_steps=8, limit_val_batches=0, callbacks=[rates]).fit(system, images())
+    assert rates.first is not None
+    rate = expected_rate(folders, rates.first)
+    assert rate > 1e-4
+    assert system.rate == pytest.approx(rate, rel=1e-4)
+    factor = system.optimization.factor(8)
+    assert rates.seen == pytest.approx([rate * factor(step) for step in range(8)], rel=1e-4)
+
+
+def test_each_fit_chooses_anew(
+    folders: Folders, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = distilled(folders)
+    trainer(max_steps=1, limit_val_batches=0).fit(system, images())
+    first = system.rate
+    monkeypatch.setattr("lightning_modules.rates.PER_ROOT_KL", 1e-9)
+    trainer(max_steps=1, limit_val_batches=0).fit(system, images())
+    assert first is not None
+    assert system.rate is not None
+    assert system.rate < 1e-6 * first
+
+
+def test_a_student_that_is_its_teacher_does_not_move(folders: Folders, trainer: Callable[..., Trainer]) -> None:
+    system = distilled(folders, folders[0])
+    before = {name: value.clone() for name, value in system.network.state_dict().items()}
+    trainer(max_steps=4, limit_val_batches=0).fit(system, images())
+    assert system.rate == pytest.approx(0.0, abs=1e-6)
+    after = system.network.state_dict()
+    assert all(torch.allclose(value, after[name], atol=1e-6) for name, value in before.items())
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # as in any resumed run
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_resumed_run_goes_on_with_its_rate(
+    earlier: bool,
+    folders: Folders,
+    trainer: Callable[..., Trainer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also from a checkpoint of a version that had no such choice, whose rate was a number."""
+    saving = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=2)
+    options = {"callbacks": [saving], "enable_checkpointing": True, "limit_val_batches": 0}
+    number = Optimization("adamw", 2e-3, 0.0, schedule="constant", warmup=0.0)
+    auto = Optimization("adamw", "auto", 0.0, schedule="constant", warmup=0.0)
+    first = distilled(folders, optimization=number if earlier else auto)
+    trainer(max_steps=2, **options).fit(first, images())
+    path = tmp_path / "step=2.ckpt"
+    if earlier:
+        checkpoint = torch.load(path, weights_only=True)
+        del checkpoint["rate"]
+        torch.save(checkpoint, path)
+    resumed, rates = distilled(folders, optimization=auto), Rates()
+    monkeypatch.setattr("lightning_modules.distillation.rate_for", lambda *_: pytest.fail("asked again"))
+    options["callbacks"] = [saving, rates]
+    trainer(max_steps=4, **options).fit(resumed, images(), ckpt_path=path, weights_only=True)
+    assert resumed.rate == first.rate
+    assert not earlier or first.rate == 2e-3
+    assert rates.seen == [first.rate] * 2
+
+
+def test_the_rate_changes_nothing_of_the_student(folders: Folders) -> None:
+    teacher, student = (from_pretrained(folder).model for folder in folders)
+    student.conv_head = nn.Sequential(student.conv_head, nn.Dropout(0.5))  # in evaluation mode when it is asked
+    data = open_data("fashion_mnist_mini", Preprocess.of(teacher), train=True)
+    batch = torch.stack([data[place][0] for place in range(32)])
+    with torch.no_grad():
+        target = teacher.eval()(batch)
+    student.train()
+    state = torch.get_rng_state()
+    moments = [buffer.clone() for norm in remembering_norms(student) for buffer in norm.buffers()]
+    assert rate_for(student, batch, target, HERE) == pytest.approx(expected_rate(folders, batch), rel=1e-4)
+    after = [buffer for norm in remembering_norms(student) for buffer in norm.buffers()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(module.training for module in student.modules())
+
+
+def test_numbers_have_no_distance() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
+    batch = torch.randn(3, 1, 2, 2)
+    assert rate_for(network, batch, 100 * network(batch), HERE) == OF_NUMBERS
+
+
+def test_several_ranks_choose_together() -> None:
+    class Ranks(SingleDeviceStrategy):
+        def reduce(self, tensor: Tensor, *_: object, reduce_op: str) -> Tensor:
+            assert reduce_op == "mean"
+            return torch.full_like(tensor, 0.04)
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    batch = torch.randn(3, 1, 2, 2)
+    assert rate_for(network, batch, network(batch), Ranks(torch.device("cpu"))) == pytest.approx(0.2 * PER_ROOT_KL)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "losses"), [("sgd", Losses()), ("adamw", Losses(labels=1.0)), ("adamw", Losses(0.0, 1.0, 0.0, 1.0))]
+)
+def test_there_is_no_such_choice_for_labels_and_other_optimisers(
+    optimizer: str, losses: Losses, folders: Folders
+) -> None:
+    with pytest.raises(SettingError, match=r"received lr auto for optimizer .*set --model.optimization.lr"):
+        distilled(folders, losses=losses, optimization=Optimization(optimizer, "auto"))
+
+
+def test_there_is_no_such_choice_for_a_teacher(trainer: Callable[..., Trainer]) -> None:
+    system = Teacher(MODEL, MODEL_ARGS, PRETRAINED_CFG, optimization=Optimization("adamw", "auto"))
+    with pytest.raises(SettingError, match=r"received lr auto; .*only the distillation"):
+        trainer(max_steps=1, limit_val_batches=0).fit(system, images())
+
+
+def test_labels_have_a_number_where_nothing_is_said(folders: Folders) -> None:
+    assert isinstance(distilled(folders, losses=Losses(labels=1.0)).optimization.lr, float)
