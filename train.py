@@ -1,14 +1,17 @@
 """Train, distil and meta-train: ``python train.py fit|validate|test --config configs/NAME.yaml [--KEY VALUE ...]``."""
 
 import logging
+import signal
 import sys
 import warnings
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hypercompress.errors import HypercompressError
+from lightning_modules.callbacks import SaveWhenStopped
 
 
 class CLI(LightningCLI):
@@ -36,7 +39,7 @@ class CLI(LightningCLI):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0, or 2 with one line on bad input."""
+    """Run one command; 0, or 2 with one line on bad input, or 143 when SIGTERM has stopped it."""
     # Small sets are batched in memory (lightning_modules/data.py), where more processes would only cost.
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
     logging.getLogger("lightning.pytorch").addFilter(lambda record: "litlogger" not in record.getMessage())
@@ -46,8 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
         "seed_everything_default": 0,
         "save_config_kwargs": {"overwrite": True},
     }
+    options["trainer_defaults"] = {"callbacks": [SaveWhenStopped()]}
     try:
         CLI(LightningModule, LightningDataModule, args=arguments, **options)
+    except SIGTERMException:
+        return 128 + signal.SIGTERM
     except Exception as error:
         known = told(error)
         if known is None:

@@ -1,7 +1,7 @@
 """How a model is run: a batch of any kind in, one tensor out, in evaluation mode."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -40,6 +40,16 @@ def call_model(model: nn.Module, batch: Any) -> Tensor:
             "forward_fn=lambda model, batch: ... that picks it"
         )
     return output
+
+
+def precision(model: nn.Module) -> torch.dtype:
+    """What the model wants its images in: a student may be saved in another floating dtype than float32."""
+    return next(model.parameters()).dtype
+
+
+def call_in_precision(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+    """`call_model` on images in the model's own precision: two models may differ in it."""
+    return call_model(model, batch[0].to(precision(model)))
 
 
 def _by_keywords(model: nn.Module, batch: Mapping[str, Any]) -> Any:

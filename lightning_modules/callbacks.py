@@ -1,15 +1,18 @@
-"""Callbacks: the trained network leaves the run as a student folder."""
+"""Callbacks: the trained network leaves the run as a student folder, and a run that is stopped can go on."""
 
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from hypercompress.artefact import refuse_existing
 from hypercompress.student import Student
+from lightning_modules.teacher import keeps
 
 
 @runtime_checkable
@@ -21,6 +24,9 @@ class HasStudent(Protocol):
 
 class SaveStudent(Callback):
     """At the end of a fit, rank zero writes the student folder; before the first step a folder in the way is refused.
+
+    A fit that takes no step (one that goes on from its end, or has no batches) and a trial run (``fast_dev_run``)
+    leave what is there.
 
     Buffers are taken from rank zero (BatchNorm moments differ between ranks by their last batch); parameters must be
     equal on all ranks.
@@ -36,6 +42,7 @@ class SaveStudent(Callback):
 
     def __init__(self, folder: Path, overwrite: bool = True) -> None:
         self.folder, self.overwrite = Path(folder), overwrite
+        self._trained = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -48,13 +55,39 @@ class SaveStudent(Callback):
         if trainer.is_global_zero:
             refuse_existing(self.folder, self.overwrite)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
+        self._trained = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
+        """Lightning calls it only if there was something to train."""
+        self._trained = True
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not (self._trained and keeps(trainer)):
+            rank_zero_warn(f"no student folder is written to {self.folder}: no step was taken, or none that counts")
+            return
         assert isinstance(pl_module, HasStudent)  # by setup
         check_ranks(trainer, pl_module)
         student = pl_module.student()
         if trainer.is_global_zero:
             student.save_pretrained(self.folder, overwrite=self.overwrite)
             rank_zero_info(f"student folder: {self.folder}")
+
+
+class SaveWhenStopped(Callback):
+    """On SIGTERM, as a scheduler sends it before it takes a machine away: a checkpoint of the step that was just done.
+
+    Lightning raises at the end of a step. The checkpoint goes where the run's `ModelCheckpoint` keeps its own.
+    """
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        saving = trainer.checkpoint_callback
+        if not (isinstance(exception, SIGTERMException) and isinstance(saving, ModelCheckpoint) and keeps(trainer)):
+            return
+        step, epoch = (torch.tensor(number) for number in (trainer.global_step, trainer.current_epoch))
+        path = saving.format_checkpoint_name({**trainer.callback_metrics, "step": step, "epoch": epoch})
+        trainer.save_checkpoint(path)
+        rank_zero_warn(f"stopped by SIGTERM after step {trainer.global_step}: go on with --ckpt_path {path}")
 
 
 def check_ranks(trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,17 +9,18 @@ Shape letters: ``b`` images in a batch; ``c h w`` channels, height and width of 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from hypercompress.data import Preprocess
+from hypercompress.data import Preprocess, mismatch, open_data
 from hypercompress.errors import DataError
 from hypercompress.models import load_model
 from lightning_modules.images import Augment, CachedImages, Images, open_part
@@ -98,6 +99,42 @@ class ImageDataModule(LightningDataModule):
             self._train = open_part(self.data, preprocess, True, self.augment, self.limit)
         if self._val is None:
             self._val = open_part(self.val_data or self.data, preprocess, False, "none", self.val_limit)
+
+    def number_by(self, names: Sequence[str], outputs: int, followed: bool) -> None:
+        """Have the labels count the classes as the model does: a system knows that in its ``setup``.
+
+        By the names of its outputs, else as the training images do. Labels that cannot be read so are left out, with a
+        warning where accuracy would have been measured on them.
+
+        Args:
+            names: of the outputs, as in a student's report; unknown if they are not as many.
+            outputs: of the model.
+            followed: whether the steps learn from the labels.
+
+        Raises:
+            DataError: they do, and the training images have classes that the model has not.
+        """
+        trained = self._trained_classes()
+        order = tuple(names) if len(names) == outputs else trained or _opened(self._val).classes
+        if self._train is not None and trained:
+            why = mismatch(trained, order, outputs, fewer=followed)
+            if why is not None and followed:
+                raise DataError(
+                    f"received training images whose labels are not the model's: {why}; expected classes that it has; "
+                    "give the head as many outputs, or move the model to them with hypercompress transfer"
+                )
+            self._train = self._train.relabelled(() if why else order)
+        if self._val is not None and self._val.classes:
+            why = mismatch(self._val.classes, order, outputs, fewer=followed)
+            if why is not None:
+                rank_zero_warn(f"top-1 is not measured: {why}")
+            self._val = self._val.relabelled(() if why else order)
+
+    def _trained_classes(self) -> tuple[str, ...]:
+        """Those of the training images, also where a stage does not open them."""
+        if self._train is not None:
+            return self._train.classes
+        return open_data(self.data, self.preprocess(), train=True).classes if self.val_data else ()
 
     def preprocess(self) -> Preprocess:
         """How the images are prepared."""

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import MeanMetric
 
-from hypercompress.calling import keeping_random_state
+from hypercompress.calling import keeping_random_state, precision
 from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
 from hypercompress.losses import distillation_kl, feature_loss, watching
 from hypercompress.norms import remembering_norms
 from hypercompress.outputs import divergence, named
-from hypercompress.report import fidelity_json
+from hypercompress.report import class_names, fidelity_json
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.data import ImageDataModule
 from lightning_modules.held_out import described, measured, tell, validated
@@ -108,22 +108,24 @@ class Distillation(LightningModule):
         feature maps that can be compared, and say which cannot.
 
         Raises:
-            DataError: ``mean`` or ``std`` of the teacher do not fit.
+            DataError: ``mean`` or ``std`` of the teacher do not fit, or labels to follow are no classes of the student.
             ModelError: student and teacher differ in the shape of their logits, or one does not take the images; a
                 weight on features alone, and no two maps that are alike.
         """
         if stage == "fit":  # what a checkpoint says comes after it
             self.frozen = None if self.norms == "auto" else self.norms == "frozen"
             self.rate = None if self.optimization.lr == "auto" else self.optimization.lr
-        if self.teacher is None or self._source is None:
-            return
         given = self._preprocess()
         size = given.input_size
+        if self.teacher is None or self._source is None:
+            self._number_labels(probed(self.network, (), size, "student").logits)
+            return
         if self._own_images is not None:  # of an earlier run with other images
             self._own_images.remove()
         self._own_images = self._source.renormalize_(self.teacher, given)
         ours = probed(self.network, self.watched, size, "student")
         self.watched, wrong = comparable(ours, probed(self.teacher, self.watched, size, "teacher"))
+        self._number_labels(ours.logits)
         if self.losses.features > 0:
             rank_zero_info(f"feature loss on: {', '.join(self.watched) or 'nothing (no feature maps in common)'}")
         if wrong:
@@ -132,6 +134,11 @@ class Distillation(LightningModule):
         self._require_terms(
             self.watched, f"whose feature maps all differ from the teacher's or are no tensors ({len(wrong)})"
         )
+
+    def _number_labels(self, logits: tuple[int, ...]) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageDataModule) and len(logits) == 2:
+            data.number_by(class_names(self.report), logits[1], followed=self.losses.labels > 0)
 
     def _preprocess(self) -> Preprocess:
         """How the images of this run are prepared: as the data module says, else as the student does."""
@@ -191,12 +198,18 @@ class Distillation(LightningModule):
         if self.teacher is not None:
             self.teacher.to(self.device)
 
+    @staticmethod
+    def _answer(teacher: nn.Module, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
+        """In its own precision, which no plugin of the trainer's converts."""
+        answer: Tensor = teacher(images.to(precision(teacher)))
+        return answer
+
     def _begin(self, images: Float[Tensor, "b c h w"]) -> None:
         """What the first batch is to say."""
         target = None
         if self.teacher is not None:
             with torch.no_grad():
-                target = self.teacher(images)
+                target = self._answer(self.teacher, images)
         if self.rate is None:
             assert target is not None  # by __init__
             self.rate = rate_for(self.network, images, target, self.trainer.strategy)
@@ -208,7 +221,7 @@ class Distillation(LightningModule):
                 self.frozen = freeze_if_better(self.network, images, kl, self.trainer.strategy)
 
     def training_step(self, batch: Batch) -> Tensor:
-        images, labels = batch
+        images, labels = batch[0].to(precision(self.network)), batch[1]
         if self.rate is None or self.frozen is None:
             self._begin(images)
         terms: dict[str, Tensor] = {}
@@ -216,7 +229,7 @@ class Distillation(LightningModule):
             logits = self(images)
         if self.teacher is not None:
             with torch.no_grad(), watching(self.teacher, self.watched) as theirs:
-                target = self.teacher(images)
+                target = self._answer(self.teacher, images)
             if self.losses.logits > 0:
                 terms["kl"] = self.losses.logits * distillation_kl(logits, target, self.losses.temperature)
             if self.watched:
@@ -231,14 +244,14 @@ class Distillation(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch) -> None:
-        images, labels = batch
+        images, labels = batch[0].to(precision(self.network)), batch[1]
         logits = self(images).float()
         ours = named(logits)
         labelled = bool((labels >= 0).all()) and ours is not None and ours.shape[1] == 1
         if ours is not None and labelled:
             self._measure("top1_student", ours[:, 0] == labels)
         if self.teacher is not None:
-            target = self.teacher(images).float()
+            target = self._answer(self.teacher, images).float()
             self._measure("kl", divergence(target, logits).flatten())
             theirs = named(target)
             if ours is not None and theirs is not None:
@@ -268,10 +281,10 @@ class Distillation(LightningModule):
         if data is not None:
             self.measured_on, self.fidelity = described(data), measured(self, self.teacher, self.network)
             told = f"lower --model.optimization.lr ({self.rate or 0:.2g}), or keep what generate gave"
-            if not self.frozen and remembering_norms(self.network):
+            if not self.frozen and remembering_norms(self.network) and not refilling(self.trainer):
                 told = f"try --model.norms frozen, {told}"
             tell(self.before, self.fidelity, self.measured_on, self.losses.labels > 0, told)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         known = self.optimization if self.optimization.lr != "auto" else replace(self.optimization, lr=1.0)
-        return known.configure([self.network], int(self.trainer.estimated_stepping_batches))  # `_begin` scales
+        return known.configure([self.network], self.trainer.estimated_stepping_batches)  # `_begin` scales

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
+from hypercompress.calling import call_in_precision
 from hypercompress.fidelity import accuracy, compare
 from hypercompress.report import fidelity_json
 from lightning_modules.teacher import Batch
@@ -32,15 +33,18 @@ def held_out(system: LightningModule) -> Iterator[Batch]:
 def measured(system: LightningModule, teacher: nn.Module | None, network: nn.Module) -> dict[str, Any]:
     """The fidelity on all validation images as a report has it; without a teacher top-1 alone."""
     if teacher is not None:
-        return fidelity_json(compare(teacher, network, held_out(system)))
-    sizes = list[int]()
+        return fidelity_json(compare(teacher, network, held_out(system), call_in_precision))
+    sizes, batches = list[int](), held_out(system)
+    first = next(batches, None)
+    if first is not None and bool((first[1] < 0).any()):  # nothing to compare with
+        return fidelity_json(None)
 
     def counted() -> Iterator[Batch]:
-        for images, labels in held_out(system):
+        for images, labels in batches if first is None else chain([first], batches):
             sizes.append(len(labels))
             yield images, labels
 
-    top1 = accuracy(network, counted())
+    top1 = accuracy(network, counted(), call_in_precision)
     return {**fidelity_json(None), "top1_student": top1, "images": sum(sizes)}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hypercompress.data import ImageData, Preprocess, loader, open_data
+from hypercompress.data.images import UNLABELLED
 from hypercompress.errors import DataError
 from lightning_modules.randomness import seeded
 
@@ -42,6 +43,13 @@ class CachedImages(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.images, self.labels, self.classes, self.augment = images, labels, tuple(classes), augment
 
+    def relabelled(self, classes: Sequence[str]) -> "CachedImages":
+        """The set numbered by ``classes``, which hold all of its own; by none: without labels."""
+        labels = torch.full_like(self.labels, UNLABELLED)
+        if classes:
+            labels = torch.tensor([list(classes).index(name) for name in self.classes])[self.labels]
+        return CachedImages(self.images, labels, classes, self.augment)
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -64,6 +72,10 @@ class PreparedImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, data: ImageData, augment: Augment = "none") -> None:
         self.data, self.classes, self.augment = data, data.classes, augment
+
+    def relabelled(self, classes: Sequence[str]) -> "PreparedImages":
+        """As of `CachedImages`."""
+        return PreparedImages(self.data.numbered(classes) if classes else self.data.unlabelled(), self.augment)
 
     def __len__(self) -> int:
         return len(self.data)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -37,7 +37,7 @@ from hypercompress.unpacking import unpack
 from lightning_modules.episodes import Entry, Episodes, Member, read_index
 from lightning_modules.images import CachedImages, open_part
 from lightning_modules.statistics import recall
-from lightning_modules.teacher import Optimization, device_of_run, require_finite
+from lightning_modules.teacher import Optimization, SettingError, device_of_run, keeps, require_finite
 
 
 class Steps(IterableDataset[int]):
@@ -54,14 +54,27 @@ class EpisodeModule(LightningDataModule):
     """Feeds step numbers; the system draws everything else itself."""
 
     def train_dataloader(self) -> DataLoader[int]:
-        """One number per backward pass, the first being the one that the run is at."""
+        """One number per backward pass, the first being the one that the run is at.
+
+        Raises:
+            SettingError: the run has no number of steps.
+        """
         assert self.trainer is not None
+        if self.trainer.max_steps < 1:
+            raise SettingError(
+                f"received max_steps {self.trainer.max_steps}; expected the number of steps, as episodes are drawn "
+                "without end and there are no epochs; set --trainer.max_steps"
+            )
         passes = self.trainer.accumulate_grad_batches
         return DataLoader(Steps(self.trainer.global_step * passes, self.trainer.max_steps * passes), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[int]:
         """One number: validation is one pass over all teachers."""
         return DataLoader(Steps(0, 1), batch_size=None)
+
+    def test_dataloader(self) -> DataLoader[int]:
+        """As for validation."""
+        return self.val_dataloader()
 
 
 class MetaTraining(LightningModule):
@@ -161,10 +174,12 @@ class MetaTraining(LightningModule):
             row.update({f"val/{split}_{key}": math.fsum(v) / len(v) for key, v in columns.items()})
         self.log_dict({k: v for k, v in row.items() if k != "step"}, batch_size=1, sync_dist=True)
         rank_zero_info(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
-        if not self.trainer.sanity_checking:
+        if keeps(self.trainer):
             self.curve.append(row)
             self._keep(row)
 
+    @torch.inference_mode(False)  # validating on its own is in it, and steps to come need gradients
+    @torch.no_grad()
     def _judge(self, member: Member, *, thorough: bool) -> dict[str, float]:
         images = list(member.held_out.to(self.device).split(256))
         generator = torch.Generator().manual_seed(self.seed)
@@ -218,8 +233,12 @@ class MetaTraining(LightningModule):
         Without validation teachers nothing chooses, least of all the one left out: the latest is kept.
         """
         score = math.fsum(value for key, value in row.items() if key.startswith("val/validation_"))
-        if (score < self.best or "validation" not in self.members) and self.trainer.is_global_zero:
+        if score < self.best or "validation" not in self.members:
             self.best = score
+            self._write()
+
+    def _write(self) -> None:
+        if self.trainer.is_global_zero:
             card: dict[str, Any] = {
                 "step": self.global_step,
                 "seed": self.seed,
@@ -230,8 +249,18 @@ class MetaTraining(LightningModule):
             }
             save_hypernetwork(self.network, self.out, card)
 
+    def test_step(self, step: int) -> None:
+        """As validation: what was held out of training is all that there is."""
+        self.validation_step(step)
+
+    def on_train_end(self) -> None:
+        """A run too short for a validation keeps its last network."""
+        if keeps(self.trainer) and not self.curve:
+            rank_zero_warn("nothing was validated, so nothing was chosen: the last network is written")
+            self._write()
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return self.optimization.configure([self.network], int(self.trainer.max_steps))
+        return self.optimization.configure([self.network], self.trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The best score and the curve so far go on with a resumed run."""

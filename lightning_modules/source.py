@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from hypercompress.data import Preprocess, other_normalization, renormalize_
+from hypercompress.errors import ModelError
 from hypercompress.models import described, load_model
 
 
@@ -33,10 +34,20 @@ class TeacherSource:
     std: tuple[float, ...] | None = None
 
     def load(self) -> nn.Module:
-        """The network, frozen, in evaluation mode."""
-        network, _ = load_model(
-            self.model, checkpoint=self.checkpoint, model_args=self.model_args, pretrained=self.pretrained
-        )
+        """The network, frozen, in evaluation mode.
+
+        Raises:
+            ModelError: there is none; with the options that name it, as the one of a config is easily overlooked.
+        """
+        try:
+            network, _ = load_model(
+                self.model, checkpoint=self.checkpoint, model_args=self.model_args, pretrained=self.pretrained
+            )
+        except ModelError as error:
+            raise ModelError(
+                f"{error}; this is the teacher: name it with --model.teacher.model, or train with labels alone: "
+                "--model.teacher null --model.losses.logits 0 --model.losses.features 0 --model.losses.labels 1"
+            ) from error
         return network.eval().requires_grad_(False)
 
     def renormalize_(self, network: nn.Module, given: Preprocess) -> RemovableHandle | None:

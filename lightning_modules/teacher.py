@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm re-exports without __all__
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torchmetrics import MeanMetric
 from hypercompress.architecture import load_timm
 from hypercompress.errors import DataError, HypercompressError, NonFiniteError
 from hypercompress.student import Student
+from lightning_modules.data import ImageDataModule
 
 Batch = tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]
 
@@ -57,12 +59,18 @@ class Optimization:
                 "above 0, weight_decay 0 or more, warmup in [0, 1); change them"
             )
 
-    def configure(self, modules: Iterable[nn.Module], steps: int) -> OptimizerLRSchedulerConfig:
+    def configure(self, modules: Iterable[nn.Module], steps: int | float) -> OptimizerLRSchedulerConfig:
         """What ``configure_optimizers`` returns, for a run of so many optimiser steps.
 
         Raises:
-            SettingError: the rate is ``auto``.
+            SettingError: the rate is ``auto``, or the steps have no end that the schedule could be laid out to.
         """
+        if math.isinf(steps) and (self.schedule == "cosine" or self.warmup > 0):
+            raise SettingError(
+                f"received a run without a number of steps for the schedule {self.schedule} with warmup "
+                f"{self.warmup:g}; expected one; set --trainer.max_steps or --trainer.max_epochs, or "
+                "--model.optimization.schedule constant with --model.optimization.warmup 0"
+            )
         if self.lr == "auto":
             raise SettingError(
                 "received lr auto; expected a number, as only the distillation from a teacher can choose; set "
@@ -79,12 +87,12 @@ class Optimization:
         schedule = LambdaLR(optimizer, self.factor(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def factor(self, steps: int) -> Callable[[int], float]:
+    def factor(self, steps: int | float) -> Callable[[int], float]:
         """The learning rate at each step as a share of the highest.
 
         A plain function is not in the checkpoint, so a resumed run may be longer than planned.
         """
-        rise = self.warmup * steps
+        rise = self.warmup * steps if self.warmup else 0.0
 
         def factor(step: int) -> float:
             if step < rise:
@@ -133,6 +141,12 @@ class Teacher(LightningModule):
         self.label_smoothing = label_smoothing
         self.val_loss, self.val_top1 = MeanMetric(), MeanMetric()
 
+    def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
+        """Raises DataError if the images have more classes than the network."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageDataModule):
+            data.number_by((), int(self.network.num_classes), followed=True)  # type: ignore[arg-type]
+
     def student(self) -> Student:
         """The network as trained so far, as something to save."""
         return Student(self.network, self.architecture)
@@ -171,7 +185,12 @@ class Teacher(LightningModule):
         self.validation_step(batch)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return self.optimization.configure([self.network], int(self.trainer.estimated_stepping_batches))
+        return self.optimization.configure([self.network], self.trainer.estimated_stepping_batches)
+
+
+def keeps(trainer: Trainer) -> bool:
+    """Whether what a system writes is to be written: in a fit, not in the check ahead of it, and not in a trial run."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
 def reset(metrics: Iterable[nn.Module]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from hypercompress.models import load_model
 from hypercompress.transfer import Outcome, TransferConfig, TransferNetwork, episode_outcome, save_network
 from hypercompress.transfer.adaptable import Site, adaptable
 from hypercompress.transfer.backbone import Backbone
-from lightning_modules.teacher import Optimization, device_of_run, require_finite
+from lightning_modules.teacher import Optimization, device_of_run, keeps, require_finite
 
 
 @dataclass(frozen=True)
@@ -171,20 +171,34 @@ class TransferTraining(LightningModule):
             row[f"val/{kind}_accuracy"] = _mean([o.accuracy - o.plain_accuracy for o in found])
         self.log_dict({k: v for k, v in row.items() if k != "step"}, batch_size=1, sync_dist=True)
         rank_zero_info(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
-        if not self.trainer.sanity_checking:
+        if keeps(self.trainer):
             self.curve.append(row)
             self._keep(row["val/held_classes_loss"])
 
     def _keep(self, score: float) -> None:
         """Write the network if it is the best on classes it was not trained on."""
-        if score < self.best and self.trainer.is_global_zero:
+        if score < self.best:
             self.best = score
+            self._write()
+
+    def _write(self) -> None:
+        if self.trainer.is_global_zero:
             card: dict[str, Any] = {"step": self.global_step, "seed": self.seed, "sizes": asdict(self.sizes)}
             card |= {"sources": {**asdict(self.sources), **_names(self.sources)}, "curve": self.curve}
             save_network(self.network, self.out, card)
 
+    def test_step(self, step: int) -> None:
+        """As validation: what was held out of training is all that there is."""
+        self.validation_step(step)
+
+    def on_train_end(self) -> None:
+        """A run too short for a validation keeps its last network."""
+        if keeps(self.trainer) and not self.curve:
+            rank_zero_warn("nothing was validated, so nothing was chosen: the last network is written")
+            self._write()
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return self.optimization.configure([self.network], int(self.trainer.max_steps))
+        return self.optimization.configure([self.network], self.trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The best score and the curve so far go on with a resumed run."""

@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from hypercompress.calling import call_in_precision
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, loader, open_data, other_normalization, renormalize_
@@ -90,8 +91,8 @@ def _renormalize(teacher: nn.Module, source: inputs.Source, given: Preprocess, t
 def measured(student: nn.Module, teacher: nn.Module | None, batches: Iterable[Any]) -> dict[str, float | None]:
     """``top1``, ``agreement`` and ``kl``; ``None`` where there is nothing to measure it with."""
     if teacher is None:
-        return {"top1": accuracy(student, batches, inputs.call_in_precision), "agreement": None, "kl": None}
-    fidelity = compare(teacher, student, batches, inputs.call_in_precision)
+        return {"top1": accuracy(student, batches, call_in_precision), "agreement": None, "kl": None}
+    fidelity = compare(teacher, student, batches, call_in_precision)
     return {"top1": fidelity.top1_student, "agreement": fidelity.agreement, "kl": fidelity.kl}
 
 

@@ -13,10 +13,10 @@ from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
 from hypercompress.artefact import read_report
 from hypercompress.calibration import to_device
-from hypercompress.calling import call_model, evaluating
+from hypercompress.calling import evaluating, precision
 from hypercompress.cli.checks import LEAST_IMAGES
 from hypercompress.cli.terminal import Terminal
-from hypercompress.data import ImageData, Preprocess, loader
+from hypercompress.data import ImageData, Preprocess, loader, mismatch
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
@@ -158,16 +158,6 @@ def _blank(model: nn.Module, size: Sequence[int]) -> Tensor:
     return torch.zeros(2, *size).to(next(model.parameters()))
 
 
-def precision(model: nn.Module) -> torch.dtype:
-    """What the model wants its images in: a student may be saved in another floating dtype than float32."""
-    return next(model.parameters()).dtype
-
-
-def call_in_precision(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """`call_model` on images in the model's own precision: two models may differ in it."""
-    return call_model(model, batch[0].to(precision(model)))
-
-
 def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
     """The batches, moved one at a time."""
     return (to_device(batch, device) for batch in batches)
@@ -187,15 +177,10 @@ def comparable(images: ImageData, outputs: int, names: Sequence[str], terminal: 
     """
     if not images.labelled or images.classes == tuple(names):
         return images
-    if len(names) == outputs:
-        if set(images.classes) <= set(names):
-            return images.numbered(names)
-        strange = [name for name in images.classes if name not in names]
-        why = f"the model has no class {', '.join(strange[:3])}{' ...' if len(strange) > 3 else ''}"
-    elif len(images.classes) == outputs:
-        return images
-    else:
-        why = f"{len(images.classes)} classes in the data, {outputs} in the model"
+    order = names if len(names) == outputs else images.classes
+    why = mismatch(images.classes, order, outputs)
+    if why is None:
+        return images.numbered(order)
     terminal.note("top1", f"not measured ({why})")
     return images.unlabelled()
 

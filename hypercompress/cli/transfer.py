@@ -11,6 +11,7 @@ from torch import nn
 
 from hypercompress.architecture import Architecture
 from hypercompress.artefact import refuse_existing
+from hypercompress.calling import precision
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, check_splits, loader, open_data
@@ -54,8 +55,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     preprocess = Preprocess.of(model, overrides.input_size, overrides.mean, overrides.std)
     inner = model.model if isinstance(model, Student) else model
     inner, architecture = inputs.described(inner, architecture, preprocess)
-    precision = inputs.precision(inner)
-    if precision.itemsize < torch.float32.itemsize:  # AdamW's steps overflow in float16, and are lost in bfloat16
+    own = precision(inner)
+    if own.itemsize < torch.float32.itemsize:  # AdamW's steps overflow in float16, and are lost in bfloat16
         inner.float()
     inputs.show_preprocessing(terminal, preprocess, overrides, "MODEL")
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
@@ -66,7 +67,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     terminal.note("support", f"{len(support)} of {len(images)} images, {len(images.classes)} classes")
     terminal.phase("adapt")
     batches: Iterable[Any] = loader(
-        support, batch_size=arguments.batch_size, shuffle=True, seed=arguments.seed, dtype=inputs.precision(inner)
+        support, batch_size=arguments.batch_size, shuffle=True, seed=arguments.seed, dtype=precision(inner)
     )
     student = adapt(
         Student(inner.to(device), architecture, getattr(model, "report", None)),
@@ -78,7 +79,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         names=images.classes,
         seed=arguments.seed,
     )
-    student.to(precision).report["transfer"]["shots"] = arguments.shots
+    student.to(own).report["transfer"]["shots"] = arguments.shots
     terminal.phase("save")
     student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
     terminal.show(table(student.report["transfer"]))

@@ -3,6 +3,7 @@
 from hypercompress.data.episodes import Episode, Pool, read_pool, sample_episode, split_classes
 from hypercompress.data.folder import check_splits, open_folder
 from hypercompress.data.images import ImageData, loader
+from hypercompress.data.numbering import mismatch
 from hypercompress.data.preprocess import Preprocess
 from hypercompress.data.registry import open_data, registered_names
 from hypercompress.data.renormalized import other_normalization, renormalize_
@@ -14,6 +15,7 @@ __all__ = [
     "Preprocess",
     "check_splits",
     "loader",
+    "mismatch",
     "open_data",
     "open_folder",
     "other_normalization",

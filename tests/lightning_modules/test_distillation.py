@@ -260,15 +260,16 @@ def test_labels_that_are_not_there(folders: Folders, trainer: Callable[..., Trai
 
 def test_features_alone_of_a_model_that_names_none(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = Losses(logits=0.0, features=1.0)
-    kept = Distillation._common_features
-    monkeypatch.setattr(Distillation, "_common_features", lambda self: _without_names(self, kept))
+    loaded = from_pretrained
+
+    def nameless(folder: Path) -> Student:
+        student = loaded(folder)
+        vars(student.model)["feature_info"] = []
+        return student
+
+    monkeypatch.setattr("lightning_modules.distillation.from_pretrained", nameless)
     with pytest.raises(ModelError, match="received a weight on features alone"):
         system(folders, losses)
-
-
-def _without_names(distillation: Distillation, method: Callable[[Distillation], tuple[str, ...]]) -> tuple[str, ...]:
-    vars(distillation.network)["feature_info"] = []
-    return method(distillation)
 
 
 @pytest.mark.parametrize(
