@@ -1,6 +1,7 @@
 """The facade: a teacher and a budget in, a student out."""
 
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from hypercompress.memory import give_back
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import refit_batch
 from hypercompress.replaceable import replaceable
-from hypercompress.report import bytes_of, class_names, make_report
+from hypercompress.report import bytes_of, class_names, larger, make_report, params_of
 from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit, Unit, require_budget
@@ -134,8 +135,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     """Generate a compact student of ``teacher``; no gradient step is taken.
 
     Args:
-        teacher: any module; not modified. A `Student` counts as the dense network that its factors make, and a
-            compiled model as the one that was compiled.
+        teacher: any module; not modified. A `Student` counts as the dense network that its factors make, of which the
+            budget is a share (a warning says if the result is larger), and a compiled model as it was before.
         budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
         data: calibration batches (tensors, tuples or dicts; labels are not read), without ``forward_fn`` cast to the
             type of the parameters; ``None``: from weights alone.
@@ -164,7 +165,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     """
     start, teacher = time.perf_counter(), as_written(teacher)
     require_budget(budget)
-    names = class_names(teacher.report) if isinstance(teacher, Student) else []
+    names, size = (class_names(teacher.report), params_of(teacher)) if isinstance(teacher, Student) else ([], None)
     with keeping_random_state(teacher):
         if isinstance(teacher, Student):
             architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
@@ -186,6 +187,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         student.report["search"] = {"seconds": search, "tries": tries}
     if names:
         student.report["classes"] = names
+    if size is not None and (text := larger(size, student.report)):
+        warnings.warn(text, stacklevel=3)  # the decorator is between
     return student
 
 

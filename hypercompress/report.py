@@ -19,6 +19,11 @@ PIPED_WIDTH = 160  # columns of a table that no terminal limits
 HELD_OUT = "held-out calibration images"
 
 
+def params_of(model: nn.Module) -> int:
+    """All parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def bytes_of(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, tied ones once."""
     tensors = weights_of(model)
@@ -101,6 +106,17 @@ def layer_row(layer: LayerSpec, plan: RankPlan, finishing: Finishing) -> dict[st
         "macs_after": macs,
         "refitted": None if rank is None else str(finishing.layers.get(layer.name, Refit.NONE)),
     }
+
+
+def larger(params: int, report: Mapping[str, Any]) -> str:
+    """A warning where what was made of a student of ``params`` parameters has more than it; empty if it has not."""
+    dense, made = report["teacher"]["params"], report["student"]["params"]
+    if made <= params:
+        return ""
+    return (
+        f"received a student of {params:,} parameters, of which one of {made:,} was made; expected fewer; shares are "
+        f"of its dense form, of {dense:,} parameters: pass a smaller budget (as parameters below {params / dense:.3g})"
+    )
 
 
 def class_names(report: Mapping[str, Any]) -> list[str]:

@@ -100,6 +100,17 @@ def test_same_arguments_same_student() -> None:
     assert all(torch.equal(t, b.state_dict()[name]) for name, t in a.state_dict().items())
 
 
+def test_a_student_of_a_student_that_is_larger_is_told() -> None:
+    """A budget is a share of the dense form."""
+    teacher, example = network(), batches()[0]
+    count = sum(p.numel() for p in teacher.parameters())
+    small = compress(teacher, Budget(params=0.3), None, "svd", example=example)
+    with pytest.warns(UserWarning, match=f"shares are of its dense form, of {count:,} parameters"):
+        larger = compress(small, Budget(params=0.6), None, "svd", example=example)
+    assert larger.report["student"]["params"] > small.report["student"]["params"]
+    compress(small, Budget(params=0.25), None, "svd", example=example)  # warnings are errors
+
+
 def test_guarded_student_is_no_worse_than_the_analytic_one_on_unseen_images() -> None:
     teacher, split = network(), split_batches(batches(), CPU)
     kl = {}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import hypercompress
 from hypercompress import Budget, compress, from_pretrained, register_kind
 from hypercompress.cli.inputs import Source, load_dense
+from hypercompress.cli.terminal import Terminal
 from hypercompress.errors import ModelError
 from hypercompress.factorize import by_channel, plain_frame
 from hypercompress.inspection import inspect
@@ -314,7 +315,7 @@ def test_a_student_of_standardised_convolutions_is_not_compressed_again(tmp_path
     assert torch.equal(from_pretrained(tmp_path / "student")(images), student(images))
     torch.testing.assert_close(student.to_dense()(images), student(images), rtol=1e-3, atol=1e-4)
     with pytest.raises(ModelError, match="weight-standardised convolution; expected layers that can be multiplied out"):
-        load_dense(Source(str(tmp_path / "student")), None)
+        load_dense(Source(str(tmp_path / "student")), None, Terminal(True))
 
 
 def test_conv_kinds_say_how_they_read() -> None:

@@ -420,7 +420,7 @@ def test_the_command_line_reaches_what_only_unpacked_attention_allows(
     spec, budget = inspect(teacher, torch.randn(2, 3, 32, 32)), Budget(params=0.3)
     with pytest.raises(BudgetError):
         reachable(spec, budget)
-    monkeypatch.setattr("hypercompress.cli.inputs.load_dense", lambda *_: (teacher, None))
+    monkeypatch.setattr("hypercompress.cli.inputs.load_dense", lambda *_: (teacher, None, None))
     assert main(["generate", "resnet18", str(tmp_path / "s"), "--params", "0.3", "--generator", "svd"]) == 0
     student = from_pretrained(tmp_path / "s", small_vit())
     assert len(student.unpacked) == 2

@@ -79,14 +79,19 @@ def like(source: Source, architecture: Architecture | None, terminal: Terminal) 
     return replace(source, model_args=architecture.args)
 
 
-def load_dense(source: Source, input_size: Sequence[int] | None) -> tuple[nn.Module, Architecture | None]:
+def load_dense(
+    source: Source, input_size: Sequence[int] | None, terminal: Terminal
+) -> tuple[nn.Module, Architecture | None, int | None]:
     """As `load`; a student is multiplied out, because only a dense model can be factored and saved by its name.
+
+    Returns:
+        also the parameters of the student; ``None`` of a model that is none.
 
     Raises:
         ModelError: a student of a network that has no such dense form.
     """
     if not is_student_folder(source.text):
-        return load(source, input_size)
+        return *load(source, input_size), None
     student = from_pretrained(source.text)
     other = [name for name, layer in low_rank_layers(student.model).items() if not layer.restores_class]
     if other:
@@ -94,7 +99,12 @@ def load_dense(source: Source, input_size: Sequence[int] | None) -> tuple[nn.Mod
             f"received a student whose layer {other[0]} was a weight-standardised convolution; expected layers that "
             "can be multiplied out to what they were; compress the original model instead"
         )
-    return student.to_dense(), student.architecture
+    dense, size = student.to_dense(), report.params_of(student)
+    terminal.note(
+        "MODEL",
+        f"a student of {size:,} parameters: shares are of its dense form, {report.params_of(dense):,} parameters",
+    )
+    return dense, student.architecture, size
 
 
 def described(

@@ -250,6 +250,19 @@ def test_a_student_can_be_compressed_further(run: Run, student: Path, tmp_path: 
     assert after.architecture == before.architecture
 
 
+def test_a_student_of_a_student_that_is_larger_is_told(run: Run, student: Path, tmp_path: Path) -> None:
+    """Shares are of the dense form."""
+    count = sum(p.numel() for p in hypercompress.from_pretrained(student).parameters())
+    dense = json.loads((student / "report.json").read_text())["teacher"]["params"]
+    code, out, err = run("generate", student, tmp_path / "larger", "--params", 0.6, "--generator", "svd")
+    assert code == 0
+    assert f"MODEL: a student of {count:,} parameters: shares are of its dense form, {dense:,} parameters" in out
+    assert err.startswith(f"warning: received a student of {count:,} parameters, of which one of ")
+    assert f"pass a smaller budget (as parameters below {count / dense:.3g})" in err
+    code, _, err = run("generate", student, tmp_path / "smaller", "--params", 0.2, "--generator", "svd")
+    assert (code, err) == (0, "")
+
+
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 def test_a_student_in_another_precision_stays_in_it(
     run: Run, student: Path, tmp_path: Path, dtype: torch.dtype
