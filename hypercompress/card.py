@@ -32,6 +32,12 @@ def fidelity_line(report: Mapping[str, Any]) -> str:
     return f"Fidelity: {', '.join(f'{name} {value}' for name, value in values.items())}{where}."
 
 
+def size_row(name: str, sizes: Mapping[str, Any]) -> str:
+    """A row of the table of sizes; a dash stands for what is not known."""
+    values = (sizes[unit] for unit in ("params", "macs", "bytes"))
+    return f"| {name} | {' | '.join('-' if value is None else f'{value:,}' for value in values)} |"
+
+
 def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """README.md of a student folder: what it is, how small, how close, how to load it."""
     architecture = config["architecture"]
@@ -52,8 +58,8 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         lines += [
             "| | params | MACs | bytes |",
             "|---|---|---|---|",
-            f"| teacher | {teacher['params']:,} | {teacher['macs']:,} | {teacher['bytes']:,} |",
-            f"| student | {student['params']:,} | {student['macs']:,} | {student['bytes']:,} |",
+            size_row("teacher", teacher),
+            size_row("student", student),
             "",
             (
                 f"Budget: {budget['target']:g} of the teacher's {budget['unit']}, achieved {budget['achieved']:.4f}. "

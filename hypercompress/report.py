@@ -108,6 +108,27 @@ def layer_row(layer: LayerSpec, plan: RankPlan, finishing: Finishing) -> dict[st
     }
 
 
+def recounted(report: Mapping[str, Any], model: nn.Module, *, other: bool = False) -> dict[str, Any]:
+    """The report with the size of the network as it is now; everything else stays.
+
+    Where it has another number of parameters or outputs than the report says, nothing is known of its
+    multiply-accumulates, its predicted KL and its fidelity any more: null.
+
+    Args:
+        other: it is another function for certain, whatever the numbers say.
+    """
+    before = report.get("student")
+    if not isinstance(before, Mapping):
+        return dict(report)
+    sizes = {"params": params_of(model), "bytes": bytes_of(model)}
+    names, outputs = class_names(report), getattr(model, "num_classes", None)
+    same = sizes["params"] == before.get("params")
+    found = {**report, "student": {**before, **sizes, "macs": before.get("macs") if same else None}}
+    if other or not same or (names and isinstance(outputs, int) and len(names) != outputs):
+        found |= {"predicted_kl": None, "fidelity": fidelity_json(None), "measured_on": None}
+    return found
+
+
 def larger(params: int, report: Mapping[str, Any]) -> str:
     """A warning where what was made of a student of ``params`` parameters has more than it; empty if it has not."""
     dense, made = report["teacher"]["params"], report["student"]["params"]
@@ -158,10 +179,7 @@ def summary(report: Mapping[str, Any]) -> str:
     if not report:
         return "no report: this student was not made by generate"
     teacher, student, budget = report["teacher"], report["student"], report["budget"]
-    lines = [
-        f"{unit}: {teacher[unit]:,} -> {student[unit]:,} ({student[unit] / max(teacher[unit], 1):.1%})"
-        for unit in (Unit.PARAMS, Unit.MACS, "bytes")
-    ]
+    lines = size_lines(teacher, student)
     lines.append(f"budget: {budget['unit']} {budget['target']:g}, achieved {budget['achieved']:.4f}")
     if report["predicted_kl"] is not None:
         lines.append(f"predicted KL: {report['predicted_kl']:.4g} nats")
@@ -176,6 +194,15 @@ def summary(report: Mapping[str, Any]) -> str:
     if trained := trained_line(report):
         lines.append(trained)
     return "\n".join(lines)
+
+
+def size_lines(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> list[str]:
+    """What is known of both, a line for each unit."""
+    return [
+        f"{unit}: {teacher[unit]:,} -> {student[unit]:,} ({student[unit] / max(teacher[unit], 1):.1%})"
+        for unit in (str(Unit.PARAMS), str(Unit.MACS), "bytes")
+        if teacher[unit] is not None and student[unit] is not None
+    ]
 
 
 def _change(before: int, after: int) -> str:

@@ -16,7 +16,7 @@ from hypercompress.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, low_rank_like
 from hypercompress.projection import SplitProjection
-from hypercompress.report import print_report
+from hypercompress.report import print_report, recounted
 from hypercompress.specs import Generation, ModelSpec, Unit
 from hypercompress.ties import Ties
 from hypercompress.unpacking import pack_layers, replace_module, unpack_layers, unpacked_layers
@@ -82,8 +82,11 @@ class Student(nn.Module):
         return list(unpacked_layers(self.model))
 
     def reset_classifier(self, *args: Any, **kwargs: Any) -> None:
-        """timm's ``reset_classifier``; the new head (and pooling, if given) is rebuilt so after a reload."""
+        """timm's ``reset_classifier``; the new head (and pooling, if given) is rebuilt so after a reload, and what the
+        report says of the old one is null.
+        """
         self.model.reset_classifier(*args, **kwargs)  # type: ignore[operator]
+        self.report = recounted(self.report, self.model, other=True)
         pooling = args[1] if len(args) > 1 else kwargs.get("global_pool")
         changed = {} if pooling is None else {"global_pool": pooling}
         self._built_with(num_classes=getattr(self.model, "num_classes", None), **changed)
@@ -126,7 +129,7 @@ class Student(nn.Module):
 
         Everything is written beside the folder first and then moved in one step, so a full disk or a kill leaves
         what was there before. A network that was changed so that timm no longer builds it is saved with a warning:
-        loading it takes a skeleton.
+        loading it takes a skeleton. ``report`` gets the size of the network that is saved; see `recounted`.
 
         Raises:
             ArtefactError: the folder exists and ``overwrite`` is false, or cannot be written.
@@ -140,6 +143,7 @@ class Student(nn.Module):
                 stacklevel=2,
             )
             architecture = None
+        self.report = recounted(self.report, self.model)
         artefact.save(
             Path(folder),
             state=self.model.state_dict(),

@@ -24,6 +24,7 @@ from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
 from hypercompress.kinds import LowRankConv, LowRankLinear
 from hypercompress.memory import overlapping
+from hypercompress.report import bytes_of, summary
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Factors, Generation, ModelSpec, RankPlan, Unit
 from hypercompress.student import Student, build_student, from_pretrained, low_rank_layers
@@ -215,6 +216,64 @@ def test_a_new_classifier_is_dense_and_survives_a_reload(student: Student, tmp_p
     assert loaded.num_classes == 3
     with torch.no_grad():
         assert torch.equal(loaded(images()), student.eval()(images()))
+
+
+REPORTED: dict[str, Any] = {
+    "teacher": {"params": 9, "macs": 9, "bytes": 9},
+    "student": {"params": 5, "macs": 7, "bytes": 5},
+    "budget": {"unit": "params", "target": 0.6, "achieved": 0.6},
+    "predicted_kl": 0.5,
+    "fidelity": {"agreement": 0.9, "kl": 0.5, "top1_teacher": 0.8, "top1_student": 0.7, "images": 6},
+    "measured_on": "held-out calibration images",
+    "generator": {"name": "svd", "strength": 0.0},
+}
+
+
+def saved_report(student: Student, folder: Path) -> dict[str, Any]:
+    student.save_pretrained(folder, overwrite=True)
+    assert json.loads((folder / "report.json").read_text()) == student.report
+    return student.report
+
+
+def test_the_report_has_the_size_of_what_is_saved(student: Student, tmp_path: Path) -> None:
+    count = sum(p.numel() for p in student.parameters())
+    student.report = {**REPORTED, "student": {"params": count, "macs": 7, "bytes": bytes_of(student)}}
+    before = copy.deepcopy(student.report)
+    assert saved_report(student, tmp_path / "s") == before
+    size = {"params": count, "macs": 7, "bytes": bytes_of(student.half())}
+    assert saved_report(student, tmp_path / "s") == {**before, "student": size}, "in half precision it is as near"
+    assert size["bytes"] < before["student"]["bytes"]
+
+    student.architecture, student.fc = None, nn.Linear(student.fc.in_features, 3)  # timm would not build it
+    report = saved_report(student, tmp_path / "s")
+    size = {"params": sum(p.numel() for p in student.parameters()), "macs": None, "bytes": bytes_of(student)}
+    assert report["student"] == size
+    assert (report["predicted_kl"], report["measured_on"], *report["fidelity"].values()) == (None,) * 7
+    assert {key: report[key] for key in ("teacher", "budget", "generator")} == {
+        key: before[key] for key in ("teacher", "budget", "generator")
+    }
+    card = (tmp_path / "s" / "README.md").read_text()
+    assert f"| student | {size['params']:,} | - | {size['bytes']:,} |" in card
+    assert "Fidelity" not in card
+    assert f"params: 9 -> {size['params']:,} (" in summary(report)
+    assert "macs:" not in summary(report)
+
+
+def test_a_new_classifier_as_large_as_the_old_one_is_another(student: Student, tmp_path: Path) -> None:
+    student.report = {
+        **REPORTED,
+        "student": {**REPORTED["student"], "params": sum(p.numel() for p in student.parameters())},
+    }
+    student.reset_classifier(7)
+    report = saved_report(student, tmp_path / "s")
+    assert report["student"]["macs"] == 7
+    assert (report["predicted_kl"], *report["fidelity"].values()) == (None,) * 6
+
+
+def test_other_outputs_than_the_names_in_the_report(student: Student, tmp_path: Path) -> None:
+    count = sum(p.numel() for p in student.parameters())
+    student.report = {**REPORTED, "student": {**REPORTED["student"], "params": count}, "classes": ["a", "b"]}
+    assert saved_report(student, tmp_path / "s")["predicted_kl"] is None
 
 
 def test_what_is_assigned_reaches_the_model_inside(student: Student, tmp_path: Path) -> None:
