@@ -138,8 +138,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         teacher: any module; not modified. A `Student` counts as the dense network that its factors make, of which the
             budget is a share (a warning says if the result is larger), and a compiled model as it was before.
         budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
-        data: calibration batches (tensors, tuples or dicts; labels are not read), without ``forward_fn`` cast to the
-            type of the parameters; ``None``: from weights alone.
+        data: calibration batches (tensors, tuples or dicts), without ``forward_fn`` cast to the type of the parameters;
+            labels ``(images, labels)`` are read for the top-1 in the report alone; ``None``: from weights alone.
         generator: ``auto`` (the released hypernetwork; without data ``svd``), ``hypernet``, ``svd``, ``whitened``,
             ``kfac``, ``prior``, a folder of a meta-trained hypernetwork, or any `Generator`.
         example: one batch to inspect the model with; needed only without data for models that are not timm's.

@@ -11,7 +11,7 @@ from torchmetrics.aggregation import MeanMetric
 
 from hypercompress.calling import ForwardFn, call_model, evaluating
 from hypercompress.errors import DataError, NonFiniteError
-from hypercompress.outputs import divergence, named
+from hypercompress.outputs import divergence, logits_of, named
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Fidelity:
             where outputs are numbers (`outputs.logits_of`).
         kl: mean of KL(teacher || student) in nats, of numbers as means of unit-variance Gaussians; infinity if the
             student gave NaN anywhere.
-        top1_teacher, top1_student: accuracy; ``None`` without labels.
+        top1_teacher, top1_student: accuracy; ``None`` without labels, or with one that is no class of the outputs.
         images: number of images measured.
     """
 
@@ -41,6 +41,14 @@ def labels_of(batch: Any) -> Tensor | None:
         if labels.ndim == 1 and not labels.is_floating_point() and bool((labels >= 0).all()):
             return labels
     return None
+
+
+def _top1_labels(batch: Any, output: Tensor) -> Tensor | None:
+    """The labels of a batch, if top-1 can be counted by them: one for each image, each a class of the output."""
+    logits, labels = logits_of(output), labels_of(batch)
+    if logits is None or labels is None or logits.shape[1] != 1 or bool((labels >= logits.shape[2]).any()):
+        return None
+    return labels
 
 
 def remembering(teacher: nn.Module, forward_fn: ForwardFn | None = None) -> ForwardFn:
@@ -86,7 +94,7 @@ def compare(
         for batch in batches:
             expected, got = forward_fn(teacher, batch).float(), forward_fn(student, batch).float()
             theirs, ours = named(expected), named(got)
-            labels = labels_of(batch) if theirs is not None and theirs.shape[1] == 1 else None
+            labels = _top1_labels(batch, expected)
             labelled, classes = labelled and labels is not None, classes and theirs is not None
             means["kl"].update(divergence(expected, got))
             if theirs is not None and ours is not None:

@@ -51,6 +51,15 @@ def test_one_unlabelled_batch_makes_accuracy_unknown() -> None:
         accuracy(model, [x])
 
 
+def test_labels_that_are_no_classes_of_the_model_make_accuracy_unknown() -> None:
+    x, model = torch.randn(4, 3), Fixed(torch.zeros(3))
+    known, other = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 2, 3])
+    assert compare(model, model, [(x, known)]).top1_student is not None
+    for labels in ([known, other], [other, known]):
+        got = compare(model, model, [(x, batch) for batch in labels])
+        assert (got.top1_teacher, got.top1_student, got.agreement) == (None, None, 1)
+
+
 @pytest.mark.parametrize("every", [True, False])
 def test_nan_anywhere_is_an_infinite_kl_never_left_out(every: bool) -> None:
     x = torch.randn(6, 3)
