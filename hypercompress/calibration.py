@@ -5,6 +5,7 @@ from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,7 +66,15 @@ def split_batches(data: Iterable[Any], device: torch.device, dtype: torch.dtype 
 
 
 def require_batches(data: Any) -> None:
-    """Raises DataError if the items of ``data`` are evidently single samples: those of a tensor or an indexed set."""
+    """Raises DataError if ``data`` is the name of a set, or its items are evidently single samples: those of a tensor
+    or an indexed set.
+    """
+    if isinstance(data, (str, Path)):
+        name = repr(str(data))
+        raise DataError(
+            f"received the text {name} as calibration data; expected batches; pass loader(open_data({name}, "
+            "Preprocess.of(model), train=True), batch_size=32, shuffle=True), all three from hypercompress.data"
+        )
     if isinstance(data, Tensor) or (isinstance(data, Dataset) and not isinstance(data, IterableDataset)):
         how = "data.split(32)" if isinstance(data, Tensor) else "torch.utils.data.DataLoader(data, batch_size=32)"
         raise DataError(

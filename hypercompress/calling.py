@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from hypercompress.errors import ModelError
+from hypercompress.errors import HypercompressError, ModelError
 
 ForwardFn = Callable[[nn.Module, Any], Tensor]
 
@@ -50,6 +50,36 @@ def precision(model: nn.Module) -> torch.dtype:
 def call_in_precision(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
     """`call_model` on images in the model's own precision: two models may differ in it."""
     return call_model(model, batch[0].to(precision(model)))
+
+
+@contextmanager
+def taking(batch: Any) -> Iterator[None]:
+    """What a model raises inside the block, on a batch that it does not take, becomes a `ModelError`.
+
+    Raises:
+        ModelError: from the model's own error. Lack of memory stays as it is.
+    """
+    try:
+        yield
+    except HypercompressError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
+        if out_of_memory(error):
+            raise
+        tensors = (value for value in flat(batch) if isinstance(value, Tensor))
+        shapes = ", ".join(f"{value.dtype} {list(value.shape)}" for value in tensors) or type(batch).__name__
+        said = " ".join(str(error).split())
+        raise ModelError(
+            f"received a batch of {shapes} that the model does not take ({type(error).__name__}: {said}); expected "
+            "what it was trained on; check channels and size, turn whole numbers into real ones and normalise them "
+            "as for training, or pass forward_fn=lambda model, batch: ... that calls it"
+        ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was what lacked; on the CPU torch says so in words only."""
+    words = ("can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in words)
 
 
 def _by_keywords(model: nn.Module, batch: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, architecture_of, own_input_size
 from hypercompress.calibration import CalibrationSplit, pieces, resized, split_batches
-from hypercompress.calling import ForwardFn, Progress, batch_size, flat, keeping_random_state
+from hypercompress.calling import ForwardFn, Progress, batch_size, flat, keeping_random_state, taking
 from hypercompress.choices import guarded
 from hypercompress.copying import as_written
 from hypercompress.curvature import reached
@@ -98,7 +98,9 @@ def prepare(
     device, dtype = next(teacher.parameters()).device, dtype_of(teacher) if forward_fn is None else None
     split = None if data is None else split_batches(data, device, dtype)
     example = example_of(teacher, split, example)
-    spec, timed = replaceable(teacher, inspect(teacher, example, forward_fn), example, forward_fn), None
+    with taking(example):
+        spec, timed = inspect(teacher, example, forward_fn), None
+    spec = replaceable(teacher, spec, example, forward_fn)
     if latency_batch is not None:
         timed = resized(example, latency_batch)
         spec = measure_latency(teacher, spec, timed, forward_fn=forward_fn, progress=progress)

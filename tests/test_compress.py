@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hypercompress
-from hypercompress.calibration import split_batches
+from hypercompress.calibration import require_batches, split_batches
 from hypercompress.choices import HARD, TILTS
 from hypercompress.compress import INSPECTED, compress, dtype_of, example_of, finish, prepare
 from hypercompress.data.embedded import fashion_mnist_mini
-from hypercompress.errors import GeneratorError, ModelError
+from hypercompress.errors import DataError, GeneratorError, ModelError
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator, Hypernetwork, by_depth, weighted
 from hypercompress.models import load_model
@@ -98,6 +98,41 @@ def test_same_arguments_same_student() -> None:
     teacher = network()
     a, b = (compress(teacher, Budget(params=0.4), batches(), "kfac", seed=3) for _ in range(2))
     assert all(torch.equal(t, b.state_dict()[name]) for name, t in a.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (torch.zeros(6, 1, 8, 8, dtype=torch.uint8), r"torch\.uint8 \[6, 1, 8, 8\] that the model does not take"),
+        ((torch.zeros(6, 3, 8, 8), torch.zeros(6)), r"torch\.float32 \[6, 3, 8, 8\], torch\.float32 \[6\]"),
+        (torch.zeros(6, 1, 9, 11), r"torch\.float32 \[6, 1, 9, 11\]"),
+    ],
+    ids=["bytes", "channels", "size"],
+)
+def test_batches_that_the_model_does_not_take(batch: Any, words: str) -> None:
+    with pytest.raises(ModelError, match=words) as told:
+        compress(network(), Budget(params=0.5), [batch] * 3, "kfac")
+    assert type(told.value.__cause__) is RuntimeError
+    assert "turn whole numbers into real ones" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("17 GB"), RuntimeError("can't allocate memory: 17 GB")], ids=str
+)
+def test_a_lack_of_memory_is_no_fault_of_the_batch(error: RuntimeError) -> None:
+    def exhausted(*_: Any) -> Tensor:
+        raise error
+
+    with pytest.raises(RuntimeError, match="17 GB") as told:
+        compress(network(), Budget(params=0.5), batches(3), "kfac", forward_fn=exhausted)
+    assert told.value is error
+
+
+def test_the_name_of_a_set_is_no_data() -> None:
+    with pytest.raises(DataError, match=r"the text 'photos' as calibration data; .* pass loader\(open_data\('photos'"):
+        compress(network(), Budget(params=0.5), "photos", "kfac")
+    with pytest.raises(DataError, match="the text 'photos' as calibration data"):
+        require_batches(Path("photos"))
 
 
 def test_a_student_of_a_student_that_is_larger_is_told() -> None:

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
-import torch
-
+from hypercompress.calling import out_of_memory
 from hypercompress.cli.bench import bench
 from hypercompress.cli.evaluate import evaluate
 from hypercompress.cli.export import export
@@ -80,12 +79,6 @@ def run(arguments: Namespace) -> int:
             "check space and permission"
         )
     return 0
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory was what lacked; on the CPU torch says so in words only."""
-    words = ("can't allocate memory", "Storage size calculation overflowed")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in words)
 
 
 def failed(text: str, code: int = 2) -> int:
