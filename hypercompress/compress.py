@@ -20,7 +20,7 @@ from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.fisher import Probing
 from hypercompress.generator import Generator, load_generator
 from hypercompress.guard import Judge
-from hypercompress.inspection import inspect
+from hypercompress.inspection import inspect, require_supported
 from hypercompress.latency import measure_latency, times_of
 from hypercompress.memory import give_back
 from hypercompress.prepared import Plan
@@ -131,6 +131,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     fast: bool = False,
     latency_batch: int = 1,
     search: float = 0.0,
+    strict: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Student:
@@ -156,6 +157,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         latency_batch: samples of the batch that is timed.
         search: seconds to look for better ranks of the `kfac` student by trying (`search.py`), instead of asking a
             hypernetwork; with data, at a budget of parameters or multiply-accumulates.
+        strict: refuse a model with a layer whose status is ``unsupported``, instead of leaving it dense.
         seed: of everything that is drawn.
         progress: called with a phase's name, a count of samples or layers and, of layers, a name.
 
@@ -181,6 +183,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             seed=seed,
             progress=progress,
         )
+        if strict:
+            require_supported(plan.spec)
         plan, tries = searched(plan, budget, search, forward_fn=forward_fn, refit=refit, seed=seed, progress=progress)
         student = finish(
             plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hypercompress.calling import ForwardFn, call_model
-from hypercompress.errors import NonFiniteError
+from hypercompress.errors import ModelError, NonFiniteError
 from hypercompress.kinds import kind_of
 from hypercompress.specs import LayerSpec, ModelSpec, Status
 from hypercompress.ties import Sharing
@@ -134,6 +134,20 @@ def require_finite(model: nn.Module) -> None:
         raise NonFiniteError(
             f"received NaN or infinity in {', '.join(bad[:5])}{' and more' if len(bad) > 5 else ''}; expected finite "
             "weights; check the checkpoint"
+        )
+
+
+def require_supported(spec: ModelSpec) -> None:
+    """Raises ModelError naming every layer that is unsupported, and why."""
+    wrong = [
+        f"{layer.name or 'the model itself'} ({layer.reason})"
+        for layer in spec.layers
+        if layer.status is Status.UNSUPPORTED
+    ]
+    if wrong:
+        raise ModelError(
+            f"received a model of which {len(wrong)} of {len(spec.layers)} layers are unsupported: {'; '.join(wrong)}; "
+            "expected none, as strict says; register their kinds, or leave strict out and they stay dense"
         )
 
 

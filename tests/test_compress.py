@@ -45,6 +45,17 @@ class Words(nn.Module):
         return self.head(pooled), pooled
 
 
+class Outer(nn.Module):
+    """Holds a matrix that nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix
+
+
 def first(model: nn.Module, batch: Any) -> Tensor:
     output: Tensor = model(**batch)[0]
     return output
@@ -126,6 +137,15 @@ def test_a_lack_of_memory_is_no_fault_of_the_batch(error: RuntimeError) -> None:
     with pytest.raises(RuntimeError, match="17 GB") as told:
         compress(network(), Budget(params=0.5), batches(3), "kfac", forward_fn=exhausted)
     assert told.value is error
+
+
+def test_strict_refuses_a_layer_that_is_unsupported() -> None:
+    model, example = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), Outer(), nn.Linear(32, 4)).eval(), batches()[0]
+    words = r"1 of 3 layers are unsupported: 2 \(no kind of layer is registered for Outer\); expected none"
+    with pytest.raises(ModelError, match=words):
+        compress(model, Budget(params=0.9), None, "svd", example=example, strict=True)
+    assert compress(model, Budget(params=0.9), None, "svd", example=example).ranks
+    assert compress(network(), Budget(params=0.5), None, "svd", example=example, strict=True).ranks
 
 
 def test_the_name_of_a_set_is_no_data() -> None:

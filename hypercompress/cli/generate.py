@@ -22,6 +22,7 @@ from hypercompress.compress import SEARCHED, finish, prepare, searched
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, HypercompressError
 from hypercompress.generator import ANALYTIC, load_generator
+from hypercompress.inspection import require_supported
 from hypercompress.inversion import synthesize, usual_images
 from hypercompress.norms import remembering_norms
 from hypercompress.prepared import Plan
@@ -72,6 +73,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     teacher.to(device)
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
     spec = inputs.inspected(unpack(teacher), inputs.input_size(teacher))
+    supported(spec, arguments)
     reachable(spec, budget)
 
     batches, count, start = _images(arguments, teacher, preprocess, terminal)
@@ -84,6 +86,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     else:
         terminal.phase("measure curvature" if batches else "read weights", count or None)
     plan = prepare(teacher, batches, name, latency_batch=timed, seed=arguments.seed, progress=terminal.progress)
+    supported(plan.spec, arguments)  # again: some layers turn out to be unsupported when they run
     trade_off = None
     if arguments.pareto is not None:
         terminal.phase("trade-off")
@@ -229,6 +232,12 @@ def reachable(spec: ModelSpec, budget: Budget | None) -> None:
         flat = {layer.name: torch.ones(layer.full_rank) for layer in spec.candidates}
         inputs = {layer.name: torch.ones(layer.channels) for layer in spec.candidates if layer.projects}
         allocate(spec, flat, budget, nats=False, inputs=inputs)
+
+
+def supported(spec: ModelSpec, arguments: Namespace) -> None:
+    """With ``--strict`` a model with an unsupported layer is refused."""
+    if arguments.strict:
+        require_supported(spec)
 
 
 def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:

@@ -101,6 +101,11 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="never reconstruct the layers' outputs one by one, for comparison",
     )
+    method.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse a model with a layer that is unsupported (see report), instead of leaving it dense",
+    )
     method.add_argument("--no-norms", action="store_true", help="leave the moments of BatchNorms as they are")
     method.add_argument(
         "--pareto",

@@ -250,6 +250,19 @@ def test_a_student_can_be_compressed_further(run: Run, student: Path, tmp_path: 
     assert after.architecture == before.architecture
 
 
+def test_strict_refuses_before_anything_is_measured(
+    run: Run, teacher: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, *rest = teacher
+    svd = ("--params", 0.8, "--generator", "svd", "--strict")
+    assert run("generate", name, tmp_path / "known", *rest, *svd)[0] == 0
+    monkeypatch.setattr("hypercompress.cli.generate.prepare", lambda *_, **__: pytest.fail("measuring began"))
+    code, _, err = run("generate", "test_vit", tmp_path / "vit", "--no-pretrained", *svd)
+    assert code == 2
+    assert "layers are unsupported: the model itself (no kind of layer is registered for VisionTransformer)" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["known"]
+
+
 def test_a_student_of_a_student_that_is_larger_is_told(run: Run, student: Path, tmp_path: Path) -> None:
     """Shares are of the dense form."""
     count = sum(p.numel() for p in hypercompress.from_pretrained(student).parameters())
