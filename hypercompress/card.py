@@ -32,6 +32,17 @@ def fidelity_line(report: Mapping[str, Any]) -> str:
     return f"Fidelity: {', '.join(f'{name} {value}' for name, value in values.items())}{where}."
 
 
+def budget_line(report: Mapping[str, Any]) -> str:
+    """What was asked for, and what made it; empty of a student that was moved to a task, or is of unknown origin."""
+    budget, generator = report.get("budget") or {}, report.get("generator") or {}
+    if budget.get("target") is None:
+        return ""
+    return (
+        f"Budget: {budget['target']:g} of the teacher's {budget['unit']}, achieved {budget['achieved']:.4f}. "
+        f"Generator: {generator['name']}, strength {generator['strength']:g}."
+    )
+
+
 def size_row(name: str, sizes: Mapping[str, Any]) -> str:
     """A row of the table of sizes; a dash stands for what is not known."""
     values = (sizes[unit] for unit in ("params", "macs", "bytes"))
@@ -52,23 +63,16 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         "",
     ]
     if "transfer" in report:
-        lines.append(transfer_line(report["transfer"]))
+        lines += [transfer_line(report["transfer"]), ""]
     if "teacher" in report:
-        teacher, student, budget = report["teacher"], report["student"], report["budget"]
         lines += [
             "| | params | MACs | bytes |",
             "|---|---|---|---|",
-            size_row("teacher", teacher),
-            size_row("student", student),
-            "",
-            (
-                f"Budget: {budget['target']:g} of the teacher's {budget['unit']}, achieved {budget['achieved']:.4f}. "
-                f"Generator: {report['generator']['name']}, strength {report['generator']['strength']:g}."
-            ),
+            size_row("teacher", report["teacher"]),
+            size_row("student", report["student"]),
         ]
-        if report.get("calibration"):
-            lines += ["", f"It was calibrated on {report['calibration']}."]
-    for line in (trained_line(report), fidelity_line(report)):
+    calibrated = f"It was calibrated on {report['calibration']}." if report.get("calibration") else ""
+    for line in (budget_line(report), calibrated, trained_line(report), fidelity_line(report)):
         lines += ["", line] if line else []
     argument = "" if architecture else ", skeleton=YourModel()"
     lines += [

@@ -72,6 +72,27 @@ def make_report(  # noqa: PLR0913  (by keyword)
     }
 
 
+def moved_report(transfer: Mapping[str, Any], model: nn.Module, student: nn.Module, seconds: float) -> dict[str, Any]:
+    """The same object for a ``student`` that was made by moving ``model`` to a task: no budget, nothing factored anew.
+
+    Args:
+        transfer: what was done.
+    """
+    teacher, made = ({"params": params_of(m), "macs": None, "bytes": bytes_of(m)} for m in (model, student))
+    return {
+        "teacher": teacher,
+        "student": made,
+        "budget": dict.fromkeys(("unit", "target", "achieved")),
+        "predicted_kl": None,
+        "fidelity": fidelity_json(None),
+        "measured_on": None,
+        "generator": dict.fromkeys(("name", "strength")),
+        "seconds": seconds,
+        "layers": [],
+        "transfer": dict(transfer),
+    }
+
+
 def fidelity_json(fidelity: Fidelity | None) -> dict[str, Any]:
     """Every key is there; null where not measured."""
     keys = ("agreement", "kl", "top1_teacher", "top1_student", "images")
@@ -174,7 +195,8 @@ def summary(report: Mapping[str, Any]) -> str:
     """The totals in a few lines."""
     if "transfer" in report:
         before = report.get("before")
-        told = [line for line in (transfer_line(report["transfer"]), trained_line(report)) if line]
+        sizes = size_lines(report["teacher"], report["student"]) if "student" in report else []  # older ones have none
+        told = [line for line in (transfer_line(report["transfer"]), *sizes, trained_line(report)) if line]
         return "\n".join(told) + (f"\nBefore that:\n{summary(before)}" if before else "")
     if not report:
         return "no report: this student was not made by generate"

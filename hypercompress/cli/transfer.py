@@ -19,6 +19,7 @@ from hypercompress.errors import DataError
 from hypercompress.inspection import require_finite
 from hypercompress.models import is_student_folder
 from hypercompress.replacing import prepared_in
+from hypercompress.report import bytes_of
 from hypercompress.student import Student, from_pretrained
 from hypercompress.transfer import adapt, load_network
 from hypercompress.transfer.ridge import check_labels
@@ -55,7 +56,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     preprocess = Preprocess.of(model, overrides.input_size, overrides.mean, overrides.std)
     inner = model.model if isinstance(model, Student) else model
     inner, architecture = inputs.described(inner, architecture, preprocess)
-    own = precision(inner)
+    own, size = precision(inner), bytes_of(inner)
     if own.itemsize < torch.float32.itemsize:  # AdamW's steps overflow in float16, and are lost in bfloat16
         inner.float()
     inputs.show_preprocessing(terminal, preprocess, overrides, "MODEL")
@@ -80,6 +81,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         seed=arguments.seed,
     )
     student.to(own).report["transfer"]["shots"] = arguments.shots
+    student.report["teacher"]["bytes"] = size  # in its own precision
     terminal.phase("save")
     student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
     terminal.show(table(student.report["transfer"]))

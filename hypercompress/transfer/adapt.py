@@ -14,6 +14,7 @@ from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.calling import evaluating, keeping_random_state
 from hypercompress.copying import as_written, copy_of
 from hypercompress.errors import GeneratorError
+from hypercompress.report import moved_report
 from hypercompress.student import Student
 from hypercompress.transfer.adaptable import Role, adaptable
 from hypercompress.transfer.apply import write
@@ -95,7 +96,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         seed: of the shots drawn.
 
     Returns:
-        the model with the new head; ``report["transfer"]`` says what was done.
+        the model with the new head; ``report["transfer"]`` says what was done, ``report["teacher"]`` is ``model``.
 
     Raises:
         DataError: see `as_support`; or images that the model does not take. ModelError: no backbone, see `Backbone`.
@@ -143,9 +144,11 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         "seed": seed,
         "classes": names,
     }
-    about |= {"network": _name(network, generator), "seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    about |= {"network": _name(network, generator), "seconds": seconds}
     about |= {"refused": {**places.refused, **reading.unread}}
-    student.report = {"transfer": {**transfer_report(choice, reading, look, in_steps), **about}}
+    told = {**transfer_report(choice, reading, look, in_steps), **about}
+    student.report = moved_report(told, model, student, seconds)
     if getattr(model, "report", None):
         student.report["before"] = model.report
     return student

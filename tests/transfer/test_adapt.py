@@ -1,5 +1,6 @@
 """The facade: ridge without a network, the guard, passes counted, an ordinary student folder, and bad input."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypercompress import Budget, Student, adapt, compress, from_pretrained
 from hypercompress.architecture import architecture_of
 from hypercompress.copying import copy_of
 from hypercompress.errors import ArtefactError, DataError, GeneratorError, ModelError
-from hypercompress.report import summary
+from hypercompress.report import bytes_of, summary
 from hypercompress.transfer import TransferNetwork, fit_ridge, load_network, registry, save_network, views
 from hypercompress.transfer.adapt import RATES, _generator
 from hypercompress.transfer.backbone import Backbone
@@ -137,6 +138,26 @@ def test_the_result_is_an_ordinary_student_folder(name: str, make_task: Make, tr
         assert told in (tmp_path / f"{steps}" / "README.md").read_text()
         assert told in summary(again.report)
         assert ("2 steps on all parameters," if steps else "0 steps,") in summary(again.report)
+
+
+def test_a_moved_student_has_the_report_of_any_student(make_task: Make, tmp_path: Path) -> None:
+    """The keys of the contract: sizes, and null for what has no meaning."""
+    model = model_of()
+    small = compress(model, Budget(params=0.5), generator="svd")
+    x, y = make_task()
+    for made_of in (model, small):
+        student = adapt(made_of, x, y, network="none", views=0)
+        report = student.report
+        assert set(small.report) - {"tilt", "refitted", "norms"} <= set(report)
+        for side, network in (("teacher", made_of), ("student", student)):
+            count = sum(p.numel() for p in network.parameters())
+            assert report[side] == {"params": count, "macs": None, "bytes": bytes_of(network)}
+        assert {*report["budget"].values(), *report["fidelity"].values(), *report["generator"].values()} == {None}
+        student.save_pretrained(tmp_path / "s", overwrite=True)
+        assert json.loads((tmp_path / "s" / "report.json").read_text()) == report
+        count = report["student"]["params"]
+        assert f"| student | {count:,} | - | " in (tmp_path / "s" / "README.md").read_text()
+        assert f"params: {report['teacher']['params']:,} -> {count:,} (" in summary(report)
 
 
 def test_a_compressed_student_is_adapted_and_keeps_its_ranks(make_task: Make, trained: Make, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from hypercompress import adapt, from_pretrained
 from hypercompress.architecture import load_timm
 from hypercompress.data import Preprocess, open_data
+from hypercompress.report import bytes_of
 from hypercompress.transfer import registry, views
 from hypercompress.transfer.adapt import RATES
 from hypercompress.transfer.support import draw_shots
@@ -108,6 +109,8 @@ def test_a_student_in_another_precision_stays_in_it(
     assert (code, err) == (0, "")
     moved = from_pretrained(tmp_path / "out")
     assert next(moved.parameters()).dtype is dtype
+    sizes = [bytes_of(from_pretrained(tmp_path / name)) for name in ("s", "out")]
+    assert [moved.report[side]["bytes"] for side in ("teacher", "student")] == sizes
     assert all(bool(parameter.isfinite().all()) for parameter in moved.parameters())
 
 
