@@ -107,7 +107,8 @@ def compare(
         raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
     values = {name: float(mean.compute()) for name, mean in means.items() if mean.update_called}
     teacher_top1, student_top1 = (values[f"top1_{who}"] if labelled else None for who in ("teacher", "student"))
-    return Fidelity(values["agreement"] if classes else None, values["kl"], teacher_top1, student_top1, images)
+    kl = max(values["kl"], 0.0)  # below is rounding
+    return Fidelity(values["agreement"] if classes else None, kl, teacher_top1, student_top1, images)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hypercompress.errors import DataError
 from hypercompress.fidelity import accuracy, compare, labels_of, remembering
+from hypercompress.outputs import divergence
 
 
 class Fixed(nn.Module):
@@ -70,6 +71,17 @@ def test_nan_anywhere_is_an_infinite_kl_never_left_out(every: bool) -> None:
         return output * float("nan") if model is student and (every or batch is x) else output
 
     assert compare(teacher, student, [x, x.clone()], forward).kl == float("inf")
+
+
+def test_what_rounding_leaves_of_no_kl_is_not_negative() -> None:
+    found = []
+    for seed in range(20):
+        x = 5 * torch.randn(64, 10, generator=torch.Generator().manual_seed(seed))
+        offset = 1e-4 * torch.randn(10, generator=torch.Generator().manual_seed(seed))
+        teacher, student = Fixed(torch.zeros(10)), Fixed(offset)
+        found.append((float(divergence(x, x + offset).mean()), compare(teacher, student, [x]).kl))
+    assert min(raw for raw, _ in found) < 0
+    assert all(kl == pytest.approx(max(raw, 0), abs=1e-9) and kl >= 0 for raw, kl in found)
 
 
 def test_no_data_is_an_error() -> None:

@@ -89,11 +89,17 @@ def _renormalize(teacher: nn.Module, source: inputs.Source, given: Preprocess, t
 
 
 def measured(student: nn.Module, teacher: nn.Module | None, batches: Iterable[Any]) -> dict[str, float | None]:
-    """``top1``, ``agreement`` and ``kl``; ``None`` where there is nothing to measure it with."""
+    """``top1``, ``top1_teacher``, ``agreement`` and ``kl``; ``None`` where there is nothing to measure it with."""
     if teacher is None:
-        return {"top1": accuracy(student, batches, call_in_precision), "agreement": None, "kl": None}
-    fidelity = compare(teacher, student, batches, call_in_precision)
-    return {"top1": fidelity.top1_student, "agreement": fidelity.agreement, "kl": fidelity.kl}
+        top1 = accuracy(student, batches, call_in_precision)
+        return {"top1": top1, "top1_teacher": None, "agreement": None, "kl": None}
+    found = compare(teacher, student, batches, call_in_precision)
+    return {
+        "top1": found.top1_student,
+        "top1_teacher": found.top1_teacher,
+        "agreement": found.agreement,
+        "kl": found.kl,
+    }
 
 
 def _whose(arguments: Namespace) -> None:

@@ -123,6 +123,7 @@ def _student(
     terminal.phase("generate and compare", len(plan.spec.candidates))
     student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
     student.report["calibration"] = arguments.data
+    student.report["made_with"] = made_with(arguments)
     if names := inputs.class_names(arguments.model):
         student.report["classes"] = names
     if tries is not None:
@@ -232,6 +233,20 @@ def reachable(spec: ModelSpec, budget: Budget | None) -> None:
         flat = {layer.name: torch.ones(layer.full_rank) for layer in spec.candidates}
         inputs = {layer.name: torch.ones(layer.channels) for layer in spec.candidates if layer.projects}
         allocate(spec, flat, budget, nats=False, inputs=inputs)
+
+
+def made_with(arguments: Namespace) -> dict[str, Any]:
+    """The options that decide what is made, besides those in the report already; null: without effect."""
+    data = arguments.data is not None
+    return {
+        "seed": arguments.seed,
+        "images": arguments.images if data and checks.synthetic(arguments.data) is None else None,
+        "batch_size": arguments.batch_size if data else None,
+        "generator": arguments.generator,
+        "refit": not arguments.no_refit,
+        "norms": not arguments.no_norms,
+        "fast": arguments.fast,
+    }
 
 
 def supported(spec: ModelSpec, arguments: Namespace) -> None:

@@ -22,7 +22,7 @@ def test_evaluate_json_equals_an_independent_computation(
     code, out, err = run("evaluate", student, *words)
     assert (code, err, out.count("\n")) == (0, "", 1)
     result = json.loads(out)
-    assert set(result) == {"top1", "agreement", "kl", "images", "seconds"}
+    assert set(result) == {"top1", "top1_teacher", "agreement", "kl", "images", "seconds"}
 
     small = hypercompress.from_pretrained(student)
     dense, _ = hypercompress.models.load_model("test_resnet", checkpoint=weights, model_args=json.loads(ARGS))
@@ -33,6 +33,7 @@ def test_evaluate_json_equals_an_independent_computation(
     assert result["images"] == 200
     assert result["seconds"] > 0
     assert result["top1"] == pytest.approx((q.argmax(1) == y).double().mean().item(), abs=1e-6)
+    assert result["top1_teacher"] == pytest.approx((p.argmax(1) == y).double().mean().item(), abs=1e-6)
     assert result["agreement"] == pytest.approx((p.argmax(1) == q.argmax(1)).double().mean().item(), abs=1e-6)
     assert result["kl"] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-4)
 
@@ -41,6 +42,7 @@ def test_evaluate_without_a_teacher(run: Run, student: Path) -> None:
     code, out, err = run("evaluate", student, *DATA, "--images", 50, "--json")
     assert (code, err) == (0, "")
     result = json.loads(out)
+    assert result["top1_teacher"] is None
     assert result["agreement"] is None
     assert result["kl"] is None
     assert 0 <= result["top1"] <= 1

@@ -29,6 +29,9 @@ def test_generate_writes_the_student_of_the_contract(student: Path, weights: Pat
     assert report["budget"] == {"unit": "params", "target": 0.3, "achieved": pytest.approx(count / whole)}
     assert report["fidelity"]["images"] > 0
     assert report["predicted_kl"] > 0
+    told = {"seed": 0, "images": 96, "batch_size": 32, "generator": "kfac", "refit": True, "norms": True, "fast": False}
+    assert report["made_with"] == told
+    assert report["calibration"] == "fashion_mnist_mini"
 
 
 def test_the_student_knows_its_preprocessing(student: Path) -> None:
@@ -63,6 +66,7 @@ def test_generate_makes_its_own_images(run: Run, teacher: tuple[object, ...], tm
     assert "held-out synthetic images" in out
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     assert report["calibration"] == "synthetic:24"
+    assert (report["made_with"]["images"], report["made_with"]["batch_size"]) == (None, 32)
     assert report["fidelity"]["images"] > 0
     assert "calibrated on synthetic:24" in (tmp_path / "s" / "README.md").read_text()
     code, out, _ = run("report", tmp_path / "s")
