@@ -121,6 +121,8 @@ def layer_row(layer: LayerSpec, plan: RankPlan, finishing: Finishing) -> dict[st
         "reason": reason,
         "rank": rank,
         "input_rank": inner,
+        "full_rank": layer.full_rank or None,
+        "full_input_rank": layer.channels if layer.projects else None,
         "params_before": layer.params,
         "params_after": params,
         "macs_before": layer.dense_macs,
@@ -166,6 +168,19 @@ def class_names(report: Mapping[str, Any]) -> list[str]:
     return list(report.get("transfer", report).get("classes") or [])
 
 
+def history(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """This report and, of a student that was moved, those of what it was before; newest first."""
+    found = [report]
+    while before := found[-1].get("before"):
+        found.append(before)
+    return found
+
+
+def layers_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for every layer; of a student that was moved, as it was before. Empty where no row is known."""
+    return next((list(stage["layers"]) for stage in history(report) if stage.get("layers")), [])
+
+
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
     """A table of every layer with its status, and the totals; of a student that was moved, as they were before."""
     console = console or Console()
@@ -175,7 +190,7 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     table = Table(Column("layer", overflow="fold"), "kind", Column("status", no_wrap=True))
     for name in ("rank", "params", "MACs", "reason"):
         table.add_column(name, overflow="fold")
-    rows = report.get("layers") or report.get("before", {}).get("layers", ())
+    rows = layers_of(report)
     for row in rows:
         table.add_row(
             row["name"],

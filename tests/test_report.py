@@ -39,6 +39,8 @@ ROW = {
     "reason",
     "rank",
     "input_rank",
+    "full_rank",
+    "full_input_rank",
     "params_before",
     "params_after",
     "macs_before",
@@ -89,6 +91,8 @@ def test_every_layer_has_a_status_and_every_status_but_factored_a_reason() -> No
     for row in report["layers"]:
         assert row["status"] in ("factored", "kept", "unsupported", "tied")
         assert (row["status"] == "factored") is (row["rank"] is not None) is (row["reason"] == "")
+    full = {row["name"]: (row["full_rank"], row["full_input_rank"]) for row in report["layers"]}
+    assert [full[name] for name in ("0", "1", "3", "5")] == [(16, 3), (None, None), (16, None), (20, None)]
     dense = [row for row in made(1.0)[2]["layers"] if row["name"] == "5"]
     assert dense[0]["reason"] == "dense is worth its cost at this budget"
 

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,6 +172,17 @@ def test_the_tree_in_the_readme_is_true() -> None:
     assert sorted(modules - set(listed)) == [], "modules that the tree in README.md lacks"
     assert [path for path in listed if not (ROOT / path).exists()] == [], "paths in README.md that do not exist"
     assert len(listed) == len(set(listed))
+
+
+def test_every_file_of_the_package_is_in_the_wheel() -> None:
+    """Python files are found; all others are those that pyproject.toml names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    package = ROOT / "hypercompress"
+    patterns = project["tool"]["setuptools"]["package-data"]["hypercompress"]
+    named = {path for pattern in patterns for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    assert sorted(others - named) == []
+    assert package / "page" / "report.html.jinja" in named
 
 
 def test_each_public_name_is_documented() -> None:

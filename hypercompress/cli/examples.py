@@ -26,6 +26,7 @@ examples:
   hypercompress transfer resnet18.a1_in1k student --data photos --shots 5
   hypercompress transfer student moved --data digits --shots 8 --steps 50""",
     "report": """\
-example:
-  hypercompress report student""",
+examples:
+  hypercompress report student
+  hypercompress report student --html report.html""",
 }

@@ -42,9 +42,15 @@ def make_parser() -> argparse.ArgumentParser:
     _bench(_command(commands, "bench", "time a student beside its teacher on this machine"))
     _export(_command(commands, "export", "write a student as one file that runs elsewhere, and compare it"))
     _transfer(_command(commands, "transfer", "move a model to a new task by a few labelled images"))
-    report = _command(commands, "report", "print the report of a student: every layer with status, rank and size")
+    report = _command(commands, "report", "the report of a student: every layer with status, rank and size")
     report.add_argument("student", metavar="STUDENT", help="student folder")
-    _run(report)
+    report.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write the report as one self-contained HTML file with plots instead of printing the table",
+    )
+    _run(report).add_argument("--overwrite", action="store_true", help="replace FILE if it is there already")
     return parser
 
 

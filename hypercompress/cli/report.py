@@ -1,30 +1,80 @@
-"""``hypercompress report``: the table of a student's report."""
+"""``hypercompress report``: a student's report as a table, as a page, or as it is."""
 
+import os
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hypercompress import artefact
+from hypercompress.artefact import Saved
 from hypercompress.cli import checks
 from hypercompress.cli.terminal import Terminal
-from hypercompress.errors import ArtefactError
+from hypercompress.configuration import architecture_in
+from hypercompress.errors import ArtefactError, HypercompressError
 from hypercompress.report import print_report
+from hypercompress.whole_file import refuse_existing_file, whole_file
 
 
 def report(arguments: Namespace) -> None:
-    """Print ``report.json`` of a student folder, as a table or as it is.
+    """Show ``report.json`` of a student folder.
 
     Raises:
-        ArtefactError: no student folder, or an altered one.
+        ArtefactError: no student folder, an altered one, or a file that is in the way; nothing is written then.
     """
-    checks.require(lambda: checks.device(arguments.device))
-    content = artefact.load(Path(arguments.student)).report
+    folder, file = Path(arguments.student), arguments.html
+    checks.require(
+        lambda: checks.device(arguments.device), lambda: _writable(folder, file, overwrite=arguments.overwrite)
+    )
+    saved = artefact.load(folder)
     with Terminal(arguments.json) as terminal:
-        if not arguments.json:
-            try:
-                print_report(content, terminal.out)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise ArtefactError(
-                    f"received {arguments.student}/{artefact.REPORT} that is no report ({type(error).__name__}: "
-                    f"{error}); {artefact.AS_SAVED}, or pass --json to see what it holds"
-                ) from error
-        terminal.finish(content)
+        if file is not None:
+            page = _page(saved, folder)
+            with whole_file(file, arguments.overwrite) as staged:
+                staged.write_text(page, encoding="utf-8")
+            terminal.note("saved", str(file))
+        elif not arguments.json:
+            with _readable(folder):
+                print_report(saved.report, terminal.out)
+        terminal.finish(saved.report)
+
+
+def _writable(folder: Path, file: Path | None, *, overwrite: bool) -> None:
+    if file is None:
+        if overwrite:
+            raise HypercompressError(
+                "received --overwrite without --html; expected a file that it is for; drop it or pass --html FILE"
+            )
+        return
+    refuse_existing_file(file, overwrite)
+    checks.writable(file.parent)
+    own = (artefact.CONFIG, artefact.WEIGHTS, artefact.REPORT, artefact.CARD)
+    if os.path.realpath(file) in {os.path.realpath(folder / name) for name in own}:
+        raise ArtefactError(
+            f"received the output {file}, a part of the student itself; expected another file; choose another path"
+        )
+
+
+def _page(saved: Saved, folder: Path) -> str:
+    from hypercompress.page import report_page
+
+    if not saved.report:
+        raise ArtefactError(
+            f"received {folder}, which has no report; expected a student made by generate or transfer; make one, or "
+            "drop --html"
+        )
+    architecture = architecture_in(saved.config["architecture"], folder)
+    with _readable(folder):
+        return report_page(saved.report, "a custom network" if architecture is None else architecture.name)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong inside is the fault of the report: anybody may have written it."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(
+            f"received {folder}/{artefact.REPORT} that is no report ({type(error).__name__}: {error}); "
+            f"{artefact.AS_SAVED}, or pass --json to see what it holds"
+        ) from error

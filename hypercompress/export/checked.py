@@ -4,8 +4,7 @@ Shape letters: ``b`` inputs in a batch.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from torch.export import ExportedProgram
 from hypercompress.architecture import own_input_size
 from hypercompress.calling import evaluating
 from hypercompress.copying import as_written
-from hypercompress.errors import ArtefactError, ExportError, ModelError
+from hypercompress.errors import ExportError, ModelError
 from hypercompress.export import onnx_file, program
 from hypercompress.export.int8 import NOISE, Int8, quantize
-from hypercompress.replacing import allowed_mode, staging_beside, sync
 from hypercompress.report import bytes_of
 from hypercompress.student import Student
+from hypercompress.whole_file import whole_file
 
 FORMATS = ("onnx", "torch-export")
 BATCH_SIZES = (1, 3)  # that the file is compared at; it is traced at another
@@ -105,7 +104,7 @@ def export(
             f"received a model of {student_bytes:,} bytes; expected at most {onnx_file.LARGEST:,}, because one ONNX "
             "file ends at 2 GiB; use the format torch-export"
         )
-    with _whole_file(file, overwrite) as staged, torch.no_grad(), evaluating(model):
+    with whole_file(file, overwrite) as staged, torch.no_grad(), evaluating(model):
         inputs = [_noise(model, count, size, seed + count) for count in BATCH_SIZES]
         expected = [_output(model, batch) for batch in inputs]
         graph = program.trace(model, _noise(model, 2, size, seed))
@@ -145,36 +144,6 @@ def check_request(format: str, *, int8: bool, has_data: bool) -> None:  # noqa: 
         raise ExportError("received images without int8; expected them only to quantize with; drop them or add int8")
     if format == "onnx":
         onnx_file.require_packages()
-
-
-def refuse_existing_file(file: Path, overwrite: bool) -> None:
-    """Raises ArtefactError if ``file`` is in the way."""
-    if file.is_dir():
-        raise ArtefactError(f"received the output {file}, a folder; expected a file; add a name to it")
-    if file.exists() and not overwrite:
-        raise ArtefactError(
-            f"received the output {file}, which exists; expected a new path; choose another or pass --overwrite"
-        )
-
-
-@contextmanager
-def _whole_file(file: Path, overwrite: bool) -> Iterator[Path]:
-    """A path of the same name that takes the place of ``file`` when the block ends well, and vanishes otherwise."""
-    refuse_existing_file(file, overwrite)
-    try:
-        with staging_beside(file) as folder:
-            staged = folder / file.name
-            yield staged
-            staged.chmod(allowed_mode(folder) & 0o666)
-            sync(staged)
-            staged.replace(file)
-    except ArtefactError:
-        raise
-    except OSError as error:
-        raise ArtefactError(
-            f"received '{error}' while writing {file}; expected room and permission there; what was there before is "
-            "unchanged"
-        ) from error
 
 
 def largest_difference(running: nn.Module, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
