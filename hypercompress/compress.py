@@ -184,7 +184,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             progress=progress,
         )
         if strict:
-            require_supported(plan.spec)
+            require_supported(plan.teacher, plan.spec)
         plan, tries = searched(plan, budget, search, forward_fn=forward_fn, refit=refit, seed=seed, progress=progress)
         student = finish(
             plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start

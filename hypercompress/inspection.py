@@ -137,12 +137,16 @@ def require_finite(model: nn.Module) -> None:
         )
 
 
-def require_supported(spec: ModelSpec) -> None:
-    """Raises ModelError naming every layer that is unsupported, and why."""
+def require_supported(model: nn.Module, spec: ModelSpec) -> None:
+    """Raises ModelError naming every layer that is unsupported, and why.
+
+    What a module with children holds itself is no layer's weight: a position embedding, a class token, a table of
+    biases. Most transformers have such.
+    """
     wrong = [
         f"{layer.name or 'the model itself'} ({layer.reason})"
         for layer in spec.layers
-        if layer.status is Status.UNSUPPORTED
+        if layer.status is Status.UNSUPPORTED and not any(model.get_submodule(layer.name).children())
     ]
     if wrong:
         raise ModelError(

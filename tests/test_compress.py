@@ -148,6 +148,12 @@ def test_strict_refuses_a_layer_that_is_unsupported() -> None:
     assert compress(network(), Budget(params=0.5), None, "svd", example=example, strict=True).ranks
 
 
+def test_strict_takes_a_position_embedding_that_a_transformer_holds_itself() -> None:
+    vit, example = timm.create_model("test_vit", img_size=32).eval(), torch.zeros(2, 3, 32, 32)
+    student = compress(vit, Budget(params=0.7), None, "svd", example=example, strict=True)
+    assert [row["name"] for row in student.report["layers"] if row["status"] == "unsupported"] == [""]
+
+
 def test_the_name_of_a_set_is_no_data() -> None:
     with pytest.raises(DataError, match=r"the text 'photos' as calibration data; .* pass loader\(open_data\('photos'"):
         compress(network(), Budget(params=0.5), "photos", "kfac")

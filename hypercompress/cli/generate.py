@@ -72,8 +72,9 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         inputs.show_preprocessing(terminal, preprocess, overrides, "the model")
     teacher.to(device)
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
-    spec = inputs.inspected(unpack(teacher), inputs.input_size(teacher))
-    supported(spec, arguments)
+    unpacked = unpack(teacher)
+    spec = inputs.inspected(unpacked, inputs.input_size(teacher))
+    supported(unpacked, spec, arguments)
     reachable(spec, budget)
 
     batches, count, start = _images(arguments, teacher, preprocess, terminal)
@@ -86,7 +87,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     else:
         terminal.phase("measure curvature" if batches else "read weights", count or None)
     plan = prepare(teacher, batches, name, latency_batch=timed, seed=arguments.seed, progress=terminal.progress)
-    supported(plan.spec, arguments)  # again: some layers turn out to be unsupported when they run
+    supported(plan.teacher, plan.spec, arguments)  # again: some layers turn out to be unsupported when they run
     trade_off = None
     if arguments.pareto is not None:
         terminal.phase("trade-off")
@@ -249,10 +250,10 @@ def made_with(arguments: Namespace) -> dict[str, Any]:
     }
 
 
-def supported(spec: ModelSpec, arguments: Namespace) -> None:
+def supported(model: nn.Module, spec: ModelSpec, arguments: Namespace) -> None:
     """With ``--strict`` a model with an unsupported layer is refused."""
     if arguments.strict:
-        require_supported(spec)
+        require_supported(model, spec)
 
 
 def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:

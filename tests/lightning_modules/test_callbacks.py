@@ -1,13 +1,18 @@
+import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from hypercompress.errors import ArtefactError
-from lightning_modules.callbacks import SaveStudent, checksum
+from lightning_modules.callbacks import SaveStudent, SaveWhenStopped, checksum
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.source import TeacherSource
@@ -41,6 +46,70 @@ def test_a_student_folder_is_replaced_by_the_next_run(
         hashes.append((out / "config.json").read_text())
     assert hashes[0] != hashes[1]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing temporary is left
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory .* exists and is not empty", "ignore:no student folder", "ignore:on validation images"
+)
+def test_a_fit_that_takes_no_step_leaves_what_is_there(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """One that goes on from its own end, whose average of the weights is not in place; none; and a trial run."""
+    out, point = tmp_path / "out", tmp_path / "last.ckpt"
+
+    def run(ckpt_path: Path | None = None, **options: object) -> None:
+        # New each time, as a new process has them.
+        saving = ModelCheckpoint(dirpath=tmp_path, filename="last", every_n_train_steps=2, enable_version_counter=False)
+        callbacks = [SaveStudent(out), saving, EMAWeightAveraging(decay=0.5)]
+        system = Distillation(folders[1], TeacherSource(str(folders[0])))
+        data = ImageDataModule("fashion_mnist_mini", limit=64, batch_size=16, val_limit=32)
+        settings = {"max_steps": 2, "callbacks": callbacks, "enable_checkpointing": True, **options}
+        trainer(**settings).fit(system, data, ckpt_path=ckpt_path, weights_only=True)
+
+    run()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert json.loads(before["report.json"])["fidelity"]["kl"] is not None
+    run(point)
+    run(limit_train_batches=0)
+    run(fast_dev_run=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.filterwarnings("ignore:stopped by SIGTERM", "ignore:Checkpoint directory .* exists and is not empty")
+def test_what_sigterm_stops_goes_on_from_that_very_step(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+            if trainer.global_step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def fit(*callbacks: Callback, ckpt_path: Path | None = None) -> Distillation:
+        saving = ModelCheckpoint(
+            dirpath=tmp_path, filename="last", every_n_train_steps=50, enable_version_counter=False
+        )
+        system = Distillation(folders[1], TeacherSource(str(folders[0])))
+        options = {"max_steps": 6, "limit_val_batches": 0, "enable_checkpointing": True}
+        run = trainer(**options, callbacks=[saving, SaveWhenStopped(), *callbacks])
+        data = ImageDataModule("fashion_mnist_mini", limit=64, batch_size=16, augment="flip")
+        run.fit(system, data, ckpt_path=ckpt_path, weights_only=True)
+        return system
+
+    whole = fit().network.state_dict()
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SIGTERMException):
+        fit(Stop())
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    resumed = fit(ckpt_path=tmp_path / "last.ckpt").network.state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_other_ends_of_a_run_save_nothing(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    run = trainer(max_steps=1, enable_checkpointing=True, callbacks=[ModelCheckpoint(dirpath=tmp_path / "saved")])
+    SaveWhenStopped().on_exception(run, LightningModule(), KeyError("a mistake"))
+    SaveWhenStopped().on_exception(run, LightningModule(), SIGTERMException())  # not in a fit
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_system_without_a_student(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
