@@ -5,8 +5,10 @@ Sets are asked for places counted on from epoch to epoch: that of image i of n i
 Shape letters: ``n`` images in the set; ``b`` images in a batch; ``c h w`` channels, height and width of one image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hypercompress.data import ImageData, Preprocess, loader, open_data
+from hypercompress.data.folder import FileImages
 from hypercompress.data.images import UNLABELLED
 from hypercompress.errors import DataError
 from lightning_modules.randomness import seeded
@@ -105,11 +108,12 @@ def open_part(text: str, preprocess: Preprocess, train: bool, augment: Augment, 
     Raises:
         DataError: unknown or unreadable data, or a limit below 1.
     """
-    data = limited(open_data(text, preprocess, train=train, augment=augment == "crop"), limit)
+    whole = open_data(text, preprocess, train=train, augment=augment == "crop")
+    data = limited(whole, limit)
     size = 4 * len(data) * torch.Size(preprocess.input_size).numel()
     if augment == "crop" or size > CACHE_BYTES:
         return PreparedImages(data, augment)
-    images, labels = _prepared(text, preprocess, train, limit)
+    images, labels = _prepared(_Opened((text, preprocess, train, limit, *_files(whole)), data))
     return CachedImages(images, labels, data.classes, augment)
 
 
@@ -126,11 +130,32 @@ def limited(data: ImageData, limit: int | None) -> ImageData:
     return data.only(torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:limit].tolist())
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A set that was opened; two are the same if ``known`` is.
+
+    Args:
+        known: what was asked for, and what lies on disk.
+        data: the images.
+    """
+
+    known: tuple[Hashable, ...]
+    data: ImageData = field(compare=False)
+
+
+def _files(data: ImageData) -> tuple[Hashable, ...]:
+    """What lies on disk now: the working folder, and each file of an image folder with its label, size and time."""
+    source, here = data.source, Path.cwd()
+    if not isinstance(source, FileImages):
+        return (here,)
+    found = ((str(path), label, path.stat()) for path, label in zip(source.paths, source.labels, strict=True))
+    return (here, *((path, label, at.st_size, at.st_mtime_ns, at.st_ino) for path, label, at in found))
+
+
 @lru_cache(maxsize=4)
-def _prepared(text: str, preprocess: Preprocess, train: bool, limit: int | None) -> tuple[Tensor, Tensor]:
+def _prepared(opened: _Opened) -> tuple[Tensor, Tensor]:
     """Every image of a set, or of its subset. Remembered, so that a zoo prepares its images once."""
-    data = limited(open_data(text, preprocess, train=train), limit)
-    batches = list(loader(data, batch_size=1024))
+    batches = list(loader(opened.data, batch_size=1024))
     return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
 
 

@@ -207,6 +207,35 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     assert [labels.tolist() for _, labels in images.val_dataloader()] == [[-1, -1], [-1, -1], [-1]]
 
 
+@pytest.mark.parametrize("change", ["class", "image", "content", "folder"])
+def test_a_folder_that_changed_is_read_again(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(place: Path, grey: int) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((28, 28), grey, np.uint8)).save(place)
+
+    def read() -> tuple[list[int], list[int]]:
+        images, labels = next(iter(opened(data="photos", batch_size=8).val_dataloader()))
+        grey = (images.amax((1, 2, 3)) * GREY.std[0] + GREY.mean[0]) * 255
+        return grey.round().int().tolist(), labels.tolist()
+
+    write(tmp_path / "photos/b/0.png", 10)
+    write(tmp_path / "photos/c/0.png", 20)
+    write(tmp_path / "other/photos/b/0.png", 90)
+    monkeypatch.chdir(tmp_path)
+    assert read() == ([10, 20], [0, 1])
+    if change == "class":
+        write(tmp_path / "photos/a/0.png", 30)
+    elif change == "image":
+        write(tmp_path / "photos/b/1.png", 30)
+    elif change == "content":
+        write(tmp_path / "photos/b/0.png", 30)
+    else:
+        monkeypatch.chdir(tmp_path / "other")
+    expected = {"class": ([30, 10, 20], [0, 1, 2]), "image": ([10, 30, 20], [0, 0, 1])}
+    expected |= {"content": ([30, 20], [0, 1]), "folder": ([90], [0])}
+    assert read() == expected[change]
+
+
 def test_other_validation_data() -> None:
     images = opened(val_data="fashion_mnist_mini", batch_size=8)
     expected = open_data("fashion_mnist_mini", GREY.preprocess(), train=False)[0][0]
