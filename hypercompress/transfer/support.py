@@ -73,8 +73,8 @@ def as_support(
         names: of the classes by label; ``None``: as many as the largest label says.
 
     Raises:
-        DataError: no labels or none that fit, fewer than two classes, a class without an image or with fewer than
-            ``shots``.
+        DataError: no labels or none that fit, labels beside what is no tensor, fewer than two classes, a class without
+            an image or with fewer than ``shots``.
     """
     if labels is None and isinstance(support, Tensor):
         raise DataError("received support images without labels; expected one label for each image; pass labels")
@@ -86,7 +86,11 @@ def as_support(
             raise DataError("received a support set without a batch; expected at least one; check the loader")
         images, labels = (torch.cat(column) for column in zip(*every, strict=True))
     else:
-        assert isinstance(support, Tensor)  # batches bring their own labels
+        if not isinstance(support, Tensor):
+            raise DataError(
+                f"received labels beside support images of type {type(support).__name__}; expected one tensor "
+                "[n, c, h, w] of images; pass torch.as_tensor(images), or no labels where batches bring them"
+            )
         images, labels = support, torch.as_tensor(labels)
         if len(images) != len(labels) or labels_of((images, labels)) is None:
             raise DataError(

@@ -358,6 +358,8 @@ X, Y = torch.randn(6, 1, 32, 32), torch.arange(6) % 3
         (X, None, {}, "received support images without labels"),
         ([(X, Y - 1)], None, {}, "received a support batch without labels"),
         ([], None, {}, "received a support set without a batch"),
+        (X.numpy(), Y, {}, r"labels beside support images of type ndarray; .*pass torch.as_tensor\(images\)"),
+        ([(X, Y)], Y, {}, r"of type list; expected one tensor .*or no labels where batches bring them"),
         (X, Y, {"shots": 3}, r"received 3 shots for classes with fewer images: 0 \(2\), 1 \(2\), 2 \(2\)"),
         (X, Y, {"shots": 0}, "received 0 shots; expected at least 1"),
         (
