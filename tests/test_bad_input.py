@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -245,6 +247,16 @@ def test_a_budget_out_of_range(refused: Refused, weights: Path, tmp_path: Path, 
 def test_a_budget_that_is_no_number(share: object) -> None:
     with pytest.raises(BudgetError, match=re.escape(f"received a macs budget of {share!r}; expected a share of the")):
         require_share(Unit.MACS, share)  # what Budget calls; the tests' own type checks come before it
+
+
+@pytest.mark.parametrize("share", [np.float32(0.5), np.float64(0.5), Fraction(1, 2)])
+def test_a_budget_in_a_number_of_another_kind_is_kept_as_a_float(share: Any) -> None:
+    budget = object.__new__(Budget)  # without the tests' own type checks, which come before it
+    for unit in Unit:
+        object.__setattr__(budget, unit.value, share if unit is Unit.MACS else None)
+    budget.__post_init__()
+    assert type(budget.share) is float
+    assert budget == Budget(macs=0.5)
 
 
 @pytest.mark.parametrize(("given", "advice"), [(0.25, 0.25), (50.0, 0.4), ("0.5", 0.4), (None, 0.4)])

@@ -44,6 +44,7 @@ class Budget:
                 "budget; give one of the three"
             )
         require_share(self.unit, given[0])
+        object.__setattr__(self, self.unit.value, float(given[0]))  # numpy's numbers cannot be written into a report
 
     @property
     def unit(self) -> Unit:
