@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hypercompress.calling import flat
 from hypercompress.errors import ModelError
@@ -51,8 +52,8 @@ def as_written(model: nn.Module) -> nn.Module:
         the model itself if nothing of it is compiled; else one with the same parameters and buffers.
 
     Raises:
-        ModelError: a scripted or traced model, one without parameters, or parameters that hold no values or were made
-            in inference mode.
+        ModelError: a scripted or traced model, one without parameters, or parameters that hold no values, have no shape
+            yet or were made in inference mode.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
@@ -65,12 +66,19 @@ def as_written(model: nn.Module) -> nn.Module:
             f"received a {type(model).__name__} without parameters; expected a model with some; pass the model as it "
             "was before it was quantized or its weights were taken out"
         )
+    named = (*model.named_parameters(), *model.named_buffers())
+    lazy = [name for name, tensor in named if is_lazy(tensor)]
+    if lazy:
+        raise ModelError(
+            f"received a model whose {lazy[0]} has no shape yet (a lazy layer of torch); expected one that has run; "
+            "run one batch through the model first"
+        )
     if any(parameter.is_meta for parameter in parameters):
         raise ModelError(
             "received a model on the meta device, whose parameters hold no values; expected one on a CPU or GPU; load "
             "its weights first"
         )
-    made = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_inference()]
+    made = [name for name, tensor in named if tensor.is_inference()]
     if made:
         raise ModelError(
             f"received a model whose {made[0]} was made in torch.inference_mode, so that autograd cannot use it; "

@@ -44,6 +44,12 @@ class Keeping(nn.Module):
         return self.head(self.hidden)
 
 
+@pytest.mark.parametrize("lazy", [nn.LazyLinear(3), nn.LazyBatchNorm1d(affine=False)])
+def test_a_layer_that_has_no_shape_yet(lazy: nn.Module) -> None:
+    with pytest.raises(ModelError, match=r"1\.\w+ has no shape yet .*; run one batch through the model first"):
+        as_written(nn.Sequential(nn.Linear(4, 5), lazy))
+
+
 def test_a_cache_on_the_graph_is_left_behind() -> None:
     model = timm.create_model("levit_128s", pretrained=False, num_classes=3).eval()
     x = torch.randn(1, 3, 224, 224)
