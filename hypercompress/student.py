@@ -14,7 +14,7 @@ from hypercompress.configuration import architecture_in, as_json, names_in, rank
 from hypercompress.copying import copy_of, weights_of
 from hypercompress.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
-from hypercompress.kinds import LowRank, fill, low_rank_like
+from hypercompress.kinds import LowRank, fill, frozen_as, low_rank_like
 from hypercompress.projection import SplitProjection
 from hypercompress.report import print_report, recounted
 from hypercompress.specs import Generation, ModelSpec, Unit
@@ -184,7 +184,7 @@ def build_student(
             fill(layer, factors, bias if isinstance(bias, Tensor) else None)
             layer.train(dense.training)
             # What was frozen stays frozen: a mixture would learn in its factored layers only.
-            layer.requires_grad_(next(dense.parameters()).requires_grad)
+            frozen_as(layer, dense)
             replace_module(model, path, ties.carry(dense, layer))
             made += layer.parameters()
     model = copy_of(model, shared=made)

@@ -432,6 +432,18 @@ def test_modules_are_replaced_by_dotted_path() -> None:
     assert [type(m) for m in (model[0], model[2])] == [nn.Identity, nn.Linear]
 
 
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_weights_and_biases_are_frozen_apart(trained: str) -> None:
+    teacher = timm.create_model("test_vit", num_classes=10).eval()
+    for name, parameter in teacher.named_parameters():
+        parameter.requires_grad_(name.endswith("bias") == (trained == "bias"))
+    student = hypercompress.compress(teacher, Budget(params=0.5), generator="svd")
+    assert student.ranks
+    for model in (student, student.to_dense()):
+        learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        assert learns == {name: name.endswith("bias") == (trained == "bias") for name in learns}
+
+
 def test_table_of_layers_is_printed(student: Student, capsys: pytest.CaptureFixture[str]) -> None:
     student.print_compression()
     assert "no report: this student was not made by generate" in capsys.readouterr().out

@@ -61,7 +61,7 @@ class LowRank(nn.Sequential):
 
     @torch.no_grad()
     def filled(self, dense: Dense) -> Dense:
-        """``dense`` with the product and the bias; device and dtype are this layer's; frozen if this layer is.
+        """``dense`` with the product and the bias; device and dtype are this layer's, and so is what is frozen.
 
         All factors are multiplied in float64 and the product is rounded once: each weight is within a relative ``u`` of
         that of the factors, ``u`` the unit roundoff of the dtype (2^-24 in float32), besides float64's own error, at
@@ -73,7 +73,15 @@ class LowRank(nn.Sequential):
         if self.bias is not None:
             state["bias"] = self.bias
         dense.load_state_dict(state)
-        return dense.requires_grad_(expand.requires_grad)
+        return frozen_as(dense, self.expand)
+
+
+def frozen_as(layer: Dense, other: nn.Module) -> Dense:
+    """The layer, its bias frozen if the other's is, and all else if the other's weight is."""
+    layer.requires_grad_(weight_of(other).requires_grad)
+    if isinstance(layer.bias, Tensor) and isinstance(other.bias, Tensor):
+        layer.bias.requires_grad_(other.bias.requires_grad)
+    return layer
 
 
 class Projected(nn.Sequential):
