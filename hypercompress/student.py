@@ -130,10 +130,17 @@ class Student(nn.Module):
         Everything is written beside the folder first and then moved in one step, so a full disk or a kill leaves
         what was there before. A network that was changed so that timm no longer builds it is saved with a warning:
         loading it takes a skeleton. ``report`` gets the size of the network that is saved; see `recounted`.
+        loading it takes a skeleton. What the student holds beside the network inside is not saved, with a warning.
 
         Raises:
             ArtefactError: the folder exists and ``overwrite`` is false, or cannot be written.
         """
+        if beside := [name for name in self.state_dict() if not name.startswith("model.")]:
+            warnings.warn(
+                f"received a student that holds {', '.join(beside[:3])}{' and more' if beside[3:] else ''} beside its "
+                "network; expected all in the network; that is not saved; set it on student.model, or save it yourself",
+                stacklevel=2,
+            )
         architecture = self.architecture
         if architecture is not None and (other := differences(self.model, architecture, (*self.ranks, *self.unpacked))):
             warnings.warn(

@@ -476,6 +476,14 @@ def test_what_timm_builds_no_more_is_saved_for_a_skeleton(tmp_path: Path) -> Non
         assert torch.equal(from_pretrained(tmp_path / "s", skeleton)(x), student(x))
 
 
+def test_what_is_held_beside_the_network_is_named_when_it_is_not_saved(student: Student, tmp_path: Path) -> None:
+    student = copy.deepcopy(student)
+    student.extra = nn.Linear(2, 2)
+    with pytest.warns(UserWarning, match=r"holds extra.weight, extra.bias beside .*; set it on student.model"):
+        student.save_pretrained(tmp_path / "s")
+    assert not any("extra" in name for name in from_pretrained(tmp_path / "s").state_dict())
+
+
 def set_stride(model: nn.Module) -> None:
     model.get_submodule("conv1.0" if isinstance(model.conv1, nn.Sequential) else "conv1").stride = (1, 1)
 
