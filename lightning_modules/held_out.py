@@ -25,7 +25,7 @@ def validated(system: LightningModule) -> Any:
 def held_out(system: LightningModule) -> Iterator[Batch]:
     """Validation batches on this rank's device, as many as the trainer is told to use."""
     loader, limit = validated(system).val_dataloader(), system.trainer.limit_val_batches
-    count = round(limit * len(loader)) if isinstance(limit, float) else limit
+    count = int(limit * len(loader)) if isinstance(limit, float) else limit  # as Lightning has it
     for images, labels in islice(loader, count):
         yield images.to(system.device), labels.to(system.device)
 

@@ -21,7 +21,7 @@ from hypercompress.student import Student
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
-from lightning_modules.held_out import tell
+from lightning_modules.held_out import held_out, tell
 from lightning_modules.losses import Losses
 from lightning_modules.source import TeacherSource
 from lightning_modules.teacher import Optimization
@@ -134,6 +134,21 @@ def test_steps_add_up_over_runs(folders: Folders, trainer: Callable[..., Trainer
     second = Distillation(tmp_path / "one", TeacherSource(str(folders[0])))
     trainer(max_steps=3, callbacks=[SaveStudent(tmp_path / "two")]).fit(second, images())
     assert json.loads((tmp_path / "two" / "report.json").read_text())["distilled_steps"] == 5
+
+
+def test_a_share_of_the_validation_images_is_that_of_the_trainer(
+    folders: Folders, trainer: Callable[..., Trainer]
+) -> None:
+    seen = list[int]()
+
+    class Counting(Callback):
+        def on_validation_batch_end(self, _run: Trainer, _: LightningModule, *args: Any) -> None:
+            seen.append(len(args[1][1]))
+
+    distillation = system(folders)
+    run = trainer(limit_val_batches=0.7, callbacks=[Counting()])  # of four batches
+    run.validate(distillation, images(), verbose=False)
+    assert [len(labels) for _, labels in held_out(distillation)] == seen == [32, 32]
 
 
 def test_without_validation_nothing_is_measured(
