@@ -1,9 +1,10 @@
-"""One forward pass of a model under hooks: which modules run, in what order, at how many positions, which norm reads
+"""A forward pass of a model under hooks: which modules run, in what order, at how many positions, which norm reads
 whose output, and who uses a layer's weight besides the layer.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hypercompress.calibration import resized
 from hypercompress.calling import ForwardFn, batch_size, evaluating, first_argument, flat, frozen
 from hypercompress.counting import counting
 from hypercompress.kinds import kind_of
@@ -32,6 +34,7 @@ class Trace:
     inputs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     sources: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    rows: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # output positions of the whole batch
     producers: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # output's id -> layer, version, channels
     readings: dict[str, set[str | None]] = field(default_factory=lambda: defaultdict(set))  # norm -> what it read
     read: set[str] = field(default_factory=set)  # layers whose output not only norms read
@@ -91,10 +94,26 @@ class Trace:
             channels = output.shape[kind.channel_axis]
             # A layer may also run on something without a batch axis (a table of positions): never less than one.
             self.calls[name] += 1
+            self.rows[name] += output.numel() // channels
             self.positions[name] += max(1, output.numel() // (channels * batch))
             x = first_argument(inputs, named)
             rows = kind.input_channels(module, x) if isinstance(x, Tensor) else None
             self.inputs[name] += 0 if rows is None else max(1, len(rows) // batch)
+
+    def correct(self, alone: "Trace") -> None:
+        """Count what runs once for a batch whole, as one sample needs it.
+
+        Args:
+            alone: of a pass of one sample. One in which other modules run (routing) says nothing of the batch.
+        """
+        once = [name for name, rows in self.rows.items() if rows == alone.rows[name]]
+        if not once or self.calls != alone.calls:
+            return
+        for name in once:
+            self.positions[name], self.inputs[name] = alone.positions[name], alone.inputs[name]
+            if name in self.sources:
+                self.sources[name] = alone.sources[name]
+        self.macs = alone.macs
 
     def follower(self, name: str) -> str | None:
         """The norm that reads the output of layer ``name``, if nobody else does and it reads nothing else."""
@@ -128,7 +147,20 @@ class _Reads(TorchFunctionMode):
 
 
 def trace_pass(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
-    """Run the model once on ``example`` in evaluation mode, and say what was seen. The model is left as it was."""
+    """Run the model on ``example`` in evaluation mode, and say what was seen. The model is left as it was.
+
+    Of several samples the first runs alone, too: relative positions (Swin v2, XCiT) are computed once for a batch, and
+    would be counted as if its samples shared them.
+    """
+    trace, batch = _traced(model, example, forward_fn), batch_size(example)
+    if batch > 1 and {len(value) for value in flat(example) if isinstance(value, Tensor) and value.ndim} == {batch}:
+        with suppress(Exception):  # a model may be unable to run one sample; then the batch is all there is
+            trace.correct(_traced(model, resized(example, 1), forward_fn))
+    return trace
+
+
+def _traced(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
+    """What one pass shows."""
     trace, handles, batch = Trace(), [], batch_size(example)
     modules = {name: module for name, module in model.named_modules() if name}
     owners: dict[int, list[str]] = defaultdict(list)

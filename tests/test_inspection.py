@@ -318,6 +318,44 @@ def test_macs_are_those_of_the_flop_counter(name: str) -> None:
     assert inspect(model, x[:1]).macs == spec.macs
 
 
+TABLES: dict[str, dict[str, Any]] = {  # transformers that compute something once for a batch
+    "swinv2_tiny_window8_256": {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (1,), "num_heads": (2,)},
+    "swinv2_cr_tiny_224": {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (1,), "num_heads": (2,)},
+    "xcit_nano_12_p16_224": {"embed_dim": 32, "depth": 1, "num_heads": 2},
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_what_runs_once_for_a_batch_is_counted_whole(name: str) -> None:
+    model, x = timm.create_model(name, num_classes=7, **TABLES[name]).eval(), torch.randn(8, 3, 32, 32)
+    spec = inspect(model, x)
+    assert spec == inspect(model, x[:1])
+    assert spec.macs == macs(model, x[:1]) > macs(model, x)
+    student = compress(model, Budget(macs=0.55), generator="svd", example=x)
+    assert student.report["student"]["macs"] == macs(student, x[:1]) <= 0.55 * spec.macs
+
+
+@pytest.mark.parametrize("how", ["one sample cannot run", "other layers run", "tensors of other lengths"])
+def test_one_sample_that_tells_nothing_of_a_batch_changes_no_cost(how: str) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.some, self.head = nn.Linear(2, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor, places: Tensor) -> Tensor:
+            if how == "one sample cannot run" and len(x) < 2:
+                raise ValueError("two samples at least")
+            if how != "other layers run" or len(x) > 1:
+                x = self.some(x)
+            return self.head(x + self.table(places[:1]))
+
+    x = torch.randn(4, 8)
+    example = {"x": x, "places": torch.randn(7 if how.startswith("tensors") else 4, 2)}
+    spec = inspect(Odd(), example)
+    assert [row(spec, name).positions for name in ("table", "some", "head")] == [1, 1, 1]
+    assert spec.macs == (4 * 8 * 8 + 4 * 8 * 5 + 2 * 8) // 4
+
+
 def test_model_is_left_as_it_was() -> None:
     model = Small().train()
     model.stem_norm.eval()

@@ -154,15 +154,15 @@ def output(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def macs(model: nn.Module, images: Tensor) -> int:
-    """An independent count: torch's own counter, with fused attention and LSTMs split into products that it knows."""
+    """An independent count for one image: torch's own counter, fused attention and LSTMs split into what it knows."""
     model = copy.deepcopy(model).requires_grad_(False)  # the counter trips over views of parameters that ask for more
     fused, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(images)
+            model(images[:1])
     finally:
         torch.backends.mkldnn.enabled = fused
-    return int(counter.get_total_flops()) // 2 // len(images)
+    return int(counter.get_total_flops()) // 2
 
 
 def varied(batch: Any, factor: float, dtype: torch.dtype) -> Any:
