@@ -19,7 +19,7 @@ from hypercompress.losses import distillation_kl
 from hypercompress.outputs import logits_of
 from lightning_modules.teacher import Optimization, SettingError
 
-PER_ROOT_KL = 5e-3  # of the rate to the root of the KL in nats; chosen on teachers that meta-training has seen
+PER_ROOT_KL = 2.5e-3  # of the rate to the root of the KL in nats; chosen on teachers that meta-training has seen
 OF_NUMBERS = 5e-4  # where outputs are no logits: their unit says nothing of how far a student is
 CHOSEN_FOR = ("adam", "adamw")
 
