@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from PIL import Image
 from safetensors.torch import save_file
 
-from hypercompress import Budget, compress, from_pretrained
+from hypercompress import Budget, adapt, compress, from_pretrained
 from hypercompress.architecture import load_timm
 from hypercompress.errors import ArtefactError, DataError, ModelError, NonFiniteError
 from hypercompress.fidelity import compare
@@ -24,7 +26,8 @@ from lightning_modules.distillation import Distillation
 from lightning_modules.held_out import held_out, tell
 from lightning_modules.losses import Losses
 from lightning_modules.source import TeacherSource
-from lightning_modules.teacher import Optimization
+from lightning_modules.teacher import Optimization, Teacher
+from tests.lightning_modules.conftest import MODEL, MODEL_ARGS, PRETRAINED_CFG
 
 Folders = tuple[Path, Path]
 
@@ -263,8 +266,6 @@ def test_no_teacher_to_follow(folders: Folders) -> None:
 
 
 def test_labels_that_are_not_there(folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
-    from PIL import Image
-
     for index in range(8):
         Image.new("L", (28, 28), index * 30).save(tmp_path / f"{index}.png")
     data = ImageDataModule(str(tmp_path), batch_size=4)
@@ -337,3 +338,93 @@ def test_a_teacher_of_another_normalisation_gets_its_own_images(
     ):
         again = trainer().validate(Distillation(tmp_path / "student", known), images(), verbose=False)[0]
         assert again["val/top1_teacher"] == pytest.approx(top1)
+
+
+def folder_of(root: Path, classes: dict[str, int], seed: int = 0) -> str:
+    """So many images of each class, which are grey values far apart."""
+    random = np.random.default_rng(seed)
+    for name, level in classes.items():
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            noise = random.integers(0, 20, (28, 28))
+            Image.fromarray((level + noise).astype("uint8")).save(root / name / f"{number}.png")
+    return str(root)
+
+
+@pytest.fixture
+def moved(folders: Folders, tmp_path: Path) -> Path:
+    """A student of three classes whose names it knows."""
+    images = torch.cat([torch.full((4, 1, 28, 28), level) for level in (-2.0, 0.0, 2.0)])
+    backbone = from_pretrained(folders[1])
+    names = ("cat", "dog", "fox")
+    student = adapt(backbone, images, torch.arange(3).repeat_interleave(4), steps=0, names=names)
+    student.save_pretrained(tmp_path / "moved")
+    return tmp_path / "moved"
+
+
+@pytest.mark.filterwarnings("ignore:on validation images of")
+def test_labels_are_numbered_as_the_student_numbers_its_classes(
+    moved: Path, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Whatever their folders' order says: fine-tuning on two of three classes leaves them where they are."""
+    data = ImageDataModule(folder_of(tmp_path / "part", {"dog": 73, "fox": 220}), batch_size=4)
+    labels_alone = Losses(logits=0.0, features=0.0, labels=1.0)
+    tuned = Distillation(moved, None, labels_alone, Optimization("adamw", 1e-4, 0.0))
+    trainer(max_steps=2).fit(tuned, data)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert {int(label) for _, labels in loader for label in labels} == {1, 2}
+    other = ImageDataModule(folder_of(tmp_path / "other", {"dog": 73, "wolf": 150}), batch_size=4)
+    with pytest.raises(DataError, match=r"labels are not the model's: the model has no class wolf; expected classes"):
+        trainer(max_steps=1).fit(Distillation(moved, None, labels_alone), other)
+
+
+@pytest.mark.filterwarnings("ignore:on validation images of")
+def test_top1_is_not_measured_on_labels_that_are_not_the_models(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    data = ImageDataModule(folder_of(tmp_path / "images", {"a": 20, "b": 120, "c": 220}), batch_size=4)
+    distillation = system(folders, lr=1e-4)
+    with pytest.warns(UserWarning, match="top-1 is not measured: 3 classes in the data, 10 in the model"):
+        trainer(max_steps=1).fit(distillation, data)
+    assert distillation.fidelity["top1_student"] is distillation.fidelity["top1_teacher"] is None
+    assert distillation.fidelity["kl"] is not None
+
+
+def test_validation_images_are_numbered_as_the_training_images(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    train = folder_of(tmp_path / "train", {"cat": 20, "dog": 120, "fox": 220})
+    part = folder_of(tmp_path / "val", {"dog": 120, "fox": 220}, seed=1)
+    teacher = Teacher(MODEL, {**MODEL_ARGS, "num_classes": 3}, PRETRAINED_CFG)
+    data = ImageDataModule(train, val_data=part, batch_size=4)
+    trainer(max_steps=1).fit(teacher, data)
+    assert {int(label) for _, labels in data.val_dataloader() for label in labels} == {1, 2}
+    alone = ImageDataModule(train, val_data=part, batch_size=4)
+    trainer().validate(teacher, alone, verbose=False)  # which opens no training images
+    assert {int(label) for _, labels in alone.val_dataloader() for label in labels} == {1, 2}
+
+
+@pytest.mark.filterwarnings("ignore:on validation images of")
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_the_teacher_answers_in_its_own_precision(
+    precision: str, folders: Folders, trainer: Callable[..., Trainer]
+) -> None:
+    distillation = system(folders, lr=1e-4)
+    trainer(max_steps=2, precision=precision).fit(distillation, images())
+    assert next(distillation.teacher.parameters()).dtype == torch.float32
+    assert distillation.fidelity["kl"] is not None
+
+
+@pytest.mark.filterwarnings("ignore:on validation images of")
+def test_a_student_saved_in_half_precision_can_be_trained(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    from_pretrained(folders[1]).bfloat16().save_pretrained(tmp_path / "half")
+    distillation = Distillation(tmp_path / "half", TeacherSource(str(folders[0])))
+    trainer(max_steps=2).fit(distillation, images())
+    assert distillation.fidelity["kl"] is not None
+
+
+def test_a_teacher_that_is_not_there_is_named_with_the_options_for_it(folders: Folders) -> None:
+    with pytest.raises(
+        ModelError, match=r"'runs/teacher/teacher'.*; this is the teacher: name it with --model.teacher"
+    ):
+        Distillation(folders[1], TeacherSource("runs/teacher/teacher"))

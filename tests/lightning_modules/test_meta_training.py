@@ -66,6 +66,21 @@ def test_a_run_leaves_a_generator_and_resumes_exactly(root: Path, zoo: Path) -> 
     assert bool(again["network.heads.layer.weight"].any())  # it starts at zero, so it has learnt something
 
 
+@IGNORED
+def test_validating_on_its_own_measures_the_same_and_writes_nothing(root: Path, zoo: Path) -> None:
+    """In inference mode, where steps to come need gradients all the same."""
+    fit(root, zoo, "network", "--trainer.max_steps", "2")
+    before = {path.name: path.read_bytes() for path in Path("network").iterdir()}
+    curve = json.loads(before["config.json"])["training"]["curve"]
+    words = ["--config", str(root / "configs/debug/meta_train.yaml"), "--model.zoo", str(zoo), "--model.out", "network"]
+    for command in ("validate", "test"):
+        with patch.object(MetaTraining, "log_dict") as logged:
+            assert train.main([command, *words, "--ckpt_path", "runs/debug/meta_train/last.ckpt"]) == 0
+        found = logged.call_args.args[0]
+        assert found == pytest.approx({key: value for key, value in curve[-1].items() if key != "step"}, abs=1e-5)
+    assert {path.name: path.read_bytes() for path in Path("network").iterdir()} == before
+
+
 def test_two_processes_average_the_gradients_of_their_own_episodes(
     root: Path, zoo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

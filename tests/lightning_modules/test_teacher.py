@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypercompress.errors import DataError, ModelError, NonFiniteError
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule
 from lightning_modules.images import CachedImages
-from lightning_modules.teacher import Optimization, Teacher, require_labels
+from lightning_modules.teacher import Optimization, SettingError, Teacher, require_labels
 
 MODEL_ARGS = {"in_chans": 1, "num_classes": 10}
 PRETRAINED_CFG = {"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353]}
@@ -123,3 +124,20 @@ def test_the_same_seed_gives_the_same_teacher(trainer: Callable[..., Trainer]) -
         assert isinstance(images.train_dataloader().dataset, CachedImages)
         weights.append(system.state_dict())
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_more_classes_than_outputs_are_refused(trainer: Callable[..., Trainer]) -> None:
+    system = Teacher("test_efficientnet", {**MODEL_ARGS, "num_classes": 7}, PRETRAINED_CFG)
+    with pytest.raises(DataError, match=r"received training images whose labels .*: 10 classes in the data, 7 in"):
+        trainer(max_steps=1).fit(system, ImageDataModule("fashion_mnist_mini", limit=64))
+
+
+def test_a_run_that_only_a_clock_ends_has_no_cosine(trainer: Callable[..., Trainer]) -> None:
+    data = ImageDataModule("fashion_mnist_mini", limit=64, batch_size=16)
+    endless = {"max_steps": -1, "max_epochs": -1, "max_time": timedelta(seconds=0.5), "limit_val_batches": 0}
+    with pytest.raises(SettingError, match=r"without a number of steps for the schedule cosine with warmup 0.25; .*"):
+        trainer(**endless).fit(Teacher("test_efficientnet", MODEL_ARGS, PRETRAINED_CFG), data)
+    constant = Optimization("adamw", 1e-3, 0.0, schedule="constant", warmup=0.0)
+    run = trainer(**endless)
+    run.fit(Teacher("test_efficientnet", MODEL_ARGS, PRETRAINED_CFG, optimization=constant), data)
+    assert run.global_step > 0

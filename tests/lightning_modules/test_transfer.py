@@ -18,10 +18,13 @@ from lightning_modules.transfer import Sources, TransferTraining, clipped, moved
 Folders = tuple[Path, Path]
 
 
+def arguments(root: Path, folders: Folders) -> list[str]:
+    words = ["--config", str(root / "configs" / "debug" / "transfer.yaml"), "--model.out", "network"]
+    return [*words, f"--model.sources.backbones=[{folders[0]}]", f"--model.sources.held_backbones=[{folders[1]}]"]
+
+
 def fit(root: Path, folders: Folders, *more: str) -> None:
-    arguments = ["fit", "--config", str(root / "configs" / "debug" / "transfer.yaml")]
-    arguments += ["--model.sources.backbones", f"[{folders[0]}]", "--model.sources.held_backbones", f"[{folders[1]}]"]
-    assert train.main([*arguments, "--model.out", "network", *more]) == 0
+    assert train.main(["fit", *arguments(root, folders), *more]) == 0
 
 
 def last_weights() -> dict[str, torch.Tensor]:
@@ -52,6 +55,44 @@ def test_a_run_leaves_a_network_and_a_resumed_one_ends_the_same(
     shutil.rmtree("runs/debug/transfer/logs")
     fit(root, folders, *constant, "--ckpt_path", "runs/debug/transfer/last.ckpt")
     assert all(torch.equal(value, whole[name]) for name, value in last_weights().items())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory .* exists and is not empty", "ignore:Experiment logs directory .* exists"
+)
+def test_only_a_fit_writes_the_network(
+    root: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`validate`, `test` and a trial run say what they find and leave what was trained."""
+    monkeypatch.chdir(tmp_path)
+    fit(root, folders)
+    before = {path.name: path.read_bytes() for path in Path("network").iterdir()}
+    for command, *more in (("validate",), ("test",), ("fit", "--trainer.fast_dev_run", "true")):
+        assert train.main([command, *arguments(root, folders), *more]) == 0
+    assert {path.name: path.read_bytes() for path in Path("network").iterdir()} == before
+
+
+@pytest.mark.filterwarnings("ignore:nothing was validated", "ignore:Checkpoint directory .* exists and is not empty")
+def test_a_run_without_a_validation_keeps_its_last_network(
+    root: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit(root, folders, "--trainer.limit_val_batches", "0", "--trainer.max_steps", "2")
+    last, written = last_weights(), load_network(Path("network")).state_dict()
+    assert all(torch.equal(value, last[f"network.{name}"]) for name, value in written.items())
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_run_without_a_number_of_steps(
+    root: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Episodes are drawn without end: a number of epochs would be one of nothing."""
+    monkeypatch.chdir(tmp_path)
+    constant = ("--model.optimization.schedule", "constant", "--model.optimization.warmup", "0")
+    epochs = ("--trainer.max_steps", "-1", "--trainer.max_epochs", "2")
+    assert train.main(["fit", *arguments(root, folders), *constant, *epochs]) == 2
+    assert "error: received max_steps -1; expected the number of steps" in capsys.readouterr().err
+    assert not Path("network").exists()
 
 
 def test_classes_held_out_and_those_of_the_held_out_set_are_never_trained_on(folders: Folders) -> None:
