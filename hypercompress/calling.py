@@ -52,28 +52,31 @@ def call_in_precision(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
     return call_model(model, batch[0].to(precision(model)))
 
 
-@contextmanager
-def taking(batch: Any) -> Iterator[None]:
-    """What a model raises inside the block, on a batch that it does not take, becomes a `ModelError`.
+def taking(forward_fn: ForwardFn | None) -> ForwardFn:
+    """A ``forward_fn`` that turns what a model raises on a batch that it does not take into a `ModelError`.
 
     Raises:
-        ModelError: from the model's own error. Lack of memory stays as it is.
+        ModelError: when called: from the model's own error. Lack of memory stays as it is.
     """
-    try:
-        yield
-    except HypercompressError:
-        raise
-    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-        if out_of_memory(error):
+
+    def run(model: nn.Module, batch: Any) -> Tensor:
+        try:
+            return (forward_fn or call_model)(model, batch)
+        except HypercompressError:
             raise
-        tensors = (value for value in flat(batch) if isinstance(value, Tensor))
-        shapes = ", ".join(f"{value.dtype} {list(value.shape)}" for value in tensors) or type(batch).__name__
-        said = " ".join(str(error).split())
-        raise ModelError(
-            f"received a batch of {shapes} that the model does not take ({type(error).__name__}: {said}); expected "
-            "what it was trained on; check channels and size, turn whole numbers into real ones and normalise them "
-            "as for training, or pass forward_fn=lambda model, batch: ... that calls it"
-        ) from error
+        except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
+            if out_of_memory(error):
+                raise
+            tensors = (value for value in flat(batch) if isinstance(value, Tensor))
+            shapes = ", ".join(f"{value.dtype} {list(value.shape)}" for value in tensors) or type(batch).__name__
+            said = " ".join(str(error).split())
+            raise ModelError(
+                f"received a batch of {shapes} that the model does not take ({type(error).__name__}: {said}); "
+                "expected what it was trained on; check channels and size, turn whole numbers into real ones and "
+                "normalise them as for training, or pass forward_fn=lambda model, batch: ... that calls it"
+            ) from error
+
+    return run
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -98,8 +98,7 @@ def prepare(
     device, dtype = next(teacher.parameters()).device, dtype_of(teacher) if forward_fn is None else None
     split = None if data is None else split_batches(data, device, dtype)
     example = example_of(teacher, split, example)
-    with taking(example):
-        spec, timed = inspect(teacher, example, forward_fn), None
+    spec, timed = inspect(teacher, example, taking(forward_fn)), None
     spec = replaceable(teacher, spec, example, forward_fn)
     if latency_batch is not None:
         timed = resized(example, latency_batch)

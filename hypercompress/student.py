@@ -129,8 +129,8 @@ class Student(nn.Module):
 
         Everything is written beside the folder first and then moved in one step, so a full disk or a kill leaves
         what was there before. A network that was changed so that timm no longer builds it is saved with a warning:
-        loading it takes a skeleton. ``report`` gets the size of the network that is saved; see `recounted`.
-        loading it takes a skeleton. What the student holds beside the network inside is not saved, with a warning.
+        loading it takes a skeleton. ``report`` gets the size of the network that is saved; see `recounted`. What the
+        student holds beside the network inside is not saved, with a warning.
 
         Raises:
             ArtefactError: the folder exists and ``overwrite`` is false, or cannot be written.

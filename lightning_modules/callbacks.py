@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
@@ -62,10 +62,16 @@ class SaveStudent(Callback):
         """Lightning calls it only if there was something to train."""
         self._trained = True
 
+    def _stopped_at_the_end(self, trainer: Trainer) -> bool:
+        """Whether the checkpoint is of a run that had no step left but had not written its student."""
+        return trainer.global_step > 0 and not self.folder.exists()
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not (self._trained and keeps(trainer)):
+        if not keeps(trainer) or not (self._trained or self._stopped_at_the_end(trainer)):
             rank_zero_warn(f"no student folder is written to {self.folder}: no step was taken, or none that counts")
             return
+        if not self._trained:
+            rank_zero_warn("an earlier run was stopped after its last step: its student is written as it was left then")
         assert isinstance(pl_module, HasStudent)  # by setup
         check_ranks(trainer, pl_module)
         student = pl_module.student()
@@ -77,12 +83,17 @@ class SaveStudent(Callback):
 class SaveWhenStopped(Callback):
     """On SIGTERM, as a scheduler sends it before it takes a machine away: a checkpoint of the step that was just done.
 
-    Lightning raises at the end of a step. The checkpoint goes where the run's `ModelCheckpoint` keeps its own.
+    Lightning raises between two steps or, in a validation, between two batches. The checkpoint goes where the run's
+    `ModelCheckpoint` keeps its own. During the validation of an average of the weights that average is in the place of
+    the weights: then the latest checkpoint has to do.
     """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         saving = trainer.checkpoint_callback
         if not (isinstance(exception, SIGTERMException) and isinstance(saving, ModelCheckpoint) and keeps(trainer)):
+            return
+        if trainer.validating and any(isinstance(c, WeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            rank_zero_warn("stopped by SIGTERM while an average was validated: go on from the latest checkpoint")
             return
         step, epoch = (torch.tensor(number) for number in (trainer.global_step, trainer.current_epoch))
         path = saving.format_checkpoint_name({**trainer.callback_metrics, "step": step, "epoch": epoch})

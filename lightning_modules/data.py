@@ -91,6 +91,7 @@ class ImageDataModule(LightningDataModule):
         self.augment, self.workers = augment, workers
         self._train: Images | None = None
         self._val: Images | None = None
+        self._opened: tuple[Images | None, Images | None] = (None, None)  # as their folders number the classes
 
     def setup(self, stage: str) -> None:
         """Open what the stage needs, once."""
@@ -99,6 +100,8 @@ class ImageDataModule(LightningDataModule):
             self._train = open_part(self.data, preprocess, True, self.augment, self.limit)
         if self._val is None:
             self._val = open_part(self.val_data or self.data, preprocess, False, "none", self.val_limit)
+        train, val = self._opened
+        self._opened = (train or self._train, val or self._val)
 
     def number_by(self, names: Sequence[str], outputs: int, followed: bool) -> None:
         """Have the labels count the classes as the model does: a system knows that in its ``setup``.
@@ -112,29 +115,35 @@ class ImageDataModule(LightningDataModule):
             followed: whether the steps learn from the labels.
 
         Raises:
-            DataError: they do, and the training images have classes that the model has not.
+            DataError: they do, and the images have classes that the model has not.
         """
-        trained = self._trained_classes()
-        order = tuple(names) if len(names) == outputs else trained or _opened(self._val).classes
-        if self._train is not None and trained:
-            why = mismatch(trained, order, outputs, fewer=followed)
-            if why is not None and followed:
-                raise DataError(
-                    f"received training images whose labels are not the model's: {why}; expected classes that it has; "
-                    "give the head as many outputs, or move the model to them with hypercompress transfer"
-                )
-            self._train = self._train.relabelled(() if why else order)
-        if self._val is not None and self._val.classes:
-            why = mismatch(self._val.classes, order, outputs, fewer=followed)
-            if why is not None:
-                rank_zero_warn(f"top-1 is not measured: {why}")
-            self._val = self._val.relabelled(() if why else order)
+        train, val = self._opened
+        order = tuple(names) if len(names) == outputs else self._trained_classes()
+        self._train = self._numbered(train, order, outputs, followed)
+        self._val = self._numbered(val, order, outputs, followed)
+        if val is not None and self._val is not None and val.classes and not self._val.classes:
+            rank_zero_warn(f"top-1 is not measured: {mismatch(val.classes, order, outputs)}")
 
-    def _trained_classes(self) -> tuple[str, ...]:
-        """Those of the training images, also where a stage does not open them."""
-        if self._train is not None:
-            return self._train.classes
-        return open_data(self.data, self.preprocess(), train=True).classes if self.val_data else ()
+    @staticmethod
+    def _numbered(images: Images | None, order: Sequence[str], outputs: int, followed: bool) -> Images | None:
+        if images is None or not images.classes:
+            return images
+        why = mismatch(images.classes, order, outputs, fewer=followed)
+        if why is not None and followed:
+            raise DataError(
+                f"received images whose labels are not the model's: {why}; expected classes that it has; give the head "
+                "as many outputs, or move the model to them with hypercompress transfer"
+            )
+        return images.relabelled(() if why else order)
+
+    def _trained_classes(self) -> Sequence[str]:
+        """Those of the training images, also where a stage does not open them; of unlabelled ones the others'."""
+        train, val = self._opened
+        if train is None and self.val_data:
+            found: Sequence[str] = open_data(self.data, self.preprocess(), train=True).classes
+        else:
+            found = () if train is None else train.classes
+        return found or (() if val is None else val.classes)
 
     def preprocess(self) -> Preprocess:
         """How the images are prepared."""

@@ -3,6 +3,7 @@
 Shape letters: ``b`` images in a batch; ``k`` classes; ``c h w`` channels, height and width of one image.
 """
 
+import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,9 @@ class Distillation(LightningModule):
         super().__init__()
         source = from_pretrained(student)
         self.network, self.architecture, self.report = source.model, source.architecture, source.report
+        self._saved_as = precision(self.network)
+        if self._saved_as.itemsize < torch.float32.itemsize:
+            self.network.float()  # AdamW's steps overflow in float16, and are lost in bfloat16
         self.losses = losses or Losses()
         if teacher is None and (self.losses.logits > 0 or self.losses.features > 0):
             raise ModelError(
@@ -151,7 +155,10 @@ class Distillation(LightningModule):
         if report:
             report["fidelity"], report["measured_on"] = self.fidelity, self.measured_on
             report["distilled_steps"] = int(report.get("distilled_steps", 0)) + self.global_step
-        return Student(self.network, self.architecture, report)
+        network = self.network
+        if self._saved_as.itemsize < precision(network).itemsize:
+            network = copy.deepcopy(network).to(self._saved_as)
+        return Student(network, self.architecture, report)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         logits: Tensor = self.network(images)

@@ -10,11 +10,12 @@ import math
 import torch
 from jaxtyping import Float
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from hypercompress.calling import evaluating, keeping_random_state
+from hypercompress.errors import NonFiniteError
 from hypercompress.losses import distillation_kl
 from hypercompress.outputs import logits_of
 from lightning_modules.teacher import Optimization, SettingError
@@ -52,14 +53,24 @@ def rate_for(
     Args:
         images: a batch as the steps have it.
         target: the teacher's output for it.
+
+    Raises:
+        NonFiniteError: the KL is no finite number.
     """
     if logits_of(target) is None:
         rank_zero_info(f"outputs are no logits: the learning rate is {OF_NUMBERS:g}")
         return OF_NUMBERS
     with keeping_random_state(model), evaluating(model):
         kl = float(strategy.reduce(distillation_kl(model(images), target), reduce_op="mean"))
-    rate = PER_ROOT_KL * math.sqrt(max(0.0, kl))
+    if not math.isfinite(kl):
+        raise NonFiniteError(
+            f"received a student whose KL to the teacher is {kl:g} on the first batch; expected a finite one; look for "
+            "broken images or weights, or set --model.optimization.lr to a number"
+        )
+    rate = PER_ROOT_KL * math.sqrt(max(0.0, kl))  # below 0 by rounding
     rank_zero_info(f"the student starts {kl:.3g} nats from its teacher: the learning rate is {rate:.2g}")
+    if rate == 0:
+        rank_zero_warn("the student answers as its teacher does: there is nothing to learn")
     return rate
 
 

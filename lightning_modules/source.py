@@ -46,7 +46,8 @@ class TeacherSource:
         except ModelError as error:
             raise ModelError(
                 f"{error}; this is the teacher: name it with --model.teacher.model, or train with labels alone: "
-                "--model.teacher null --model.losses.logits 0 --model.losses.features 0 --model.losses.labels 1"
+                "--model.teacher null --model.losses.logits 0 --model.losses.features 0 --model.losses.labels 1 "
+                "--model.optimization.lr 0.001"
             ) from error
         return network.eval().requires_grad_(False)
 

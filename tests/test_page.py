@@ -15,7 +15,7 @@ import hypercompress
 from hypercompress import Budget
 from hypercompress.page import bars, columns, report_page
 from hypercompress.page.words import fitted, measured, printable
-from hypercompress.report import layers_of
+from hypercompress.report import layers_of, moved_report
 
 VOID = frozenset({"meta", "rect", "line"})
 SVG = "{http://www.w3.org/2000/svg}"
@@ -317,6 +317,35 @@ def test_hostile_names_are_escaped() -> None:
     assert page.facts["Calibrated on"] == shown
     titles = [title.text for svg in drawings(text) for title in svg.iter(f"{SVG}title")]
     assert f"{shown}: 1,000 → 300 parameters" in titles
+
+
+def test_null_where_nothing_is_known() -> None:
+    """Of a moved student, whose report has every key of the contract, and of one with a new head."""
+    moved = moved_report(MOVED, torch.nn.Linear(3, 4), torch.nn.Linear(3, 1), 1.0) | {"before": report_of(row("a"))}
+    page = Page(report_page(moved, "net"))
+    assert page.headings[:5] == [
+        "Student of net",
+        "Moved to a new task",
+        "Size",
+        "Size before it was moved",
+        "Fidelity before it was moved",
+    ]
+    assert [cells[1:] for cells in page.tables[0][1:]] == [
+        ["16", "4", "25.0%"],
+        ["not measured", "not measured", "-"],
+        ["64", "16", "25.0%"],
+    ]
+    headless = report_of(row("a"))
+    headless["student"] = {**headless["student"], "macs": None}
+    text = report_page(headless, "net")
+    assert "of the multiply-accumulates" not in text
+    assert Page(text).tables[0][2][2:] == ["not measured", "-"]
+
+
+def test_what_it_was_made_with() -> None:
+    made = {"seed": 7, "images": 1024, "batch_size": 64, "generator": "auto", "refit": True, "norms": True}
+    page = Page(report_page(report_of(row("a"), made_with=made), "net"))
+    assert page.facts["Made with"] == "images of calibration 1,024, in a batch 64, seed 7"
 
 
 def test_a_moved_student_tells_what_it_is_and_what_it_was() -> None:

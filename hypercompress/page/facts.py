@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hypercompress.card import trained_line, transfer_line
-from hypercompress.page.words import counted, measured, share
+from hypercompress.page.words import counted, measured, share, size
 from hypercompress.report import history
 
 NAMES = {"params": "Parameters", "macs": "Multiply-accumulates (MACs)", "bytes": "Bytes"}
@@ -43,6 +43,8 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
             found.append(Section(f"Moved to a new task{before}", _sentences(stage), facts=_transfer(stage["transfer"])))
         if "teacher" in stage:
             found.append(Section(f"Size{before}", sizes=_sizes(stage), facts=_budget(stage)))
+        if "transfer" in stage:  # there is no teacher of this task, and nothing was generated
+            continue
         if "fidelity" in stage:
             found.append(Section(f"Fidelity{before}", facts=_fidelity(stage)))
         if "teacher" in stage:
@@ -57,13 +59,15 @@ def _sentences(stage: Mapping[str, Any]) -> tuple[str, ...]:
 def _sizes(stage: Mapping[str, Any]) -> tuple[Size, ...]:
     teacher, student = stage["teacher"], stage["student"]
     return tuple(
-        Size(text, f"{counted(teacher[key]):,}", f"{counted(student[key]):,}", share(student[key], teacher[key]))
+        Size(text, size(teacher[key]), size(student[key]), share(student[key], teacher[key]))
         for key, text in NAMES.items()
     )
 
 
 def _budget(stage: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     budget = stage["budget"]
+    if budget["unit"] is None:
+        return ()
     unit = UNITS.get(budget["unit"], str(budget["unit"]))
     asked = f"at most {measured(budget['target'], '{:g}')} of the {unit}"
     found = [("Budget", asked), ("Achieved", measured(budget["achieved"], "{:.4f}"))]
@@ -98,6 +102,10 @@ def _origin(stage: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     found = [("Generator", f"{made['name']}, strength {measured(made['strength'], '{:g}')}")]
     if "calibration" in stage:
         found.append(("Calibrated on", str(stage["calibration"] or "nothing: made from the weights alone")))
+    if made_with := stage.get("made_with"):
+        told = {"images": "images of calibration", "batch_size": "in a batch", "seed": "seed"}
+        parts = [f"{text} {counted(made_with[key]):,}" for key, text in told.items() if made_with.get(key) is not None]
+        found.append(("Made with", ", ".join(parts)))
     if "refitted" in stage:
         found.append(("Factors", REFITTED.get(stage["refitted"], str(stage["refitted"]))))
     if stage.get("tilt"):

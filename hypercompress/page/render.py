@@ -53,11 +53,12 @@ def _finalized(value: Any) -> Any:
 
 def _lead(report: Mapping[str, Any]) -> str:
     """The whole story in one sentence; empty of a student that was moved, whose first section tells it."""
-    if "teacher" not in report:
+    if "teacher" not in report or "transfer" in report:
         return ""
     teacher, student = report["teacher"], report["student"]
-    params, macs, size = (share(student[key], teacher[key]) for key in ("params", "macs", "bytes"))
-    return f"It has {params} of its teacher's parameters, {macs} of the multiply-accumulates and {size} of the bytes."
+    named = {"params": "its teacher's parameters", "macs": "the multiply-accumulates", "bytes": "the bytes"}
+    parts = [f"{share(student[k], teacher[k])} of {text}" for k, text in named.items() if student[k] is not None]
+    return f"It has {' and '.join([', '.join(parts[:-1]), parts[-1]] if parts[1:] else parts)}."
 
 
 def _line(row: Mapping[str, Any]) -> dict[str, str]:

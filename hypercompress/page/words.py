@@ -53,8 +53,15 @@ def changed(before: Any, after: Any) -> str:
     return f"{counted(before):,}" if before == after else f"{counted(before):,} → {counted(after):,}"
 
 
+def size(value: Any) -> str:
+    """A count, or that it is not known."""
+    return NOT_MEASURED if value is None else f"{counted(value):,}"
+
+
 def share(part: Any, whole: Any) -> str:
     """One count in percent of another; a hyphen where there is nothing to have a share of."""
+    if part is None or whole is None:
+        return "-"
     return f"{counted(part) / whole:.1%}" if counted(whole) else "-"
 
 

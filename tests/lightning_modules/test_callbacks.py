@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from hypercompress import from_pretrained
 from hypercompress.errors import ArtefactError
 from lightning_modules.callbacks import SaveStudent, SaveWhenStopped, checksum
 from lightning_modules.data import ImageDataModule
@@ -75,15 +76,64 @@ def test_a_fit_that_takes_no_step_leaves_what_is_there(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+class Stop(Callback):
+    """SIGTERM in a step, or in the validation after it."""
+
+    def __init__(self, step: int, validating: bool = False) -> None:
+        self.step, self.validating = step, validating
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == self.step and not self.validating:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == self.step and self.validating:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:stopped by SIGTERM", "ignore:Checkpoint directory .* exists", "ignore:an earlier run was stopped"
+)
+def test_what_sigterm_stops_in_its_last_step_is_written_by_the_run_that_goes_on(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    out, point = tmp_path / "out", tmp_path / "last.ckpt"
+
+    def fit(*more: Callback, ckpt_path: Path | None = None) -> None:
+        saving = ModelCheckpoint(dirpath=tmp_path, filename="last", enable_version_counter=False)
+        callbacks = [saving, SaveWhenStopped(), SaveStudent(out), *more]
+        run = trainer(max_steps=4, limit_val_batches=0, enable_checkpointing=True, callbacks=callbacks)
+        data = ImageDataModule("fashion_mnist_mini", limit=128, batch_size=16)
+        run.fit(Distillation(folders[1], TeacherSource(str(folders[0]))), data, ckpt_path=ckpt_path, weights_only=True)
+
+    with pytest.raises(SIGTERMException):
+        fit(Stop(4))
+    assert not out.exists()
+    fit(ckpt_path=point)
+    trained = torch.load(point, weights_only=True)["state_dict"]
+    written = from_pretrained(out).model.state_dict()
+    assert all(torch.equal(value, trained[f"network.{name}"]) for name, value in written.items())
+
+
+@pytest.mark.filterwarnings("ignore:stopped by SIGTERM")
+@pytest.mark.parametrize("averaged", [False, True])
+def test_an_average_under_validation_is_not_saved_in_the_place_of_the_weights(
+    averaged: bool, folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    saving = ModelCheckpoint(dirpath=tmp_path, filename="last", every_n_train_steps=50)
+    callbacks = [saving, SaveWhenStopped(), Stop(2, validating=True)]
+    callbacks += [EMAWeightAveraging(decay=0.5)] if averaged else []
+    options = {"max_steps": 4, "val_check_interval": 2, "enable_checkpointing": True, "callbacks": callbacks}
+    data = ImageDataModule("fashion_mnist_mini", limit=64, batch_size=16, val_limit=64)
+    with pytest.raises(SIGTERMException):
+        trainer(**options).fit(Distillation(folders[1], TeacherSource(str(folders[0]))), data)
+    assert (tmp_path / "last.ckpt").exists() != averaged
+
+
 @pytest.mark.filterwarnings("ignore:stopped by SIGTERM", "ignore:Checkpoint directory .* exists and is not empty")
 def test_what_sigterm_stops_goes_on_from_that_very_step(
     folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-            if trainer.global_step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-
     def fit(*callbacks: Callback, ckpt_path: Path | None = None) -> Distillation:
         saving = ModelCheckpoint(
             dirpath=tmp_path, filename="last", every_n_train_steps=50, enable_version_counter=False
@@ -98,7 +148,7 @@ def test_what_sigterm_stops_goes_on_from_that_very_step(
     whole = fit().network.state_dict()
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SIGTERMException):
-        fit(Stop())
+        fit(Stop(3))
     assert signal.getsignal(signal.SIGTERM) is handler
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
     resumed = fit(ckpt_path=tmp_path / "last.ckpt").network.state_dict()

@@ -21,7 +21,7 @@ from hypercompress.fidelity import compare
 from hypercompress.models import load_model
 from hypercompress.student import Student
 from lightning_modules.callbacks import SaveStudent
-from lightning_modules.data import ImageDataModule
+from lightning_modules.data import ImageDataModule, Inputs
 from lightning_modules.distillation import Distillation
 from lightning_modules.held_out import held_out, tell
 from lightning_modules.losses import Losses
@@ -30,6 +30,7 @@ from lightning_modules.teacher import Optimization, Teacher
 from tests.lightning_modules.conftest import MODEL, MODEL_ARGS, PRETRAINED_CFG
 
 Folders = tuple[Path, Path]
+INPUTS = Inputs(input_size=(1, 28, 28), mean=(0.286,), std=(0.353,))
 
 
 def system(folders: Folders, losses: Losses | None = None, lr: float = 3e-3) -> Distillation:
@@ -400,6 +401,26 @@ def test_validation_images_are_numbered_as_the_training_images(trainer: Callable
     alone = ImageDataModule(train, val_data=part, batch_size=4)
     trainer().validate(teacher, alone, verbose=False)  # which opens no training images
     assert {int(label) for _, labels in alone.val_dataloader() for label in labels} == {1, 2}
+    strange = ImageDataModule(train, val_data=folder_of(tmp_path / "strange", {"cat": 20, "wolf": 150}), batch_size=4)
+    with pytest.raises(DataError, match="labels are not the model's: the model has no class wolf"):
+        trainer(max_steps=1).fit(teacher, strange)
+
+
+def test_another_model_numbers_the_labels_anew(tmp_path: Path) -> None:
+    """What one model could not read is not lost for the next."""
+    data = ImageDataModule(folder_of(tmp_path, {"cat": 20, "dog": 120}), inputs=INPUTS, batch_size=4)
+    data.setup("fit")
+
+    def labels() -> set[int]:
+        return {int(label) for _, labels in data.val_dataloader() for label in labels}
+
+    with pytest.warns(UserWarning, match="top-1 is not measured: 2 classes in the data, 10 in the model"):
+        data.number_by((), 10, followed=False)
+    assert labels() == {-1}
+    data.number_by(("ant", "cat", "dog"), 3, followed=True)
+    assert labels() == {1, 2}
+    data.number_by(("dog", "cat"), 2, followed=True)
+    assert labels() == {0, 1}
 
 
 @pytest.mark.filterwarnings("ignore:on validation images of")
@@ -413,14 +434,19 @@ def test_the_teacher_answers_in_its_own_precision(
     assert distillation.fidelity["kl"] is not None
 
 
-@pytest.mark.filterwarnings("ignore:on validation images of")
-def test_a_student_saved_in_half_precision_can_be_trained(
-    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_student_saved_in_half_precision_learns_in_single_and_is_saved_as_it_was(
+    dtype: torch.dtype, folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    from_pretrained(folders[1]).bfloat16().save_pretrained(tmp_path / "half")
+    from_pretrained(folders[1]).to(dtype).save_pretrained(tmp_path / "half")
     distillation = Distillation(tmp_path / "half", TeacherSource(str(folders[0])))
-    trainer(max_steps=2).fit(distillation, images())
-    assert distillation.fidelity["kl"] is not None
+    trainer(max_steps=40, callbacks=[SaveStudent(tmp_path / "out")]).fit(distillation, images())
+    assert distillation.before is not None
+    assert distillation.fidelity["kl"] < 0.9 * distillation.before["kl"]
+    assert {p.dtype for p in distillation.network.parameters()} == {torch.float32}
+    saved = from_pretrained(tmp_path / "out")
+    assert {p.dtype for p in saved.parameters()} == {dtype}
+    assert all(bool(p.isfinite().all()) for p in saved.parameters())
 
 
 def test_a_teacher_that_is_not_there_is_named_with_the_options_for_it(folders: Folders) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hypercompress import from_pretrained
 from hypercompress.data import Preprocess, open_data
+from hypercompress.errors import NonFiniteError
 from hypercompress.norms import remembering_norms
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
@@ -89,6 +90,7 @@ def test_each_fit_chooses_anew(
     assert system.rate < 1e-6 * first
 
 
+@pytest.mark.filterwarnings("ignore:the student answers as its teacher does")
 def test_a_student_that_is_its_teacher_does_not_move(folders: Folders, trainer: Callable[..., Trainer]) -> None:
     system = distilled(folders, folders[0])
     before = {name: value.clone() for name, value in system.network.state_dict().items()}
@@ -149,6 +151,16 @@ def test_numbers_have_no_distance() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
     batch = torch.randn(3, 1, 2, 2)
     assert rate_for(network, batch, 100 * network(batch), HERE) == OF_NUMBERS
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_start_without_a_finite_kl_is_an_error(value: float) -> None:
+    network, batch = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.randn(3, 1, 2, 2)
+    target = network(batch).detach()
+    with torch.no_grad():
+        network[1].bias[0] = value
+    with pytest.raises(NonFiniteError, match=r"whose KL to the teacher is (nan|inf) on the first batch"):
+        rate_for(network, batch, target, HERE)
 
 
 def test_several_ranks_choose_together() -> None:

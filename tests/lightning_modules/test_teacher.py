@@ -128,7 +128,7 @@ def test_the_same_seed_gives_the_same_teacher(trainer: Callable[..., Trainer]) -
 
 def test_more_classes_than_outputs_are_refused(trainer: Callable[..., Trainer]) -> None:
     system = Teacher("test_efficientnet", {**MODEL_ARGS, "num_classes": 7}, PRETRAINED_CFG)
-    with pytest.raises(DataError, match=r"received training images whose labels .*: 10 classes in the data, 7 in"):
+    with pytest.raises(DataError, match=r"received images whose labels .*: 10 classes in the data, 7 in"):
         trainer(max_steps=1).fit(system, ImageDataModule("fashion_mnist_mini", limit=64))
 
 
