@@ -6,13 +6,13 @@
 Starts, images and folders as `benchmarks.norm_modes`; AdamW on logits with batches of 128, BatchNorms as a run chooses
 (`lightning_modules.norms`), the KL that of the first batch, as a run of ``lr: auto`` measures it
 (`lightning_modules.rates`). KL on 2,000 test images. Writes ``start_rates.csv`` and prints the geometric mean of the KL
-after the steps over that before them for each proportion, by steps and by how near the start was. One CPU core: a
-quarter of a minute to three a row.
+after the steps over that before them for each proportion, of the teachers that were named, by steps and by how near the
+start was. One CPU core: a quarter of a minute to three a row.
 """
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.common import RESULTS, Results, digest, fidelity, markdown, say
@@ -71,12 +71,12 @@ def run(folder: Path, data: str, options: argparse.Namespace, results: Results) 
             say(f"{folder.name}, {share:.0%}, {steps} steps, {way}: KL {before.kl:.5f} -> {after.kl:.5f}")
 
 
-def verdict(results: Results) -> str:
+def verdict(found: Sequence[Mapping[str, str]]) -> str:
     """A line for each number of steps and band of starts: what the steps make of the KL at each rate."""
-    ways = sorted({row["way"] for row in results.rows}, key=lambda way: ("x" not in way, float(way.split()[0])))
+    ways = sorted({row["way"] for row in found}, key=lambda way: ("x" not in way, float(way.split()[0])))
     lines = []
-    for steps in sorted({int(row["steps"]) for row in results.rows}):
-        rows = [row for row in results.rows if int(row["steps"]) == steps]
+    for steps in sorted({int(row["steps"]) for row in found}):
+        rows = [row for row in found if int(row["steps"]) == steps]
         for low, high in [*zip((0.0, *BANDS), BANDS, strict=False), (0.0, math.inf)]:
             starts: dict[tuple[str, str], dict[str, float]] = {}
             for row in (row for row in rows if low <= float(row["kl_start"]) < high):
@@ -109,7 +109,8 @@ def main(words: Sequence[str] | None = None) -> int:
     results = Results(options.out / "start_rates.csv", KEY)
     for folder in options.teacher:
         run(folder, data_of(folder, options.root), options, results)
-    say(verdict(results))
+    named = {folder.name for folder in options.teacher}
+    say(verdict([row for row in results.rows if row["teacher"] in named]))
     return 0
 
 
