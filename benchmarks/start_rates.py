@@ -87,7 +87,20 @@ def verdict(found: Sequence[Mapping[str, str]]) -> str:
                 told = [_told([found[way] for found in full]) for way in ways]
                 best = _told([min(found.values()) for found in full])
                 lines.append([str(steps), f"{low:g} to {high:g}", str(len(full)), *told, best])
-    return markdown(("steps", "KL before", "students", *ways, "the best of each"), lines)
+    table = markdown(("steps", "KL before", "students", *ways, "the best of each"), lines)
+    return f"{table}\n\n{_top1(found, ways)}"
+
+
+def _top1(found: Sequence[Mapping[str, str]], ways: Sequence[str]) -> str:
+    """What the steps are worth in top-1, in points, over all students, a line for each number of steps."""
+    lines = []
+    for steps in sorted({int(row["steps"]) for row in found}):
+        gains: dict[str, list[float]] = {way: [] for way in ways}
+        for row in (row for row in found if int(row["steps"]) == steps):
+            gains[row["way"]].append(100 * (float(row["top1"]) - float(row["top1_start"])))
+        told = ", ".join(f"{way} {math.fsum(of) / max(1, len(of)):+.2f}" for way, of in gains.items())
+        lines.append(f"Top-1 by {steps} steps, points: {told}")
+    return "\n".join(lines)
 
 
 def _told(ratios: Sequence[float]) -> str:
