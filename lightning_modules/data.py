@@ -101,7 +101,7 @@ class ImageDataModule(LightningDataModule):
         if self._val is None:
             self._val = open_part(self.val_data or self.data, preprocess, False, "none", self.val_limit)
         train, val = self._opened
-        self._opened = (train or self._train, val or self._val)
+        self._opened = (self._train if train is None else train, self._val if val is None else val)
 
     def number_by(self, names: Sequence[str], outputs: int, followed: bool) -> None:
         """Have the labels count the classes as the model does: a system knows that in its ``setup``.

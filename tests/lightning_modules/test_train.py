@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,25 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(train, "CLI", broken)
     with pytest.raises(KeyError, match="a mistake of ours"):
         train.main(["fit"])
+
+
+def test_sigterm_leaves_a_checkpoint_and_143(root: Path, here: Path, folders: Folders) -> None:
+    """As a scheduler stops a run; 0 would say that it has ended."""
+    words = ["fit", "--config", config(root, "distill"), *start(folders), "--trainer.max_steps", "100000"]
+    words += ["--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command, checkpoint = [sys.executable, str(root / "train.py"), *words], here / "runs/debug/distill/last.ckpt"
+    process = subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None and not checkpoint.exists():
+        time.sleep(0.1)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said.decode()[-3000:]
+    found = re.search(r"stopped by SIGTERM after step (\d+): go on with --ckpt_path (\S+)", said.decode())
+    assert found is not None
+    assert Path(found[2]) == checkpoint
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == int(found[1])
+    assert not (here / "runs/debug/distill/student").exists()
 
 
 TWO = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
