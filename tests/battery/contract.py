@@ -23,7 +23,7 @@ from hypercompress.generator import ANALYTIC, Generator, HypernetConfig, Hyperne
 from hypercompress.inspection import inspect
 from hypercompress.kinds import LowRank
 from hypercompress.projection import SplitProjection
-from hypercompress.report import make_report
+from hypercompress.report import bytes_of, make_report
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Generation, LayerSpec, ModelSpec, Sketch, Status, Unit
 from hypercompress.student import Student, build_student, from_pretrained
@@ -301,7 +301,8 @@ def check(subject: Subject, run: Run, folder: Path, *, tolerance: float = 0.0) -
     student.save_pretrained(folder / "student")
     loaded = from_pretrained(folder / "student")
     assert torch.equal(output(loaded, x), wanted), "it comes back from disk as another"
-    assert loaded.report == report
+    saved = report | {"student": report["student"] | {"bytes": bytes_of(student.model)}}
+    assert loaded.report == student.report == saved, "its report says other things"
     # The teacher never noticed.
     state = subject.teacher.state_dict()
     assert all(torch.equal(subject.before[name], tensor) for name, tensor in state.items()), "the teacher changed"

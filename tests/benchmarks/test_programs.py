@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import math
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -10,7 +11,21 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import few_images, generate_large, latency, menu, norm_modes, pilot, prediction, qkv, resnet18, speed
+import hypercompress
+from benchmarks import (
+    few_images,
+    generate_large,
+    latency,
+    menu,
+    norm_modes,
+    pilot,
+    prediction,
+    qkv,
+    resnet18,
+    speed,
+    start_rates,
+    starts,
+)
 from benchmarks.common import Results, Set, budget_of, fidelity, markdown, read_set, size_of, spread
 from benchmarks.distillation import PILOT, PILOT_KEY, RECIPES, Recipe, best_recipe, distil, from_random
 from benchmarks.pruning import prune
@@ -152,8 +167,8 @@ def test_few_images_are_compared_by_how_their_gradients_are_drawn(
 def test_modes_of_the_norms_stand_side_by_side(
     network: tuple[nn.Module, Architecture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norm_modes, "TRAIN", 192)
-    monkeypatch.setattr(norm_modes, "TEST", 64)
+    monkeypatch.setattr(starts, "TRAIN", 192)
+    monkeypatch.setattr(starts, "TEST", 64)
     Student(*network).save_pretrained(tmp_path / "teacher")
     words = ["--root", "unused", "--teacher", str(tmp_path / "teacher"), "--shares", "0.01", "0.6", "--rates", "0.003"]
     monkeypatch.setattr(norm_modes, "data_of", lambda *_: "fashion_mnist_mini")
@@ -175,6 +190,30 @@ def test_modes_of_the_norms_stand_side_by_side(
     before = (tmp_path / "norm_modes.csv").read_bytes()
     norm_modes.main([*words, "--steps", "2", "--out", str(tmp_path)])
     assert (tmp_path / "norm_modes.csv").read_bytes() == before
+
+
+def test_rates_by_the_kl_stand_beside_a_fixed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starts, "TRAIN", 192)
+    monkeypatch.setattr(starts, "TEST", 64)
+    monkeypatch.setattr(start_rates, "data_of", lambda *_: "fashion_mnist_mini")
+    teacher = Path(hypercompress.__file__).parent / "pretrained" / "fashion_mnist_teacher"
+    words = ["--root", "unused", "--teacher", str(teacher), "--shares", "0.001", "0.03", "--steps", "2"]
+    words += ["--per-root", "0.1", "--fixed", "0.003", "--out", str(tmp_path)]
+    start_rates.main(words)
+    rows = Results(tmp_path / "start_rates.csv", start_rates.KEY).rows  # 0.1 % is out of reach
+    assert [(row["share"], row["way"]) for row in rows] == [("0.03", "0.1 x root"), ("0.03", "0.003")]
+    first, second = rows
+    assert float(first["rate"]) == pytest.approx(0.1 * math.sqrt(float(first["kl_first"])), rel=1e-4)
+    assert (float(second["rate"]), first["kl_start"]) == (0.003, second["kl_start"])
+    table, top1 = start_rates.verdict(rows).split("\n\n")
+    ratios = [float(row["kl"]) / float(row["kl_start"]) for row in rows]
+    told = [cell.strip().split()[0] for cell in table.splitlines()[-1].split("|")[4:7]]
+    assert told == [f"{ratio:.2f}" for ratio in (*ratios, min(ratios))]
+    gains = [100 * (float(row["top1"]) - float(row["top1_start"])) for row in rows]
+    assert top1 == f"Top-1 by 2 steps, points: 0.1 x root {gains[0]:+.2f}, 0.003 {gains[1]:+.2f}"
+    before = (tmp_path / "start_rates.csv").read_bytes()
+    start_rates.main(words)
+    assert (tmp_path / "start_rates.csv").read_bytes() == before
 
 
 def test_predictions_stand_beside_what_was_measured(
