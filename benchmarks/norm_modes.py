@@ -11,7 +11,6 @@ before them, by how near the start was, and what becomes of top-1. One CPU core:
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 from benchmarks.common import RESULTS, Results, digest, fidelity, markdown, say
 from benchmarks.distillation import Recipe, costs_of, distil
 from benchmarks.prediction import data_of
-from benchmarks.starts import BANDS, BATCH, open_starts
+from benchmarks.starts import BANDS, BATCH, log_ratio, open_starts, told
 from hypercompress.norms import remembering_norms
 from lightning_modules.norms import COSTS
 
@@ -87,16 +86,17 @@ def verdict(results: Results) -> str:
             if not found:
                 continue
             band = f"{low:g} to {high:g}"
-            lines.append([f"{rate:g}", str(steps), band, str(len(ways[0])), *(_told(way) for way in ways)])
+            lines.append(
+                [
+                    f"{rate:g}",
+                    str(steps),
+                    band,
+                    str(len(ways[0])),
+                    *(told([log_ratio(row) for row in way]) for way in ways),
+                ]
+            )
     table = markdown(("rate", "steps", "KL before", "students", *WAYS, "as chosen"), lines)
     return f"{table}\n\n{_top1(results)}"
-
-
-def _told(rows: Sequence[dict[str, str]]) -> str:
-    """Geometric mean of the KL over that before, and how many students are further away than they were."""
-    ratios = [math.log(max(float(row["kl"]), 1e-6) / max(float(row["kl_start"]), 1e-6)) for row in rows]
-    mean = math.exp(sum(ratios) / max(1, len(ratios)))
-    return f"{mean:.2f} ({sum(ratio > 0 for ratio in ratios)} worse)"
 
 
 def _top1(results: Results) -> str:

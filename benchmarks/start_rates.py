@@ -18,9 +18,9 @@ from pathlib import Path
 from benchmarks.common import RESULTS, Results, digest, fidelity, markdown, say
 from benchmarks.distillation import Recipe, costs_of, distil
 from benchmarks.prediction import data_of
-from benchmarks.starts import BANDS, BATCH, open_starts
-from hypercompress.losses import distillation_kl
+from benchmarks.starts import BANDS, BATCH, log_ratio, open_starts, told
 from lightning_modules.norms import COSTS
+from lightning_modules.rates import kl_of_start
 
 KEY = ("teacher", "share", "steps", "way")
 WAY = "{:g} x root"
@@ -47,7 +47,7 @@ def run(folder: Path, data: str, options: argparse.Namespace, results: Results) 
         if start is None:
             continue
         before, costs = fidelity(starts.teacher, start, starts.test), costs_of(start, starts.first)
-        kl = float(distillation_kl(start.eval()(starts.first.images), starts.first.logits).detach())
+        kl = float(kl_of_start(start, starts.first.images, starts.first.logits))
         for steps, (way, number, scaled) in missing[share]:
             rate = number * math.sqrt(max(0.0, kl)) if scaled else number
             frozen = costs is not None and costs > COSTS
@@ -80,13 +80,12 @@ def verdict(found: Sequence[Mapping[str, str]]) -> str:
         for low, high in [*zip((0.0, *BANDS), BANDS, strict=False), (0.0, math.inf)]:
             starts: dict[tuple[str, str], dict[str, float]] = {}
             for row in (row for row in rows if low <= float(row["kl_start"]) < high):
-                ratio = math.log(max(float(row["kl"]), 1e-6) / max(float(row["kl_start"]), 1e-6))
-                starts.setdefault((row["teacher"], row["share"]), {})[row["way"]] = ratio
+                starts.setdefault((row["teacher"], row["share"]), {})[row["way"]] = log_ratio(row)
             full = [found for found in starts.values() if len(found) == len(ways)]
             if full:
-                told = [_told([found[way] for found in full]) for way in ways]
-                best = _told([min(found.values()) for found in full])
-                lines.append([str(steps), f"{low:g} to {high:g}", str(len(full)), *told, best])
+                each = [told([found[way] for found in full]) for way in ways]
+                best = told([min(found.values()) for found in full])
+                lines.append([str(steps), f"{low:g} to {high:g}", str(len(full)), *each, best])
     table = markdown(("steps", "KL before", "students", *ways, "the best of each"), lines)
     return f"{table}\n\n{_top1(found, ways)}"
 
@@ -98,14 +97,9 @@ def _top1(found: Sequence[Mapping[str, str]], ways: Sequence[str]) -> str:
         gains: dict[str, list[float]] = {way: [] for way in ways}
         for row in (row for row in found if int(row["steps"]) == steps):
             gains[row["way"]].append(100 * (float(row["top1"]) - float(row["top1_start"])))
-        told = ", ".join(f"{way} {math.fsum(of) / max(1, len(of)):+.2f}" for way, of in gains.items())
-        lines.append(f"Top-1 by {steps} steps, points: {told}")
+        listed = ", ".join(f"{way} {math.fsum(of) / max(1, len(of)):+.2f}" for way, of in gains.items())
+        lines.append(f"Top-1 by {steps} steps, points: {listed}")
     return "\n".join(lines)
-
-
-def _told(ratios: Sequence[float]) -> str:
-    """Geometric mean, and how many students are further away than they were."""
-    return f"{math.exp(sum(ratios) / len(ratios)):.2f} ({sum(ratio > 0 for ratio in ratios)} worse)"
 
 
 def main(words: Sequence[str] | None = None) -> int:

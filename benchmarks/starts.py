@@ -1,5 +1,7 @@
 """Students that distillation starts from, and the images that it takes, for benchmarks of how it goes on."""
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,16 @@ from hypercompress.specs import Budget
 
 TRAIN, CALIBRATION, TEST, BATCH, STATISTICS = 12_000, 1024, 2000, 128, 64
 BANDS = (0.003, 0.03, 0.3, float("inf"))  # of the KL before the steps, in nats
+
+
+def log_ratio(row: Mapping[str, str]) -> float:
+    """Logarithm of the KL after the steps over that before them; what is below 1e-6 nats is rounding."""
+    return math.log(max(float(row["kl"]), 1e-6) / max(float(row["kl_start"]), 1e-6))
+
+
+def told(ratios: Sequence[float]) -> str:
+    """Geometric mean of such ratios, and how many students are further away than they were."""
+    return f"{math.exp(sum(ratios) / max(1, len(ratios))):.2f} ({sum(ratio > 0 for ratio in ratios)} worse)"
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,16 @@ def precision(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
+def single_(model: nn.Module) -> torch.dtype:
+    """Cast a model in half precision to single, in place, to be trained: AdamW's steps overflow in float16, and are
+    lost in bfloat16. Returns the precision that it had, to be saved in.
+    """
+    own = precision(model)
+    if own.itemsize < torch.float32.itemsize:
+        model.float()
+    return own
+
+
 def call_in_precision(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
     """`call_model` on images in the model's own precision: two models may differ in it."""
     return call_model(model, batch[0].to(precision(model)))

@@ -1,7 +1,6 @@
 """The facade: a teacher and a budget in, a student out."""
 
 import time
-import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from hypercompress.memory import give_back
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import refit_batch
 from hypercompress.replaceable import replaceable
-from hypercompress.report import bytes_of, class_names, larger, make_report, params_of
+from hypercompress.report import bytes_of, class_names, make_report, params_of, warn_if_larger
 from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit, Unit, require_budget
@@ -192,8 +191,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         student.report["search"] = {"seconds": search, "tries": tries}
     if names:
         student.report["classes"] = names
-    if size is not None and (text := larger(size, student.report)):
-        warnings.warn(text, stacklevel=3)  # the decorator is between
+    warn_if_larger(size, student.report, stacklevel=3)  # the decorator is between
     return student
 
 

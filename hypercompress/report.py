@@ -1,6 +1,7 @@
 """``report.json``: what was compressed, how small it got, how close it stays, and why each layer is as it is."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -152,14 +153,15 @@ def recounted(report: Mapping[str, Any], model: nn.Module, *, other: bool = Fals
     return found
 
 
-def larger(params: int, report: Mapping[str, Any]) -> str:
-    """A warning where what was made of a student of ``params`` parameters has more than it; empty if it has not."""
+def warn_if_larger(params: int | None, report: Mapping[str, Any], stacklevel: int) -> None:
+    """Warn where what was made of a student of ``params`` parameters (``None``: of a dense model) has more than it."""
     dense, made = report["teacher"]["params"], report["student"]["params"]
-    if made <= params:
-        return ""
-    return (
+    if params is None or made <= params:
+        return
+    warnings.warn(
         f"received a student of {params:,} parameters, of which one of {made:,} was made; expected fewer; shares are "
-        f"of its dense form, of {dense:,} parameters: pass a smaller budget (as parameters below {params / dense:.3g})"
+        f"of its dense form, of {dense:,} parameters: pass a smaller budget (as parameters below {params / dense:.3g})",
+        stacklevel=stacklevel + 1,
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import MeanMetric
 
-from hypercompress.calling import keeping_random_state, precision
+from hypercompress.calling import keeping_random_state, precision, single_
 from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
 from hypercompress.losses import distillation_kl, feature_loss, watching
@@ -66,9 +66,7 @@ class Distillation(LightningModule):
         super().__init__()
         source = from_pretrained(student)
         self.network, self.architecture, self.report = source.model, source.architecture, source.report
-        self._saved_as = precision(self.network)
-        if self._saved_as.itemsize < torch.float32.itemsize:
-            self.network.float()  # AdamW's steps overflow in float16, and are lost in bfloat16
+        self._saved_as = single_(self.network)
         self.losses = losses or Losses()
         if teacher is None and (self.losses.logits > 0 or self.losses.features > 0):
             raise ModelError(

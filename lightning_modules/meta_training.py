@@ -5,14 +5,14 @@ is the same whatever happened before the step, and a resumed one goes on as if i
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -34,10 +34,11 @@ from hypercompress.meta import (
 from hypercompress.models import load_model
 from hypercompress.specs import Budget, Unit
 from hypercompress.unpacking import unpack
+from lightning_modules.best import KeepsBest
 from lightning_modules.episodes import Entry, Episodes, Member, read_index
 from lightning_modules.images import CachedImages, open_part
 from lightning_modules.statistics import recall
-from lightning_modules.teacher import Optimization, SettingError, device_of_run, keeps, require_finite
+from lightning_modules.teacher import Optimization, SettingError, device_of_run, require_finite
 
 
 class Steps(IterableDataset[int]):
@@ -77,7 +78,7 @@ class EpisodeModule(LightningDataModule):
         return self.val_dataloader()
 
 
-class MetaTraining(LightningModule):
+class MetaTraining(KeepsBest):
     """Trains a hypernetwork; rank zero writes the folder of the one that is best on the validation teachers.
 
     Args:
@@ -91,6 +92,8 @@ class MetaTraining(LightningModule):
         statistics: folder that keeps what is measured of the teachers (`lightning_modules.statistics`); by default
             ``.statistics`` in the zoo.
     """
+
+    part = "meta_training"
 
     def __init__(
         self,
@@ -110,8 +113,6 @@ class MetaTraining(LightningModule):
         self.objective, self.episodes = objective or Objective(), episodes or Episodes()
         self.optimization = optimization or Optimization("adamw", 1e-3, 1e-2, warmup=0.05)
         self.members: dict[str, list[Member]] = {}
-        self.best = math.inf
-        self.curve: list[dict[str, float]] = []
         self.bases: dict[tuple[str, Budget, str], float] = {}
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
@@ -172,11 +173,7 @@ class MetaTraining(LightningModule):
                 for key, value in self._judge(member, thorough=split != "train").items():
                     columns.setdefault(key, []).append(value)
             row.update({f"val/{split}_{key}": math.fsum(v) / len(v) for key, v in columns.items()})
-        self.log_dict({k: v for k, v in row.items() if k != "step"}, batch_size=1, sync_dist=True)
-        rank_zero_info(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
-        if keeps(self.trainer):
-            self.curve.append(row)
-            self._keep(row)
+        self.judged(row, score_of(row))
 
     @torch.inference_mode(False)  # validating on its own is in it, and steps to come need gradients
     @torch.no_grad()
@@ -227,47 +224,26 @@ class MetaTraining(LightningModule):
                 objective=self.objective,
             )
 
-    def _keep(self, row: dict[str, float]) -> None:
-        """Write the network if it is the best on the teachers it was not trained on.
-
-        Without validation teachers nothing chooses, least of all the one left out: the latest is kept.
-        """
-        score = math.fsum(value for key, value in row.items() if key.startswith("val/validation_"))
-        if score < self.best or "validation" not in self.members:
-            self.best = score
-            self._write()
-
-    def _write(self) -> None:
-        if self.trainer.is_global_zero:
-            card: dict[str, Any] = {
-                "step": self.global_step,
-                "seed": self.seed,
-                "objective": asdict(self.objective),
-                "episodes": asdict(self.episodes),
-                "teachers": {split: [m.case.name for m in members] for split, members in self.members.items()},
-                "curve": self.curve,
-            }
-            save_hypernetwork(self.network, self.out, card)
-
-    def test_step(self, step: int) -> None:
-        """As validation: what was held out of training is all that there is."""
-        self.validation_step(step)
-
-    def on_train_end(self) -> None:
-        """A run too short for a validation keeps its last network."""
-        if keeps(self.trainer) and not self.curve:
-            rank_zero_warn("nothing was validated, so nothing was chosen: the last network is written")
-            self._write()
+    def write(self) -> None:
+        """The hypernetwork, with what it was trained on."""
+        card: dict[str, Any] = {
+            "step": self.global_step,
+            "seed": self.seed,
+            "objective": asdict(self.objective),
+            "episodes": asdict(self.episodes),
+            "teachers": {split: [m.case.name for m in members] for split, members in self.members.items()},
+            "curve": self.curve,
+        }
+        save_hypernetwork(self.network, self.out, card)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return self.optimization.configure([self.network], self.trainer.max_steps)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The best score and the curve so far go on with a resumed run."""
-        checkpoint["meta_training"] = {"best": self.best, "curve": self.curve}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.best, self.curve = checkpoint["meta_training"]["best"], checkpoint["meta_training"]["curve"]
+def score_of(row: Mapping[str, float]) -> float | None:
+    """What a validation says of the teachers that choose; ``None`` without such: the one left out chooses nothing."""
+    chosen = [value for key, value in row.items() if key.startswith("val/validation_")]
+    return math.fsum(chosen) if chosen else None
 
 
 def validation_budgets(case: Case, measured: bool = True) -> list[Budget]:

@@ -43,12 +43,17 @@ def require_choice(optimization: Optimization, followed: bool) -> None:
 
 
 @torch.no_grad()
+def kl_of_start(model: nn.Module, images: Float[Tensor, "b c h w"], target: Float[Tensor, "b ..."]) -> Tensor:
+    """The KL on one batch in evaluation mode; the model, its buffers and torch's random state stay as they were."""
+    with keeping_random_state(model), evaluating(model):
+        return distillation_kl(model(images), target)
+
+
 def rate_for(
     model: nn.Module, images: Float[Tensor, "b c h w"], target: Float[Tensor, "b ..."], strategy: Strategy
 ) -> float:
-    """The highest rate of a run that starts from ``model``, by the KL on one batch; the mean of all ranks'.
-
-    The model, its buffers and torch's random state stay as they were.
+    """The highest rate of a run that starts from ``model``, by the KL on one batch (`kl_of_start`); the mean of all
+    ranks'.
 
     Args:
         images: a batch as the steps have it.
@@ -60,8 +65,7 @@ def rate_for(
     if logits_of(target) is None:
         rank_zero_info(f"outputs are no logits: the learning rate is {OF_NUMBERS:g}")
         return OF_NUMBERS
-    with keeping_random_state(model), evaluating(model):
-        kl = float(strategy.reduce(distillation_kl(model(images), target), reduce_op="mean"))
+    kl = float(strategy.reduce(kl_of_start(model, images, target), reduce_op="mean"))
     if not math.isfinite(kl):
         raise NonFiniteError(
             f"received a student whose KL to the teacher is {kl:g} on the first batch; expected a finite one; look for "

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -23,7 +22,8 @@ from hypercompress.models import load_model
 from hypercompress.transfer import Outcome, TransferConfig, TransferNetwork, episode_outcome, save_network
 from hypercompress.transfer.adaptable import Site, adaptable
 from hypercompress.transfer.backbone import Backbone
-from lightning_modules.teacher import Optimization, device_of_run, keeps, require_finite
+from lightning_modules.best import KeepsBest
+from lightning_modules.teacher import Optimization, device_of_run, require_finite
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Member:
     held_data: Pool
 
 
-class TransferTraining(LightningModule):
+class TransferTraining(KeepsBest):
     """Trains a transfer network; at each best validation on held-out classes rank zero writes its folder.
 
     Args:
@@ -89,6 +89,8 @@ class TransferTraining(LightningModule):
         optimization: optimiser and schedule.
         seed: of the draws and of the class splits.
     """
+
+    part = "transfer"
 
     def __init__(
         self,
@@ -104,8 +106,6 @@ class TransferTraining(LightningModule):
         self.network, self.sizes = TransferNetwork(network), sizes or Sizes()
         self.optimization = optimization or Optimization("adamw", 3e-4, 1e-2, warmup=0.05)
         self.members: dict[str, list[Member]] = {}
-        self.best = math.inf
-        self.curve: list[dict[str, float]] = []
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
         """Load every backbone and prepare its images, once."""
@@ -169,43 +169,16 @@ class TransferTraining(LightningModule):
                 found.append(self.outcome(member, pool, generator, "plain" if kind == "held_data" else None))
             row[f"val/{kind}_loss"] = _mean([float(o.loss) - o.plain_loss for o in found])
             row[f"val/{kind}_accuracy"] = _mean([o.accuracy - o.plain_accuracy for o in found])
-        self.log_dict({k: v for k, v in row.items() if k != "step"}, batch_size=1, sync_dist=True)
-        rank_zero_info(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
-        if keeps(self.trainer):
-            self.curve.append(row)
-            self._keep(row["val/held_classes_loss"])
+        self.judged(row, row["val/held_classes_loss"])  # on classes that it was not trained on
 
-    def _keep(self, score: float) -> None:
-        """Write the network if it is the best on classes it was not trained on."""
-        if score < self.best:
-            self.best = score
-            self._write()
-
-    def _write(self) -> None:
-        if self.trainer.is_global_zero:
-            card: dict[str, Any] = {"step": self.global_step, "seed": self.seed, "sizes": asdict(self.sizes)}
-            card |= {"sources": {**asdict(self.sources), **_names(self.sources)}, "curve": self.curve}
-            save_network(self.network, self.out, card)
-
-    def test_step(self, step: int) -> None:
-        """As validation: what was held out of training is all that there is."""
-        self.validation_step(step)
-
-    def on_train_end(self) -> None:
-        """A run too short for a validation keeps its last network."""
-        if keeps(self.trainer) and not self.curve:
-            rank_zero_warn("nothing was validated, so nothing was chosen: the last network is written")
-            self._write()
+    def write(self) -> None:
+        """The transfer network, with what it was trained on."""
+        card: dict[str, Any] = {"step": self.global_step, "seed": self.seed, "sizes": asdict(self.sizes)}
+        card |= {"sources": {**asdict(self.sources), **_names(self.sources)}, "curve": self.curve}
+        save_network(self.network, self.out, card)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         return self.optimization.configure([self.network], self.trainer.max_steps)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The best score and the curve so far go on with a resumed run."""
-        checkpoint["transfer"] = {"best": self.best, "curve": self.curve}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.best, self.curve = checkpoint["transfer"]["best"], checkpoint["transfer"]["curve"]
 
 
 def clipped(loss: Tensor, parameters: list[torch.nn.Parameter], most: float) -> Tensor:

@@ -16,19 +16,11 @@ from hypercompress import Budget
 from hypercompress.page import bars, columns, report_page
 from hypercompress.page.words import fitted, measured, printable
 from hypercompress.report import layers_of, moved_report
+from tests.reports import MOVED
 
 VOID = frozenset({"meta", "rect", "line"})
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = """</title><script>alert("x")</script>&'\x00\u202e\udcff"""
-MOVED: dict[str, Any] = {
-    "ways": 3,
-    "images": 9,
-    "kept": "plain",
-    "why": "leave-one-out loss",
-    "penalty": 0.1,
-    "steps": 0,
-    "loo": {"plain": {"accuracy": 0.5, "loss": 1.0}, "adapted": {"accuracy": None, "loss": None}},
-}
 
 
 class Page(HTMLParser):

@@ -17,6 +17,7 @@ from hypercompress.report import fidelity_json, make_report, print_report, summa
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget
 from hypercompress.student import Student, build_student
+from tests.reports import MOVED
 
 KEYS = {
     "teacher",
@@ -127,19 +128,10 @@ def test_summary_says_what_is_known() -> None:
 
 def test_a_moved_student_shows_what_it_was_before() -> None:
     """Its layers are still those of the student that was moved."""
-    moved: dict[str, Any] = {
-        "ways": 3,
-        "images": 9,
-        "kept": "plain",
-        "why": "leave-one-out loss",
-        "penalty": 0.1,
-        "steps": 0,
-        "loo": {"plain": {"accuracy": 0.5, "loss": 1.0}},
-    }
     _, _, before = made()
     console = Console(file=io.StringIO(), width=200)
-    print_report({"transfer": moved, "before": before}, console)
+    print_report({"transfer": MOVED, "before": before}, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.index("Moved to 3 classes by 9 images") < text.index("Before that:") < text.index("budget: params")
     assert all(row["name"] in text for row in before["layers"])
-    assert "Before that" not in summary({"transfer": moved})
+    assert "Before that" not in summary({"transfer": MOVED})

@@ -1,7 +1,6 @@
 """``hypercompress generate``: a teacher and a budget in, a student folder out; or the whole trade-off at once."""
 
 import time
-import warnings
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from hypercompress.inversion import synthesize, usual_images
 from hypercompress.norms import remembering_norms
 from hypercompress.prepared import Plan
 from hypercompress.replacing import prepared_in
-from hypercompress.report import larger
+from hypercompress.report import warn_if_larger
 from hypercompress.search import NAME as SEARCH
 from hypercompress.specs import Budget, ModelSpec, Unit
 from hypercompress.student import Student
@@ -97,8 +96,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     if budget is not None:
         student = _student(plan, budget, arguments, architecture, start, terminal)
         show_student(student.report, terminal)
-        if size is not None and (text := larger(size, student.report)):
-            warnings.warn(text, stacklevel=1)
+        warn_if_larger(size, student.report, stacklevel=1)
         terminal.note("saved", str(arguments.out))
         result = dict(student.report)
     if trade_off is not None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from hypercompress.architecture import Architecture
 from hypercompress.artefact import refuse_existing
-from hypercompress.calling import precision
+from hypercompress.calling import precision, single_
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, check_splits, loader, open_data
@@ -56,9 +56,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     preprocess = Preprocess.of(model, overrides.input_size, overrides.mean, overrides.std)
     inner = model.model if isinstance(model, Student) else model
     inner, architecture = inputs.described(inner, architecture, preprocess)
-    own, size = precision(inner), bytes_of(inner)
-    if own.itemsize < torch.float32.itemsize:  # AdamW's steps overflow in float16, and are lost in bfloat16
-        inner.float()
+    size = bytes_of(inner)
+    own = single_(inner)
     inputs.show_preprocessing(terminal, preprocess, overrides, "MODEL")
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
 

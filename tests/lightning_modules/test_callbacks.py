@@ -3,6 +3,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,25 @@ from lightning_modules.distillation import Distillation
 from lightning_modules.source import TeacherSource
 
 Folders = tuple[Path, Path]
+
+
+def distilled(
+    folders: Folders,
+    trainer: Callable[..., Trainer],
+    at: Path,
+    *callbacks: Callback,
+    every: int = 50,
+    ckpt_path: Path | None = None,
+    **options: Any,
+) -> Distillation:
+    """Two steps that SIGTERM may stop, with ``last.ckpt`` in the folder ``at``; all is new, as a new process has it."""
+    saving = ModelCheckpoint(dirpath=at, filename="last", every_n_train_steps=every, enable_version_counter=False)
+    settings = {"max_steps": 2, "limit_val_batches": 0, "enable_checkpointing": True, **options}
+    system = Distillation(folders[1], TeacherSource(str(folders[0])))
+    data = ImageDataModule("fashion_mnist_mini", limit=64, batch_size=16, val_limit=32, augment="flip")
+    run = trainer(**settings, callbacks=[saving, SaveWhenStopped(), *callbacks])
+    run.fit(system, data, ckpt_path=ckpt_path, weights_only=True)
+    return system
 
 
 def test_a_folder_in_the_way_is_refused_before_the_first_step(
@@ -56,21 +76,16 @@ def test_a_fit_that_takes_no_step_leaves_what_is_there(
     folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     """One that goes on from its own end, whose average of the weights is not in place; none; and a trial run."""
-    out, point = tmp_path / "out", tmp_path / "last.ckpt"
+    out = tmp_path / "out"
 
-    def run(ckpt_path: Path | None = None, **options: object) -> None:
-        # New each time, as a new process has them.
-        saving = ModelCheckpoint(dirpath=tmp_path, filename="last", every_n_train_steps=2, enable_version_counter=False)
-        callbacks = [SaveStudent(out), saving, EMAWeightAveraging(decay=0.5)]
-        system = Distillation(folders[1], TeacherSource(str(folders[0])))
-        data = ImageDataModule("fashion_mnist_mini", limit=64, batch_size=16, val_limit=32)
-        settings = {"max_steps": 2, "callbacks": callbacks, "enable_checkpointing": True, **options}
-        trainer(**settings).fit(system, data, ckpt_path=ckpt_path, weights_only=True)
+    def run(**options: Any) -> None:
+        callbacks = (SaveStudent(out), EMAWeightAveraging(decay=0.5))
+        distilled(folders, trainer, tmp_path, *callbacks, every=2, limit_val_batches=1.0, **options)
 
     run()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert json.loads(before["report.json"])["fidelity"]["kl"] is not None
-    run(point)
+    run(ckpt_path=tmp_path / "last.ckpt")
     run(limit_train_batches=0)
     run(fast_dev_run=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -98,18 +113,10 @@ def test_what_sigterm_stops_in_its_last_step_is_written_by_the_run_that_goes_on(
     folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     out, point = tmp_path / "out", tmp_path / "last.ckpt"
-
-    def fit(*more: Callback, ckpt_path: Path | None = None) -> None:
-        saving = ModelCheckpoint(dirpath=tmp_path, filename="last", enable_version_counter=False)
-        callbacks = [saving, SaveWhenStopped(), SaveStudent(out), *more]
-        run = trainer(max_steps=4, limit_val_batches=0, enable_checkpointing=True, callbacks=callbacks)
-        data = ImageDataModule("fashion_mnist_mini", limit=128, batch_size=16)
-        run.fit(Distillation(folders[1], TeacherSource(str(folders[0]))), data, ckpt_path=ckpt_path, weights_only=True)
-
     with pytest.raises(SIGTERMException):
-        fit(Stop(4))
+        distilled(folders, trainer, tmp_path, SaveStudent(out), Stop(2))
     assert not out.exists()
-    fit(ckpt_path=point)
+    distilled(folders, trainer, tmp_path, SaveStudent(out), ckpt_path=point)
     trained = torch.load(point, weights_only=True)["state_dict"]
     written = from_pretrained(out).model.state_dict()
     assert all(torch.equal(value, trained[f"network.{name}"]) for name, value in written.items())
@@ -120,13 +127,9 @@ def test_what_sigterm_stops_in_its_last_step_is_written_by_the_run_that_goes_on(
 def test_an_average_under_validation_is_not_saved_in_the_place_of_the_weights(
     averaged: bool, folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    saving = ModelCheckpoint(dirpath=tmp_path, filename="last", every_n_train_steps=50)
-    callbacks = [saving, SaveWhenStopped(), Stop(2, validating=True)]
-    callbacks += [EMAWeightAveraging(decay=0.5)] if averaged else []
-    options = {"max_steps": 4, "val_check_interval": 2, "enable_checkpointing": True, "callbacks": callbacks}
-    data = ImageDataModule("fashion_mnist_mini", limit=64, batch_size=16, val_limit=64)
+    callbacks = [Stop(2, validating=True), *([EMAWeightAveraging(decay=0.5)] if averaged else [])]
     with pytest.raises(SIGTERMException):
-        trainer(**options).fit(Distillation(folders[1], TeacherSource(str(folders[0]))), data)
+        distilled(folders, trainer, tmp_path, *callbacks, max_steps=4, val_check_interval=2, limit_val_batches=1.0)
     assert (tmp_path / "last.ckpt").exists() != averaged
 
 
@@ -134,24 +137,14 @@ def test_an_average_under_validation_is_not_saved_in_the_place_of_the_weights(
 def test_what_sigterm_stops_goes_on_from_that_very_step(
     folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    def fit(*callbacks: Callback, ckpt_path: Path | None = None) -> Distillation:
-        saving = ModelCheckpoint(
-            dirpath=tmp_path, filename="last", every_n_train_steps=50, enable_version_counter=False
-        )
-        system = Distillation(folders[1], TeacherSource(str(folders[0])))
-        options = {"max_steps": 6, "limit_val_batches": 0, "enable_checkpointing": True}
-        run = trainer(**options, callbacks=[saving, SaveWhenStopped(), *callbacks])
-        data = ImageDataModule("fashion_mnist_mini", limit=64, batch_size=16, augment="flip")
-        run.fit(system, data, ckpt_path=ckpt_path, weights_only=True)
-        return system
-
-    whole = fit().network.state_dict()
+    whole = distilled(folders, trainer, tmp_path, max_steps=6).network.state_dict()
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SIGTERMException):
-        fit(Stop(3))
+        distilled(folders, trainer, tmp_path, Stop(3), max_steps=6)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
-    resumed = fit(ckpt_path=tmp_path / "last.ckpt").network.state_dict()
+    point = tmp_path / "last.ckpt"
+    resumed = distilled(folders, trainer, tmp_path, max_steps=6, ckpt_path=point).network.state_dict()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 

@@ -11,7 +11,8 @@ from unittest.mock import Mock, patch
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.trainer.states import TrainerFn
 
 import train
 from benchmarks import meta_throughput
@@ -22,7 +23,7 @@ from hypercompress.specs import Unit
 from hypercompress.student import Student
 from lightning_modules import meta_training
 from lightning_modules.episodes import Episodes, read_index
-from lightning_modules.meta_training import MetaTraining, validation_budgets
+from lightning_modules.meta_training import MetaTraining, score_of, validation_budgets
 
 
 def fit(root: Path, zoo: Path, out: str, *more: str) -> Path:
@@ -232,10 +233,17 @@ def test_the_one_left_out_chooses_nothing(zoo: Path) -> None:
         "validation": ["two"],
         "left_out": ["four"],
     }
-    system._trainer = Mock(is_global_zero=True, global_step=1)
-    for ours, theirs, best in ((0.5, 0.0, 0.5), (0.4, 9.0, 0.4), (0.6, -9.0, 0.4)):
-        system._keep({"step": 1.0, "val/validation_data_0": ours, "val/left_out_data_0": theirs})
-        assert system.best == best
+    fitting = {"state": Mock(fn=TrainerFn.FITTING), "sanity_checking": False, "fast_dev_run": False}
+    system._trainer = Mock(spec=Trainer, is_global_zero=True, **fitting)
+    with patch.object(system, "log_dict"), patch.object(system, "write") as written:
+        for ours, theirs, best, count in ((0.5, 0.0, 0.5, 1), (0.4, 9.0, 0.4, 2), (0.6, -9.0, 0.4, 2)):
+            row = {"step": 1.0, "val/validation_data_0": ours, "val/left_out_data_0": theirs}
+            system.judged(row, score_of(row))
+            assert (system.best, written.call_count) == (best, count)
+        alone = {"step": 2.0, "val/left_out_data_0": 9.0}
+        for count in (3, 4):  # nobody chooses: the latest is kept
+            system.judged(alone, score_of(alone))
+            assert written.call_count == count
 
 
 def test_a_named_part_of_the_zoo(zoo: Path) -> None:

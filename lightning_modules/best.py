@@ -1,0 +1,60 @@
+"""What both meta-trainings share: validation judges the network, and rank zero writes the best one so far."""
+
+import math
+from typing import Any, ClassVar
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_modules.teacher import keeps
+
+
+class KeepsBest(LightningModule):
+    """A system whose validation gives a score, lower is better. It says how to `write` the network.
+
+    Attributes:
+        best: the lowest score so far.
+        curve: what each validation found; ``step`` among it.
+    """
+
+    part: ClassVar[str]  # of a checkpoint: where the best score and the curve are
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.best = math.inf
+        self.curve: list[dict[str, float]] = []
+
+    def write(self) -> None:
+        """Write the network as it is; called on rank zero."""
+        raise NotImplementedError
+
+    def judged(self, row: dict[str, float], score: float | None) -> None:
+        """Log what a validation found, and in a fit write the network if it is the best; without a score the latest."""
+        self.log_dict({k: v for k, v in row.items() if k != "step"}, batch_size=1, sync_dist=True)
+        rank_zero_info(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
+        if keeps(self.trainer):
+            self.curve.append(row)
+            if score is None or score < self.best:
+                self.best = self.best if score is None else score
+                self._write()
+
+    def _write(self) -> None:
+        if self.trainer.is_global_zero:
+            self.write()
+
+    def test_step(self, step: int) -> None:
+        """As validation: what was held out of training is all that there is."""
+        self.validation_step(step)
+
+    def on_train_end(self) -> None:
+        """A run too short for a validation keeps its last network."""
+        if keeps(self.trainer) and not self.curve:
+            rank_zero_warn("nothing was validated, so nothing was chosen: the last network is written")
+            self._write()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The best score and the curve so far go on with a resumed run."""
+        checkpoint[self.part] = {"best": self.best, "curve": self.curve}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.best, self.curve = checkpoint[self.part]["best"], checkpoint[self.part]["curve"]

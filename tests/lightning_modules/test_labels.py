@@ -1,0 +1,105 @@
+"""Training numbers labels as the model counts its classes, whatever the order of their folders."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from hypercompress import adapt, from_pretrained
+from hypercompress.errors import DataError
+from lightning_modules.data import ImageDataModule, Inputs
+from lightning_modules.distillation import Distillation
+from lightning_modules.losses import Losses
+from lightning_modules.source import TeacherSource
+from lightning_modules.teacher import Optimization, Teacher
+from tests.lightning_modules.conftest import MODEL, MODEL_ARGS, PRETRAINED_CFG
+
+Folders = tuple[Path, Path]
+INPUTS = Inputs(input_size=(1, 28, 28), mean=(0.286,), std=(0.353,))
+
+
+def folder_of(root: Path, classes: dict[str, int], seed: int = 0) -> str:
+    """So many images of each class, which are grey values far apart."""
+    random = np.random.default_rng(seed)
+    for name, level in classes.items():
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            noise = random.integers(0, 20, (28, 28))
+            Image.fromarray((level + noise).astype("uint8")).save(root / name / f"{number}.png")
+    return str(root)
+
+
+@pytest.fixture
+def moved(folders: Folders, tmp_path: Path) -> Path:
+    """A student of three classes whose names it knows."""
+    images = torch.cat([torch.full((4, 1, 28, 28), level) for level in (-2.0, 0.0, 2.0)])
+    backbone = from_pretrained(folders[1])
+    names = ("cat", "dog", "fox")
+    student = adapt(backbone, images, torch.arange(3).repeat_interleave(4), steps=0, names=names)
+    student.save_pretrained(tmp_path / "moved")
+    return tmp_path / "moved"
+
+
+@pytest.mark.filterwarnings("ignore:on validation images of")
+def test_labels_are_numbered_as_the_student_numbers_its_classes(
+    moved: Path, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Whatever their folders' order says: fine-tuning on two of three classes leaves them where they are."""
+    data = ImageDataModule(folder_of(tmp_path / "part", {"dog": 73, "fox": 220}), batch_size=4)
+    labels_alone = Losses(logits=0.0, features=0.0, labels=1.0)
+    tuned = Distillation(moved, None, labels_alone, Optimization("adamw", 1e-4, 0.0))
+    trainer(max_steps=2).fit(tuned, data)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert {int(label) for _, labels in loader for label in labels} == {1, 2}
+    other = ImageDataModule(folder_of(tmp_path / "other", {"dog": 73, "wolf": 150}), batch_size=4)
+    with pytest.raises(DataError, match=r"labels are not the model's: the model has no class wolf; expected classes"):
+        trainer(max_steps=1).fit(Distillation(moved, None, labels_alone), other)
+
+
+@pytest.mark.filterwarnings("ignore:on validation images of")
+def test_top1_is_not_measured_on_labels_that_are_not_the_models(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    data = ImageDataModule(folder_of(tmp_path / "images", {"a": 20, "b": 120, "c": 220}), batch_size=4)
+    slow = Optimization("adamw", 1e-4, 0.0)
+    distillation = Distillation(folders[1], TeacherSource(str(folders[0])), None, slow)
+    with pytest.warns(UserWarning, match="top-1 is not measured: 3 classes in the data, 10 in the model"):
+        trainer(max_steps=1).fit(distillation, data)
+    assert distillation.fidelity["top1_student"] is distillation.fidelity["top1_teacher"] is None
+    assert distillation.fidelity["kl"] is not None
+
+
+def test_validation_images_are_numbered_as_the_training_images(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    train = folder_of(tmp_path / "train", {"cat": 20, "dog": 120, "fox": 220})
+    part = folder_of(tmp_path / "val", {"dog": 120, "fox": 220}, seed=1)
+    teacher = Teacher(MODEL, {**MODEL_ARGS, "num_classes": 3}, PRETRAINED_CFG)
+    data = ImageDataModule(train, val_data=part, batch_size=4)
+    trainer(max_steps=1).fit(teacher, data)
+    assert {int(label) for _, labels in data.val_dataloader() for label in labels} == {1, 2}
+    alone = ImageDataModule(train, val_data=part, batch_size=4)
+    trainer().validate(teacher, alone, verbose=False)  # which opens no training images
+    assert {int(label) for _, labels in alone.val_dataloader() for label in labels} == {1, 2}
+    strange = ImageDataModule(train, val_data=folder_of(tmp_path / "strange", {"cat": 20, "wolf": 150}), batch_size=4)
+    with pytest.raises(DataError, match="labels are not the model's: the model has no class wolf"):
+        trainer(max_steps=1).fit(teacher, strange)
+
+
+def test_another_model_numbers_the_labels_anew(tmp_path: Path) -> None:
+    """What one model could not read is not lost for the next."""
+    data = ImageDataModule(folder_of(tmp_path, {"cat": 20, "dog": 120}), inputs=INPUTS, batch_size=4)
+    data.setup("fit")
+
+    def labels() -> set[int]:
+        return {int(label) for _, labels in data.val_dataloader() for label in labels}
+
+    with pytest.warns(UserWarning, match="top-1 is not measured: 2 classes in the data, 10 in the model"):
+        data.number_by((), 10, followed=False)
+    assert labels() == {-1}
+    data.number_by(("ant", "cat", "dog"), 3, followed=True)
+    assert labels() == {1, 2}
+    data.number_by(("dog", "cat"), 2, followed=True)
+    assert labels() == {0, 1}
