@@ -51,6 +51,10 @@ class Set:
         """The images at these places."""
         return Set(self.images[chosen], self.labels[chosen], self.logits[chosen])
 
+    def to(self, device: torch.device) -> "Set":
+        """The same on a device."""
+        return Set(self.images.to(device), self.labels.to(device), self.logits.to(device))
+
     def batches(self, size: int = BATCH) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images, labels and teacher's logits, in order."""
         return zip(self.images.split(size), self.labels.split(size), self.logits.split(size), strict=True)

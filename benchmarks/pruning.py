@@ -8,6 +8,7 @@ method sees what the generators see.
 import copy
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 import torch_pruning
 from torch import nn
@@ -31,18 +32,20 @@ def prune(
     count: Callable[[nn.Module], int] = parameters,
     kept: Sequence[str] = ("fc",),
 ) -> dict[int, nn.Module]:
-    """Pruned copies of a network.
+    """Pruned copies of a network. It is pruned on the CPU: where Torch-Pruning gets an index wrong, as on RegNets, that
+    is an error there, and on a card the end of all that the process does on it.
 
     Args:
         sizes: of each the smallest network on the way that has no fewer is kept.
         steps: how often gradients are measured anew.
-        count: what sizes are; parameters by default.
+        count: what sizes are, of a network on the CPU; parameters by default.
         kept: layers whose outputs stay: the classifier.
 
     Returns:
-        the networks by the size asked for.
+        the networks by the size asked for, where the teacher is.
     """
-    model = copy.deepcopy(teacher)
+    home, cpu = next(teacher.parameters()).device, torch.device("cpu")
+    model, calibration = copy.deepcopy(teacher).to(cpu), calibration.to(cpu)
     pruner = torch_pruning.pruner.BasePruner(
         model,
         calibration.images[:2],
@@ -62,7 +65,7 @@ def prune(
         found.update({size: before for size in sizes if size not in found and now < size})
         if len(found) == len(sizes):
             break
-    return found
+    return {size: network.to(home) for size, network in found.items()}
 
 
 def gradients(model: nn.Module, calibration: Set) -> None:

@@ -1,10 +1,10 @@
-"""Distillation at learning rates in proportion to the root of the KL of the start, and at a fixed one.
+"""Distillation at rates in proportion to Polyak's step at the start or to the root of its KL, and at fixed ones.
 
     python -m benchmarks.start_rates --root DATA --teacher FOLDER [FOLDER ...] [--shares 0.5 0.3 0.15 0.08 0.04]
-        [--per-root 0.00125 0.0025 0.005 0.01] [--fixed 0.0005] [--steps 40 100] [--out benchmarks/results]
+        [--per-step 0.5 1 2 4] [--per-root ...] [--fixed 0.0005] [--steps 40 100] [--out benchmarks/results]
 
 Starts, images and folders as `benchmarks.norm_modes`; AdamW on logits with batches of 128, BatchNorms as a run chooses
-(`lightning_modules.norms`), the KL that of the first batch, as a run of ``lr: auto`` measures it
+(`lightning_modules.norms`), the KL and its gradient those of the first batch, as a run of ``lr: auto`` measures them
 (`lightning_modules.rates`). KL on 2,000 test images. Writes ``start_rates.csv`` and prints the geometric mean of the KL
 after the steps over that before them for each proportion, of the teachers that were named, by steps and by how near the
 start was. One CPU core: a quarter of a minute to three a row.
@@ -20,22 +20,23 @@ from benchmarks.distillation import Recipe, costs_of, distil
 from benchmarks.prediction import data_of
 from benchmarks.starts import BANDS, BATCH, log_ratio, open_starts, told
 from lightning_modules.norms import COSTS
-from lightning_modules.rates import kl_of_start
+from lightning_modules.rates import kl_and_slope
 
-KEY = ("teacher", "share", "steps", "way")
-WAY = "{:g} x root"
+KEY = ("teacher", "weights", "share", "steps", "way")
+ROOT, STEP = "{:g} x root", "{:g} x step"
 
 
 def run(folder: Path, data: str, options: argparse.Namespace, results: Results) -> None:
     """All rows of a teacher that are missing."""
-    ways = [*((WAY.format(c), c, True) for c in options.per_root), *((f"{r:g}", r, False) for r in options.fixed)]
+    ways = {STEP.format(c): c for c in options.per_step} | {ROOT.format(c): c for c in options.per_root}
+    ways |= {f"{rate:g}": rate for rate in options.fixed}
     made = {"teacher": folder.name, "weights": digest(folder)}
     missing = {
         share: [
             (steps, way)
             for steps in options.steps
             for way in ways
-            if not results.has({**made, "share": share, "steps": steps, "way": way[0]})
+            if not results.has({**made, "share": share, "steps": steps, "way": way})
         ]
         for share in options.shares
     }
@@ -47,9 +48,10 @@ def run(folder: Path, data: str, options: argparse.Namespace, results: Results) 
         if start is None:
             continue
         before, costs = fidelity(starts.teacher, start, starts.test), costs_of(start, starts.first)
-        kl = float(kl_of_start(start, starts.first.images, starts.first.logits))
-        for steps, (way, number, scaled) in missing[share]:
-            rate = number * math.sqrt(max(0.0, kl)) if scaled else number
+        kl, slope = (float(value) for value in kl_and_slope(start, starts.first.images, starts.first.logits))
+        units = {"root": math.sqrt(max(0.0, kl)), "step": max(0.0, kl) / slope}
+        for steps, way in missing[share]:
+            rate = ways[way] * units.get(way.split()[-1], 1.0)
             frozen = costs is not None and costs > COSTS
             recipe = Recipe("adamw", rate, steps=steps, batch=BATCH, frozen_norms=frozen)
             after = fidelity(starts.teacher, distil(start, starts.train, recipe, 0), starts.test)
@@ -61,6 +63,7 @@ def run(folder: Path, data: str, options: argparse.Namespace, results: Results) 
                 "rate": rate,
                 "frozen": frozen,
                 "kl_first": kl,
+                "slope": slope,
                 "kl_start": before.kl,
                 "kl": after.kl,
                 "top1_start": before.top1_student,
@@ -73,14 +76,14 @@ def run(folder: Path, data: str, options: argparse.Namespace, results: Results) 
 
 def verdict(found: Sequence[Mapping[str, str]]) -> str:
     """A line for each number of steps and band of starts: what the steps make of the KL at each rate."""
-    ways = sorted({row["way"] for row in found}, key=lambda way: ("x" not in way, float(way.split()[0])))
+    ways = sorted({row["way"] for row in found}, key=_order)
     lines = []
     for steps in sorted({int(row["steps"]) for row in found}):
         rows = [row for row in found if int(row["steps"]) == steps]
         for low, high in [*zip((0.0, *BANDS), BANDS, strict=False), (0.0, math.inf)]:
-            starts: dict[tuple[str, str], dict[str, float]] = {}
+            starts: dict[tuple[str, ...], dict[str, float]] = {}
             for row in (row for row in rows if low <= float(row["kl_start"]) < high):
-                starts.setdefault((row["teacher"], row["share"]), {})[row["way"]] = log_ratio(row)
+                starts.setdefault((row["teacher"], row["weights"], row["share"]), {})[row["way"]] = log_ratio(row)
             full = [found for found in starts.values() if len(found) == len(ways)]
             if full:
                 each = [told([found[way] for found in full]) for way in ways]
@@ -88,6 +91,12 @@ def verdict(found: Sequence[Mapping[str, str]]) -> str:
                 lines.append([str(steps), f"{low:g} to {high:g}", str(len(full)), *each, best])
     table = markdown(("steps", "KL before", "students", *ways, "the best of each"), lines)
     return f"{table}\n\n{_top1(found, ways)}"
+
+
+def _order(way: str) -> tuple[bool, str, float]:
+    """Proportions before fixed rates, each from the lowest."""
+    number, *unit = way.split()
+    return not unit, " ".join(unit), float(number)
 
 
 def _top1(found: Sequence[Mapping[str, str]], ways: Sequence[str]) -> str:
@@ -108,7 +117,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", required=True, help="folder that the data sets lie in")
     parser.add_argument("--teacher", type=Path, nargs="+", required=True, metavar="FOLDER", help="student folders")
     parser.add_argument("--shares", type=float, nargs="+", default=(0.5, 0.3, 0.15, 0.08, 0.04), help="of parameters")
-    parser.add_argument("--per-root", type=float, nargs="+", default=(0.00125, 0.0025, 0.005, 0.01), help="rates")
+    parser.add_argument("--per-step", type=float, nargs="*", default=(0.5, 1, 2, 4), help="times Polyak's step")
+    parser.add_argument("--per-root", type=float, nargs="*", default=(), help="times the root of the KL")
     parser.add_argument("--fixed", type=float, nargs="*", default=(5e-4,), help="rates that are the same for all")
     parser.add_argument("--steps", type=int, nargs="+", default=(40, 100), help="of distillation (default: 40 100)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the CSV goes")

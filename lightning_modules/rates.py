@@ -1,8 +1,11 @@
-"""A learning rate from how far a student is from its teacher when the steps begin.
+"""A learning rate from how far a student is from its teacher when the steps begin, and how steep the way is.
 
-AdamW moves each weight by about its rate, whatever the gradient: a rate is a distance, and the distance to be gone is
-the square root of the KL. Too large a rate makes a near student worse; a far one gets nowhere by the rate that suits
-a near one (LOG.md, 2026-11-27).
+AdamW moves each weight by about its rate against the sign of its gradient, which lowers the loss by the rate times the
+1-norm of the gradient. What there is to be lowered is known: the KL, whose least value is 0. The rate at which one step
+would do all of it is Polyak's step (B. T. Polyak, "Introduction to Optimization", 1987, section 5.3; for stochastic
+gradients N. Loizou et al. 2021, arXiv 2002.10542) in the norm of sign descent. Too large a rate makes a near student
+worse, a far one gets nowhere by the rate that suits a near one, and a large network bears less than a small one
+(LOG.md, 2026-11-28).
 """
 
 import math
@@ -20,7 +23,9 @@ from hypercompress.losses import distillation_kl
 from hypercompress.outputs import logits_of
 from lightning_modules.teacher import Optimization, SettingError
 
-PER_ROOT_KL = 2.5e-3  # of the rate to the root of the KL in nats; chosen on teachers that meta-training has seen
+# Of the highest rate to Polyak's step: a schedule's mean is about half of its highest rate. Near the best of 1, 2 and 4
+# for 40 and for 100 steps, on networks that meta-training has seen (LOG.md, 2026-11-28).
+PER_POLYAK = 2.0
 OF_NUMBERS = 5e-4  # where outputs are no logits: their unit says nothing of how far a student is
 CHOSEN_FOR = ("adam", "adamw")
 
@@ -42,18 +47,28 @@ def require_choice(optimization: Optimization, followed: bool) -> None:
         )
 
 
-@torch.no_grad()
-def kl_of_start(model: nn.Module, images: Float[Tensor, "b c h w"], target: Float[Tensor, "b ..."]) -> Tensor:
-    """The KL on one batch in evaluation mode; the model, its buffers and torch's random state stay as they were."""
-    with keeping_random_state(model), evaluating(model):
-        return distillation_kl(model(images), target)
+def kl_and_slope(
+    model: nn.Module, images: Float[Tensor, "b c h w"], target: Float[Tensor, "b ..."]
+) -> tuple[Tensor, Tensor]:
+    """The KL on one batch and the 1-norm of its gradient, both in evaluation mode and in the model's own precision; the
+    model, its gradients and buffers and torch's random state stay as they were.
+    """
+    tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with (
+        keeping_random_state(model),
+        evaluating(model),
+        torch.enable_grad(),
+        torch.autocast(images.device.type, enabled=False),  # small gradients are 0 in half precision
+    ):
+        kl = distillation_kl(model(images), target)
+        gradients = torch.autograd.grad(kl, tuned, allow_unused=True, materialize_grads=True)
+    return kl.detach(), torch.stack([gradient.abs().sum() for gradient in gradients]).sum()
 
 
 def rate_for(
     model: nn.Module, images: Float[Tensor, "b c h w"], target: Float[Tensor, "b ..."], strategy: Strategy
 ) -> float:
-    """The highest rate of a run that starts from ``model``, by the KL on one batch (`kl_of_start`); the mean of all
-    ranks'.
+    """The highest rate of a run that starts from ``model``, by one batch (`kl_and_slope`); by the means of all ranks'.
 
     Args:
         images: a batch as the steps have it.
@@ -65,13 +80,13 @@ def rate_for(
     if logits_of(target) is None:
         rank_zero_info(f"outputs are no logits: the learning rate is {OF_NUMBERS:g}")
         return OF_NUMBERS
-    kl = float(strategy.reduce(kl_of_start(model, images, target), reduce_op="mean"))
-    if not math.isfinite(kl):
+    kl, slope = (float(strategy.reduce(value, reduce_op="mean")) for value in kl_and_slope(model, images, target))
+    if not (math.isfinite(kl) and math.isfinite(slope)):
         raise NonFiniteError(
-            f"received a student whose KL to the teacher is {kl:g} on the first batch; expected a finite one; look for "
-            "broken images or weights, or set --model.optimization.lr to a number"
+            f"received a student whose KL to the teacher is {kl:g} on the first batch, with a gradient of {slope:g}; "
+            "expected finite numbers; look for broken images or weights, or set --model.optimization.lr to a number"
         )
-    rate = PER_ROOT_KL * math.sqrt(max(0.0, kl))  # below 0 by rounding
+    rate = PER_POLYAK * max(0.0, kl) / slope if slope > 0 else 0.0  # a KL is below 0 by rounding
     rank_zero_info(f"the student starts {kl:.3g} nats from its teacher: the learning rate is {rate:.2g}")
     if rate == 0:
         rank_zero_warn("the student answers as its teacher does: there is nothing to learn")

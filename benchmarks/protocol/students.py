@@ -184,8 +184,11 @@ class Starts:
         return found
 
     def _count(self, unit: Unit) -> Callable[[nn.Module], int]:
-        example = self.subject.test.images[:2]
-        return parameters if unit is Unit.PARAMS else lambda network: size_of(network, example)[1]
+        def macs(network: nn.Module) -> int:
+            device = next(network.parameters()).device  # a network that is being pruned is on the CPU
+            return size_of(network, self.subject.test.images[:2].to(device))[1]
+
+        return parameters if unit is Unit.PARAMS else macs
 
 
 def protected(model: nn.Module) -> list[str]:

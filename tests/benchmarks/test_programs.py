@@ -198,19 +198,25 @@ def test_rates_by_the_kl_stand_beside_a_fixed_one(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(start_rates, "data_of", lambda *_: "fashion_mnist_mini")
     teacher = Path(hypercompress.__file__).parent / "pretrained" / "fashion_mnist_teacher"
     words = ["--root", "unused", "--teacher", str(teacher), "--shares", "0.001", "0.03", "--steps", "2"]
-    words += ["--per-root", "0.1", "--fixed", "0.003", "--out", str(tmp_path)]
+    words += ["--per-step", "2", "--per-root", "0.1", "--fixed", "0.003", "--out", str(tmp_path)]
     start_rates.main(words)
     rows = Results(tmp_path / "start_rates.csv", start_rates.KEY).rows  # 0.1 % is out of reach
-    assert [(row["share"], row["way"]) for row in rows] == [("0.03", "0.1 x root"), ("0.03", "0.003")]
-    first, second = rows
-    assert float(first["rate"]) == pytest.approx(0.1 * math.sqrt(float(first["kl_first"])), rel=1e-4)
-    assert (float(second["rate"]), first["kl_start"]) == (0.003, second["kl_start"])
+    assert [(row["share"], row["way"]) for row in rows] == [
+        ("0.03", way) for way in ("2 x step", "0.1 x root", "0.003")
+    ]
+    step, root, fixed = rows
+    assert float(step["rate"]) == pytest.approx(2 * float(step["kl_first"]) / float(step["slope"]), rel=1e-4)
+    assert float(root["rate"]) == pytest.approx(0.1 * math.sqrt(float(root["kl_first"])), rel=1e-4)
+    assert (float(fixed["rate"]), step["kl_start"]) == (0.003, fixed["kl_start"])
+    rows = [root, step, fixed]  # as the table has them
     table, top1 = start_rates.verdict(rows).split("\n\n")
     ratios = [float(row["kl"]) / float(row["kl_start"]) for row in rows]
-    told = [cell.strip().split()[0] for cell in table.splitlines()[-1].split("|")[4:7]]
+    told = [cell.strip().split()[0] for cell in table.splitlines()[-1].split("|")[4:8]]
     assert told == [f"{ratio:.2f}" for ratio in (*ratios, min(ratios))]
     gains = [100 * (float(row["top1"]) - float(row["top1_start"])) for row in rows]
-    assert top1 == f"Top-1 by 2 steps, points: 0.1 x root {gains[0]:+.2f}, 0.003 {gains[1]:+.2f}"
+    assert top1 == (
+        f"Top-1 by 2 steps, points: 0.1 x root {gains[0]:+.2f}, 2 x step {gains[1]:+.2f}, 0.003 {gains[2]:+.2f}"
+    )
     before = (tmp_path / "start_rates.csv").read_bytes()
     start_rates.main(words)
     assert (tmp_path / "start_rates.csv").read_bytes() == before

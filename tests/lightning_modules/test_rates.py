@@ -1,4 +1,4 @@
-"""A learning rate of ``auto``: as far as the student is from its teacher when the steps begin."""
+"""A learning rate of ``auto``: Polyak's step of the student when the steps begin."""
 
 import math
 from collections.abc import Callable
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from hypercompress import from_pretrained
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import NonFiniteError
+from hypercompress.losses import distillation_kl
 from hypercompress.norms import remembering_norms
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses
-from lightning_modules.rates import OF_NUMBERS, PER_ROOT_KL, rate_for
+from lightning_modules.rates import OF_NUMBERS, PER_POLYAK, kl_and_slope, rate_for
 from lightning_modules.source import TeacherSource
 from lightning_modules.teacher import Optimization, SettingError, Teacher
 from tests.lightning_modules.conftest import MODEL, MODEL_ARGS, PRETRAINED_CFG
@@ -56,11 +57,13 @@ class Rates(Callback):
 
 
 def expected_rate(folders: Folders, batch: Tensor) -> float:
-    """By the definition of the KL, of networks loaded anew."""
+    """By the definitions of the KL and of its gradient's 1-norm, of networks loaded anew."""
     teacher, student = (from_pretrained(folder).model.eval() for folder in folders)
-    with torch.no_grad():
-        p, q = F.softmax(teacher(batch), -1), F.softmax(student(batch), -1)
-    return PER_ROOT_KL * math.sqrt(float((p * (p / q).log()).sum(-1).mean()))
+    p, q = F.softmax(teacher(batch), -1).detach(), F.softmax(student(batch), -1)
+    kl = (p * (p / q).log()).sum(-1).mean()
+    kl.backward()
+    slope = sum(float(p.grad.abs().sum()) for p in student.parameters() if p.grad is not None)
+    return PER_POLYAK * float(kl.detach()) / slope
 
 
 def test_every_step_has_its_share_of_the_rate_of_the_first_batch(
@@ -83,11 +86,11 @@ def test_each_fit_chooses_anew(
     system = distilled(folders)
     trainer(max_steps=1, limit_val_batches=0).fit(system, images())
     first = system.rate
-    monkeypatch.setattr("lightning_modules.rates.PER_ROOT_KL", 1e-9)
+    monkeypatch.setattr("lightning_modules.distillation.rate_for", lambda *_: 1e-9)
     trainer(max_steps=1, limit_val_batches=0).fit(system, images())
     assert first is not None
-    assert system.rate is not None
-    assert system.rate < 1e-6 * first
+    assert first > 1e-6
+    assert system.rate == 1e-9
 
 
 @pytest.mark.filterwarnings("ignore:the student answers as its teacher does")
@@ -171,7 +174,53 @@ def test_several_ranks_choose_together() -> None:
 
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     batch = torch.randn(3, 1, 2, 2)
-    assert rate_for(network, batch, network(batch), Ranks(torch.device("cpu"))) == pytest.approx(0.2 * PER_ROOT_KL)
+    assert rate_for(network, batch, network(batch), Ranks(torch.device("cpu"))) == PER_POLYAK  # 0.04 nats over 0.04
+
+
+def test_the_slope_is_what_a_step_of_signs_gains(folders: Folders) -> None:
+    """To first order: the KL falls by the rate times the slope if every weight moves by the rate."""
+    teacher, student = (from_pretrained(folder).model.double().eval() for folder in folders)
+    batch = torch.randn(16, 1, 28, 28, dtype=torch.float64)
+    target = teacher(batch).detach()
+    kl, slope = kl_and_slope(student, batch, target)
+    loss = distillation_kl(student(batch), target)
+    loss.backward()
+    assert float(kl) == pytest.approx(float(loss.detach()))
+    rate = 1e-3 * float(kl / slope)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            assert parameter.grad is not None
+            parameter.sub_(rate * parameter.grad.sign())
+    gained = float(kl - kl_and_slope(student, batch, target)[0])
+    assert gained == pytest.approx(rate * float(slope), rel=2e-2)
+
+
+def test_a_wider_network_gets_a_lower_rate() -> None:
+    """The same function as a sum of a hundred weights: a step of signs moves it a hundred times as far."""
+
+    class Split(nn.Module):
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            self.parts = nn.ParameterList(torch.full((3, 4), 0.3 / count) for _ in range(count))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x.flatten(1), torch.stack(list(self.parts)).sum(0))
+
+    batch, target = torch.randn(5, 1, 2, 2), torch.randn(5, 3)
+    one, many = (rate_for(Split(count), batch, target, HERE) for count in (1, 100))
+    assert many == pytest.approx(one / 100, rel=1e-4)
+
+
+def test_frozen_weights_do_not_count(folders: Folders) -> None:
+    teacher, student = (from_pretrained(folder).model.eval() for folder in folders)
+    batch = torch.randn(8, 1, 28, 28)
+    target = teacher(batch).detach()
+    whole = kl_and_slope(student, batch, target)[1]
+    student.get_classifier().requires_grad_(False)
+    rest = kl_and_slope(student, batch, target)[1]
+    student.requires_grad_(False).get_classifier().requires_grad_(True)
+    assert float(rest + kl_and_slope(student, batch, target)[1]) == pytest.approx(float(whole), rel=1e-4)
+    assert all(parameter.grad is None for parameter in student.parameters())
 
 
 @pytest.mark.parametrize(
