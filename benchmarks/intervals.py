@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
 CONFIDENCE = 0.95
+BLOCKS = 5  # that a difference is told from, at least
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,24 @@ def combine(rows: Iterable[Mapping[str, str]], column: str) -> Estimate:
         return Estimate(count, mean, math.inf)
     squares = sum((n - 1) * s**2 + n * (m - mean) ** 2 for n, m, s in blocks)
     return Estimate(count, mean, student_t(count - 1) * math.sqrt(squares / (count - 1) / count))
+
+
+def paired(ours: Iterable[Mapping[str, str]], others: Iterable[Mapping[str, str]], column: str) -> Estimate | None:
+    """The mean difference of two methods on the same episodes, from the means of the blocks that both have.
+
+    Args:
+        ours, others: blocks with ``first``, ``episodes`` and the column.
+
+    Returns:
+        ``None`` for fewer than `BLOCKS`.
+    """
+    known = {(row["first"], row["episodes"]): float(row[column]) for row in others}
+    both = [row for row in ours if (row["first"], row["episodes"]) in known]
+    if len(both) < BLOCKS:
+        return None
+    gaps = [float(row[column]) - known[row["first"], row["episodes"]] for row in both]
+    interval = student_t(len(gaps) - 1) * stdev(gaps) / math.sqrt(len(gaps))
+    return Estimate(sum(int(row["episodes"]) for row in both), fmean(gaps), interval)
 
 
 def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import Results, markdown
 from benchmarks.figures import save, values
-from benchmarks.intervals import Estimate, combine
+from benchmarks.intervals import Estimate, combine, paired
 
 COLOURS = {
     "ncm": "tab:gray",
@@ -27,6 +27,7 @@ COLOURS = {
     "adapt-views": "darkred",
     "adapt-all-views": "darkgreen",
 }
+OURS = "adapt-all-views"  # as `hypercompress transfer --steps` is
 
 
 def cells(results: Results, **chosen: object) -> list[Mapping[str, str]]:
@@ -47,6 +48,9 @@ def tables(results: Results) -> str:
         for data in dict.fromkeys(row["data"] for row in cells(results, backbone=backbone)):
             parts.append(f"{backbone} on {data}: accuracy, %; in brackets the gain over ridge on the same episodes")
             parts.append(_table(results, backbone, data))
+            if differences := _differences(results, backbone, data):
+                parts.append(f"{backbone} on {data}: {OURS} minus others on the same episodes, points")
+                parts.append(differences)
     return "\n\n".join(parts)
 
 
@@ -62,6 +66,25 @@ def _table(results: Results, backbone: str, data: str) -> str:
         lines.append([*line, *(_cell(results, {**chosen, "shots": k}) for k in shots)])
     header = ("method", "steps", "passes forward + backward", *(f"{k} shots" for k in shots))
     return markdown(header, lines)
+
+
+def _differences(results: Results, backbone: str, data: str) -> str:
+    """Ours against every other method after as many steps; nothing where it has no steps."""
+    here = cells(results, backbone=backbone, data=data)
+    shots = sorted({int(row["shots"]) for row in here})
+    lines = []
+    for method, steps in sorted({(row["method"], int(row["steps"])) for row in here}, key=_order):
+        line = []
+        for k in shots:
+            chosen = {"backbone": backbone, "data": data, "steps": steps, "shots": k}
+            ours, others = (cells(results, **chosen, method=name) for name in (OURS, method))
+            found = None if method == OURS else paired(ours, others, "accuracy")
+            line.append(
+                "-" if found is None else f"{100 * found.mean:+.1f} ± {100 * found.interval:.1f}; {found.count}"
+            )
+        if any(cell != "-" for cell in line):
+            lines.append([method, str(steps), *line])
+    return markdown(("method", "steps", *(f"{k} shots" for k in shots)), lines) if lines else ""
 
 
 def _order(cell: tuple[str, int]) -> tuple[int, int]:

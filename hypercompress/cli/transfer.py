@@ -24,6 +24,7 @@ from hypercompress.student import Student, from_pretrained
 from hypercompress.transfer import adapt, load_network
 from hypercompress.transfer.ridge import check_labels
 from hypercompress.transfer.support import draw_shots
+from hypercompress.transfer.views import MOVED_IN_STEPS
 
 
 def transfer(arguments: Namespace) -> None:
@@ -84,6 +85,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     terminal.phase("save")
     student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
     terminal.show(table(student.report["transfer"]))
+    if risky_steps(student.report["transfer"]):
+        terminal.note("steps", "views hardly move this model's features; steps on such a model can lose: see --steps 0")
     terminal.note("saved", str(arguments.out))
     return dict(student.report)
 
@@ -118,6 +121,15 @@ def _model(arguments: Namespace, overrides: inputs.Overrides) -> tuple[nn.Module
         arguments.model, arguments.checkpoint, checks.model_args(arguments.model_args), not arguments.no_pretrained
     )
     return inputs.load(source, overrides.input_size)
+
+
+def risky_steps(told: Mapping[str, Any]) -> bool:
+    """Whether steps were taken on a backbone like those on which, with several images a class, they cost more than they
+    gained (EfficientNet-Lite0 on photographs: LOG.md, 2026-11-28).
+    """
+    moved = told["views"]["moved"]
+    several = told["images"] > told["ways"]
+    return bool(told["steps"] and several and moved is not None and moved <= MOVED_IN_STEPS)
 
 
 def table(told: Mapping[str, Any]) -> Table:

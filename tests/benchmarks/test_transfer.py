@@ -17,7 +17,7 @@ from benchmarks.adapted import adapt_episode, steps_of
 from benchmarks.backbones import LITE0_LIMIT, Backbone, features_of, frozen_features, open_backbone
 from benchmarks.common import Results
 from benchmarks.frozen import answer
-from benchmarks.intervals import block, combine, student_t
+from benchmarks.intervals import block, combine, paired, student_t
 from benchmarks.lora import add_adapters
 from benchmarks.passes import counting, last_layer
 from benchmarks.rates import RATES_KEY, RATES_MADE_OF, choose_rates, validation_pool
@@ -321,6 +321,24 @@ def test_the_whole_program_writes_table_and_plot(
     figure(results, tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "transfer.png").read_bytes()
     assert tables(results) in shown
+
+
+def test_differences_are_of_the_blocks_that_both_have() -> None:
+    def rows(*shares: float, start: int = 0) -> list[dict[str, str]]:
+        numbers = enumerate(shares, start)
+        return [{"first": str(10 * place), "episodes": "10", "accuracy": str(share)} for place, share in numbers]
+
+    ours = rows(0.5, 0.6, 0.7, 0.8, 0.9, 0.4)
+    found = paired(ours, rows(0.4, 0.4, 0.4, 0.4, 0.4), "accuracy")
+    assert found is not None
+    assert (found.count, found.mean) == (50, pytest.approx(0.3))
+    assert found.interval == pytest.approx(
+        2.776 * statistics.stdev((0.1, 0.2, 0.3, 0.4, 0.5)) / 5**0.5, rel=1e-2
+    )  # t of 4
+    assert paired(ours, rows(0.1, 0.1, 0.1, 0.1, 0.1, start=3), "accuracy") is None  # three blocks in common
+    same = paired(ours, ours, "accuracy")
+    assert same is not None
+    assert (same.mean, same.interval) == (0, 0)
 
 
 def test_ridge_costs_one_pass_and_accuracy_is_a_share() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hypercompress import adapt, from_pretrained
 from hypercompress.architecture import load_timm
+from hypercompress.cli.transfer import risky_steps
 from hypercompress.data import Preprocess, open_data
 from hypercompress.report import bytes_of
 from hypercompress.transfer import registry, views
@@ -214,3 +215,23 @@ def test_labels_of_a_set_are_those_of_its_images(tmp_path: Path) -> None:
     assert part.labels.tolist() == [1, 0]
     assert torch.equal(part[0][0], data[4][0])
     assert len(part) == 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "images", "moved", "said"),
+    [(5, 8, 0.1, True), (0, 8, 0.1, False), (5, 2, 0.1, False), (5, 8, 0.9, False), (5, 8, None, False)],
+)
+def test_steps_on_a_backbone_that_hardly_sees_views_are_advised_against(
+    steps: int, images: int, moved: float | None, said: bool
+) -> None:
+    """Not where none were taken, with one image a class, or where nothing is known of views."""
+    told = {"steps": steps, "images": images, "ways": 2, "views": {"moved": moved}}
+    assert risky_steps(told) is said
+
+
+def test_the_advice_is_printed(run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypercompress.cli.transfer.MOVED_IN_STEPS", 1e9)
+    given = ("--checkpoint", weights, *ARGS[1:], *SIZE, "--data", "digits", "--shots", 2, "--steps", 1)
+    code, out, _ = run("test_resnet", tmp_path / "out", *given)
+    assert code == 0
+    assert "see --steps 0" in " ".join(out.split())
