@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
 CONFIDENCE = 0.95
-BLOCKS = 5  # that a difference is told from, at least
+BLOCKS = 5  # fewest that a difference is told from
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def paired(ours: Iterable[Mapping[str, str]], others: Iterable[Mapping[str, str]
     if len(both) < BLOCKS:
         return None
     gaps = [float(row[column]) - known[row["first"], row["episodes"]] for row in both]
-    interval = student_t(len(gaps) - 1) * stdev(gaps) / math.sqrt(len(gaps))
-    return Estimate(sum(int(row["episodes"]) for row in both), fmean(gaps), interval)
+    sizes = [int(row["episodes"]) for row in both]
+    interval = student_t(len(gaps) - 1) * stdev(gaps) / math.sqrt(len(gaps))  # of blocks of about one size
+    return Estimate(sum(sizes), fmean(gaps, sizes), interval)
 
 
 def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:

@@ -49,7 +49,7 @@ def run(folder: Path, data: str, options: argparse.Namespace, results: Results) 
             continue
         before, costs = fidelity(starts.teacher, start, starts.test), costs_of(start, starts.first)
         kl, slope = (float(value) for value in kl_and_slope(start, starts.first.images, starts.first.logits))
-        units = {"root": math.sqrt(max(0.0, kl)), "step": max(0.0, kl) / slope}
+        units = {"root": math.sqrt(max(0.0, kl)), "step": max(0.0, kl) / slope if slope else 0.0}
         for steps, way in missing[share]:
             rate = ways[way] * units.get(way.split()[-1], 1.0)
             frozen = costs is not None and costs > COSTS
@@ -76,21 +76,22 @@ def run(folder: Path, data: str, options: argparse.Namespace, results: Results) 
 
 def verdict(found: Sequence[Mapping[str, str]]) -> str:
     """A line for each number of steps and band of starts: what the steps make of the KL at each rate."""
-    ways = sorted({row["way"] for row in found}, key=_order)
+    columns = sorted({row["way"] for row in found}, key=_order)
     lines = []
     for steps in sorted({int(row["steps"]) for row in found}):
         rows = [row for row in found if int(row["steps"]) == steps]
+        ways = sorted({row["way"] for row in rows}, key=_order)
         for low, high in [*zip((0.0, *BANDS), BANDS, strict=False), (0.0, math.inf)]:
             starts: dict[tuple[str, ...], dict[str, float]] = {}
             for row in (row for row in rows if low <= float(row["kl_start"]) < high):
                 starts.setdefault((row["teacher"], row["weights"], row["share"]), {})[row["way"]] = log_ratio(row)
             full = [found for found in starts.values() if len(found) == len(ways)]
             if full:
-                each = [told([found[way] for found in full]) for way in ways]
+                each = [told([found[way] for found in full]) if way in ways else "-" for way in columns]
                 best = told([min(found.values()) for found in full])
                 lines.append([str(steps), f"{low:g} to {high:g}", str(len(full)), *each, best])
-    table = markdown(("steps", "KL before", "students", *ways, "the best of each"), lines)
-    return f"{table}\n\n{_top1(found, ways)}"
+    table = markdown(("steps", "KL before", "students", *columns, "the best of each"), lines)
+    return f"{table}\n\n{_top1(found)}"
 
 
 def _order(way: str) -> tuple[bool, str, float]:
@@ -99,14 +100,20 @@ def _order(way: str) -> tuple[bool, str, float]:
     return not unit, " ".join(unit), float(number)
 
 
-def _top1(found: Sequence[Mapping[str, str]], ways: Sequence[str]) -> str:
-    """What the steps are worth in top-1, in points, over all students, a line for each number of steps."""
+def _top1(found: Sequence[Mapping[str, str]]) -> str:
+    """What the steps are worth in top-1, in points, over the students that have every way, a line for each number of
+    steps.
+    """
     lines = []
     for steps in sorted({int(row["steps"]) for row in found}):
-        gains: dict[str, list[float]] = {way: [] for way in ways}
-        for row in (row for row in found if int(row["steps"]) == steps):
-            gains[row["way"]].append(100 * (float(row["top1"]) - float(row["top1_start"])))
-        listed = ", ".join(f"{way} {math.fsum(of) / max(1, len(of)):+.2f}" for way, of in gains.items())
+        rows = [row for row in found if int(row["steps"]) == steps]
+        ways = sorted({row["way"] for row in rows}, key=_order)
+        gains: dict[tuple[str, ...], dict[str, float]] = {}
+        for row in rows:
+            gain = 100 * (float(row["top1"]) - float(row["top1_start"]))
+            gains.setdefault((row["teacher"], row["weights"], row["share"]), {})[row["way"]] = gain
+        full = [of for of in gains.values() if len(of) == len(ways)]
+        listed = ", ".join(f"{way} {math.fsum(of[way] for of in full) / max(1, len(full)):+.2f}" for way in ways)
         lines.append(f"Top-1 by {steps} steps, points: {listed}")
     return "\n".join(lines)
 
@@ -126,8 +133,8 @@ def main(words: Sequence[str] | None = None) -> int:
     results = Results(options.out / "start_rates.csv", KEY)
     for folder in options.teacher:
         run(folder, data_of(folder, options.root), options, results)
-    named = {folder.name for folder in options.teacher}
-    say(verdict([row for row in results.rows if row["teacher"] in named]))
+    named = {(folder.name, digest(folder)) for folder in options.teacher}
+    say(verdict([row for row in results.rows if (row["teacher"], row["weights"]) in named]))
     return 0
 
 

@@ -222,6 +222,20 @@ def test_rates_by_the_kl_stand_beside_a_fixed_one(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "start_rates.csv").read_bytes() == before
 
 
+def test_rates_are_told_of_students_that_have_all_of_their_number_of_steps() -> None:
+    def row(weights: str, steps: int, way: str, kl: float) -> dict[str, str]:
+        numbers = {"steps": steps, "kl_start": 0.1, "kl": kl, "top1_start": 0.5, "top1": 0.5 + kl, "share": 0.3}
+        return {"teacher": "one", "weights": weights, "way": way, **{name: str(n) for name, n in numbers.items()}}
+
+    found = [row("a", 40, "2 x step", 0.05), row("a", 40, "0.0005", 0.08), row("a", 100, "2 x step", 0.02)]
+    found += [row("b", 40, "2 x step", 0.01)]  # another training of the same network, without a fixed rate
+    table, top1 = start_rates.verdict(found).split("\n\n")
+    last = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[3:7]] for line in table.splitlines()}
+    assert last["40"] == ["1", "0.50 (0 worse)", "0.80 (0 worse)", "0.50 (0 worse)"]
+    assert last["100"] == ["1", "0.20 (0 worse)", "-", "0.20 (0 worse)"]
+    assert top1.splitlines()[0] == "Top-1 by 40 steps, points: 2 x step +5.00, 0.0005 +8.00"
+
+
 def test_predictions_stand_beside_what_was_measured(
     network: tuple[nn.Module, Architecture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

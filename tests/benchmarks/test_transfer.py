@@ -341,6 +341,21 @@ def test_differences_are_of_the_blocks_that_both_have() -> None:
     assert (same.mean, same.interval) == (0, 0)
 
 
+def test_ours_stands_beside_the_others_on_the_same_episodes(tmp_path: Path) -> None:
+    results = Results(tmp_path / "transfer.csv", KEY, MADE_OF)
+    for method, share in (("adapt-all-views", 0.75), ("lora-views", 0.5)):
+        for first in range(0, 50, 10):
+            row = {"backbone": "fashion", "data": "digits", "method": method, "shots": 1, "steps": 50, "first": first}
+            right = {"accuracy": share + first / 1000, "accuracy_deviation": 0.1, "gain": 0.1, "gain_deviation": 0.1}
+            cost = {"forward": 2, "backward": 1, "seconds": None}
+            made = dict.fromkeys(MADE_OF, 1) | {"episodes": 10}
+            results.add({**row, **made, **right, **cost})
+    shown = tables(results).split("adapt-all-views minus others on the same episodes, points")
+    assert len(shown) == 2
+    assert "| lora-views | 50 | +25.0 ± 0.0; 50 |" in shown[1]
+    assert "adapt-all-views" not in shown[1]
+
+
 def test_ridge_costs_one_pass_and_accuracy_is_a_share() -> None:
     assert accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])) == 0.75
 

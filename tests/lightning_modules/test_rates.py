@@ -98,7 +98,7 @@ def test_a_student_that_is_its_teacher_does_not_move(folders: Folders, trainer: 
     system = distilled(folders, folders[0])
     before = {name: value.clone() for name, value in system.network.state_dict().items()}
     trainer(max_steps=4, limit_val_batches=0).fit(system, images())
-    assert system.rate == pytest.approx(0.0, abs=1e-6)
+    assert system.rate == 0
     after = system.network.state_dict()
     assert all(torch.allclose(value, after[name], atol=1e-6) for name, value in before.items())
 
@@ -166,15 +166,50 @@ def test_a_start_without_a_finite_kl_is_an_error(value: float) -> None:
         rate_for(network, batch, target, HERE)
 
 
-def test_several_ranks_choose_together() -> None:
+@pytest.mark.parametrize("slope", [0.0, math.nan])
+def test_a_kl_without_a_gradient_is_an_error(slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = torch.tensor(0.1), torch.tensor(slope)
+    monkeypatch.setattr("lightning_modules.rates.kl_and_slope", lambda *_: found)
+    network, batch = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.randn(3, 1, 2, 2)
+    with pytest.raises(NonFiniteError, match=r"is 0.1 on the first batch, with a gradient of (0|nan); expected"):
+        rate_for(network, batch, network(batch), HERE)
+
+
+def test_several_ranks_choose_as_one_with_their_images() -> None:
+    """The slope is that of the mean gradient, along which they step, not the mean of their slopes."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    batch, target = torch.randn(6, 1, 2, 2), torch.randn(6, 3)
+    halves = [(batch[part], target[part]) for part in (slice(3), slice(3, None))]
+    known = list[list[Tensor]]()
+    for images_, target_ in halves:
+        seen = list[Tensor]()
+        kl_and_slope(network, images_, target_, lambda tensor, seen=seen: seen.append(tensor) or tensor)  # type: ignore[misc]
+        known.append(seen)
+
     class Ranks(SingleDeviceStrategy):
+        """The first of two processes."""
+
+        def __init__(self) -> None:
+            super().__init__(torch.device("cpu"))
+            self.others = iter(known[1])
+
         def reduce(self, tensor: Tensor, *_: object, reduce_op: str) -> Tensor:
             assert reduce_op == "mean"
-            return torch.full_like(tensor, 0.04)
+            return (tensor + next(self.others)) / 2
 
-    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    batch = torch.randn(3, 1, 2, 2)
-    assert rate_for(network, batch, network(batch), Ranks(torch.device("cpu"))) == PER_POLYAK  # 0.04 nats over 0.04
+    together = rate_for(network, *halves[0], Ranks())
+    assert together == pytest.approx(rate_for(network, batch, target, HERE), rel=1e-4)
+    assert together > rate_for(network, *halves[0], HERE)
+
+
+def test_the_slope_is_that_of_full_precision_in_a_run_of_half(folders: Folders) -> None:
+    teacher, student = (from_pretrained(folder).model.eval() for folder in folders)
+    batch = torch.randn(8, 1, 28, 28)
+    target = teacher(batch).detach()
+    whole = kl_and_slope(student, batch, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = kl_and_slope(student, batch, target)
+    assert all(torch.equal(a, b) for a, b in zip(whole, half, strict=True))
 
 
 def test_the_slope_is_what_a_step_of_signs_gains(folders: Folders) -> None:
