@@ -27,6 +27,7 @@ from lightning_modules.teacher import Optimization, SettingError
 # Of the highest rate to Polyak's step: a schedule's mean is about half of its highest rate. Near the best of 1, 2 and 4
 # for 40 and for 100 steps, on networks that meta-training has seen (LOG.md, 2026-11-28).
 PER_POLYAK = 2.0
+HIGHEST = 1e-2  # of any run, as in the grids of the benchmarks: a far student of few weights would get more
 ROUNDING = 1e-6  # nats: what is below says nothing, and neither does its gradient
 OF_NUMBERS = 5e-4  # where outputs are no logits: their unit says nothing of how far a student is
 CHOSEN_FOR = ("adam", "adamw")
@@ -100,7 +101,7 @@ def rate_for(
             "expected finite numbers, and a way to go where there is a distance; look for broken images or weights, or "
             "set --model.optimization.lr to a number"
         )
-    rate = 0.0 if near else PER_POLYAK * kl / slope
+    rate = 0.0 if near else min(HIGHEST, PER_POLYAK * kl / slope)
     rank_zero_info(f"the student starts {kl:.3g} nats from its teacher: the learning rate is {rate:.2g}")
     if near:
         rank_zero_warn("the student answers as its teacher does: there is nothing to learn")

@@ -21,7 +21,7 @@ from hypercompress.norms import remembering_norms
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses
-from lightning_modules.rates import OF_NUMBERS, PER_POLYAK, kl_and_slope, rate_for
+from lightning_modules.rates import HIGHEST, OF_NUMBERS, PER_POLYAK, kl_and_slope, rate_for
 from lightning_modules.source import TeacherSource
 from lightning_modules.teacher import Optimization, SettingError, Teacher
 from tests.lightning_modules.conftest import MODEL, MODEL_ARGS, PRETRAINED_CFG
@@ -63,7 +63,7 @@ def expected_rate(folders: Folders, batch: Tensor) -> float:
     kl = (p * (p / q).log()).sum(-1).mean()
     kl.backward()
     slope = sum(float(p.grad.abs().sum()) for p in student.parameters() if p.grad is not None)
-    return PER_POLYAK * float(kl.detach()) / slope
+    return min(HIGHEST, PER_POLYAK * float(kl.detach()) / slope)
 
 
 def test_every_step_has_its_share_of_the_rate_of_the_first_batch(
@@ -175,8 +175,9 @@ def test_a_kl_without_a_gradient_is_an_error(slope: float, monkeypatch: pytest.M
         rate_for(network, batch, network(batch), HERE)
 
 
-def test_several_ranks_choose_as_one_with_their_images() -> None:
+def test_several_ranks_choose_as_one_with_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The slope is that of the mean gradient, along which they step, not the mean of their slopes."""
+    monkeypatch.setattr("lightning_modules.rates.HIGHEST", math.inf)
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     batch, target = torch.randn(6, 1, 2, 2), torch.randn(6, 3)
     halves = [(batch[part], target[part]) for part in (slice(3), slice(3, None))]
@@ -230,7 +231,7 @@ def test_the_slope_is_what_a_step_of_signs_gains(folders: Folders) -> None:
     assert gained == pytest.approx(rate * float(slope), rel=2e-2)
 
 
-def test_a_wider_network_gets_a_lower_rate() -> None:
+def test_a_wider_network_gets_a_lower_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same function as a sum of a hundred weights: a step of signs moves it a hundred times as far."""
 
     class Split(nn.Module):
@@ -242,6 +243,8 @@ def test_a_wider_network_gets_a_lower_rate() -> None:
             return F.linear(x.flatten(1), torch.stack(list(self.parts)).sum(0))
 
     batch, target = torch.randn(5, 1, 2, 2), torch.randn(5, 3)
+    assert rate_for(Split(1), batch, target, HERE) == HIGHEST
+    monkeypatch.setattr("lightning_modules.rates.HIGHEST", math.inf)
     one, many = (rate_for(Split(count), batch, target, HERE) for count in (1, 100))
     assert many == pytest.approx(one / 100, rel=1e-4)
 
