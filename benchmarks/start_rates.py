@@ -14,6 +14,7 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.common import RESULTS, Results, digest, fidelity, markdown, say
 from benchmarks.distillation import Recipe, costs_of, distil
@@ -77,45 +78,42 @@ def run(folder: Path, data: str, options: argparse.Namespace, results: Results) 
 def verdict(found: Sequence[Mapping[str, str]]) -> str:
     """A line for each number of steps and band of starts: what the steps make of the KL at each rate."""
     columns = sorted({row["way"] for row in found}, key=_order)
-    lines = []
+    lines, gains = list[list[str]](), list[str]()
     for steps in sorted({int(row["steps"]) for row in found}):
-        rows = [row for row in found if int(row["steps"]) == steps]
-        ways = sorted({row["way"] for row in rows}, key=_order)
+        students = _students([row for row in found if int(row["steps"]) == steps])
         for low, high in [*zip((0.0, *BANDS), BANDS, strict=False), (0.0, math.inf)]:
-            starts: dict[tuple[str, ...], dict[str, float]] = {}
-            for row in (row for row in rows if low <= float(row["kl_start"]) < high):
-                starts.setdefault((row["teacher"], row["weights"], row["share"]), {})[row["way"]] = log_ratio(row)
-            full = [found for found in starts.values() if len(found) == len(ways)]
-            if full:
-                each = [told([found[way] for found in full]) if way in ways else "-" for way in columns]
-                best = told([min(found.values()) for found in full])
-                lines.append([str(steps), f"{low:g} to {high:g}", str(len(full)), *each, best])
+            ratios = [
+                {way: log_ratio(row) for way, row in rows.items()}
+                for rows in students
+                if all(low <= float(row["kl_start"]) < high for row in rows.values())
+            ]
+            if ratios:
+                each = [told([of[way] for of in ratios]) if way in ratios[0] else "-" for way in columns]
+                best = told([min(of.values()) for of in ratios])
+                lines.append([str(steps), f"{low:g} to {high:g}", str(len(ratios)), *each, best])
+        gained = {
+            way: fmean(100 * (float(rows[way]["top1"]) - float(rows[way]["top1_start"])) for rows in students)
+            for way in (way for way in columns if students and way in students[0])
+        }
+        listed = ", ".join(f"{way} {points:+.2f}" for way, points in gained.items())
+        gains.append(f"Top-1 by {steps} steps, points: {listed}")
     table = markdown(("steps", "KL before", "students", *columns, "the best of each"), lines)
-    return f"{table}\n\n{_top1(found)}"
+    return "\n\n".join((table, "\n".join(gains)))
+
+
+def _students(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Mapping[str, str]]]:
+    """Rows of one number of steps by student and way: of the students that have every way."""
+    found: dict[tuple[str, ...], dict[str, Mapping[str, str]]] = {}
+    for row in rows:
+        found.setdefault((row["teacher"], row["weights"], row["share"]), {})[row["way"]] = row
+    ways = {row["way"] for row in rows}
+    return [of for of in found.values() if set(of) == ways]
 
 
 def _order(way: str) -> tuple[bool, str, float]:
     """Proportions before fixed rates, each from the lowest."""
     number, *unit = way.split()
     return not unit, " ".join(unit), float(number)
-
-
-def _top1(found: Sequence[Mapping[str, str]]) -> str:
-    """What the steps are worth in top-1, in points, over the students that have every way, a line for each number of
-    steps.
-    """
-    lines = []
-    for steps in sorted({int(row["steps"]) for row in found}):
-        rows = [row for row in found if int(row["steps"]) == steps]
-        ways = sorted({row["way"] for row in rows}, key=_order)
-        gains: dict[tuple[str, ...], dict[str, float]] = {}
-        for row in rows:
-            gain = 100 * (float(row["top1"]) - float(row["top1_start"]))
-            gains.setdefault((row["teacher"], row["weights"], row["share"]), {})[row["way"]] = gain
-        full = [of for of in gains.values() if len(of) == len(ways)]
-        listed = ", ".join(f"{way} {math.fsum(of[way] for of in full) / max(1, len(full)):+.2f}" for way in ways)
-        lines.append(f"Top-1 by {steps} steps, points: {listed}")
-    return "\n".join(lines)
 
 
 def main(words: Sequence[str] | None = None) -> int:

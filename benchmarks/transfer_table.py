@@ -1,9 +1,11 @@
 """The transfer benchmark's tables and plot, from its CSV alone."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from benchmarks.common import Results, markdown
@@ -99,35 +101,38 @@ def _cell(results: Results, chosen: Mapping[str, object]) -> str:
 
 
 def figure(results: Results, path: Path) -> None:
-    """A column for each backbone and data set: accuracy without steps and the gain over ridge after the most steps."""
+    """A column for each backbone and data set: accuracy, and the gain over ridge on the same episodes; without steps
+    (solid), and after the number of steps that most methods have there, the larger of two (dashed).
+    """
     pairs = list(dict.fromkeys((row["backbone"], row["data"]) for row in results.rows))
     if not pairs:
         return
-    drawing = Figure((1 + 4.2 * len(pairs), 7.5), layout="constrained")
+    drawing = Figure((1 + 4.2 * len(pairs), 8.5), layout="constrained")
     axes = drawing.subplots(2, len(pairs), squeeze=False)
+    known: dict[str, Artist] = {}
     for place, (backbone, data) in enumerate(pairs):
         here = cells(results, backbone=backbone, data=data)
-        counts = sorted({int(row["steps"]) for row in here})
-        for method in (name for name in COLOURS if any(row["method"] == name for row in here)):
-            chosen = {"backbone": backbone, "data": data, "method": method}
-            for steps in counts:
-                style = "o-" if not steps else ("s--" if steps == counts[-1] else "v:")
-                label = f"{method}, {steps} steps" if steps else method
-                for axis, column in ((axes[0][place], "accuracy"), (axes[1][place], "gain")):
-                    points = _points(results, column, {**chosen, "steps": steps}, here)
-                    if points and not (column == "gain" and method == "ridge"):
-                        shots, mean, bars = zip(*points, strict=True)
-                        axis.errorbar(
-                            shots, mean, bars, fmt=style, color=COLOURS[method], label=label, markersize=3, linewidth=1
-                        )
+        taken = {(row["method"], int(row["steps"])) for row in here}
+        counted = Counter(steps for _, steps in taken if steps)
+        common = max(counted, key=lambda steps: (counted[steps], steps), default=0)
+        for method, steps in sorted(taken, key=_order):
+            if steps not in {0, common}:
+                continue
+            chosen = {"backbone": backbone, "data": data, "method": method, "steps": steps}
+            label = f"{method}, {steps} steps" if steps else method
+            for axis, column in ((axes[0][place], "accuracy"), (axes[1][place], "gain")):
+                points = _points(results, column, chosen, here)
+                if points and not (column == "gain" and method == "ridge"):
+                    style = {"fmt": "s--" if steps else "o-", "color": COLOURS[method], "markersize": 3, "linewidth": 1}
+                    known.setdefault(label, axis.errorbar(*zip(*points, strict=True), **style))
         axes[0][place].set(title=f"{backbone} on {data}", ylabel="accuracy, %")
-        axes[1][place].set(ylabel="gain over ridge on the same episodes, points", xlabel="images of each class")
+        axes[1][place].set(ylabel="gain over ridge, points", xlabel="images of each class")
         axes[1][place].axhline(0, color="black", linewidth=0.8)
         for axis in (axes[0][place], axes[1][place]):
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter("{x:g}")
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=6)
+    drawing.legend(known.values(), known.keys(), loc="outside lower center", ncols=2 * len(pairs), fontsize=7)
     save(drawing, path)
 
 

@@ -63,6 +63,9 @@ def kl_and_slope(
         model: with at least one parameter that asks for a gradient; the others do not count.
         target: the teacher's logits.
         mean: over the processes, of the KL and of each gradient.
+
+    Returns:
+        nats, and nats for each unit that every weight moves.
     """
     tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with (

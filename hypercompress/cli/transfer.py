@@ -86,7 +86,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
     terminal.show(table(student.report["transfer"]))
     if risky_steps(student.report["transfer"]):
-        terminal.note("steps", "views hardly move this model's features; steps on such a model can lose: see --steps 0")
+        terminal.note("steps", "views hardly move this model's features; on such models steps lost: compare --steps 0")
     terminal.note("saved", str(arguments.out))
     return dict(student.report)
 

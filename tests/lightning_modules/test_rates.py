@@ -181,18 +181,20 @@ def test_several_ranks_choose_as_one_with_their_images(monkeypatch: pytest.Monke
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     batch, target = torch.randn(6, 1, 2, 2), torch.randn(6, 3)
     halves = [(batch[part], target[part]) for part in (slice(3), slice(3, None))]
-    known = list[list[Tensor]]()
-    for images_, target_ in halves:
-        seen = list[Tensor]()
-        kl_and_slope(network, images_, target_, lambda tensor, seen=seen: seen.append(tensor) or tensor)  # type: ignore[misc]
-        known.append(seen)
+    second = list[Tensor]()
+
+    def kept(tensor: Tensor) -> Tensor:
+        second.append(tensor)
+        return tensor
+
+    kl_and_slope(network, *halves[1], kept)
 
     class Ranks(SingleDeviceStrategy):
         """The first of two processes."""
 
         def __init__(self) -> None:
             super().__init__(torch.device("cpu"))
-            self.others = iter(known[1])
+            self.others = iter(second)
 
         def reduce(self, tensor: Tensor, *_: object, reduce_op: str) -> Tensor:
             assert reduce_op == "mean"

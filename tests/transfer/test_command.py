@@ -234,4 +234,4 @@ def test_the_advice_is_printed(run: Run, weights: Path, tmp_path: Path, monkeypa
     given = ("--checkpoint", weights, *ARGS[1:], *SIZE, "--data", "digits", "--shots", 2, "--steps", 1)
     code, out, _ = run("test_resnet", tmp_path / "out", *given)
     assert code == 0
-    assert "see --steps 0" in " ".join(out.split())
+    assert "compare --steps 0" in " ".join(out.split())
