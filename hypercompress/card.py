@@ -37,8 +37,9 @@ def budget_line(report: Mapping[str, Any]) -> str:
     budget, generator = report.get("budget") or {}, report.get("generator") or {}
     if budget.get("target") is None:
         return ""
+    achieved = "" if budget.get("achieved") is None else f", achieved {budget['achieved']:.4f}"
     return (
-        f"Budget: {budget['target']:g} of the teacher's {budget['unit']}, achieved {budget['achieved']:.4f}. "
+        f"Budget: {budget['target']:g} of the teacher's {budget['unit']}{achieved}. "
         f"Generator: {generator['name']}, strength {generator['strength']:g}."
     )
 

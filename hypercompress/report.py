@@ -136,7 +136,8 @@ def recounted(report: Mapping[str, Any], model: nn.Module, *, other: bool = Fals
     """The report with the size of the network as it is now; everything else stays.
 
     Where it has another number of parameters or outputs than the report says, nothing is known of its
-    multiply-accumulates, its predicted KL and its fidelity any more: null.
+    multiply-accumulates, the share of the budget that it takes, its predicted KL and its fidelity any more: null. Nor
+    are its outputs what the names of the classes say, if there is another number of them.
 
     Args:
         other: it is another function for certain, whatever the numbers say.
@@ -148,8 +149,32 @@ def recounted(report: Mapping[str, Any], model: nn.Module, *, other: bool = Fals
     names, outputs = class_names(report), getattr(model, "num_classes", None)
     same = sizes["params"] == before.get("params")
     found = {**report, "student": {**before, **sizes, "macs": before.get("macs") if same else None}}
-    if other or not same or (names and isinstance(outputs, int) and len(names) != outputs):
+    if not same and isinstance(report.get("budget"), Mapping):
+        found["budget"] = {**report["budget"], "achieved": None}
+    misnamed = bool(names) and isinstance(outputs, int) and len(names) != outputs
+    if other or not same or misnamed:
         found |= {"predicted_kl": None, "fidelity": fidelity_json(None), "measured_on": None}
+    return without_names(found) if misnamed else found
+
+
+def with_new_head(report: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """As `recounted`; the outputs are of other classes, whose names nobody knows."""
+    return without_names(recounted(report, model, other=True))
+
+
+def with_new_input_size(report: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """As `recounted`; the multiply-accumulates are others."""
+    found = recounted(report, model, other=True)
+    return {**found, "student": {**found["student"], "macs": None}} if "student" in found else found
+
+
+def without_names(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report without the names of the classes (see `class_names`)."""
+    found = dict(report)
+    if found.get("classes"):
+        found["classes"] = None
+    if isinstance(found.get("transfer"), Mapping):
+        found["transfer"] = {**found["transfer"], "classes": None}
     return found
 
 
@@ -219,7 +244,8 @@ def summary(report: Mapping[str, Any]) -> str:
         return "no report: this student was not made by generate"
     teacher, student, budget = report["teacher"], report["student"], report["budget"]
     lines = size_lines(teacher, student)
-    lines.append(f"budget: {budget['unit']} {budget['target']:g}, achieved {budget['achieved']:.4f}")
+    achieved = "" if budget["achieved"] is None else f", achieved {budget['achieved']:.4f}"
+    lines.append(f"budget: {budget['unit']} {budget['target']:g}{achieved}")
     if report["predicted_kl"] is not None:
         lines.append(f"predicted KL: {report['predicted_kl']:.4g} nats")
     fidelity = report["fidelity"]

@@ -16,7 +16,7 @@ from hypercompress.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, frozen_as, low_rank_like
 from hypercompress.projection import SplitProjection
-from hypercompress.report import print_report, recounted
+from hypercompress.report import print_report, recounted, with_new_head, with_new_input_size
 from hypercompress.specs import Generation, ModelSpec, Unit
 from hypercompress.ties import Ties
 from hypercompress.unpacking import pack_layers, replace_module, unpack_layers, unpacked_layers
@@ -86,14 +86,17 @@ class Student(nn.Module):
         report says of the old one is null.
         """
         self.model.reset_classifier(*args, **kwargs)  # type: ignore[operator]
-        self.report = recounted(self.report, self.model, other=True)
+        self.report = with_new_head(self.report, self.model)
         pooling = args[1] if len(args) > 1 else kwargs.get("global_pool")
         changed = {} if pooling is None else {"global_pool": pooling}
         self._built_with(num_classes=getattr(self.model, "num_classes", None), **changed)
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
-        """timm's ``set_input_size``; the new image size [h, w] is rebuilt so after a reload."""
+        """timm's ``set_input_size``; the new image size [h, w] is rebuilt so after a reload, and what the report says
+        of the old one is null.
+        """
         self.model.set_input_size(*args, **kwargs)  # type: ignore[operator]
+        self.report = with_new_input_size(self.report, self.model)
         size = args[0] if args else kwargs.get("img_size")
         if size is not None:
             self._built_with(img_size=[size, size] if isinstance(size, int) else list(size))

@@ -24,7 +24,7 @@ from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
 from hypercompress.kinds import LowRankConv, LowRankLinear
 from hypercompress.memory import overlapping
-from hypercompress.report import bytes_of, summary
+from hypercompress.report import bytes_of, class_names, summary, with_new_head
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Factors, Generation, ModelSpec, RankPlan, Unit
 from hypercompress.student import Student, build_student, from_pretrained, low_rank_layers
@@ -249,9 +249,10 @@ def test_the_report_has_the_size_of_what_is_saved(student: Student, tmp_path: Pa
     size = {"params": sum(p.numel() for p in student.parameters()), "macs": None, "bytes": bytes_of(student)}
     assert report["student"] == size
     assert (report["predicted_kl"], report["measured_on"], *report["fidelity"].values()) == (None,) * 7
-    assert {key: report[key] for key in ("teacher", "budget", "generator")} == {
-        key: before[key] for key in ("teacher", "budget", "generator")
+    assert {key: report[key] for key in ("teacher", "generator")} == {
+        key: before[key] for key in ("teacher", "generator")
     }
+    assert report["budget"] == {"unit": "params", "target": 0.6, "achieved": None}
     card = (tmp_path / "s" / "README.md").read_text()
     assert f"| student | {size['params']:,} | - | {size['bytes']:,} |" in card
     assert "Fidelity" not in card
@@ -273,7 +274,19 @@ def test_a_new_classifier_as_large_as_the_old_one_is_another(student: Student, t
 def test_other_outputs_than_the_names_in_the_report(student: Student, tmp_path: Path) -> None:
     count = sum(p.numel() for p in student.parameters())
     student.report = {**REPORTED, "student": {**REPORTED["student"], "params": count}, "classes": ["a", "b"]}
-    assert saved_report(student, tmp_path / "s")["predicted_kl"] is None
+    report = saved_report(student, tmp_path / "s")
+    assert (report["predicted_kl"], report["classes"]) == (None, None)
+    assert report["budget"] == REPORTED["budget"]
+
+
+def test_a_new_classifier_has_no_names(student: Student, tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    student.report = {**REPORTED, "classes": names}
+    student.reset_classifier(3)
+    assert saved_report(student, tmp_path / "s")["classes"] is None
+    moved = {**REPORTED, "transfer": {"classes": names, "ways": 3}}
+    assert with_new_head(moved, student)["transfer"] == {"classes": None, "ways": 3}
+    assert class_names(from_pretrained(tmp_path / "s").report) == []
 
 
 def test_what_is_assigned_reaches_the_model_inside(student: Student, tmp_path: Path) -> None:
@@ -458,7 +471,8 @@ def vit_student() -> Student:
 def test_a_changed_input_size_survives_a_reload(tmp_path: Path) -> None:
     student, x = vit_student(), torch.randn(2, 3, 128, 96)
     student.set_input_size(img_size=(128, 96))
-    student.save_pretrained(tmp_path / "s")
+    report = saved_report(student, tmp_path / "s")
+    assert (report["student"]["macs"], report["predicted_kl"]) == (None, None)
     with torch.no_grad():
         assert torch.equal(from_pretrained(tmp_path / "s")(x), student(x))
 

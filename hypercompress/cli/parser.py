@@ -1,9 +1,10 @@
 """The words of the command line and their help."""
 
 import argparse
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hypercompress.cli.examples import EXAMPLES
 from hypercompress.errors import HypercompressError
@@ -22,7 +23,17 @@ class UsageError(HypercompressError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, except that a mistake is one line and no usage text."""
+    """argparse, except that a mistake is one line and no usage text, and that OUT may stand behind options."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        found, rest = super().parse_known_args(args, namespace)
+        # Before Python 3.12.7 a positional argument that may be missing counts as missing at the first option
+        # (python/cpython#72795).
+        if len(rest) == 1 and not rest[0].startswith("-") and getattr(found, "out", "") is None:
+            found.out, rest = Path(rest[0]), []
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"received an unusable command line ({message}); expected its usage; run {self.prog} --help")

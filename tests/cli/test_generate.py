@@ -39,6 +39,16 @@ def test_the_student_knows_its_preprocessing(student: Path) -> None:
     assert (tuple(cfg["input_size"]), tuple(cfg["mean"]), tuple(cfg["std"])) == ((1, 32, 32), (0.286,), (0.353,))
 
 
+def test_out_may_stand_behind_options(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    code, _, err = run("generate", name, *rest, "--params", 0.3, "--generator", "svd", tmp_path / "s")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "s" / "model.safetensors").exists()
+    code, _, err = run("generate", name, tmp_path / "t", *rest, "--params", 0.3, tmp_path / "u")
+    assert code == 2
+    assert f"unrecognized arguments: {tmp_path / 'u'}" in err
+
+
 def test_generate_searches_for_ranks(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
     name, *rest = teacher
     words = ("generate", name, tmp_path / "s", *rest, "--params", 0.3, *CALIBRATE, "--search", 0.5, "--json")
