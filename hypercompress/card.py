@@ -9,12 +9,22 @@ def transfer_line(transfer: Mapping[str, Any]) -> str:
     views = transfer.get("views", {"kept": False})  # students that are older have none
     left_out = transfer["loo"]["views" if views["kept"] else transfer["kept"]]["accuracy"]
     beside = f", {views['count']} views of each" if views["kept"] else ""
-    what = {"norms": " on norms, biases and head", "all": " on all parameters"}.get(transfer.get("tuned") or "", "")
     return (
         f"Moved to {transfer['ways']} classes by {transfer['images']} images{beside}: {transfer['kept']} backbone "
-        f"({transfer['why']}), ridge head of penalty {transfer['penalty']:.3g}, {transfer['steps']} steps{what}, "
+        f"({transfer['why']}), ridge head of penalty {transfer['penalty']:.3g}, {steps_line(transfer)}, "
         f"leave-one-out accuracy {'unknown' if left_out is None else f'{left_out:.4f}'}."
     )
+
+
+def steps_line(transfer: Mapping[str, Any]) -> str:
+    """The steps that `adapt` took, and how far it followed them."""
+    judged = transfer.get("judged") or {"steps": transfer["steps"], "share": 1.0}  # students that are older have none
+    what = {"norms": " on norms, biases and head", "all": " on all parameters"}.get(transfer.get("tuned") or "", "")
+    if not judged["steps"] or judged["share"] == 1:
+        return f"{judged['steps']} steps{what}"
+    if not judged["share"]:
+        return f"none of {judged['steps']} steps ({judged['why']})"
+    return f"{judged['steps']} steps{what} followed {judged['share']:g} of the way ({judged['why']})"
 
 
 def trained_line(report: Mapping[str, Any]) -> str:

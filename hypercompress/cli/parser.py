@@ -1,13 +1,11 @@
 """The words of the command line and their help."""
 
 import argparse
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
 
 from hypercompress.cli.examples import EXAMPLES
-from hypercompress.errors import HypercompressError
+from hypercompress.cli.usage import Parser
 from hypercompress.export import FORMATS
 from hypercompress.transfer.views import VIEWS
 
@@ -16,27 +14,6 @@ DATA = (
     "image folder (class sub-folders: labelled; flat: unlabelled; train/ beside val/ or test/: both splits), or "
     "NAME[:ROOT] of a registered data set"
 )
-
-
-class UsageError(HypercompressError):
-    """Words that are no command line."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, except that a mistake is one line and no usage text, and that OUT may stand behind options."""
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        found, rest = super().parse_known_args(args, namespace)
-        # Before Python 3.12.7 a positional argument that may be missing counts as missing at the first option
-        # (python/cpython#72795).
-        if len(rest) == 1 and not rest[0].startswith("-") and getattr(found, "out", "") is None:
-            found.out, rest = Path(rest[0]), []
-        return found, rest
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"received an unusable command line ({message}); expected its usage; run {self.prog} --help")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -228,8 +205,15 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("method")
     method.add_argument("--shots", type=int, metavar="K", help="use K images of each class (default: all)")
     method.add_argument(
-        "--steps", type=int, default=0, metavar="N", help="ordinary steps afterwards, on what --tune says"
+        "--steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="ordinary steps afterwards, on what --tune says, followed all of the way, half of it or not at all: each "
+        "half of the images judges first what the steps on the other half do (of 512 images at most), which takes as "
+        "long again once or twice",
     )
+    method.add_argument("--keep-steps", action="store_true", help="take the steps without judging them")
     method.add_argument(
         "--views",
         type=int,

@@ -12,6 +12,7 @@ from torch import nn
 from hypercompress.architecture import Architecture
 from hypercompress.artefact import refuse_existing
 from hypercompress.calling import precision, single_
+from hypercompress.card import steps_line
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, check_splits, loader, open_data
@@ -23,8 +24,10 @@ from hypercompress.report import bytes_of
 from hypercompress.student import Student, from_pretrained
 from hypercompress.transfer import adapt, load_network
 from hypercompress.transfer.ridge import check_labels
+from hypercompress.transfer.steps import SHARES
 from hypercompress.transfer.support import draw_shots
-from hypercompress.transfer.views import MOVED_IN_STEPS
+
+IN_MEMORY = 512  # images that are prepared once; more are prepared anew in each pass
 
 
 def transfer(arguments: Namespace) -> None:
@@ -72,10 +75,11 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     )
     student = adapt(
         Student(inner.to(device), architecture, getattr(model, "report", None)),
-        list(batches) if arguments.shots else batches,  # a few images are prepared once, a data set in each pass
+        list(batches) if len(support) <= IN_MEMORY else batches,
         steps=arguments.steps,
         views=arguments.views,
         tuned=arguments.tune,
+        keep_steps=arguments.keep_steps,
         network=arguments.network,
         names=images.classes,
         seed=arguments.seed,
@@ -85,8 +89,6 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     terminal.phase("save")
     student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
     terminal.show(table(student.report["transfer"]))
-    if risky_steps(student.report["transfer"]):
-        terminal.note("steps", "views hardly move this model's features; on such models steps lost: compare --steps 0")
     terminal.note("saved", str(arguments.out))
     return dict(student.report)
 
@@ -123,15 +125,6 @@ def _model(arguments: Namespace, overrides: inputs.Overrides) -> tuple[nn.Module
     return inputs.load(source, overrides.input_size)
 
 
-def risky_steps(told: Mapping[str, Any]) -> bool:
-    """Whether steps were taken on a backbone like those on which, with several images a class, they cost more than they
-    gained (EfficientNet-Lite0 on photographs: LOG.md, 2026-11-28).
-    """
-    moved = told["views"]["moved"]
-    several = told["images"] > told["ways"]
-    return bool(told["steps"] and several and moved is not None and moved <= MOVED_IN_STEPS)
-
-
 def table(told: Mapping[str, Any]) -> Table:
     """What was done, and what leaving one out says."""
     views = told["views"]
@@ -143,7 +136,10 @@ def table(told: Mapping[str, Any]) -> Table:
     shown.add_row("kept", *kept, "yes" if views["kept"] else "")
     shown.add_row("why", told["why"], "", views["why"])
     shown.add_row("network", told["network"])
-    shown.add_row("tuned by steps", told["tuned"] or "nothing")
-    for name in ("penalty", "steps", "passes", "seconds"):
+    shown.add_row("steps", steps_line(told), "", "")
+    if losses := told["judged"]["loss"]:
+        ways = (f"{share:g} of the way {loss:.4g}" for share, loss in zip(SHARES, losses, strict=True))
+        shown.add_row("loss of left-out images", *ways)
+    for name in ("penalty", "passes", "seconds"):
         shown.add_row(name, f"{told[name]:.4g}")
     return shown

@@ -2,55 +2,31 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hypercompress.architecture import Architecture, architecture_of
-from hypercompress.calling import evaluating, keeping_random_state
+from hypercompress.architecture import Architecture
+from hypercompress.calling import keeping_random_state
 from hypercompress.copying import as_written, copy_of
 from hypercompress.errors import GeneratorError
 from hypercompress.report import moved_report
 from hypercompress.student import Student
-from hypercompress.transfer.adaptable import Role, adaptable
-from hypercompress.transfer.apply import write
-from hypercompress.transfer.backbone import Backbone
+from hypercompress.transfer.closed_form import Start, start_from
 from hypercompress.transfer.network import TransferNetwork
-from hypercompress.transfer.reading import Reading, generate_parameters, read_support
 from hypercompress.transfer.registry import load_network
-from hypercompress.transfer.ridge import Ridge, fit_ridge
+from hypercompress.transfer.ridge import Ridge
+from hypercompress.transfer.steps import AS_ASKED, Tunable, Verdict, follow, judge_steps
 from hypercompress.transfer.support import Support, as_support
 from hypercompress.transfer.tuning import Tuned, tune, tuned_names
-from hypercompress.transfer.views import VIEWS, Look, look_again, step_viewer, views_in_steps
+from hypercompress.transfer.views import VIEWS, step_viewer
 
 # Learning rates of the steps, from grids on other data (benchmarks/results/transfer_rates.csv). On everything a small
 # network bears 1e-3 in fifty steps, EfficientNet-Lite0 does not (LOG.md, 2026-11-27).
 RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 3e-4}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What the support set was answered with.
-
-    Args:
-        head: the ridge head in use.
-        adapted: whether the generated parameters are in use.
-        why: in words.
-        other: the head of the adapted model, where there was one.
-        passes: forward passes over the support set.
-        features: that the head in use is fitted on.
-    """
-
-    head: Ridge
-    adapted: bool
-    why: str
-    other: Ridge | None
-    passes: int
-    features: Float[Tensor, "n d"]
 
 
 @torch.inference_mode(False)
@@ -65,6 +41,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     network: str | Path | TransferNetwork = "auto",
     tuned: str = Tuned.ALL,
     rate: float | None = None,
+    keep_steps: bool = False,
     names: Sequence[str] | None = None,
     architecture: Architecture | None = None,
     seed: int = 0,
@@ -91,6 +68,9 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         network: ``auto`` (the released one; ridge regression alone if there is none), ``none``, a folder, or a network.
         rate: highest learning rate of the steps; ``None``: 3e-4 on all, 3e-3 on norms, as grids for trained networks
             have it; others may need less.
+        keep_steps: take them whatever images that are left out say of them; else they are judged first, which takes as
+            long again once or twice (see `judge_steps`), and followed half of the way or not at all where that is
+            better.
         names: of the classes by label, for the report.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         seed: of the shots drawn.
@@ -114,119 +94,60 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
             "a rate above 0; change them"
         )
     with keeping_random_state(model):
-        generator = _generator(network, _device(model))
+        device, generator = _device(model), _generator(network, _device(model))
         found = as_support(support, labels, shots, seed, names)
-        student, backbone = new_student(model, found.classes, architecture)
-        roles = () if generator is None else generator.config.roles
-        # Norms and biases are what the steps tune, whatever the network adapts.
-        places = adaptable(backbone.model, backbone.classifier, tuple({Role.NORM, Role.BIAS, *roles}))
-        sites = tuple(site for site in places.sites if site.role in roles)
-        reading = read_support(backbone, found.on(_device(model)), sites if generator else (), found.classes)
-        choice = choose_head(generator, backbone, reading, found)
-        look = look_again(backbone, choice.head, choice.features, found, views, seed)
-        head = final_head(choice, look)
-        backbone.set_classifier(head.weight, head.bias)
-        in_steps = views_in_steps(look, views)
+
+        def begin(part: Support) -> tuple[Start, Tunable]:
+            fitted = start_from(model, architecture, generator, part, views, seed)
+            inner, viewer = fitted.backbone.model, step_viewer(fitted.in_steps, seed)
+            chosen = tuned_names(fitted.sites, inner, fitted.backbone.classifier, what)
+            return fitted, Tunable(inner, lambda: tune(inner, chosen, lambda: part.on(device), steps, rate, viewer))
+
+        fitted, tunable = begin(found)
+        verdict = Verdict(0.0, "none asked for")
         if steps:
-            tune(
-                backbone.model,
-                tuned_names(places.sites, backbone.model, backbone.classifier, what),
-                lambda: found.on(_device(model)),
-                steps,
-                rate,
-                step_viewer(in_steps, seed),
-            )
-    about: dict[str, Any] = {
-        "steps": steps,
+            judged = not keep_steps
+            verdict = judge_steps(lambda part: begin(part)[1], found, device, seed) if judged else AS_ASKED
+            follow(tunable, verdict.share)
+    student, seconds = fitted.student, time.perf_counter() - start
+    told = transfer_report(fitted) | {
+        "steps": steps if verdict.share else 0,
         "rate": rate if steps else None,
-        "tuned": str(what) if steps else None,
+        "tuned": str(what) if verdict.share else None,
+        "judged": {"steps": steps, **asdict(verdict), "loss": [*verdict.loss], "accuracy": [*verdict.accuracy]},
         "shots": shots,
         "seed": seed,
         "classes": names,
+        "network": _name(network, generator),
+        "seconds": seconds,
     }
-    seconds = time.perf_counter() - start
-    about |= {"network": _name(network, generator), "seconds": seconds}
-    about |= {"refused": {**places.refused, **reading.unread}}
-    told = {**transfer_report(choice, reading, look, in_steps), **about}
     student.report = moved_report(told, model, student, seconds)
     if getattr(model, "report", None):
         student.report["before"] = model.report
     return student
 
 
-def new_student(model: nn.Module, classes: int, architecture: Architecture | None) -> tuple[Student, Backbone]:
-    """A copy of the model with an empty head of so many classes, and the same model as a backbone.
-
-    Raises:
-        ModelError: no backbone, or its classifier is not one linear layer.
-    """
-    if isinstance(model, Student):
-        Backbone(model.model)
-        student = copy_of(model)
-    else:
-        Backbone(model)
-        student = Student(copy_of(model), architecture or architecture_of(model))
-    some = next(model.parameters())
-    with torch.random.fork_rng(devices=[]):  # the new head is drawn, and then overwritten
-        student.reset_classifier(classes)
-    student.to(some.device, some.dtype)
-    backbone = Backbone(student.model)
-    assert backbone.classifier  # raises if it is no linear layer
-    return student, backbone
-
-
-def choose_head(network: TransferNetwork | None, backbone: Backbone, reading: Reading, support: Support) -> Choice:
-    """The head on the adapted model if leaving one out finds it no worse, which is then written into the model."""
-    plain = reading.head
-    if network is None:
-        return Choice(plain, False, "ridge regression alone: no network", None, 1, reading.features)
-    if plain.loo_loss is None:
-        return Choice(
-            plain, False, "one image a class: nothing can be left out to judge a change", None, 1, reading.features
-        )
-    if not reading.sites:
-        return Choice(
-            plain, False, "ridge regression alone: nothing in the model can be adapted", None, 1, reading.features
-        )
-    with torch.no_grad():
-        parameters = generate_parameters(network, backbone, reading)
-        features, labels = _features(backbone, parameters, support)
-    if not bool(features.isfinite().all()):
-        return Choice(plain, False, "the adapted features are not finite", None, 2, reading.features)
-    head = fit_ridge(features, labels, support.classes)
-    better = head.loo_loss is not None and head.loo_loss <= plain.loo_loss
-    if better:
-        write(backbone.model, parameters)
-    used = (head, features) if better else (plain, reading.features)
-    return Choice(used[0], better, "leave-one-out loss", head, 2, used[1])
-
-
-def final_head(choice: Choice, look: Look) -> Ridge:
-    """The head in use."""
-    return look.head if look.kept and look.head is not None else choice.head
-
-
-def transfer_report(choice: Choice, reading: Reading, look: Look, in_steps: int) -> dict[str, Any]:
+def transfer_report(start: Start) -> dict[str, Any]:
     """What was chosen and by which numbers; null where leaving one out was impossible."""
+    reading, choice, look = start.reading, start.choice, start.look
 
     def left_out(head: Ridge | None) -> dict[str, float | None]:
         return {"accuracy": head.loo_accuracy if head else None, "loss": head.loo_loss if head else None}
 
-    head = final_head(choice, look)
     return {
-        "ways": len(head.bias),
+        "ways": len(start.head.bias),
         "images": len(reading.labels),
         "kept": "adapted" if choice.adapted else "plain",
         "strength": float(choice.adapted),
         "why": choice.why,
-        "penalty": head.penalty,
-        "scale": head.scale,
+        "penalty": start.head.penalty,
+        "scale": start.head.scale,
         "views": {
             "count": look.count,
             "kept": look.kept,
             "why": look.why,
             "moved": look.moved,
-            "in_steps": in_steps,  # at most
+            "in_steps": start.in_steps,  # at most
         },
         "loo": {
             "plain": left_out(reading.head),
@@ -235,19 +156,8 @@ def transfer_report(choice: Choice, reading: Reading, look: Look, in_steps: int)
         },
         "passes": choice.passes + look.passed / len(reading.labels),
         "sites": len(reading.sites),
+        "refused": dict(start.refused),
     }
-
-
-def _features(
-    backbone: Backbone, parameters: dict[str, Tensor], support: Support
-) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
-    """The second pass, with its labels: a loader may mix the images anew."""
-    rows = []
-    with evaluating(backbone):
-        for images, labels in support.on(_device(backbone)):
-            rows.append((backbone.adapted(parameters, images), labels))
-    features, every = (torch.cat(column) for column in zip(*rows, strict=True))
-    return features, every
 
 
 def _tuned(word: str) -> Tuned:

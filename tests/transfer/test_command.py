@@ -12,11 +12,11 @@ from torch import Tensor
 
 from hypercompress import adapt, from_pretrained
 from hypercompress.architecture import load_timm
-from hypercompress.cli.transfer import risky_steps
 from hypercompress.data import Preprocess, open_data
 from hypercompress.report import bytes_of
 from hypercompress.transfer import registry, views
 from hypercompress.transfer.adapt import RATES
+from hypercompress.transfer.steps import SHARES
 from hypercompress.transfer.support import draw_shots
 from hypercompress.transfer.tuning import Tuned
 from tests.cli.words import PRECISIONS, Run
@@ -157,9 +157,9 @@ def test_views_are_told_and_counted(run: Run, tmp_path: Path, monkeypatch: pytes
 
 
 def test_steps_tune_what_tune_says(run: Run, tmp_path: Path) -> None:
-    given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--steps", 1, "--json")
+    given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--steps", 1, "--keep-steps", "--json")
     kinds = {}
-    assert "tuned by steps" in run("test_resnet", tmp_path / "told", *given[:-1])[1]
+    assert "1 steps on all parameters" in run("test_resnet", tmp_path / "told", *given[:-1])[1]
     for what in Tuned:
         code, out, _ = run("test_resnet", tmp_path / what, *given, "--tune", what)
         assert code == 0
@@ -217,21 +217,14 @@ def test_labels_of_a_set_are_those_of_its_images(tmp_path: Path) -> None:
     assert len(part) == 2
 
 
-@pytest.mark.parametrize(
-    ("steps", "images", "moved", "said"),
-    [(5, 8, 0.1, True), (0, 8, 0.1, False), (5, 2, 0.1, False), (5, 8, 0.9, False), (5, 8, None, False)],
-)
-def test_steps_on_a_backbone_that_hardly_sees_views_are_advised_against(
-    steps: int, images: int, moved: float | None, said: bool
-) -> None:
-    """Not where none were taken, with one image a class, or where nothing is known of views."""
-    told = {"steps": steps, "images": images, "ways": 2, "views": {"moved": moved}}
-    assert risky_steps(told) is said
-
-
-def test_the_advice_is_printed(run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hypercompress.cli.transfer.MOVED_IN_STEPS", 1e9)
-    given = ("--checkpoint", weights, *ARGS[1:], *SIZE, "--data", "digits", "--shots", 2, "--steps", 1)
-    code, out, _ = run("test_resnet", tmp_path / "out", *given)
+def test_steps_are_judged(run: Run, tmp_path: Path) -> None:
+    given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--steps", 1)
+    code, out, _ = run("test_resnet", tmp_path / "a", *given)
     assert code == 0
-    assert "compare --steps 0" in " ".join(out.split())
+    assert "0.5 of the way" in " ".join(out.split())
+    judged = json.loads((tmp_path / "a" / "report.json").read_text())["transfer"]["judged"]
+    assert (judged["steps"], judged["images"], len(judged["loss"])) == (1, 20, 3)
+    assert SHARES[judged["loss"].index(min(judged["loss"]))] == judged["share"]
+    code, out, _ = run("test_resnet", tmp_path / "b", *given, "--keep-steps", "--json")
+    told = json.loads(out)["transfer"]
+    assert told["judged"] == {"steps": 1, "share": 1.0, "why": "as asked for", "loss": [], "accuracy": [], "images": 0}

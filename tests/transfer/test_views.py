@@ -230,7 +230,7 @@ def test_steps_see_several_views_only_where_they_move_the_features(
 
     monkeypatch.setattr(sys.modules["hypercompress.transfer.adapt"], "step_viewer", note)
     names = ["a", "b", "c"]
-    student = adapt(model, batches, network="none", steps=1, views=asked, names=names)
+    student = adapt(model, batches, network="none", steps=1, views=asked, keep_steps=True, names=names)
     several = moved is None or moved > MOVED_IN_STEPS
     assert viewed == [asked if several else min(asked, 1)]
     assert student.report["transfer"]["views"]["in_steps"] == viewed[0]

@@ -1,0 +1,29 @@
+"""argparse as this command line has it."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hypercompress.errors import HypercompressError
+
+
+class UsageError(HypercompressError):
+    """Words that are no command line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that a mistake is one line and no usage text, and that OUT may stand behind options."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        found, rest = super().parse_known_args(args, namespace)
+        # Before Python 3.12.7 a positional argument that may be missing counts as missing at the first option
+        # (python/cpython#72795).
+        if len(rest) == 1 and not rest[0].startswith("-") and getattr(found, "out", "") is None:
+            found.out, rest = Path(rest[0]), []
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"received an unusable command line ({message}); expected its usage; run {self.prog} --help")

@@ -1,0 +1,162 @@
+"""What is made of a model and a support set before any step: generated parameters, a ridge head, views."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from hypercompress.architecture import Architecture, architecture_of
+from hypercompress.calling import evaluating
+from hypercompress.copying import copy_of
+from hypercompress.student import Student
+from hypercompress.transfer.adaptable import Role, Site, adaptable
+from hypercompress.transfer.apply import write
+from hypercompress.transfer.backbone import Backbone
+from hypercompress.transfer.network import TransferNetwork
+from hypercompress.transfer.reading import Reading, generate_parameters, read_support
+from hypercompress.transfer.ridge import Ridge, fit_ridge
+from hypercompress.transfer.support import Support
+from hypercompress.transfer.views import Look, look_again, views_in_steps
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the support set was answered with.
+
+    Args:
+        head: the ridge head in use.
+        adapted: whether the generated parameters are in use.
+        why: in words.
+        other: the head of the adapted model, where there was one.
+        passes: forward passes over the support set.
+        features: that the head in use is fitted on.
+    """
+
+    head: Ridge
+    adapted: bool
+    why: str
+    other: Ridge | None
+    passes: int
+    features: Float[Tensor, "n d"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model moved to the task, and how.
+
+    Args:
+        student: with its new head.
+        backbone: the network inside it.
+        reading, choice, look: what the head comes from.
+        head: the one in use.
+        in_steps: views of an image that a step may see, at most.
+        sites: norms, biases and what else can be adapted.
+        refused: why other parts of the model are not adapted, by name.
+    """
+
+    student: Student
+    backbone: Backbone
+    reading: Reading
+    choice: Choice
+    look: Look
+    head: Ridge
+    in_steps: int
+    sites: tuple[Site, ...]
+    refused: Mapping[str, str]
+
+
+def start_from(
+    model: nn.Module,
+    architecture: Architecture | None,
+    network: TransferNetwork | None,
+    support: Support,
+    views: int,
+    seed: int,
+) -> Start:
+    """A copy of the model with the head, and the generated parameters where they are better, in place.
+
+    Args:
+        architecture: how to rebuild the model; ``None``: a timm model is recognised.
+        network: what generates; ``None``: nothing does.
+        views: of each image, for the head.
+        seed: of the views.
+
+    Raises:
+        DataError, ModelError, NonFiniteError: see `hypercompress.transfer.adapt`.
+    """
+    student, backbone = new_student(model, support.classes, architecture)
+    roles = () if network is None else network.config.roles
+    # Norms and biases are what steps may tune, whatever the network adapts.
+    places = adaptable(backbone.model, backbone.classifier, tuple({Role.NORM, Role.BIAS, *roles}))
+    sites = tuple(site for site in places.sites if site.role in roles)
+    device = next(model.parameters()).device
+    reading = read_support(backbone, support.on(device), sites, support.classes)
+    choice = choose_head(network, backbone, reading, support)
+    look = look_again(backbone, choice.head, choice.features, support, views, seed)
+    head = look.head if look.kept and look.head is not None else choice.head
+    backbone.set_classifier(head.weight, head.bias)
+    refused = {**places.refused, **reading.unread}
+    return Start(
+        student, backbone, reading, choice, look, head, views_in_steps(look, views), tuple(places.sites), refused
+    )
+
+
+def new_student(model: nn.Module, classes: int, architecture: Architecture | None) -> tuple[Student, Backbone]:
+    """A copy of the model with an empty head of so many classes, and the same model as a backbone.
+
+    Raises:
+        ModelError: no backbone, or its classifier is not one linear layer.
+    """
+    if isinstance(model, Student):
+        Backbone(model.model)
+        student = copy_of(model)
+    else:
+        Backbone(model)
+        student = Student(copy_of(model), architecture or architecture_of(model))
+    some = next(model.parameters())
+    with torch.random.fork_rng(devices=[]):  # the new head is drawn, and then overwritten
+        student.reset_classifier(classes)
+    student.to(some.device, some.dtype)
+    backbone = Backbone(student.model)
+    assert backbone.classifier  # raises if it is no linear layer
+    return student, backbone
+
+
+def choose_head(network: TransferNetwork | None, backbone: Backbone, reading: Reading, support: Support) -> Choice:
+    """The head on the adapted model if leaving one out finds it no worse, which is then written into the model."""
+    plain = reading.head
+    if network is None:
+        return Choice(plain, False, "ridge regression alone: no network", None, 1, reading.features)
+    if plain.loo_loss is None:
+        return Choice(
+            plain, False, "one image a class: nothing can be left out to judge a change", None, 1, reading.features
+        )
+    if not reading.sites:
+        return Choice(
+            plain, False, "ridge regression alone: nothing in the model can be adapted", None, 1, reading.features
+        )
+    with torch.no_grad():
+        parameters = generate_parameters(network, backbone, reading)
+        features, labels = _features(backbone, parameters, support)
+    if not bool(features.isfinite().all()):
+        return Choice(plain, False, "the adapted features are not finite", None, 2, reading.features)
+    head = fit_ridge(features, labels, support.classes)
+    better = head.loo_loss is not None and head.loo_loss <= plain.loo_loss
+    if better:
+        write(backbone.model, parameters)
+    used = (head, features) if better else (plain, reading.features)
+    return Choice(used[0], better, "leave-one-out loss", head, 2, used[1])
+
+
+def _features(
+    backbone: Backbone, parameters: dict[str, Tensor], support: Support
+) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
+    """The second pass, with its labels: a loader may mix the images anew."""
+    rows = []
+    with evaluating(backbone):
+        for images, labels in support.on(next(backbone.parameters()).device):
+            rows.append((backbone.adapted(parameters, images), labels))
+    features, every = (torch.cat(column) for column in zip(*rows, strict=True))
+    return features, every
