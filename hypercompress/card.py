@@ -18,13 +18,9 @@ def transfer_line(transfer: Mapping[str, Any]) -> str:
 
 def steps_line(transfer: Mapping[str, Any]) -> str:
     """The steps that `adapt` took, and how far it followed them."""
-    judged = transfer.get("judged") or {"steps": transfer["steps"], "share": 1.0}  # students that are older have none
     what = {"norms": " on norms, biases and head", "all": " on all parameters"}.get(transfer.get("tuned") or "", "")
-    if not judged["steps"] or judged["share"] == 1:
-        return f"{judged['steps']} steps{what}"
-    if not judged["share"]:
-        return f"none of {judged['steps']} steps ({judged['why']})"
-    return f"{judged['steps']} steps{what} followed {judged['share']:g} of the way ({judged['why']})"
+    share = transfer.get("followed") or 1.0  # of students that are older all of the way
+    return f"{transfer['steps']} steps{what}" + ("" if share == 1 else f", followed {share:g} of the way")
 
 
 def trained_line(report: Mapping[str, Any]) -> str:

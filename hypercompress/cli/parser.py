@@ -209,11 +209,15 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="ordinary steps afterwards, on what --tune says, followed all of the way, half of it or not at all: each "
-        "half of the images judges first what the steps on the other half do (of 512 images at most), which takes as "
-        "long again once or twice",
+        help="ordinary steps afterwards, on what --tune says",
     )
-    method.add_argument("--keep-steps", action="store_true", help="take the steps without judging them")
+    method.add_argument(
+        "--follow",
+        type=float,
+        metavar="SHARE",
+        help="how far the steps are followed, in (0, 1]: 0.5 takes the weights half way between those before and after "
+        "them (default: 0.5 on tasks near to what MODEL was trained on, where a view hardly moves its features, else 1)",
+    )
     method.add_argument(
         "--views",
         type=int,

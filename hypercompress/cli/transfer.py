@@ -24,7 +24,6 @@ from hypercompress.report import bytes_of
 from hypercompress.student import Student, from_pretrained
 from hypercompress.transfer import adapt, load_network
 from hypercompress.transfer.ridge import check_labels
-from hypercompress.transfer.steps import SHARES
 from hypercompress.transfer.support import draw_shots
 
 IN_MEMORY = 512  # images that are prepared once; more are prepared anew in each pass
@@ -79,7 +78,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         steps=arguments.steps,
         views=arguments.views,
         tuned=arguments.tune,
-        keep_steps=arguments.keep_steps,
+        follow=arguments.follow,
         network=arguments.network,
         names=images.classes,
         seed=arguments.seed,
@@ -137,9 +136,6 @@ def table(told: Mapping[str, Any]) -> Table:
     shown.add_row("why", told["why"], "", views["why"])
     shown.add_row("network", told["network"])
     shown.add_row("steps", steps_line(told), "", "")
-    if losses := told["judged"]["loss"]:
-        ways = (f"{share:g} of the way {loss:.4g}" for share, loss in zip(SHARES, losses, strict=True))
-        shown.add_row("loss of left-out images", *ways)
     for name in ("penalty", "passes", "seconds"):
         shown.add_row(name, f"{told[name]:.4g}")
     return shown

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hypercompress.transfer.closed_form import Start, start_from
 from hypercompress.transfer.network import TransferNetwork
 from hypercompress.transfer.registry import load_network
 from hypercompress.transfer.ridge import Ridge
-from hypercompress.transfer.steps import AS_ASKED, Tunable, Verdict, follow, judge_steps
+from hypercompress.transfer.steps import Tunable, share_of, take_steps
 from hypercompress.transfer.support import Support, as_support
 from hypercompress.transfer.tuning import Tuned, tune, tuned_names
 from hypercompress.transfer.views import VIEWS, step_viewer
@@ -27,6 +27,34 @@ from hypercompress.transfer.views import VIEWS, step_viewer
 # Learning rates of the steps, from grids on other data (benchmarks/results/transfer_rates.csv). On everything a small
 # network bears 1e-3 in fifty steps, EfficientNet-Lite0 does not (LOG.md, 2026-11-27).
 RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 3e-4}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Ordinary steps: how many, their highest learning rate, and what they tune."""
+
+    count: int
+    rate: float
+    tuned: Tuned
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is made of a support set.
+
+    Args:
+        architecture: how to rebuild the model; ``None``: a timm model is recognised.
+        network: what generates; ``None``: nothing does.
+        views: of each image.
+        steps: afterwards.
+        seed: of all that is drawn.
+    """
+
+    architecture: Architecture | None
+    network: TransferNetwork | None
+    views: int
+    steps: Steps
+    seed: int
 
 
 @torch.inference_mode(False)
@@ -41,7 +69,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     network: str | Path | TransferNetwork = "auto",
     tuned: str = Tuned.ALL,
     rate: float | None = None,
-    keep_steps: bool = False,
+    follow: float | None = None,
     names: Sequence[str] | None = None,
     architecture: Architecture | None = None,
     seed: int = 0,
@@ -68,9 +96,9 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         network: ``auto`` (the released one; ridge regression alone if there is none), ``none``, a folder, or a network.
         rate: highest learning rate of the steps; ``None``: 3e-4 on all, 3e-3 on norms, as grids for trained networks
             have it; others may need less.
-        keep_steps: take them whatever images that are left out say of them; else they are judged first, which takes as
-            long again once or twice (see `judge_steps`), and followed half of the way or not at all where that is
-            better.
+        follow: how far the steps are followed, in (0, 1]: the weights at that share of the way from those before them;
+            ``None``: half of the way where the first view hardly moves the features, which is so on tasks near to what
+            the model was trained on, else all of it (see `share_of`). With many images pass 1.
         names: of the classes by label, for the report.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         seed: of the shots drawn.
@@ -93,28 +121,22 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
             f"received {steps} steps at a learning rate of {rate:g} and {views} views; expected 0 or more of either at "
             "a rate above 0; change them"
         )
+    if follow is not None and not 0 < follow <= 1:
+        raise GeneratorError(f"received follow={follow:g}; expected a share of the way in (0, 1]; change it")
     with keeping_random_state(model):
-        device, generator = _device(model), _generator(network, _device(model))
+        generator = _generator(network, _device(model))
         found = as_support(support, labels, shots, seed, names)
-
-        def begin(part: Support) -> tuple[Start, Tunable]:
-            fitted = start_from(model, architecture, generator, part, views, seed)
-            inner, viewer = fitted.backbone.model, step_viewer(fitted.in_steps, seed)
-            chosen = tuned_names(fitted.sites, inner, fitted.backbone.classifier, what)
-            return fitted, Tunable(inner, lambda: tune(inner, chosen, lambda: part.on(device), steps, rate, viewer))
-
-        fitted, tunable = begin(found)
-        verdict = Verdict(0.0, "none asked for")
+        recipe = Recipe(architecture, generator, views, Steps(steps, rate, what), seed)
+        fitted, tunable = prepare(model, found, recipe)
+        share = share_of(fitted.look) if follow is None else follow
         if steps:
-            judged = not keep_steps
-            verdict = judge_steps(lambda part: begin(part)[1], found, device, seed) if judged else AS_ASKED
-            follow(tunable, verdict.share)
+            take_steps(tunable, share)
     student, seconds = fitted.student, time.perf_counter() - start
     told = transfer_report(fitted) | {
-        "steps": steps if verdict.share else 0,
+        "steps": steps,
         "rate": rate if steps else None,
-        "tuned": str(what) if verdict.share else None,
-        "judged": {"steps": steps, **asdict(verdict), "loss": [*verdict.loss], "accuracy": [*verdict.accuracy]},
+        "tuned": str(what) if steps else None,
+        "followed": share if steps else None,
         "shots": shots,
         "seed": seed,
         "classes": names,
@@ -125,6 +147,21 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     if getattr(model, "report", None):
         student.report["before"] = model.report
     return student
+
+
+def prepare(model: nn.Module, support: Support, recipe: Recipe) -> tuple[Start, Tunable]:
+    """A model moved to the task of a support set without a step, and its steps.
+
+    Raises:
+        DataError, ModelError, NonFiniteError: see `adapt`.
+    """
+    start = start_from(model, recipe.architecture, recipe.network, support, recipe.views, recipe.seed)
+    inner, steps, device = start.backbone.model, recipe.steps, _device(model)
+    names = tuned_names(start.sites, inner, start.backbone.classifier, steps.tuned)
+    change = step_viewer(start.in_steps, recipe.seed)
+    return start, Tunable(
+        inner, lambda: tune(inner, names, lambda: support.on(device), steps.count, steps.rate, change)
+    )
 
 
 def transfer_report(start: Start) -> dict[str, Any]:

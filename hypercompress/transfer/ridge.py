@@ -178,15 +178,12 @@ def smoothing_of(images: int, classes: int) -> float:
 
 
 def best_scales(
-    regressed: Float[Tensor, "l n classes"],
-    labels: Int[Tensor, " n"],
-    smoothing: float = 0.0,
-    within: tuple[float, float] = SCALES,
+    regressed: Float[Tensor, "l n classes"], labels: Int[Tensor, " n"], smoothing: float = 0.0
 ) -> Float[Tensor, " l"]:
-    """The scale ``within`` bounds with the least cross-entropy, which is convex in it: bisection of its slope."""
+    """The scale in `SCALES` with the least cross-entropy, which is convex in it: bisection of its slope."""
     named = regressed[:, torch.arange(len(labels), device=labels.device), labels].mean(1)
     target = (1 - smoothing) * named + smoothing * regressed.mean((1, 2))
-    low, high = (torch.full_like(target, end) for end in within)
+    low, high = (torch.full_like(target, end) for end in SCALES)
     for _ in range(BISECTIONS):
         middle = (low * high).sqrt()
         expected = ((regressed * middle[:, None, None]).softmax(2) * regressed).sum(2).mean(1)

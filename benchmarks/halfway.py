@@ -1,0 +1,139 @@
+"""Steps of fast transfer: none, half of the way and all of it, by how far views move the features.
+
+    python -m benchmarks.halfway --data DATA [DATA ...] [--backbones fashion|lite0|FOLDER ...] [--assets ASSETS]
+        [--shots 1 2 4 8] [--episodes 40] [--steps 50] [--rate 3e-4] [--out benchmarks/results]
+
+Episodes of five classes and eight query images of each, drawn from the held-out images of DATA (of a folder with
+``train`` and ``val`` from both), with `adapt`'s defaults. Backbones: the packaged Fashion-MNIST network, EfficientNet-
+Lite0 with its ImageNet weights (``--assets``), or student folders such as a zoo's. Writes ``halfway.csv``, a row an
+episode, and prints points of accuracy above the start with 95 % intervals, for each backbone, DATA and number of images
+a class. One core: five seconds an episode of a small network, five minutes of EfficientNet-Lite0 with four images a
+class.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+from torch import nn
+
+from benchmarks.backbones import BATCH, Backbone, fashion, open_backbone
+from benchmarks.common import RESULTS, Results, markdown, say
+from benchmarks.intervals import BLOCKS, student_t
+from benchmarks.tuning import accuracy
+from hypercompress.data import Episode, Pool, sample_episode
+from hypercompress.transfer import load_network
+from hypercompress.transfer.adapt import RATES, Recipe, Steps, prepare
+from hypercompress.transfer.steps import HALF, go, share_of, weights_of
+from hypercompress.transfer.support import as_support
+from hypercompress.transfer.tuning import Tuned
+from hypercompress.transfer.views import VIEWS
+
+KEY = ("backbone", "data", "shots", "steps", "episode")
+MADE_OF = ("weights", "rate")
+WAYS, QUERIES = 5, 8
+COLUMNS = {"start": 0.0, "half": HALF, "end": 1.0}
+
+
+def run(backbone: Backbone, data: str, options: argparse.Namespace, results: Results) -> None:
+    """All rows of a backbone and a data set that are missing, one episode of each number of images after the other."""
+    made = {"backbone": backbone.name, "data": data.partition(":")[0], "weights": backbone.weights}
+    wanted = [(index, shots) for index in range(options.episodes) for shots in options.shots]
+    for index, shots in wanted:
+        row = {**made, "shots": shots, "steps": options.steps, "rate": options.rate, "episode": index}
+        if not results.has(row):
+            results.add(
+                {**row, **followed(backbone.model, episode_of(backbone.pool(data), shots, index), options, index)}
+            )
+
+
+def episode_of(pool: Pool, shots: int, index: int) -> Episode:
+    """Episode number ``index``, the same for every backbone."""
+    generator = torch.Generator().manual_seed(1_000_003 * shots + index)
+    return sample_episode(pool.at_least(shots + QUERIES), WAYS, shots, QUERIES, generator)
+
+
+def followed(model: nn.Module, episode: Episode, options: argparse.Namespace, seed: int) -> dict[str, object]:
+    """The columns of an episode."""
+    support = as_support(episode.support, episode.support_labels, None, seed, None)
+    recipe = Recipe(None, load_network("auto"), VIEWS, Steps(options.steps, options.rate, Tuned.ALL), seed)
+    start, tunable = prepare(model, support, recipe)
+    before = weights_of(tunable.model)
+    tunable.take()
+    after, right = weights_of(tunable.model), {}
+    for column, share in COLUMNS.items():
+        go(tunable.model, before, after, share)
+        with torch.no_grad():
+            logits = torch.cat([tunable.model(batch) for batch in episode.query.split(BATCH)])
+        right[column] = accuracy(logits, episode.query_labels)
+    return {**right, "moved": start.look.moved, "share": share_of(start.look)}
+
+
+def above_start(rows: Sequence[Mapping[str, str]], column: str | None) -> str:
+    """Points of accuracy above the start; of ``None`` those of the share that `adapt` would take."""
+    names = [column or next(name for name, share in COLUMNS.items() if share == float(row["share"])) for row in rows]
+    gains = [100 * (float(row[name]) - float(row["start"])) for row, name in zip(rows, names, strict=True)]
+    if len(gains) < BLOCKS:
+        return f"{fmean(gains):+.1f}"
+    return f"{fmean(gains):+.1f} ± {student_t(len(gains) - 1) * stdev(gains) / len(gains) ** 0.5:.1f}"
+
+
+def table(results: Results, steps: int) -> str:
+    """Of every backbone, DATA and number of images a class."""
+    groups: dict[tuple[str, str, int], list[dict[str, str]]] = {}
+    for row in results.rows:
+        if row["steps"] == str(steps):
+            groups.setdefault((row["backbone"], row["data"], int(row["shots"])), []).append(row)
+    header = (
+        "backbone",
+        "data",
+        "images a class",
+        "episodes",
+        "moved",
+        "no step",
+        "all",
+        "half",
+        "as `adapt`",
+        "half of",
+    )
+    lines = []
+    for (backbone, data, shots), rows in sorted(groups.items()):
+        start, moved = (fmean(float(row[name]) for row in rows) for name in ("start", "moved"))
+        gains = [above_start(rows, column) for column in ("end", "half", None)]
+        halves = sum(float(row["share"]) < 1 for row in rows)
+        names = [backbone, data, str(shots), str(len(rows)), f"{moved:.2f}", f"{100 * start:.1f}"]
+        lines.append([*names, *gains, str(halves)])
+    return markdown(header, lines)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Add the missing rows and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, metavar="DATA", help="images that episodes are drawn from")
+    parser.add_argument("--backbones", nargs="+", default=["fashion"], help="fashion, lite0 or student folders")
+    parser.add_argument("--assets", type=Path, help="folder with the weights of lite0")
+    parser.add_argument("--shots", type=int, nargs="+", default=(1, 2, 4, 8), help="images a class (default: 1 2 4 8)")
+    parser.add_argument("--episodes", type=int, default=40, help="of each number of images (default: 40)")
+    parser.add_argument("--steps", type=int, default=50, help="default: 50")
+    parser.add_argument("--rate", type=float, default=RATES[Tuned.ALL], help="of the steps (default: adapt's)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the CSV goes (default: benchmarks/results)")
+    options = parser.parse_args(words)
+    results = Results(options.out / "halfway.csv", KEY, MADE_OF)
+    for name in options.backbones:
+        known = name in ("fashion", "lite0")
+        backbone = open_backbone(name, options.assets) if known else named(Path(name))
+        for data in options.data:
+            run(backbone, data, options, results)
+    say(table(results, options.steps))
+
+
+def named(folder: Path) -> Backbone:
+    """A student folder as a backbone."""
+    found = fashion(folder)
+    return Backbone(folder.name, found.model, found.weights, found.data, found.validation)
+
+
+if __name__ == "__main__":
+    main()
