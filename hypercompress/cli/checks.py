@@ -154,6 +154,12 @@ def at_least(option: str, value: int | None, least: int) -> None:
         raise HypercompressError(f"received {option} {value}; expected a whole number from {least}; pass one")
 
 
+def share(option: str, value: float | None) -> None:
+    """A share above 0, and at most 1."""
+    if value is not None and not 0 < value <= 1:
+        raise HypercompressError(f"received {option} {value:g}; expected a share in (0, 1]; pass one")
+
+
 def writable(folder: Path) -> None:
     """The nearest folder above that exists takes new entries."""
     there = next((place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()), Path("/"))

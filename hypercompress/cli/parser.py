@@ -215,8 +215,9 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         "--follow",
         type=float,
         metavar="SHARE",
-        help="how far the steps are followed, in (0, 1]: 0.5 takes the weights half way between those before and after "
-        "them (default: 0.5 on tasks near to what MODEL was trained on, where a view hardly moves its features, else 1)",
+        help="how far the steps are followed, in (0, 1]: 0.5 takes the weights half way between those before and those "
+        "after them (default: 0.5 on tasks near to what MODEL was trained on, where a view hardly moves the features, "
+        "else 1)",
     )
     method.add_argument(
         "--views",

@@ -44,6 +44,7 @@ def transfer(arguments: Namespace) -> None:
         lambda: checks.at_least("--shots", arguments.shots, 1),
         lambda: checks.at_least("--steps", arguments.steps, 0),
         lambda: checks.at_least("--views", arguments.views, 0),
+        lambda: checks.share("--follow", arguments.follow),
         *checks.common(arguments),
     )
     torch.manual_seed(arguments.seed)

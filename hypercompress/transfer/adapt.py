@@ -69,7 +69,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     network: str | Path | TransferNetwork = "auto",
     tuned: str = Tuned.ALL,
     rate: float | None = None,
-    follow: float | None = None,
+    follow: int | float | None = None,
     names: Sequence[str] | None = None,
     architecture: Architecture | None = None,
     seed: int = 0,
@@ -128,7 +128,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         found = as_support(support, labels, shots, seed, names)
         recipe = Recipe(architecture, generator, views, Steps(steps, rate, what), seed)
         fitted, tunable = prepare(model, found, recipe)
-        share = share_of(fitted.look) if follow is None else follow
+        share = share_of(fitted.look) if follow is None else float(follow)
         if steps:
             take_steps(tunable, share)
     student, seconds = fitted.student, time.perf_counter() - start

@@ -128,7 +128,7 @@ def test_the_result_is_an_ordinary_student_folder(name: str, make_task: Make, tr
     size = model.pretrained_cfg["input_size"]
     x, y = make_task(size=size)
     for steps in (0, 2):
-        student = adapt(model, x, y, network=trained(), steps=steps, keep_steps=True)
+        student = adapt(model, x, y, network=trained(), steps=steps, follow=1)
         student.save_pretrained(tmp_path / f"{steps}")
         again = from_pretrained(tmp_path / f"{steps}")
         assert torch.equal(again.eval()(x), student.eval()(x))

@@ -14,9 +14,8 @@ from hypercompress import adapt, from_pretrained
 from hypercompress.architecture import load_timm
 from hypercompress.data import Preprocess, open_data
 from hypercompress.report import bytes_of
-from hypercompress.transfer import registry, views
+from hypercompress.transfer import registry, steps, views
 from hypercompress.transfer.adapt import RATES
-from hypercompress.transfer.steps import SHARES
 from hypercompress.transfer.support import draw_shots
 from hypercompress.transfer.tuning import Tuned
 from tests.cli.words import PRECISIONS, Run
@@ -157,7 +156,7 @@ def test_views_are_told_and_counted(run: Run, tmp_path: Path, monkeypatch: pytes
 
 
 def test_steps_tune_what_tune_says(run: Run, tmp_path: Path) -> None:
-    given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--steps", 1, "--keep-steps", "--json")
+    given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--steps", 1, "--json")
     kinds = {}
     assert "1 steps on all parameters" in run("test_resnet", tmp_path / "told", *given[:-1])[1]
     for what in Tuned:
@@ -217,14 +216,22 @@ def test_labels_of_a_set_are_those_of_its_images(tmp_path: Path) -> None:
     assert len(part) == 2
 
 
-def test_steps_are_judged(run: Run, tmp_path: Path) -> None:
-    given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--steps", 1)
+@pytest.mark.parametrize(("asked", "share"), [((), 0.5), (("--follow", 0.25), 0.25), (("--follow", 1), 1.0)])
+def test_steps_are_followed_half_of_the_way_on_a_near_task(
+    asked: tuple[object, ...], share: float, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Near: a view moves the features by less than the bar, which here everything is below."""
+    monkeypatch.setattr(steps, "MOVED_IN_STEPS", 1e9)
+    given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--steps", 1, *asked)
     code, out, _ = run("test_resnet", tmp_path / "a", *given)
     assert code == 0
-    assert "0.5 of the way" in " ".join(out.split())
-    judged = json.loads((tmp_path / "a" / "report.json").read_text())["transfer"]["judged"]
-    assert (judged["steps"], judged["images"], len(judged["loss"])) == (1, 20, 3)
-    assert SHARES[judged["loss"].index(min(judged["loss"]))] == judged["share"]
-    code, out, _ = run("test_resnet", tmp_path / "b", *given, "--keep-steps", "--json")
-    told = json.loads(out)["transfer"]
-    assert told["judged"] == {"steps": 1, "share": 1.0, "why": "as asked for", "loss": [], "accuracy": [], "images": 0}
+    assert json.loads((tmp_path / "a" / "report.json").read_text())["transfer"]["followed"] == share
+    assert ("of the way" in " ".join(out.split())) == (share < 1)
+
+
+@pytest.mark.parametrize("share", [0, -1, 1.5, "nan"])
+def test_a_share_of_the_way_that_is_none(share: object, run: Run, tmp_path: Path) -> None:
+    code, out, err = run("test_resnet", tmp_path / "a", *ARGS, "--data", "digits", "--steps", 1, "--follow", share)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: received --follow")
+    assert "expected a share in (0, 1]" in err

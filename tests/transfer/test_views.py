@@ -204,10 +204,12 @@ def test_views_of_not_a_number_are_named(make_backbone: Make, monkeypatch: pytes
 def test_steps_see_views(make_task: Make, make_backbone: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y) = make_backbone(classes=3)[0].model, make_task()
     monkeypatch.setattr(views, "MOVED", float("inf"))  # the heads are the same
-    with_views, without = (adapt(model, x, y, network="none", steps=2, rate=1e-4, views=count) for count in (2, 0))
+    with_views, without = (
+        adapt(model, x, y, network="none", steps=2, rate=1e-4, follow=1, views=count) for count in (2, 0)
+    )
     assert not torch.equal(with_views(x), without(x))
     monkeypatch.setattr(views, "random_views", lambda images, *_: images)
-    assert torch.equal(adapt(model, x, y, network="none", steps=2, rate=1e-4, views=2)(x), without(x))
+    assert torch.equal(adapt(model, x, y, network="none", steps=2, rate=1e-4, follow=1, views=2)(x), without(x))
 
 
 @pytest.mark.parametrize("moved", [0.9 * MOVED_IN_STEPS, 1.1 * MOVED_IN_STEPS, None])
@@ -230,7 +232,7 @@ def test_steps_see_several_views_only_where_they_move_the_features(
 
     monkeypatch.setattr(sys.modules["hypercompress.transfer.adapt"], "step_viewer", note)
     names = ["a", "b", "c"]
-    student = adapt(model, batches, network="none", steps=1, views=asked, keep_steps=True, names=names)
+    student = adapt(model, batches, network="none", steps=1, views=asked, names=names)
     several = moved is None or moved > MOVED_IN_STEPS
     assert viewed == [asked if several else min(asked, 1)]
     assert student.report["transfer"]["views"]["in_steps"] == viewed[0]
