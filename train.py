@@ -6,8 +6,10 @@ import sys
 import warnings
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hypercompress.errors import HypercompressError
@@ -32,6 +34,29 @@ class CLI(LightningCLI):
         self.config_init[self.subcommand]["weights_only"] = True
 
     before_fit = before_validate = before_test = read_data_only
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Lightning's trainer.
+
+        Raises:
+            HypercompressError: Lightning refuses its settings, or its strategy splits a network over processes.
+        """
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except HypercompressError:
+            raise
+        except (MisconfigurationException, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise HypercompressError(
+                f"received settings of the trainer that Lightning refuses ({reason}); expected those of its Trainer; "
+                "change --trainer.*"
+            ) from error
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise HypercompressError(
+                f"received the strategy {type(trainer.strategy).__name__}; expected auto or ddp: students are measured "
+                "and saved whole, so each process holds a whole network; pass --trainer.strategy ddp"
+            )
+        return trainer
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Nothing beyond model, data and trainer."""

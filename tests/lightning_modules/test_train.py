@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import FSDPStrategy
 
 import train
 from hypercompress import from_pretrained
@@ -110,6 +113,36 @@ def test_a_folder_that_is_not_there(root: Path, here: Path, capsys: pytest.Captu
     assert train.main(["fit", "--config", config(root, "distill")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: received runs/debug/student without config.json")
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        (("--trainer.accelerator", "none_such"), "Lightning refuses (You selected an invalid accelerator name"),
+        (("--trainer.strategy", "none_such"), "Lightning refuses (You selected an invalid strategy name"),
+        (("--trainer.strategy", "fsdp"), "Lightning refuses (The strategy `fsdp` requires a GPU"),
+    ],
+)
+def test_what_lightning_refuses_is_one_line(
+    setting: tuple[str, str], reason: str, root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(["fit", "--config", config(root, "distill"), *start(folders), *setting]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: received settings of the trainer that ")
+    assert reason in error
+    assert list(here.iterdir()) == []
+
+
+def test_networks_are_not_split_over_processes(
+    root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning makes this strategy on cards alone."""
+
+    monkeypatch.setattr(Trainer, "strategy", FSDPStrategy(accelerator=CPUAccelerator()))
+    assert train.main(["fit", "--config", config(root, "distill"), *start(folders)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: received the strategy FSDPStrategy; expected auto or ddp")
     assert list(here.iterdir()) == []
 
 
