@@ -29,8 +29,8 @@ ROOT, STEP = "{:g} x root", "{:g} x step"
 
 def run(folder: Path, data: str, options: argparse.Namespace, results: Results) -> None:
     """All rows of a teacher that are missing."""
-    ways = {STEP.format(c): c for c in options.per_step} | {ROOT.format(c): c for c in options.per_root}
-    ways |= {f"{rate:g}": rate for rate in options.fixed}
+    ways = [STEP.format(c) for c in options.per_step] + [ROOT.format(c) for c in options.per_root]
+    ways += [f"{rate:g}" for rate in options.fixed]
     made = {"teacher": folder.name, "weights": digest(folder)}
     missing = {
         share: [
@@ -50,9 +50,8 @@ def run(folder: Path, data: str, options: argparse.Namespace, results: Results) 
             continue
         before, costs = fidelity(starts.teacher, start, starts.test), costs_of(start, starts.first)
         kl, slope = (float(value) for value in kl_and_slope(start, starts.first.images, starts.first.logits))
-        units = {"root": math.sqrt(max(0.0, kl)), "step": max(0.0, kl) / slope if slope else 0.0}
         for steps, way in missing[share]:
-            rate = ways[way] * units.get(way.split()[-1], 1.0)
+            rate = rate_of(way, kl, slope)
             frozen = costs is not None and costs > COSTS
             recipe = Recipe("adamw", rate, steps=steps, batch=BATCH, frozen_norms=frozen)
             after = fidelity(starts.teacher, distil(start, starts.train, recipe, 0), starts.test)
@@ -73,6 +72,18 @@ def run(folder: Path, data: str, options: argparse.Namespace, results: Results) 
             }
             results.add({**row, "weights": made["weights"]})
             say(f"{folder.name}, {share:.0%}, {steps} steps, {way}: KL {before.kl:.5f} -> {after.kl:.5f}")
+
+
+def rate_of(way: str, kl: float, slope: float) -> float:
+    """The learning rate that a name stands for.
+
+    Args:
+        way: of the form of `STEP` or `ROOT`, or a number.
+        kl, slope: of the first batch of steps, and the 1-norm of its gradient.
+    """
+    number, *unit = way.split(" x ")
+    units = {"root": math.sqrt(max(0.0, kl)), "step": max(0.0, kl) / slope if slope else 0.0}
+    return float(number) * (units[unit[0]] if unit else 1.0)
 
 
 def verdict(found: Sequence[Mapping[str, str]]) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import efficientnet_lite0_distilled as bench
+from benchmarks import efficientnet_lite0_rates
 from benchmarks.common import Results, answered
 from benchmarks.distillation import Recipe, distil
 from hypercompress.architecture import Architecture, load_timm
@@ -75,3 +76,26 @@ def test_starts_are_distilled_at_the_rate_of_their_pilot_and_rows_are_kept(
     before = table.path.read_bytes()
     bench.main(words)
     assert table.path.read_bytes() == before
+
+
+def test_rates_are_of_the_first_batch(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sharper(path: Path) -> tuple[nn.Module, Architecture]:
+        """The random network says nearly the same of every image."""
+        model, architecture = small(path)
+        with torch.no_grad():
+            model.get_classifier().weight.mul_(1e4)  # type: ignore[operator]
+        return model, architecture
+
+    monkeypatch.setattr(bench, "open_teacher", sharper)
+    words = ["--assets", str(assets), "--shares", "0.8", "--steps", "3", "--batch", "8", "--crops", "1"]
+    words += ["--ways", "2 x step", "1 x step", "0.1 x root", "--out", str(assets / "out")]
+    efficientnet_lite0_rates.main(words)
+    path = assets / "out" / "efficientnet_lite0_rates.csv"
+    twice, once, root = Results(path, efficientnet_lite0_rates.KEY).rows
+    assert float(twice["rate"]) == pytest.approx(2 * float(once["rate"]), rel=1e-4)
+    assert float(root["rate"]) == pytest.approx(0.1 * float(root["kl_batch"]) ** 0.5, rel=1e-4)
+    assert twice["kl_start"] == once["kl_start"]
+    assert len({row["kl"] for row in (twice, once, root)}) == 3
+    before = path.read_bytes()
+    efficientnet_lite0_rates.main(words)
+    assert path.read_bytes() == before
