@@ -4,8 +4,11 @@ import logging
 import signal
 import sys
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -13,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hypercompress.errors import HypercompressError
-from lightning_modules.callbacks import SaveWhenStopped
+from lightning_modules.callbacks import Lines, SaveWhenStopped
 
 
 class CLI(LightningCLI):
@@ -34,6 +37,22 @@ class CLI(LightningCLI):
         self.config_init[self.subcommand]["weights_only"] = True
 
     before_fit = before_validate = before_test = read_data_only
+
+    def before_instantiate_classes(self) -> None:
+        """With ``--run`` all that the config writes goes there."""
+        assert self.subcommand is not None
+        config = self.config[self.subcommand]
+        if config.run is None:
+            return
+        root, folder = config.trainer.default_root_dir, Path(config.run).expanduser()
+        if root is None:
+            raise HypercompressError(
+                f"received --run {config.run} with a config that has no trainer.default_root_dir; expected the folder "
+                "that its outputs lie in; add it"
+            )
+        config.trainer = moved(config.trainer, Path(root), folder)
+        if "out" in config.model.init_args:
+            config.model.init_args.out = moved(config.model.init_args.out, Path(root), folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Lightning's trainer.
@@ -59,22 +78,45 @@ class CLI(LightningCLI):
         return trainer
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Nothing beyond model, data and trainer."""
+        """``--run`` beside model, data and trainer."""
+        parser.add_argument(
+            "--run",
+            type=str | None,
+            default=None,
+            metavar="FOLDER",
+            help="folder of this run: what the config writes below trainer.default_root_dir is written below it",
+        )
         parser.set_defaults({"trainer.enable_model_summary": False})
+
+
+def moved(value: Any, old: Path, new: Path) -> Any:
+    """A part of a config with all paths below one folder put below another."""
+    if isinstance(value, Namespace):
+        return Namespace(**{key: moved(item, old, new) for key, item in vars(value).items()})  # type: ignore[no-untyped-call]
+    if isinstance(value, Mapping):
+        return {key: moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [moved(item, old, new) for item in value]
+    if isinstance(value, str | Path) and Path(value).is_relative_to(old):
+        return type(value)(new / Path(value).relative_to(old))
+    return value
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0, or 2 with one line on bad input, or 143 when SIGTERM has stopped it."""
     # Small sets are batched in memory (lightning_modules/data.py), where more processes would only cost.
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
-    logging.getLogger("lightning.pytorch").addFilter(lambda record: "litlogger" not in record.getMessage())
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # said by SaveStudent
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")  # Lightning's own
+    for handler in logging.getLogger("lightning.pytorch").handlers:
+        handler.addFilter(lambda record: "litlogger" not in record.getMessage())
     options: dict[str, Any] = {
         "subclass_mode_model": True,
         "subclass_mode_data": True,
         "seed_everything_default": 0,
         "save_config_kwargs": {"overwrite": True},
     }
-    options["trainer_defaults"] = {"callbacks": [SaveWhenStopped()]}
+    options["trainer_defaults"] = {"callbacks": [SaveWhenStopped(), Lines()]}
     try:
         CLI(LightningModule, LightningDataModule, args=arguments, **options)
     except SIGTERMException:

@@ -1,7 +1,10 @@
 """Callbacks: the trained network leaves the run as a student folder, and a run that is stopped can go on."""
 
+import math
+import sys
+import time
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -58,6 +61,11 @@ class SaveStudent(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
         self._trained = False
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
+        for left in (self.folder, *_checkpoint(trainer)):
+            if left.exists() and trainer.global_step == 0 and keeps(trainer):
+                rank_zero_info(f"{left} of an earlier run will be replaced: --run FOLDER keeps runs apart")
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
         """Lightning calls it only if there was something to train."""
         self._trained = True
@@ -80,6 +88,29 @@ class SaveStudent(Callback):
             rank_zero_info(f"student folder: {self.folder}")
 
 
+class Lines(Callback):
+    """Where no terminal shows a bar: how many steps are done, every so many seconds.
+
+    Args:
+        seconds: between two lines.
+    """
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self.seconds = seconds
+        self._last = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
+        self._last = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
+        now = time.monotonic()
+        if now - self._last < self.seconds or sys.stdout.isatty():
+            return
+        self._last, steps = now, trainer.estimated_stepping_batches
+        of = f" of {int(steps)}" if math.isfinite(steps) and steps >= 0 else ""
+        rank_zero_info(f"step {trainer.global_step}{of}")
+
+
 class SaveWhenStopped(Callback):
     """On SIGTERM, as a scheduler sends it before it takes a machine away: a checkpoint of the step that was just done.
 
@@ -99,6 +130,14 @@ class SaveWhenStopped(Callback):
         path = saving.format_checkpoint_name({**trainer.callback_metrics, "step": step, "epoch": epoch})
         trainer.save_checkpoint(path)
         rank_zero_warn(f"stopped by SIGTERM after step {trainer.global_step}: go on with --ckpt_path {path}")
+
+
+def _checkpoint(trainer: Trainer) -> list[Path]:
+    """The checkpoint that a run will write, where its name is known."""
+    saving = trainer.checkpoint_callback
+    if not isinstance(saving, ModelCheckpoint) or saving.dirpath is None or saving.filename is None:
+        return []
+    return [Path(saving.format_checkpoint_name({}))]
 
 
 def check_ranks(trainer: Trainer, pl_module: LightningModule) -> None:

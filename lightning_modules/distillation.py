@@ -219,6 +219,7 @@ class Distillation(LightningModule):
             assert target is not None  # by __init__
             self.rate = rate_for(self.network, images, target, self.trainer.strategy)
             scale_rates(self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler, self.rate)
+            self.trainer.should_stop = self.trainer.should_stop or self.rate == 0
         if self.frozen is None:
             self.frozen = False
             if target is not None and self.losses.labels == 0:

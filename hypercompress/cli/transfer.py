@@ -70,6 +70,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     support = chosen_images(images, arguments)
     terminal.note("support", f"{len(support)} of {len(images)} images, {len(images.classes)} classes")
     terminal.phase("adapt")
+    terminal.then("steps", "steps", arguments.steps)
     batches: Iterable[Any] = loader(
         support, batch_size=arguments.batch_size, shuffle=True, seed=arguments.seed, dtype=precision(inner)
     )
@@ -83,6 +84,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         network=arguments.network,
         names=images.classes,
         seed=arguments.seed,
+        progress=terminal.progress,
     )
     student.to(own).report["transfer"]["shots"] = arguments.shots
     student.report["teacher"]["bytes"] = size  # in its own precision

@@ -23,6 +23,8 @@ class Parser(argparse.ArgumentParser):
         # (python/cpython#72795).
         if len(rest) == 1 and not rest[0].startswith("-") and getattr(found, "out", "") is None:
             found.out, rest = Path(rest[0]), []
+        if rest:  # told by this command, which knows the place of its help
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
         return found, rest
 
     def error(self, message: str) -> NoReturn:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture
-from hypercompress.calling import keeping_random_state
+from hypercompress.calling import Progress, keeping_random_state
 from hypercompress.copying import as_written, copy_of
 from hypercompress.errors import GeneratorError
 from hypercompress.report import moved_report
@@ -73,6 +73,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     names: Sequence[str] | None = None,
     architecture: Architecture | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Student:
     """Move a trained classifier to a new task. Without steps no gradient is taken, and without views the support set is
     run twice.
@@ -102,6 +103,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         names: of the classes by label, for the report.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         seed: of the shots drawn.
+        progress: called with ``steps`` and the number of them that are done.
 
     Returns:
         the model with the new head; ``report["transfer"]`` says what was done, ``report["teacher"]`` is ``model``.
@@ -127,7 +129,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         generator = _generator(network, _device(model))
         found = as_support(support, labels, shots, seed, names)
         recipe = Recipe(architecture, generator, views, Steps(steps, rate, what), seed)
-        fitted, tunable = prepare(model, found, recipe)
+        fitted, tunable = prepare(model, found, recipe, progress)
         share = share_of(fitted.look) if follow is None else float(follow)
         if steps:
             take_steps(tunable, share)
@@ -149,7 +151,9 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     return student
 
 
-def prepare(model: nn.Module, support: Support, recipe: Recipe) -> tuple[Start, Tunable]:
+def prepare(
+    model: nn.Module, support: Support, recipe: Recipe, progress: Progress | None = None
+) -> tuple[Start, Tunable]:
     """A model moved to the task of a support set without a step, and its steps.
 
     Raises:
@@ -159,9 +163,11 @@ def prepare(model: nn.Module, support: Support, recipe: Recipe) -> tuple[Start, 
     inner, steps, device = start.backbone.model, recipe.steps, _device(model)
     names = tuned_names(start.sites, inner, start.backbone.classifier, steps.tuned)
     change = step_viewer(start.in_steps, recipe.seed)
-    return start, Tunable(
-        inner, lambda: tune(inner, names, lambda: support.on(device), steps.count, steps.rate, change)
-    )
+
+    def take() -> None:
+        tune(inner, names, lambda: support.on(device), steps.count, steps.rate, change, progress)
+
+    return start, Tunable(inner, take)
 
 
 def transfer_report(start: Start) -> dict[str, Any]:

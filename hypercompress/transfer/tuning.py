@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypercompress.calling import evaluating
+from hypercompress.calling import Progress, evaluating
 from hypercompress.errors import NonFiniteError
 from hypercompress.transfer.adaptable import Role, Site
 
@@ -44,6 +44,7 @@ def tune(
     steps: int,
     rate: float,
     change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda images, labels: (images, labels),
+    progress: Progress | None = None,
 ) -> None:
     """Cross-entropy on the support set, one batch a step, in place. BatchNorm uses its running moments, as in use.
 
@@ -54,6 +55,7 @@ def tune(
         steps: 0 or more.
         rate: AdamW's highest learning rate, see `schedule`.
         change: of the images and labels of a step, such as `views.step_viewer`.
+        progress: called with ``steps`` and the number of them that are done.
 
     Raises:
         NonFiniteError: the loss became NaN or infinite.
@@ -65,7 +67,7 @@ def tune(
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(steps))
     try:
         with evaluating(model), torch.enable_grad():
-            for images, labels in islice(_again(batches), steps):
+            for step, (images, labels) in enumerate(islice(_again(batches), steps)):
                 seen, named = change(images, labels)
                 loss = F.cross_entropy(model(seen), named)
                 if not bool(loss.isfinite()):
@@ -77,6 +79,8 @@ def tune(
                 loss.backward()
                 optimizer.step()
                 rates.step()
+                if progress is not None:
+                    progress("steps", step + 1)
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(asking[name])

@@ -14,7 +14,7 @@ from torch import nn
 
 from hypercompress import from_pretrained
 from hypercompress.errors import ArtefactError
-from lightning_modules.callbacks import SaveStudent, SaveWhenStopped, checksum
+from lightning_modules.callbacks import Lines, SaveStudent, SaveWhenStopped, checksum
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.source import TeacherSource
@@ -67,6 +67,40 @@ def test_a_student_folder_is_replaced_by_the_next_run(
         hashes.append((out / "config.json").read_text())
     assert hashes[0] != hashes[1]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing temporary is left
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_what_a_run_will_replace_is_told_unless_it_goes_on(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(**options: Any) -> list[str]:
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            distilled(folders, trainer, tmp_path, SaveStudent(tmp_path / "out"), every=1, **options)
+        return [message for message in caplog.messages if "of an earlier run will be replaced" in message]
+
+    assert told() == []
+    assert [message.split()[0] for message in told()] == [str(tmp_path / name) for name in ("out", "last.ckpt")]
+    assert told(max_steps=3, ckpt_path=tmp_path / "last.ckpt") == []
+
+
+@pytest.mark.parametrize(("terminal", "seconds", "lines"), [(False, 0.0, 3), (True, 0.0, 0), (False, 1e6, 0)])
+def test_lines_stand_in_for_a_bar_where_no_terminal_shows_one(
+    terminal: bool,
+    seconds: float,
+    lines: int,
+    folders: Folders,
+    trainer: Callable[..., Trainer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    system = Distillation(folders[1], TeacherSource(str(folders[0])))
+    with caplog.at_level("INFO"):
+        run = trainer(max_steps=3, limit_val_batches=0, callbacks=[Lines(seconds)])
+        run.fit(system, ImageDataModule("fashion_mnist_mini", limit=64, batch_size=16))
+    said = [message for message in caplog.messages if message.startswith("step ")]
+    assert said == [f"step {step} of 3" for step in range(1, lines + 1)]
 
 
 @pytest.mark.filterwarnings(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import FSDPStrategy
@@ -80,6 +81,36 @@ def test_distil_then_fine_tune(root: Path, here: Path, folders: Folders) -> None
     with (distilled / "logs" / "version_0" / "metrics.csv").open(newline="") as file:
         columns = set(next(csv.reader(file)))
     assert {"train/loss", "train/kl", "train/features", "val/kl", "val/agreement", "val/top1_student"} <= columns
+
+
+@IGNORED
+def test_a_run_goes_to_a_folder_of_its_own(root: Path, here: Path, folders: Folders) -> None:
+    """Student, checkpoint and logs; the config beside these says where they are."""
+    arguments = ["fit", "--config", config(root, "distill"), *start(folders)]
+    assert train.main([*arguments, "--run", "elsewhere"]) == 0
+    assert {path.name for path in here.iterdir()} == {"elsewhere"}
+    assert {path.name for path in (here / "elsewhere").iterdir()} == {"student", "last.ckpt", "logs"}
+    kept = here / "elsewhere" / "logs" / "version_0" / "config.yaml"
+    first = (here / "elsewhere" / "student" / "config.json").read_bytes()
+    (here / "elsewhere" / "student").rename(here / "before")
+    assert train.main(["fit", "--config", str(kept)]) == 0
+    assert (here / "elsewhere" / "student" / "config.json").read_bytes() == first
+    assert {path.name for path in here.iterdir()} == {"elsewhere", "before"}
+
+
+def test_only_what_lies_in_the_folder_is_moved() -> None:
+    config = Namespace(root="runs/a", other="runs/ab", nested=[{"x": Path("runs/a/b"), "n": 3}], out=None)
+    got = train.moved(config, Path("runs/a"), Path("/t"))
+    assert got == Namespace(root="/t", other="runs/ab", nested=[{"x": Path("/t/b"), "n": 3}], out=None)
+
+
+def test_a_folder_of_its_own_needs_a_root(
+    root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", "--config", config(root, "distill"), *start(folders), "--trainer.default_root_dir", "null"]
+    assert train.main([*words, "--run", "elsewhere"]) == 2
+    assert "that has no trainer.default_root_dir" in capsys.readouterr().err.splitlines()[-1]
+    assert list(here.iterdir()) == []
 
 
 def test_commands_are_fit_validate_and_test(capsys: pytest.CaptureFixture[str]) -> None:
