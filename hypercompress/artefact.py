@@ -69,7 +69,7 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
         if not overwrite:
             raise ArtefactError(
                 f"received the output folder {folder}, which exists; expected a new path; choose another or pass "
-                "--overwrite"
+                "--overwrite (overwrite=True)"
             )
         if not _is_student(folder):
             raise ArtefactError(

@@ -72,7 +72,7 @@ def synthesize(
         return list(noise.to(next(model.parameters())).chunk(parts))
     sizes = [len(part) for part in torch.arange(images).chunk(parts)]
     polish = max(1, steps // SHARE)
-    whole, spent = steps * sizes[0] + polish * images, 0  # in passes of an image
+    whole, spent = passes_of(images, steps), 0
 
     def done(passes: int) -> None:
         nonlocal spent
@@ -86,6 +86,11 @@ def synthesize(
         with torch.no_grad():
             starts = [generator(size) for size in sizes]
         return [invert(model, norms, start, polish, done) for start in starts]
+
+
+def passes_of(images: int, steps: int = STEPS) -> int:
+    """Images that `synthesize` passes forward and back where the model has BatchNorms."""
+    return steps * math.ceil(images / math.ceil(images / BATCH)) + max(1, steps // SHARE) * images
 
 
 def usual_images(input_size: Sequence[int]) -> int:

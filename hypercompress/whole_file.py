@@ -14,7 +14,8 @@ def refuse_existing_file(file: Path, overwrite: bool) -> None:
         raise ArtefactError(f"received the output {file}, a folder; expected a file; add a name to it")
     if file.exists() and not overwrite:
         raise ArtefactError(
-            f"received the output {file}, which exists; expected a new path; choose another or pass --overwrite"
+            f"received the output {file}, which exists; expected a new path; choose another or pass --overwrite "
+            "(overwrite=True)"
         )
 
 

@@ -103,6 +103,11 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         build(Architecture("!!"))
 
 
+def test_a_class_of_ones_own_is_no_name() -> None:
+    with pytest.raises(ModelError, match=r"'MyNet'.*; a module of your own class is passed to hypercompress.compress"):
+        load_timm("MyNet", pretrained=False)
+
+
 def test_unknown_tags_are_answered_with_the_nearest() -> None:
     with pytest.raises(ModelError, match=r"a tag timm does not know.*resnet50\.a1_in1k"):
         load_timm("resnet50.a1_in1", pretrained=False)

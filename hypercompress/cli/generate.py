@@ -22,7 +22,7 @@ from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, HypercompressError
 from hypercompress.generator import ANALYTIC, load_generator
 from hypercompress.inspection import require_supported
-from hypercompress.inversion import synthesize, usual_images
+from hypercompress.inversion import passes_of, synthesize, usual_images
 from hypercompress.norms import remembering_norms
 from hypercompress.prepared import Plan
 from hypercompress.replacing import prepared_in
@@ -164,6 +164,8 @@ def _made(teacher: nn.Module, count: int, arguments: Namespace, terminal: Termin
     how = f"matched to the moments of {norms} BatchNorms" if norms else "1/f noise, as the model has no BatchNorm"
     size = inputs.input_size(teacher)
     count = count or usual_images(size)
+    if norms:
+        terminal.note("images", f"{count} are made by {passes_of(count):,} passes forward and back of one each")
     terminal.phase("make images", count)
     terminal.then("invert", "make images", count)
     batches = synthesize(teacher, size, count, seed=arguments.seed, progress=terminal.progress)

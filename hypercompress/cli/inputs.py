@@ -16,7 +16,7 @@ from hypercompress.calibration import to_device
 from hypercompress.calling import evaluating, precision
 from hypercompress.cli.checks import LEAST_IMAGES
 from hypercompress.cli.terminal import Terminal
-from hypercompress.data import ImageData, Preprocess, loader, mismatch
+from hypercompress.data import ImageData, Preprocess, has_splits, loader, mismatch
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
@@ -176,6 +176,17 @@ def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
 def class_names(text: str | None) -> list[str]:
     """Names of a model's outputs where its student folder knows them."""
     return [] if text is None or not is_student_folder(text) else report.class_names(read_report(Path(text)))
+
+
+def calibrated_on(text: str, data: str) -> bool:
+    """Whether a student folder was calibrated on these very images: of a data set with two splits on the other one."""
+    if not is_student_folder(text):
+        return False
+    used = read_report(Path(text)).get("calibration")
+    folder = Path(data).expanduser()
+    if not isinstance(used, str) or not folder.is_dir() or not Path(used).expanduser().is_dir():
+        return False
+    return Path(used).expanduser().samefile(folder) and not has_splits(folder)
 
 
 def comparable(images: ImageData, outputs: int, names: Sequence[str], terminal: Terminal) -> ImageData:

@@ -115,7 +115,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         parser,
         "train split; a part is held out to measure fidelity. synthetic[:COUNT]: images made from the model's own norm "
         "statistics, where there are no others (default: 1024, or 256 above 64 x 64 pixels; more are closer, each "
-        "takes 80 passes forward and back)",
+        "takes 80 passes forward and back, beside 10,000 that any number takes)",
     )
     data.add_argument("--images", type=int, default=1024, metavar="N", help="calibration images (default: 1024)")
     data.add_argument(

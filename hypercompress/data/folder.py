@@ -86,6 +86,15 @@ def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: boo
     return ImageData(source, preprocess.transform(augment), classes=classes, skipped=skipped)
 
 
+def has_splits(root: Path) -> bool:
+    """Whether a folder holds training images apart from others; no image is read.
+
+    Raises:
+        DataError: see `check_splits`.
+    """
+    return _choose(root, train=True)[0] != _choose(root, train=False)[0]
+
+
 def check_splits(root: Path) -> None:
     """The classes of ``val`` or ``test`` are those of ``train`` beside it; no image is read.
 

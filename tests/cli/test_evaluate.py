@@ -171,3 +171,26 @@ def test_classes_are_compared_by_name(run: Run, weights: Path, tmp_path: Path) -
     assert "top1: not measured (the model has no class x)" in out
     words = ("--data", tmp_path / "all", "--against", tmp_path / "smaller")
     assert "top1: not measured (the model has no class x)" in run("evaluate", tmp_path / "smaller", *words)[1]
+
+
+def test_images_that_calibrated_the_student_are_told(
+    run: Run, teacher: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, *rest = teacher
+    monkeypatch.chdir(tmp_path)
+    for part in ("flat", "other", "parts/train", "parts/val"):
+        write_images(tmp_path / part, 12)
+    words = (*rest, *SIZE, "--params", 0.5, "--generator", "svd")
+    for data in ("flat", "parts"):
+        assert run("generate", name, f"by-{data}", *words, "--data", data)[0] == 0
+    said = {}
+    for student, data in (("flat", tmp_path / "flat"), ("flat", "other"), ("parts", "parts"), ("parts", "flat")):
+        code, out, _ = run("evaluate", f"by-{student}", "--data", data, "--against", name, *rest)
+        assert code == 0
+        said[student, Path(data).name] = "these have calibrated the student" in out
+    assert said == {
+        ("flat", "flat"): True,
+        ("flat", "other"): False,
+        ("parts", "parts"): False,
+        ("parts", "flat"): False,
+    }

@@ -72,6 +72,7 @@ def test_generate_makes_its_own_images(run: Run, teacher: tuple[object, ...], tm
     words = ("generate", name, tmp_path / "s", *rest, "--params", 0.3, *SIZE)
     code, out, err = run(*words, "--data", "synthetic:24")
     assert (code, err) == (0, "")
+    assert f"images: 24 are made by {160 * 24 + 80 * 24:,} passes forward and back" in out
     assert re.search(r"calibration: 24 synthetic images \(matched to the moments of \d+ BatchNorms\)", out)
     assert "held-out synthetic images" in out
     report = json.loads((tmp_path / "s" / "report.json").read_text())

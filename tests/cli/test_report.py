@@ -40,7 +40,8 @@ def test_a_page_is_replaced_only_on_demand(run: Run, student: Path, tmp_path: Pa
     code, out, err = run("report", student, "--html", file)
     assert (code, out) == (2, "")
     assert err == (
-        f"error: received the output {file}, which exists; expected a new path; choose another or pass --overwrite\n"
+        f"error: received the output {file}, which exists; expected a new path; choose another or pass --overwrite "
+        "(overwrite=True)\n"
     )
     assert file.read_text() == "mine"
     assert run("report", student, "--html", file, "--overwrite")[0] == 0
