@@ -69,7 +69,7 @@ def adapt_episode(
     seed: int,
     rate: float | None = None,
 ) -> Outcome:
-    """One episode by one of `ADAPTED`.
+    """One episode by one of `ADAPTED`, steps followed all of the way (`benchmarks.halfway` compares that).
 
     Args:
         last: see `counting`.
@@ -88,6 +88,7 @@ def adapt_episode(
             network=folder or "none",
             tuned=tuned_by(method),
             rate=rate,
+            follow=1.0,
             seed=seed,
         )
         seconds = now(backbone.device) - start
