@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hypercompress.errors import HypercompressError
-from lightning_modules.callbacks import Lines, SaveWhenStopped
+from lightning_modules.callbacks import Lines, SaveWhenStopped, TellReplaced
+
+OUTPUTS = ("default_root_dir", "save_dir", "dirpath", "folder", "out")  # what the configs call the places they write to
 
 
 class CLI(LightningCLI):
@@ -42,17 +44,15 @@ class CLI(LightningCLI):
         """With ``--run`` all that the config writes goes there."""
         assert self.subcommand is not None
         config = self.config[self.subcommand]
-        if config.run is None:
-            return
-        root, folder = config.trainer.default_root_dir, Path(config.run).expanduser()
-        if root is None:
-            raise HypercompressError(
-                f"received --run {config.run} with a config that has no trainer.default_root_dir; expected the folder "
-                "that its outputs lie in; add it"
-            )
-        config.trainer = moved(config.trainer, Path(root), folder)
-        if "out" in config.model.init_args:
-            config.model.init_args.out = moved(config.model.init_args.out, Path(root), folder)
+        if config.run is not None:
+            root = config.trainer.default_root_dir
+            if not config.run or root is None:
+                raise HypercompressError(
+                    f"received --run {config.run!r} and trainer.default_root_dir {root}; expected a folder for this "
+                    "run, and the one that the config's outputs lie in; pass both"
+                )
+            written_to(config.trainer, Path(root), Path(config.run).expanduser())
+            written_to(config.model.init_args, Path(root), Path(config.run).expanduser())
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Lightning's trainer.
@@ -70,7 +70,8 @@ class CLI(LightningCLI):
                 f"received settings of the trainer that Lightning refuses ({reason}); expected those of its Trainer; "
                 "change --trainer.*"
             ) from error
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):
             raise HypercompressError(
                 f"received the strategy {type(trainer.strategy).__name__}; expected auto or ddp: students are measured "
                 "and saved whole, so each process holds a whole network; pass --trainer.strategy ddp"
@@ -89,24 +90,35 @@ class CLI(LightningCLI):
         parser.set_defaults({"trainer.enable_model_summary": False})
 
 
-def moved(value: Any, old: Path, new: Path) -> Any:
-    """A part of a config with all paths below one folder put below another."""
-    if isinstance(value, Namespace):
-        return Namespace(**{key: moved(item, old, new) for key, item in vars(value).items()})  # type: ignore[no-untyped-call]
-    if isinstance(value, Mapping):
-        return {key: moved(item, old, new) for key, item in value.items()}
-    if isinstance(value, list):
-        return [moved(item, old, new) for item in value]
-    if isinstance(value, str | Path) and Path(value).is_relative_to(old):
-        return type(value)(new / Path(value).relative_to(old))
-    return value
+def written_to(config: Any, old: Path, new: Path) -> None:
+    """Put the outputs of a part of a config (see `OUTPUTS`), which lie below one folder, below another, in place.
+
+    Raises:
+        HypercompressError: one lies elsewhere, so that it would not be part of the run.
+    """
+    if isinstance(config, list):
+        for item in config:
+            written_to(item, old, new)
+        return
+    if not isinstance(config, Namespace | MutableMapping):
+        return
+    for key, value in list(vars(config).items() if isinstance(config, Namespace) else config.items()):
+        if key not in OUTPUTS or value is None:
+            written_to(value, old, new)
+        elif Path(value).absolute().is_relative_to(old.absolute()):
+            config[key] = type(value)(new / Path(value).absolute().relative_to(old.absolute()))
+        else:
+            raise HypercompressError(
+                f"received --run {new} with {key} {value}, which is not below trainer.default_root_dir {old}; expected "
+                "all outputs of the config there; set that option as well, or leave --run out"
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0, or 2 with one line on bad input, or 143 when SIGTERM has stopped it."""
     # Small sets are batched in memory (lightning_modules/data.py), where more processes would only cost.
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # said by SaveStudent
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # said by TellReplaced
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")  # Lightning's own
     for handler in logging.getLogger("lightning.pytorch").handlers:
         handler.addFilter(lambda record: "litlogger" not in record.getMessage())
@@ -116,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         "seed_everything_default": 0,
         "save_config_kwargs": {"overwrite": True},
     }
-    options["trainer_defaults"] = {"callbacks": [SaveWhenStopped(), Lines()]}
+    options["trainer_defaults"] = {"callbacks": [TellReplaced(), SaveWhenStopped(), Lines()]}
     try:
         CLI(LightningModule, LightningDataModule, args=arguments, **options)
     except SIGTERMException:

@@ -1,7 +1,7 @@
 """Steps of fast transfer: none, half of the way and all of it, by how far views move the features.
 
     python -m benchmarks.halfway --data DATA [DATA ...] [--backbones fashion|lite0|FOLDER ...] [--assets ASSETS]
-        [--shots 1 2 4 8] [--episodes 40] [--steps 50] [--rate 3e-4] [--out benchmarks/results]
+        [--shots 1 2 4 8] [--episodes 40] [--steps 50] [--tuned all|norms] [--rate RATE] [--out benchmarks/results]
 
 Episodes of five classes and eight query images of each, drawn from the held-out images of DATA (of a folder with
 ``train`` and ``val`` from both), with `adapt`'s defaults. Backbones: the packaged Fashion-MNIST network, EfficientNet-
@@ -26,12 +26,12 @@ from benchmarks.tuning import accuracy
 from hypercompress.data import Episode, Pool, sample_episode
 from hypercompress.transfer import load_network
 from hypercompress.transfer.adapt import RATES, Recipe, Steps, prepare
-from hypercompress.transfer.steps import HALF, go, share_of, weights_of
+from hypercompress.transfer.steps import HALF, set_between, share_of, weights_of
 from hypercompress.transfer.support import as_support
 from hypercompress.transfer.tuning import Tuned
 from hypercompress.transfer.views import VIEWS
 
-KEY = ("backbone", "data", "shots", "steps", "episode")
+KEY = ("backbone", "data", "tuned", "shots", "steps", "episode")
 MADE_OF = ("weights", "rate")
 WAYS, QUERIES = 5, 8
 COLUMNS = {"start": 0.0, "half": HALF, "end": 1.0}
@@ -39,10 +39,11 @@ COLUMNS = {"start": 0.0, "half": HALF, "end": 1.0}
 
 def run(backbone: Backbone, data: str, options: argparse.Namespace, results: Results) -> None:
     """All rows of a backbone and a data set that are missing, one episode of each number of images after the other."""
-    made = {"backbone": backbone.name, "data": data.partition(":")[0], "weights": backbone.weights}
+    made = {"backbone": backbone.name, "data": Path(data.partition(":")[0]).name, "weights": backbone.weights}
     wanted = [(index, shots) for index in range(options.episodes) for shots in options.shots]
     for index, shots in wanted:
-        row = {**made, "shots": shots, "steps": options.steps, "rate": options.rate, "episode": index}
+        row = {**made, "tuned": options.tuned, "shots": shots, "steps": options.steps, "episode": index}
+        row["rate"] = options.rate or RATES[options.tuned]
         if not results.has(row):
             results.add(
                 {**row, **followed(backbone.model, episode_of(backbone.pool(data), shots, index), options, index)}
@@ -58,17 +59,18 @@ def episode_of(pool: Pool, shots: int, index: int) -> Episode:
 def followed(model: nn.Module, episode: Episode, options: argparse.Namespace, seed: int) -> dict[str, object]:
     """The columns of an episode."""
     support = as_support(episode.support, episode.support_labels, None, seed, None)
-    recipe = Recipe(None, load_network("auto"), VIEWS, Steps(options.steps, options.rate, Tuned.ALL), seed)
+    steps = Steps(options.steps, options.rate or RATES[options.tuned], options.tuned)
+    recipe = Recipe(None, load_network("auto"), VIEWS, steps, seed)
     start, tunable = prepare(model, support, recipe)
     before = weights_of(tunable.model)
     tunable.take()
     after, right = weights_of(tunable.model), {}
     for column, share in COLUMNS.items():
-        go(tunable.model, before, after, share)
+        set_between(tunable.model, before, after, share)
         with torch.no_grad():
             logits = torch.cat([tunable.model(batch) for batch in episode.query.split(BATCH)])
         right[column] = accuracy(logits, episode.query_labels)
-    return {**right, "moved": start.look.moved, "share": share_of(start.look)}
+    return {**right, "moved": start.look.moved, "share": share_of(start.look, len(episode.support_labels), WAYS)}
 
 
 def above_start(rows: Sequence[Mapping[str, str]], column: str | None) -> str:
@@ -117,7 +119,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=(1, 2, 4, 8), help="images a class (default: 1 2 4 8)")
     parser.add_argument("--episodes", type=int, default=40, help="of each number of images (default: 40)")
     parser.add_argument("--steps", type=int, default=50, help="default: 50")
-    parser.add_argument("--rate", type=float, default=RATES[Tuned.ALL], help="of the steps (default: adapt's)")
+    parser.add_argument("--tuned", type=Tuned, choices=list(Tuned), default=Tuned.ALL, help="by the steps")
+    parser.add_argument("--rate", type=float, help="of the steps (default: adapt's)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the CSV goes (default: benchmarks/results)")
     options = parser.parse_args(words)
     results = Results(options.out / "halfway.csv", KEY, MADE_OF)

@@ -163,9 +163,20 @@ def with_new_head(report: Mapping[str, Any], model: nn.Module) -> dict[str, Any]
 
 
 def with_new_input_size(report: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """As `recounted`; the multiply-accumulates are others."""
+    """As `recounted`; the multiply-accumulates and times are others. Rows of layers stay: they tell how it was made."""
     found = recounted(report, model, other=True)
-    return {**found, "student": {**found["student"], "macs": None}} if "student" in found else found
+    for side in ("teacher", "student"):
+        if isinstance(found.get(side), Mapping):
+            found[side] = {**found[side], "macs": None}
+    if isinstance(found.get("budget"), Mapping) and found["budget"].get("unit") != Unit.PARAMS:
+        found["budget"] = {**found["budget"], "achieved": None}
+    return found if found.get("latency") is None else {**found, "latency": None}
+
+
+def trained_on(report: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """The report after so many steps more: what was measured before them is null."""
+    unknown = {"predicted_kl": None, "fidelity": fidelity_json(None), "measured_on": None} if report else {}
+    return {**report, **unknown, "distilled_steps": int(report.get("distilled_steps") or 0) + steps}
 
 
 def without_names(report: Mapping[str, Any]) -> dict[str, Any]:

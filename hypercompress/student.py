@@ -16,7 +16,7 @@ from hypercompress.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, frozen_as, low_rank_like
 from hypercompress.projection import SplitProjection
-from hypercompress.report import print_report, recounted, with_new_head, with_new_input_size
+from hypercompress.report import print_report, recounted, trained_on, with_new_head, with_new_input_size
 from hypercompress.specs import Generation, ModelSpec, Unit
 from hypercompress.ties import Ties
 from hypercompress.unpacking import pack_layers, replace_module, unpack_layers, unpacked_layers
@@ -100,6 +100,10 @@ class Student(nn.Module):
         size = args[0] if args else kwargs.get("img_size")
         if size is not None:
             self._built_with(img_size=[size, size] if isinstance(size, int) else list(size))
+
+    def count_steps(self, steps: int) -> None:
+        """After so many steps of training of your own: the report has them, and null for what was measured before."""
+        self.report = trained_on(self.report, steps)
 
     def _built_with(self, **changed: Any) -> None:
         """Let the network be built with other arguments after a reload."""

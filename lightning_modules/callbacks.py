@@ -61,11 +61,6 @@ class SaveStudent(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
         self._trained = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
-        for left in (self.folder, *_checkpoint(trainer)):
-            if left.exists() and trainer.global_step == 0 and keeps(trainer):
-                rank_zero_info(f"{left} of an earlier run will be replaced: --run FOLDER keeps runs apart")
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
         """Lightning calls it only if there was something to train."""
         self._trained = True
@@ -88,6 +83,27 @@ class SaveStudent(Callback):
             rank_zero_info(f"student folder: {self.folder}")
 
 
+class TellReplaced(Callback):
+    """What of an earlier run the one that begins may replace: student, network, checkpoint."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step or not keeps(trainer):  # one that goes on is meant to
+            return
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        students = [callback.folder for callback in callbacks if isinstance(callback, SaveStudent)]
+        for path in (*students, getattr(pl_module, "out", None), *map(_name, trainer.checkpoint_callbacks)):
+            if path is not None and path.exists():
+                rank_zero_info(f"{path} of an earlier run may be replaced: --run FOLDER keeps runs apart")
+
+
+def _name(saving: Callback) -> Path | None:
+    """The one checkpoint that a callback writes again and again, if that is what it does."""
+    if not isinstance(saving, ModelCheckpoint) or saving._enable_version_counter or saving.dirpath is None:
+        return None
+    known = saving.filename is not None and "{" not in saving.filename
+    return Path(saving.format_checkpoint_name({})) if known else None
+
+
 class Lines(Callback):
     """Where no terminal shows a bar: how many steps are done, every so many seconds.
 
@@ -104,7 +120,8 @@ class Lines(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
         now = time.monotonic()
-        if now - self._last < self.seconds or sys.stdout.isatty():
+        seen = sys.stdout.isatty() and trainer.progress_bar_callback is not None
+        if seen or now - self._last < self.seconds:
             return
         self._last, steps = now, trainer.estimated_stepping_batches
         of = f" of {int(steps)}" if math.isfinite(steps) and steps >= 0 else ""
@@ -129,15 +146,8 @@ class SaveWhenStopped(Callback):
         step, epoch = (torch.tensor(number) for number in (trainer.global_step, trainer.current_epoch))
         path = saving.format_checkpoint_name({**trainer.callback_metrics, "step": step, "epoch": epoch})
         trainer.save_checkpoint(path)
-        rank_zero_warn(f"stopped by SIGTERM after step {trainer.global_step}: go on with --ckpt_path {path}")
-
-
-def _checkpoint(trainer: Trainer) -> list[Path]:
-    """The checkpoint that a run will write, where its name is known."""
-    saving = trainer.checkpoint_callback
-    if not isinstance(saving, ModelCheckpoint) or saving.dirpath is None or saving.filename is None:
-        return []
-    return [Path(saving.format_checkpoint_name({}))]
+        how = f"go on with the same command and --ckpt_path {path}"
+        rank_zero_warn(f"stopped by SIGTERM after step {trainer.global_step}: {how}")
 
 
 def check_ranks(trainer: Trainer, pl_module: LightningModule) -> None:

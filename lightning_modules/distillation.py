@@ -219,7 +219,8 @@ class Distillation(LightningModule):
             assert target is not None  # by __init__
             self.rate = rate_for(self.network, images, target, self.trainer.strategy)
             scale_rates(self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler, self.rate)
-            self.trainer.should_stop = self.trainer.should_stop or self.rate == 0
+        if self.rate == 0:
+            self.trainer.should_stop = True
         if self.frozen is None:
             self.frozen = False
             if target is not None and self.losses.labels == 0:
@@ -228,7 +229,7 @@ class Distillation(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         images, labels = batch[0].to(precision(self.network)), batch[1]
-        if self.rate is None or self.frozen is None:
+        if self.rate in (None, 0) or self.frozen is None:
             self._begin(images)
         terms: dict[str, Tensor] = {}
         with watching(self.network, self.watched) as ours:

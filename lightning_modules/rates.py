@@ -107,7 +107,7 @@ def rate_for(
     rate = 0.0 if near else min(HIGHEST, PER_POLYAK * kl / slope)
     rank_zero_info(f"the student starts {kl:.3g} nats from its teacher: the learning rate is {rate:.2g}")
     if near:
-        rank_zero_warn("the student answers as its teacher does: there is nothing to learn, and the run ends here")
+        rank_zero_warn("the student answers as its teacher does: there is nothing to learn")
     return rate
 
 

@@ -24,7 +24,7 @@ from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
 from hypercompress.kinds import LowRankConv, LowRankLinear
 from hypercompress.memory import overlapping
-from hypercompress.report import bytes_of, class_names, summary, with_new_head
+from hypercompress.report import bytes_of, class_names, summary, with_new_head, with_new_input_size
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Factors, Generation, ModelSpec, RankPlan, Unit
 from hypercompress.student import Student, build_student, from_pretrained, low_rank_layers
@@ -277,6 +277,33 @@ def test_other_outputs_than_the_names_in_the_report(student: Student, tmp_path: 
     report = saved_report(student, tmp_path / "s")
     assert (report["predicted_kl"], report["classes"]) == (None, None)
     assert report["budget"] == REPORTED["budget"]
+
+
+@pytest.mark.parametrize(("unit", "achieved"), [("params", 0.6), ("macs", None), ("latency", None)])
+def test_what_a_new_input_size_changes(unit: str, achieved: float | None, student: Student) -> None:
+    """Of a network that has as many parameters as before."""
+    count = sum(p.numel() for p in student.parameters())
+    made = {**REPORTED["student"], "params": count}
+    before = {
+        **REPORTED,
+        "student": made,
+        "budget": {**REPORTED["budget"], "unit": unit},
+        "latency": {"teacher_ms": 1.0},
+    }
+    report = with_new_input_size({**before, "classes": ["a"] * student.num_classes}, student)
+    assert (report["teacher"]["macs"], report["student"]["macs"], report["latency"]) == (None, None, None)
+    assert report["budget"] == {"unit": unit, "target": 0.6, "achieved": achieved}
+    assert (report["predicted_kl"], report["classes"]) == (None, ["a"] * student.num_classes)
+    assert with_new_input_size({}, student) == {}
+
+
+def test_steps_of_ones_own_are_counted(student: Student, tmp_path: Path) -> None:
+    student.report = {**REPORTED, "student": {**REPORTED["student"], "params": 1}}
+    student.count_steps(3)
+    student.count_steps(4)
+    report = saved_report(student, tmp_path / "s")
+    assert (report["distilled_steps"], report["predicted_kl"], *report["fidelity"].values()) == (7,) + (None,) * 6
+    assert "Trained for 7 steps after that" in (tmp_path / "s" / "README.md").read_text()
 
 
 def test_a_new_classifier_has_no_names(student: Student, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def registered_cfg(name: str) -> dict[str, Any]:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
-        if name.isidentifier() and not name.islower():  # as classes are written
+        if not near and name.isidentifier() and not name.islower():  # as classes are written
             hint += "; a module of your own class is passed to hypercompress.compress(model, ...) in Python"
         if "/" in name:
             hint = f"for a repository pass hf-hub:{name}, for a folder local-dir:{name}"

@@ -160,6 +160,12 @@ def share(option: str, value: float | None) -> None:
         raise HypercompressError(f"received {option} {value:g}; expected a share in (0, 1]; pass one")
 
 
+def followed(share: float | None, steps: int) -> None:
+    """There is something to follow."""
+    if share is not None and not steps:
+        raise HypercompressError("received --follow without --steps; expected steps to follow; pass --steps too")
+
+
 def writable(folder: Path) -> None:
     """The nearest folder above that exists takes new entries."""
     there = next((place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()), Path("/"))

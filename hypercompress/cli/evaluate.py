@@ -67,7 +67,9 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
             "something to compare with; sort the images into sub-folders of these classes or pass --against MODEL"
         )
     if inputs.calibrated_on(arguments.student, arguments.data):
-        terminal.note("images", "these have calibrated the student: on others it may be further from its teacher")
+        terminal.note(
+            "images", "some of these have calibrated the student: others may find it further from its teacher"
+        )
     count = min(len(images), arguments.images or len(images))
     batches = loader(images, batch_size=arguments.batch_size, seed=arguments.seed, limit=count)
     start = time.perf_counter()

@@ -165,7 +165,7 @@ def _made(teacher: nn.Module, count: int, arguments: Namespace, terminal: Termin
     size = inputs.input_size(teacher)
     count = count or usual_images(size)
     if norms:
-        terminal.note("images", f"{count} are made by {passes_of(count):,} passes forward and back of one each")
+        terminal.note("images", f"{count} take {passes_of(count):,} forward and backward passes of one image")
     terminal.phase("make images", count)
     terminal.then("invert", "make images", count)
     batches = synthesize(teacher, size, count, seed=arguments.seed, progress=terminal.progress)

@@ -16,7 +16,7 @@ from hypercompress.calibration import to_device
 from hypercompress.calling import evaluating, precision
 from hypercompress.cli.checks import LEAST_IMAGES
 from hypercompress.cli.terminal import Terminal
-from hypercompress.data import ImageData, Preprocess, has_splits, loader, mismatch
+from hypercompress.data import ImageData, Preprocess, folder_read, loader, mismatch
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
@@ -179,14 +179,14 @@ def class_names(text: str | None) -> list[str]:
 
 
 def calibrated_on(text: str, data: str) -> bool:
-    """Whether a student folder was calibrated on these very images: of a data set with two splits on the other one."""
-    if not is_student_folder(text):
+    """Whether a student folder was calibrated on images of the very folder that is read for an evaluation."""
+    used = read_report(Path(text)).get("calibration") if is_student_folder(text) else None
+    if not isinstance(used, str):
         return False
-    used = read_report(Path(text)).get("calibration")
-    folder = Path(data).expanduser()
-    if not isinstance(used, str) or not folder.is_dir() or not Path(used).expanduser().is_dir():
+    before, now = (Path(name).expanduser() for name in (used, data))
+    if not before.is_dir() or not now.is_dir():
         return False
-    return Path(used).expanduser().samefile(folder) and not has_splits(folder)
+    return folder_read(before, train=True).samefile(folder_read(now, train=False))
 
 
 def comparable(images: ImageData, outputs: int, names: Sequence[str], terminal: Terminal) -> ImageData:

@@ -108,14 +108,15 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="also print the predicted KL against size for the whole range of budgets, and write it to DIR/pareto.csv "
         "and DIR/pareto.png (default DIR: the folder that OUT lies in, or the current one). Needs --data. Without a "
-        "budget only this is done: no student is built and OUT is not written. Put it after MODEL and OUT",
+        "budget only this is done: no student is built and OUT is not written. Put it after MODEL and OUT: a word "
+        "behind it is DIR",
     )
     _model(parser, "MODEL")
     data = _data(
         parser,
         "train split; a part is held out to measure fidelity. synthetic[:COUNT]: images made from the model's own norm "
         "statistics, where there are no others (default: 1024, or 256 above 64 x 64 pixels; more are closer, each "
-        "takes 80 passes forward and back, beside 10,000 that any number takes)",
+        "takes 80 passes forward and back, and all together up to 10,240 more)",
     )
     data.add_argument("--images", type=int, default=1024, metavar="N", help="calibration images (default: 1024)")
     data.add_argument(
@@ -205,19 +206,15 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("method")
     method.add_argument("--shots", type=int, metavar="K", help="use K images of each class (default: all)")
     method.add_argument(
-        "--steps",
-        type=int,
-        default=0,
-        metavar="N",
-        help="ordinary steps afterwards, on what --tune says",
+        "--steps", type=int, default=0, metavar="N", help="ordinary steps afterwards, on what --tune says"
     )
     method.add_argument(
         "--follow",
         type=float,
         metavar="SHARE",
         help="how far the steps are followed, in (0, 1]: 0.5 takes the weights half way between those before and those "
-        "after them (default: 0.5 on tasks near to what MODEL was trained on, where a view hardly moves the features, "
-        "else 1)",
+        "after them (default: 0.5 with 32 images a class or fewer on a task near to what MODEL was trained on, where a "
+        "view hardly moves the features, else 1)",
     )
     method.add_argument(
         "--views",

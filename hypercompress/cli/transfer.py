@@ -26,8 +26,6 @@ from hypercompress.transfer import adapt, load_network
 from hypercompress.transfer.ridge import check_labels
 from hypercompress.transfer.support import draw_shots
 
-IN_MEMORY = 512  # images that are prepared once; more are prepared anew in each pass
-
 
 def transfer(arguments: Namespace) -> None:
     """Run the command.
@@ -45,6 +43,7 @@ def transfer(arguments: Namespace) -> None:
         lambda: checks.at_least("--steps", arguments.steps, 0),
         lambda: checks.at_least("--views", arguments.views, 0),
         lambda: checks.share("--follow", arguments.follow),
+        lambda: checks.followed(arguments.follow, arguments.steps),
         *checks.common(arguments),
     )
     torch.manual_seed(arguments.seed)
@@ -76,7 +75,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     )
     student = adapt(
         Student(inner.to(device), architecture, getattr(model, "report", None)),
-        list(batches) if len(support) <= IN_MEMORY else batches,
+        list(batches) if arguments.shots else batches,  # a few images are prepared once, a data set in each pass
         steps=arguments.steps,
         views=arguments.views,
         tuned=arguments.tune,

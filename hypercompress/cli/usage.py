@@ -19,8 +19,9 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
         found, rest = super().parse_known_args(args, namespace)
-        # Before Python 3.12.7 a positional argument that may be missing counts as missing at the first option
-        # (python/cpython#72795).
+        # Before Python 3.12.7 a positional argument that may be missing (nargs='?'), behind another one, counts as
+        # missing at the first option (python/cpython#59317).
+        rest = rest[1:] if rest[:1] == ["--"] else rest
         if len(rest) == 1 and not rest[0].startswith("-") and getattr(found, "out", "") is None:
             found.out, rest = Path(rest[0]), []
         if rest:  # told by this command, which knows the place of its help

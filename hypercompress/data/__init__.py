@@ -1,7 +1,7 @@
 """Images for calibration, evaluation and training: folders, registered data sets, and one that is packaged."""
 
 from hypercompress.data.episodes import Episode, Pool, read_pool, sample_episode, split_classes
-from hypercompress.data.folder import check_splits, has_splits, open_folder
+from hypercompress.data.folder import check_splits, folder_read, open_folder
 from hypercompress.data.images import ImageData, loader
 from hypercompress.data.numbering import mismatch
 from hypercompress.data.preprocess import Preprocess
@@ -14,7 +14,7 @@ __all__ = [
     "Pool",
     "Preprocess",
     "check_splits",
-    "has_splits",
+    "folder_read",
     "loader",
     "mismatch",
     "open_data",

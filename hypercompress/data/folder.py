@@ -86,13 +86,13 @@ def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: boo
     return ImageData(source, preprocess.transform(augment), classes=classes, skipped=skipped)
 
 
-def has_splits(root: Path) -> bool:
-    """Whether a folder holds training images apart from others; no image is read.
+def folder_read(root: Path, *, train: bool) -> Path:
+    """The folder whose images `open_folder` reads; no image is read.
 
     Raises:
         DataError: see `check_splits`.
     """
-    return _choose(root, train=True)[0] != _choose(root, train=False)[0]
+    return _choose(root, train)[0]
 
 
 def check_splits(root: Path) -> None:

@@ -99,7 +99,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
             have it; others may need less.
         follow: how far the steps are followed, in (0, 1]: the weights at that share of the way from those before them;
             ``None``: half of the way where the first view hardly moves the features, which is so on tasks near to what
-            the model was trained on, else all of it (see `share_of`). With many images pass 1.
+            the model was trained on, else all of it; with many images, and without views, all of it (see `share_of`).
         names: of the classes by label, for the report.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         seed: of the shots drawn.
@@ -130,7 +130,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         found = as_support(support, labels, shots, seed, names)
         recipe = Recipe(architecture, generator, views, Steps(steps, rate, what), seed)
         fitted, tunable = prepare(model, found, recipe, progress)
-        share = share_of(fitted.look) if follow is None else float(follow)
+        count = len(fitted.reading.labels)
+        share = share_of(fitted.look, count, found.classes) if follow is None else float(follow)
         if steps:
             take_steps(tunable, share)
     student, seconds = fitted.student, time.perf_counter() - start

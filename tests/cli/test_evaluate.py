@@ -183,14 +183,16 @@ def test_images_that_calibrated_the_student_are_told(
     words = (*rest, *SIZE, "--params", 0.5, "--generator", "svd")
     for data in ("flat", "parts"):
         assert run("generate", name, f"by-{data}", *words, "--data", data)[0] == 0
-    said = {}
-    for student, data in (("flat", tmp_path / "flat"), ("flat", "other"), ("parts", "parts"), ("parts", "flat")):
+    said = []
+    for student, data in (
+        ("flat", tmp_path / "flat"),
+        ("flat", "other"),
+        ("parts", "parts"),
+        ("parts", "parts/train"),
+        ("parts", "flat"),
+    ):
         code, out, _ = run("evaluate", f"by-{student}", "--data", data, "--against", name, *rest)
         assert code == 0
-        said[student, Path(data).name] = "these have calibrated the student" in out
-    assert said == {
-        ("flat", "flat"): True,
-        ("flat", "other"): False,
-        ("parts", "parts"): False,
-        ("parts", "flat"): False,
-    }
+        if "some of these have calibrated the student" in out:
+            said.append((student, data))
+    assert said == [("flat", tmp_path / "flat"), ("parts", "parts/train")]

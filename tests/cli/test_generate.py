@@ -44,6 +44,8 @@ def test_out_may_stand_behind_options(run: Run, teacher: tuple[object, ...], tmp
     code, _, err = run("generate", name, *rest, "--params", 0.3, "--generator", "svd", tmp_path / "s")
     assert (code, err) == (0, "")
     assert (tmp_path / "s" / "model.safetensors").exists()
+    code, _, err = run("generate", name, *rest, "--params", 0.3, "--generator", "svd", "--", tmp_path / "v")
+    assert (code, err) == (0, "")
     code, _, err = run("generate", name, tmp_path / "t", *rest, "--params", 0.3, tmp_path / "u")
     assert code == 2
     assert f"unrecognized arguments: {tmp_path / 'u'}" in err
@@ -72,7 +74,7 @@ def test_generate_makes_its_own_images(run: Run, teacher: tuple[object, ...], tm
     words = ("generate", name, tmp_path / "s", *rest, "--params", 0.3, *SIZE)
     code, out, err = run(*words, "--data", "synthetic:24")
     assert (code, err) == (0, "")
-    assert f"images: 24 are made by {160 * 24 + 80 * 24:,} passes forward and back" in out
+    assert f"images: 24 take {160 * 24 + 80 * 24:,} forward and backward passes" in out
     assert re.search(r"calibration: 24 synthetic images \(matched to the moments of \d+ BatchNorms\)", out)
     assert "held-out synthetic images" in out
     report = json.loads((tmp_path / "s" / "report.json").read_text())

@@ -14,7 +14,7 @@ from torch import nn
 
 from hypercompress import from_pretrained
 from hypercompress.errors import ArtefactError
-from lightning_modules.callbacks import Lines, SaveStudent, SaveWhenStopped, checksum
+from lightning_modules.callbacks import Lines, SaveStudent, SaveWhenStopped, TellReplaced, _name, checksum
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.source import TeacherSource
@@ -76,17 +76,35 @@ def test_what_a_run_will_replace_is_told_unless_it_goes_on(
     def told(**options: Any) -> list[str]:
         caplog.clear()
         with caplog.at_level("INFO"):
-            distilled(folders, trainer, tmp_path, SaveStudent(tmp_path / "out"), every=1, **options)
-        return [message for message in caplog.messages if "of an earlier run will be replaced" in message]
+            callbacks = SaveStudent(tmp_path / "out"), TellReplaced()
+            distilled(folders, trainer, tmp_path, *callbacks, every=1, **options)
+        return [message for message in caplog.messages if "of an earlier run may be replaced" in message]
 
     assert told() == []
     assert [message.split()[0] for message in told()] == [str(tmp_path / name) for name in ("out", "last.ckpt")]
     assert told(max_steps=3, ckpt_path=tmp_path / "last.ckpt") == []
 
 
-@pytest.mark.parametrize(("terminal", "seconds", "lines"), [(False, 0.0, 3), (True, 0.0, 0), (False, 1e6, 0)])
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"filename": "last", "enable_version_counter": False}, True),
+        ({"filename": "last"}, False),  # beside it
+        ({"filename": "{step}", "enable_version_counter": False}, False),
+        ({}, False),
+    ],
+)
+def test_a_checkpoint_is_replaced_where_it_has_one_name(options: dict[str, Any], named: bool, tmp_path: Path) -> None:
+    assert _name(ModelCheckpoint(dirpath=tmp_path, **options)) == (tmp_path / "last.ckpt" if named else None)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "bar", "seconds", "lines"),
+    [(False, True, 0.0, 3), (True, True, 0.0, 0), (True, False, 0.0, 3), (False, False, 1e6, 0)],
+)
 def test_lines_stand_in_for_a_bar_where_no_terminal_shows_one(
     terminal: bool,
+    bar: bool,
     seconds: float,
     lines: int,
     folders: Folders,
@@ -95,6 +113,7 @@ def test_lines_stand_in_for_a_bar_where_no_terminal_shows_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    monkeypatch.setattr(Trainer, "progress_bar_callback", object() if bar else None)
     system = Distillation(folders[1], TeacherSource(str(folders[0])))
     with caplog.at_level("INFO"):
         run = trainer(max_steps=3, limit_val_batches=0, callbacks=[Lines(seconds)])

@@ -14,10 +14,11 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
 import train
 from hypercompress import from_pretrained
+from hypercompress.errors import HypercompressError
 from hypercompress.models import load_model
 
 Folders = tuple[Path, Path]
@@ -98,18 +99,59 @@ def test_a_run_goes_to_a_folder_of_its_own(root: Path, here: Path, folders: Fold
     assert {path.name for path in here.iterdir()} == {"elsewhere", "before"}
 
 
-def test_only_what_lies_in_the_folder_is_moved() -> None:
-    config = Namespace(root="runs/a", other="runs/ab", nested=[{"x": Path("runs/a/b"), "n": 3}], out=None)
-    got = train.moved(config, Path("runs/a"), Path("/t"))
-    assert got == Namespace(root="/t", other="runs/ab", nested=[{"x": Path("/t/b"), "n": 3}], out=None)
+@pytest.mark.parametrize("root", ["runs/a", "runs/a/", "./runs/a", "."])
+def test_outputs_are_moved_and_nothing_else(root: str, here: Path) -> None:
+    inside = str(here / "runs" / "a" / "logs")
+    config = Namespace(
+        default_root_dir=root,
+        accelerator="auto",
+        logger=[Namespace(class_path="runs.Logger", init_args=Namespace(save_dir=inside, name="runs"))],
+        callbacks=[{"init_args": {"folder": Path("runs/a/student"), "filename": "last"}}],
+        out=None,
+    )
+    train.written_to(config, Path(root), Path("/t"))
+    below = Path("/t/runs/a" if root == "." else "/t")
+    assert config.default_root_dir == "/t"
+    assert config.accelerator == "auto"
+    assert config.logger[0] == Namespace(
+        class_path="runs.Logger", init_args=Namespace(save_dir=str(below / "logs"), name="runs")
+    )
+    assert config.callbacks == [{"init_args": {"folder": below / "student", "filename": "last"}}]
+    assert config.out is None
+
+
+def test_an_output_elsewhere_is_named() -> None:
+    with pytest.raises(HypercompressError, match=r"received --run /t with out runs/ab, .* below .* runs/a; expected"):
+        train.written_to(Namespace(init_args=Namespace(out="runs/ab")), Path("runs/a"), Path("/t"))
+
+
+@pytest.mark.parametrize("name", ["meta_train", "transfer"])
+def test_a_trained_network_goes_there_too(
+    name: str, root: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As far as the trainer, which comes after all paths are known."""
+    seen = {}
+
+    def note(self: train.CLI, **_: object) -> None:
+        assert self.subcommand is not None
+        seen.update(vars(self.config[self.subcommand].model.init_args))
+        raise HypercompressError("seen")
+
+    monkeypatch.setattr(train.CLI, "instantiate_classes", note)
+    assert train.main(["fit", "--config", config(root, name), "--run", "elsewhere"]) == 2
+    assert Path(seen["out"]).parent == Path("elsewhere")
+    assert not any("elsewhere" in str(value) for key, value in seen.items() if key != "out")
 
 
 def test_a_folder_of_its_own_needs_a_root(
     root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["fit", "--config", config(root, "distill"), *start(folders), "--trainer.default_root_dir", "null"]
-    assert train.main([*words, "--run", "elsewhere"]) == 2
-    assert "that has no trainer.default_root_dir" in capsys.readouterr().err.splitlines()[-1]
+    words = ["fit", "--config", config(root, "distill"), *start(folders)]
+    for asked in (["--run", "elsewhere", "--trainer.default_root_dir", "null"], ["--run", ""]):
+        assert train.main([*words, *asked]) == 2
+        assert "error: received --run '" in capsys.readouterr().err.splitlines()[-1]
+    assert train.main([*words, "--run", "elsewhere", "--trainer.default_root_dir", "other"]) == 2
+    assert "which is not below trainer.default_root_dir other" in capsys.readouterr().err.splitlines()[-1]
     assert list(here.iterdir()) == []
 
 
@@ -170,10 +212,13 @@ def test_networks_are_not_split_over_processes(
 ) -> None:
     """Lightning makes this strategy on cards alone."""
 
-    monkeypatch.setattr(Trainer, "strategy", FSDPStrategy(accelerator=CPUAccelerator()))
-    assert train.main(["fit", "--config", config(root, "distill"), *start(folders)]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: received the strategy FSDPStrategy; expected auto or ddp")
+    split = (FSDPStrategy(accelerator=CPUAccelerator()), DeepSpeedStrategy.__new__(DeepSpeedStrategy))
+    split[1].accelerator = CPUAccelerator()
+    for strategy in split:
+        monkeypatch.setattr(Trainer, "strategy", strategy)
+        assert train.main(["fit", "--config", config(root, "distill"), *start(folders)]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith(f"error: received the strategy {type(strategy).__name__}; expected auto or ddp")
     assert list(here.iterdir()) == []
 
 
@@ -198,7 +243,9 @@ def test_sigterm_leaves_a_checkpoint_and_143(root: Path, here: Path, folders: Fo
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said.decode()[-3000:]
-    found = re.search(r"stopped by SIGTERM after step (\d+): go on with --ckpt_path (\S+)", said.decode())
+    found = re.search(
+        r"stopped by SIGTERM after step (\d+): go on with the same command and --ckpt_path (\S+)", said.decode()
+    )
     assert found is not None
     assert Path(found[2]) == checkpoint
     assert torch.load(checkpoint, weights_only=True)["global_step"] == int(found[1])

@@ -235,3 +235,9 @@ def test_a_share_of_the_way_that_is_none(share: object, run: Run, tmp_path: Path
     assert (code, out) == (2, "")
     assert err.startswith("error: received --follow")
     assert "expected a share in (0, 1]" in err
+
+
+def test_there_are_steps_to_follow(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("test_resnet", tmp_path / "a", *ARGS, "--data", "digits", "--follow", 0.5)
+    assert (code, out) == (2, "")
+    assert err == "error: received --follow without --steps; expected steps to follow; pass --steps too\n"

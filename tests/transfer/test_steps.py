@@ -12,17 +12,24 @@ from hypercompress import adapt
 from hypercompress.card import steps_line
 from hypercompress.errors import GeneratorError
 from hypercompress.transfer import steps
-from hypercompress.transfer.steps import HALF, Tunable, share_of, take_steps
+from hypercompress.transfer.steps import HALF, MANY, Tunable, share_of, take_steps
 from hypercompress.transfer.views import MOVED_IN_STEPS, Look
 
 Make = Callable[..., Any]
 
 
 @pytest.mark.parametrize(
-    ("moved", "share"), [(0.0, HALF), (MOVED_IN_STEPS, HALF), (1.01 * MOVED_IN_STEPS, 1.0), (None, 1.0)]
+    ("moved", "images", "share"),
+    [
+        (0.0, 10, HALF),
+        (MOVED_IN_STEPS, 5 * MANY, HALF),
+        (MOVED_IN_STEPS, 5 * MANY + 1, 1.0),
+        (1.01 * MOVED_IN_STEPS, 10, 1.0),
+        (None, 10, 1.0),
+    ],
 )
-def test_the_share_follows_from_the_views(moved: float | None, share: float) -> None:
-    assert share_of(Look(8, True, "", moved=moved)) == share
+def test_the_share_follows_from_the_views_and_the_images(moved: float | None, images: int, share: float) -> None:
+    assert share_of(Look(8, True, "", moved=moved), images, 5) == share
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
@@ -57,6 +64,13 @@ def test_adapt_goes_as_far_as_it_says(make_task: Make, monkeypatch: pytest.Monke
         for name, value in student.named_parameters():
             wanted = torch.lerp(start[name].detach(), end[name].detach(), share)
             torch.testing.assert_close(value.detach(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_steps_are_told_as_they_go(make_task: Make) -> None:
+    model, (x, y) = timm.create_model("test_resnet", in_chans=1).eval(), make_task()
+    told = list[tuple[str, int]]()
+    adapt(model, x, y, network="none", steps=3, rate=1e-4, progress=lambda name, done, at="": told.append((name, done)))
+    assert told == [("steps", 1), ("steps", 2), ("steps", 3)]
 
 
 def test_without_steps_nothing_is_followed(make_task: Make) -> None:
