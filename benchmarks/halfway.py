@@ -29,7 +29,7 @@ from hypercompress.transfer.adapt import RATES, Recipe, Steps, prepare
 from hypercompress.transfer.steps import HALF, set_between, share_of, weights_of
 from hypercompress.transfer.support import as_support
 from hypercompress.transfer.tuning import Tuned
-from hypercompress.transfer.views import VIEWS
+from hypercompress.transfer.views import VIEWS, Look
 
 KEY = ("backbone", "data", "tuned", "shots", "steps", "episode")
 MADE_OF = ("weights", "rate")
@@ -70,13 +70,18 @@ def followed(model: nn.Module, episode: Episode, options: argparse.Namespace, se
         with torch.no_grad():
             logits = torch.cat([tunable.model(batch) for batch in episode.query.split(BATCH)])
         right[column] = accuracy(logits, episode.query_labels)
-    return {**right, "moved": start.look.moved, "share": share_of(start.look, len(episode.support_labels), WAYS)}
+    return {**right, "moved": start.look.moved}
+
+
+def as_adapt(row: Mapping[str, str]) -> str:
+    """The column of the share that `adapt` would take."""
+    share = share_of(Look(VIEWS, False, "", moved=float(row["moved"])), WAYS * int(row["shots"]), WAYS)
+    return next(column for column, other in COLUMNS.items() if other == share)
 
 
 def above_start(rows: Sequence[Mapping[str, str]], column: str | None) -> str:
-    """Points of accuracy above the start; of ``None`` those of the share that `adapt` would take."""
-    names = [column or next(name for name, share in COLUMNS.items() if share == float(row["share"])) for row in rows]
-    gains = [100 * (float(row[name]) - float(row["start"])) for row, name in zip(rows, names, strict=True)]
+    """Points of accuracy above the start; ``None``: of the column that `as_adapt` says."""
+    gains = [100 * (float(row[column or as_adapt(row)]) - float(row["start"])) for row in rows]
     if len(gains) < BLOCKS:
         return f"{fmean(gains):+.1f}"
     return f"{fmean(gains):+.1f} ± {student_t(len(gains) - 1) * stdev(gains) / len(gains) ** 0.5:.1f}"
@@ -84,30 +89,19 @@ def above_start(rows: Sequence[Mapping[str, str]], column: str | None) -> str:
 
 def table(results: Results, steps: int) -> str:
     """Of every backbone, DATA and number of images a class."""
-    groups: dict[tuple[str, str, int], list[dict[str, str]]] = {}
+    groups: dict[tuple[str, str, str, int], list[dict[str, str]]] = {}
     for row in results.rows:
         if row["steps"] == str(steps):
-            groups.setdefault((row["backbone"], row["data"], int(row["shots"])), []).append(row)
-    header = (
-        "backbone",
-        "data",
-        "images a class",
-        "episodes",
-        "moved",
-        "no step",
-        "all",
-        "half",
-        "as `adapt`",
-        "half of",
-    )
+            groups.setdefault((row["backbone"], row["data"], row["tuned"], int(row["shots"])), []).append(row)
+    names = ("backbone", "data", "tuned", "images a class", "episodes", "moved", "no step", "all", "half", "as `adapt`")
     lines = []
-    for (backbone, data, shots), rows in sorted(groups.items()):
+    for (backbone, data, tuned, shots), rows in sorted(groups.items()):
         start, moved = (fmean(float(row[name]) for row in rows) for name in ("start", "moved"))
         gains = [above_start(rows, column) for column in ("end", "half", None)]
-        halves = sum(float(row["share"]) < 1 for row in rows)
-        names = [backbone, data, str(shots), str(len(rows)), f"{moved:.2f}", f"{100 * start:.1f}"]
-        lines.append([*names, *gains, str(halves)])
-    return markdown(header, lines)
+        halves = sum(as_adapt(row) == "half" for row in rows)
+        cells = [backbone, data, tuned, str(shots), str(len(rows)), f"{moved:.2f}", f"{100 * start:.1f}"]
+        lines.append([*cells, *gains, str(halves)])
+    return markdown((*names, "half of"), lines)
 
 
 def main(words: list[str] | None = None) -> None:

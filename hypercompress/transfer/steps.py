@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hypercompress.transfer.views import MOVED_IN_STEPS, Look
+from hypercompress.transfer.views import Look
 
 HALF = 0.5
+NEAR = 0.5  # of `Look.moved`: where the task counts as near
 MANY = 32  # images of a class: with so many the end still loses on a near task, with 100 it no longer does
 
 
@@ -27,14 +28,14 @@ class Tunable:
 
 
 def share_of(look: Look, images: int, classes: int) -> float:
-    """How far the steps are followed: half of the way where a view moves the features by `MOVED_IN_STEPS` at most, else
+    """How far the steps are followed: half of the way where a view moves the features by `NEAR` at most, else
     all of it; where there are many images all of it, too.
 
     Args:
         look: at the views; without any nothing is known.
         images, classes: of the support set.
     """
-    near = look.moved is not None and look.moved <= MOVED_IN_STEPS
+    near = look.moved is not None and look.moved <= NEAR
     return HALF if near and images <= MANY * classes else 1.0
 
 

@@ -29,7 +29,7 @@ IN_STEPS = 1.5  # times as much in steps, which see each view once; for a head t
 MOST = 2**14  # images and views of one fit
 FILLED = 64  # images of a step, as far as views can fill it
 MOVED = 0.6  # see `look_again`
-MOVED_IN_STEPS = 0.4  # see `views_in_steps` and `steps.share_of`
+MOVED_IN_STEPS = 0.4  # see `views_in_steps`
 
 
 @dataclass(frozen=True)

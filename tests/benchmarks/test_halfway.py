@@ -18,7 +18,7 @@ TEACHER = Path(halfway.__file__).parents[1] / "hypercompress" / "pretrained" / "
 def test_rows_are_of_the_weights_that_adapt_would_have(
     bar: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(steps, "MOVED_IN_STEPS", bar)
+    monkeypatch.setattr(steps, "NEAR", bar)
     words = ["--data", "digits", "--backbones", str(TEACHER), "--shots", "2", "--episodes", "2", "--steps", "2"]
     words += ["--rate", "0.01", "--out", str(tmp_path)]
     halfway.main(words)
@@ -27,7 +27,7 @@ def test_rows_are_of_the_weights_that_adapt_would_have(
     backbone = halfway.named(TEACHER)
     model, _ = load_model(str(TEACHER))
     for index, row in enumerate(results.rows):
-        assert float(row["share"]) == (steps.HALF if bar > 0 else 1.0)
+        assert halfway.as_adapt(row) == ("half" if bar > 0 else "end")
         episode = halfway.episode_of(backbone.pool("digits"), 2, index)
         wanted = {"start": (0, None), "half": (2, 0.5), "end": (2, 1.0)}
         for column, (count, share) in wanted.items():
@@ -39,9 +39,9 @@ def test_rows_are_of_the_weights_that_adapt_would_have(
             assert float(row[column]) == pytest.approx(float(right), abs=1e-6)
     told = capsys.readouterr().out.splitlines()[-1].split("|")
     gains = {name: sum(float(r[name]) - float(r["start"]) for r in results.rows) / 2 for name in ("half", "end")}
-    assert told[7].strip() == f"{100 * gains['end']:+.1f}"
-    assert told[8].strip() == f"{100 * gains['half']:+.1f}"
-    assert told[9].strip() == told[8 if bar > 0 else 7].strip()
+    assert told[8].strip() == f"{100 * gains['end']:+.1f}"
+    assert told[9].strip() == f"{100 * gains['half']:+.1f}"
+    assert told[10].strip() == told[9 if bar > 0 else 8].strip()
     before = results.path.read_bytes()
     halfway.main(words)
     assert results.path.read_bytes() == before

@@ -221,7 +221,7 @@ def test_steps_are_followed_half_of_the_way_on_a_near_task(
     asked: tuple[object, ...], share: float, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Near: a view moves the features by less than the bar, which here everything is below."""
-    monkeypatch.setattr(steps, "MOVED_IN_STEPS", 1e9)
+    monkeypatch.setattr(steps, "NEAR", 1e9)
     given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--steps", 1, *asked)
     code, out, _ = run("test_resnet", tmp_path / "a", *given)
     assert code == 0

@@ -12,8 +12,8 @@ from hypercompress import adapt
 from hypercompress.card import steps_line
 from hypercompress.errors import GeneratorError
 from hypercompress.transfer import steps
-from hypercompress.transfer.steps import HALF, MANY, Tunable, share_of, take_steps
-from hypercompress.transfer.views import MOVED_IN_STEPS, Look
+from hypercompress.transfer.steps import HALF, MANY, NEAR, Tunable, share_of, take_steps
+from hypercompress.transfer.views import Look
 
 Make = Callable[..., Any]
 
@@ -22,9 +22,9 @@ Make = Callable[..., Any]
     ("moved", "images", "share"),
     [
         (0.0, 10, HALF),
-        (MOVED_IN_STEPS, 5 * MANY, HALF),
-        (MOVED_IN_STEPS, 5 * MANY + 1, 1.0),
-        (1.01 * MOVED_IN_STEPS, 10, 1.0),
+        (NEAR, 5 * MANY, HALF),
+        (NEAR, 5 * MANY + 1, 1.0),
+        (1.01 * NEAR, 10, 1.0),
         (None, 10, 1.0),
     ],
 )
@@ -57,7 +57,7 @@ def test_adapt_goes_as_far_as_it_says(make_task: Make, monkeypatch: pytest.Monke
     start, end = (dict(adapt(model, x, y, **options, steps=count, follow=1).named_parameters()) for count in (0, 3))
     assert any(not torch.equal(value, end[name]) for name, value in start.items())
     for bar, asked, share in ((-1.0, None, 1.0), (1e9, None, HALF), (1e9, 1.0, 1.0), (-1.0, 0.2, 0.2)):
-        monkeypatch.setattr(steps, "MOVED_IN_STEPS", bar)
+        monkeypatch.setattr(steps, "NEAR", bar)
         student = adapt(model, x, y, **options, steps=3, follow=asked)
         assert student.report["transfer"]["followed"] == share
         assert ("of the way" in steps_line(student.report["transfer"])) == (share < 1)
