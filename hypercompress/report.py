@@ -175,7 +175,9 @@ def with_new_input_size(report: Mapping[str, Any], model: nn.Module) -> dict[str
 
 def trained_on(report: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """The report after so many steps more: what was measured before them is null."""
-    unknown = {"predicted_kl": None, "fidelity": fidelity_json(None), "measured_on": None} if report else {}
+    if not report:
+        return {}
+    unknown = {"predicted_kl": None, "fidelity": fidelity_json(None), "measured_on": None}
     return {**report, **unknown, "distilled_steps": int(report.get("distilled_steps") or 0) + steps}
 
 

@@ -304,6 +304,9 @@ def test_steps_of_ones_own_are_counted(student: Student, tmp_path: Path) -> None
     report = saved_report(student, tmp_path / "s")
     assert (report["distilled_steps"], report["predicted_kl"], *report["fidelity"].values()) == (7,) + (None,) * 6
     assert "Trained for 7 steps after that" in (tmp_path / "s" / "README.md").read_text()
+    student.report = {}
+    student.count_steps(3)
+    assert saved_report(student, tmp_path / "s") == {}, "of unknown origin"
 
 
 def test_a_new_classifier_has_no_names(student: Student, tmp_path: Path) -> None:

@@ -186,7 +186,10 @@ def calibrated_on(text: str, data: str) -> bool:
     before, now = (Path(name).expanduser() for name in (used, data))
     if not before.is_dir() or not now.is_dir():
         return False
-    return folder_read(before, train=True).samefile(folder_read(now, train=False))
+    try:
+        return folder_read(before, train=True).samefile(folder_read(now, train=False))
+    except DataError:  # it has been changed since, and cannot be read so any more
+        return False
 
 
 def comparable(images: ImageData, outputs: int, names: Sequence[str], terminal: Terminal) -> ImageData:

@@ -196,3 +196,5 @@ def test_images_that_calibrated_the_student_are_told(
         if "some of these have calibrated the student" in out:
             said.append((student, data))
     assert said == [("flat", tmp_path / "flat"), ("parts", "parts/train")]
+    write_images(tmp_path / "flat" / "train" / "a", 2)  # without the other split the folder cannot be read any more
+    assert run("evaluate", "by-flat", "--data", "other", "--against", name, *rest)[0] == 0, "whatever became of them"
