@@ -426,7 +426,7 @@ def test_an_existing_file_is_refused(run: Run, folder: Path, tmp_path: Path) -> 
     assert code == 2
     assert err == (
         f"error: received the output {tmp_path / 'file'}, which exists; expected a new path; choose another or pass "
-        "--overwrite\n"
+        "--overwrite (overwrite=True)\n"
     )
     assert (tmp_path / "file").read_text() == "mine"
     assert run("export", folder, tmp_path / "file", *TORCH, "--overwrite")[0] == 0
