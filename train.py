@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hypercompress.errors import HypercompressError
-from lightning_modules.callbacks import Lines, SaveWhenStopped, TellReplaced
+from lightning_modules.callbacks import SaveWhenStopped, StepLines, TellReplaced
 
 OUTPUTS = ("default_root_dir", "save_dir", "dirpath", "folder", "out")  # what the configs call the places they write to
 
@@ -51,8 +51,8 @@ class CLI(LightningCLI):
                     f"received --run {config.run!r} and trainer.default_root_dir {root}; expected a folder for this "
                     "run, and the one that the config's outputs lie in; pass both"
                 )
-            written_to(config.trainer, Path(root), Path(config.run).expanduser())
-            written_to(config.model.init_args, Path(root), Path(config.run).expanduser())
+            move_outputs(config.trainer, Path(root), Path(config.run).expanduser())
+            move_outputs(config.model.init_args, Path(root), Path(config.run).expanduser())
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Lightning's trainer.
@@ -90,7 +90,7 @@ class CLI(LightningCLI):
         parser.set_defaults({"trainer.enable_model_summary": False})
 
 
-def written_to(config: Any, old: Path, new: Path) -> None:
+def move_outputs(config: Any, old: Path, new: Path) -> None:
     """Put the outputs of a part of a config (see `OUTPUTS`), which lie below one folder, below another, in place.
 
     Raises:
@@ -98,13 +98,13 @@ def written_to(config: Any, old: Path, new: Path) -> None:
     """
     if isinstance(config, list):
         for item in config:
-            written_to(item, old, new)
+            move_outputs(item, old, new)
         return
     if not isinstance(config, Namespace | MutableMapping):
         return
     for key, value in list(vars(config).items() if isinstance(config, Namespace) else config.items()):
         if key not in OUTPUTS or value is None:
-            written_to(value, old, new)
+            move_outputs(value, old, new)
         elif Path(value).absolute().is_relative_to(old.absolute()):
             config[key] = type(value)(new / Path(value).absolute().relative_to(old.absolute()))
         else:
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         "seed_everything_default": 0,
         "save_config_kwargs": {"overwrite": True},
     }
-    options["trainer_defaults"] = {"callbacks": [TellReplaced(), SaveWhenStopped(), Lines()]}
+    options["trainer_defaults"] = {"callbacks": [TellReplaced(), SaveWhenStopped(), StepLines()]}
     try:
         CLI(LightningModule, LightningDataModule, args=arguments, **options)
     except SIGTERMException:

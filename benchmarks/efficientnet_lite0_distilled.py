@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.common import RESULTS, Results, answered, budget_of, digest, read_set, say
+from benchmarks.common import RESULTS, Results, Set, answered, budget_of, digest, read_set, say
 from benchmarks.distillation import Recipe, distilled
 from benchmarks.efficientnet_lite0 import BATCH, CROPS, SHARES, open_teacher, photographs
 from benchmarks.sweep import DATA, WITH_DATA, WITHOUT_DATA, Generators
@@ -89,6 +89,19 @@ class Bench:
         plan = replace(plan, generator=self.generators.load(start))
         return finish(plan, budget_of(plan.spec, share), refit=False, norms=False).model
 
+    def images(self, teacher: nn.Module, seed: int) -> tuple[torch.Tensor, Set, Set]:
+        """The photographs that the statistics read, those that the steps learn from, and those that are measured on.
+
+        Args:
+            seed: of the crops.
+        """
+        measured, pool = (
+            torch.cat(photographs(teacher, self.folder, seed, crops)).to(self.device) for crops in (CROPS, self.crops)
+        )
+        test = read_set(teacher, self.folder, train=False)
+        # The folders are no classes of ImageNet.
+        return measured, answered(teacher, pool), replace(test, labels=torch.full_like(test.labels, -1))
+
     def plans(self, teacher: nn.Module, images: torch.Tensor) -> dict[str, Plan]:
         """The teacher with its statistics, by source."""
         found = {"images": images.split(BATCH), "none": None}
@@ -138,10 +151,7 @@ def run(bench: Bench, rates: Results, table: Results, shares: Sequence[float], s
     """All rows of a seed that are missing."""
     recipes = {pair: bench.recipe(best_rate(bench, rates, *pair), STEPS) for pair in bench.pairs()}
     teacher = bench.teacher()
-    measured = torch.cat(photographs(teacher, bench.folder, seed)).to(bench.device)
-    pool = answered(teacher, torch.cat(photographs(teacher, bench.folder, seed, bench.crops)).to(bench.device))
-    test = read_set(teacher, bench.folder, train=False)
-    test = replace(test, labels=torch.full_like(test.labels, -1))  # the folders are no classes of ImageNet
+    measured, pool, test = bench.images(teacher, seed)
     plans = bench.plans(teacher, measured)
     for share in shares:
         for (source, start), recipe in recipes.items():

@@ -14,14 +14,10 @@ measures them (`lightning_modules.rates`); ``benchmarks.start_rates`` does the s
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from benchmarks.common import RESULTS, Results, answered, markdown, read_set, say
+from benchmarks.common import RESULTS, Results, markdown, say
 from benchmarks.distillation import distilled, orders
-from benchmarks.efficientnet_lite0 import photographs
 from benchmarks.efficientnet_lite0_distilled import Bench
 from benchmarks.start_rates import rate_of
 from lightning_modules.rates import kl_and_slope
@@ -32,10 +28,8 @@ KEY, MADE_OF = ("share", "way", "steps"), ("weights", "crops", "batch")
 def run(bench: Bench, results: Results, options: argparse.Namespace) -> None:
     """All rows that are missing."""
     teacher, seed = bench.teacher(), 0
-    pool = answered(teacher, torch.cat(photographs(teacher, bench.folder, seed, bench.crops)).to(bench.device))
-    test = read_set(teacher, bench.folder, train=False)
-    test = replace(test, labels=torch.full_like(test.labels, -1))  # the folders are no classes of ImageNet
-    plan = bench.plans(teacher, torch.cat(photographs(teacher, bench.folder, seed)).to(bench.device))["images"]
+    measured, pool, test = bench.images(teacher, seed)
+    plan = bench.plans(teacher, measured)["images"]
     for share in options.shares:
         for way in options.ways:
             row = {"share": share, "way": way, "steps": options.steps, "crops": bench.crops, "batch": bench.batch}

@@ -24,10 +24,9 @@ from benchmarks.common import RESULTS, Results, markdown, say
 from benchmarks.intervals import BLOCKS, student_t
 from benchmarks.tuning import accuracy
 from hypercompress.data import Episode, Pool, sample_episode
-from hypercompress.transfer import load_network
-from hypercompress.transfer.adapt import RATES, Recipe, Steps, prepare
-from hypercompress.transfer.steps import HALF, set_between, share_of, weights_of
-from hypercompress.transfer.support import as_support
+from hypercompress.transfer import adapt
+from hypercompress.transfer.adapt import RATES
+from hypercompress.transfer.steps import HALF, go_back, share_of
 from hypercompress.transfer.tuning import Tuned
 from hypercompress.transfer.views import VIEWS, Look
 
@@ -58,19 +57,28 @@ def episode_of(pool: Pool, shots: int, index: int) -> Episode:
 
 def followed(model: nn.Module, episode: Episode, options: argparse.Namespace, seed: int) -> dict[str, object]:
     """The columns of an episode."""
-    support = as_support(episode.support, episode.support_labels, None, seed, None)
-    steps = Steps(options.steps, options.rate or RATES[options.tuned], options.tuned)
-    recipe = Recipe(None, load_network("auto"), VIEWS, steps, seed)
-    start, tunable = prepare(model, support, recipe)
-    before = weights_of(tunable.model)
-    tunable.take()
-    after, right = weights_of(tunable.model), {}
-    for column, share in COLUMNS.items():
-        set_between(tunable.model, before, after, share)
-        with torch.no_grad():
-            logits = torch.cat([tunable.model(batch) for batch in episode.query.split(BATCH)])
-        right[column] = accuracy(logits, episode.query_labels)
-    return {**right, "moved": start.look.moved}
+    start, end = (
+        adapt(
+            model,
+            episode.support,
+            episode.support_labels,
+            steps=steps,
+            tuned=options.tuned,
+            rate=options.rate,
+            follow=1.0,
+            seed=seed,
+        )
+        for steps in (0, options.steps)
+    )
+    right, moved = [answers(start, episode), answers(end, episode)], start.report["transfer"]["views"]["moved"]
+    go_back(end.model, dict(start.model.named_parameters()), HALF)
+    return {"start": right[0], "half": answers(end, episode), "end": right[1], "moved": moved}
+
+
+def answers(model: nn.Module, episode: Episode) -> float:
+    """The share of the query images that are answered right."""
+    with torch.no_grad():
+        return accuracy(torch.cat([model(batch) for batch in episode.query.split(BATCH)]), episode.query_labels)
 
 
 def as_adapt(row: Mapping[str, str]) -> str:

@@ -177,8 +177,8 @@ def trained_on(report: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """The report after so many steps more: what was measured before them is null."""
     if not report:
         return {}
-    unknown = {"predicted_kl": None, "fidelity": fidelity_json(None), "measured_on": None}
-    return {**report, **unknown, "distilled_steps": int(report.get("distilled_steps") or 0) + steps}
+    unmeasured = {"fidelity": fidelity_json(None), "measured_on": None}
+    return {**report, **unmeasured, "distilled_steps": int(report.get("distilled_steps") or 0) + steps}
 
 
 def without_names(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def _name(saving: Callback) -> Path | None:
     return Path(saving.format_checkpoint_name({})) if known else None
 
 
-class Lines(Callback):
+class StepLines(Callback):
     """Where no terminal shows a bar: how many steps are done, every so many seconds.
 
     Args:

@@ -25,7 +25,7 @@ from hypercompress.errors import ModelError
 from hypercompress.losses import distillation_kl, feature_loss, watching
 from hypercompress.norms import remembering_norms
 from hypercompress.outputs import divergence, named
-from hypercompress.report import class_names, fidelity_json
+from hypercompress.report import class_names, fidelity_json, trained_on
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.data import ImageDataModule
 from lightning_modules.held_out import described, measured, tell, validated
@@ -149,10 +149,9 @@ class Distillation(LightningModule):
 
     def student(self) -> Student:
         """The network as trained so far, with what was measured at the end of the fit (null before)."""
-        report = dict(self.report)
+        report = trained_on(self.report, self.global_step)
         if report:
             report["fidelity"], report["measured_on"] = self.fidelity, self.measured_on
-            report["distilled_steps"] = int(report.get("distilled_steps", 0)) + self.global_step
         network = self.network
         if self._saved_as.itemsize < precision(network).itemsize:
             network = copy.deepcopy(network).to(self._saved_as)

@@ -160,7 +160,8 @@ def test_weights_that_do_not_fit_are_listed_all_at_once() -> None:
 def test_existing_folders_are_left_alone_unless_told(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     first = write(folder)
-    with pytest.raises(ArtefactError, match=r"which exists; .* or pass --overwrite \(overwrite=True\)"):
+    refusal = r"which exists; expected a new path; choose another or pass --overwrite \(overwrite=True\)"
+    with pytest.raises(ArtefactError, match=refusal):
         write(folder)
     assert torch.equal(load(folder).state["0.weight"], first["0.weight"])
     second = write(folder, overwrite=True)

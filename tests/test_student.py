@@ -24,7 +24,7 @@ from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
 from hypercompress.kinds import LowRankConv, LowRankLinear
 from hypercompress.memory import overlapping
-from hypercompress.report import bytes_of, class_names, summary, with_new_head, with_new_input_size
+from hypercompress.report import bytes_of, class_names, params_of, summary, with_new_head, with_new_input_size
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Factors, Generation, ModelSpec, RankPlan, Unit
 from hypercompress.student import Student, build_student, from_pretrained, low_rank_layers
@@ -298,11 +298,11 @@ def test_what_a_new_input_size_changes(unit: str, achieved: float | None, studen
 
 
 def test_steps_of_ones_own_are_counted(student: Student, tmp_path: Path) -> None:
-    student.report = {**REPORTED, "student": {**REPORTED["student"], "params": 1}}
+    student.report = {**REPORTED, "student": {**REPORTED["student"], "params": params_of(student)}}
     student.count_steps(3)
     student.count_steps(4)
     report = saved_report(student, tmp_path / "s")
-    assert (report["distilled_steps"], report["predicted_kl"], *report["fidelity"].values()) == (7,) + (None,) * 6
+    assert (report["distilled_steps"], report["measured_on"], *report["fidelity"].values()) == (7,) + (None,) * 6
     assert "Trained for 7 steps after that" in (tmp_path / "s" / "README.md").read_text()
     student.report = {}
     student.count_steps(3)

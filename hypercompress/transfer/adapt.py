@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +18,14 @@ from hypercompress.transfer.closed_form import Start, start_from
 from hypercompress.transfer.network import TransferNetwork
 from hypercompress.transfer.registry import load_network
 from hypercompress.transfer.ridge import Ridge
-from hypercompress.transfer.steps import Tunable, share_of, take_steps
-from hypercompress.transfer.support import Support, as_support
+from hypercompress.transfer.steps import go_back, share_of
+from hypercompress.transfer.support import as_support
 from hypercompress.transfer.tuning import Tuned, tune, tuned_names
 from hypercompress.transfer.views import VIEWS, step_viewer
 
 # Learning rates of the steps, from grids on other data (benchmarks/results/transfer_rates.csv). On everything a small
 # network bears 1e-3 in fifty steps, EfficientNet-Lite0 does not (LOG.md, 2026-11-27).
 RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 3e-4}
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Ordinary steps: how many, their highest learning rate, and what they tune."""
-
-    count: int
-    rate: float
-    tuned: Tuned
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is made of a support set.
-
-    Args:
-        architecture: how to rebuild the model; ``None``: a timm model is recognised.
-        network: what generates; ``None``: nothing does.
-        views: of each image.
-        steps: afterwards.
-        seed: of all that is drawn.
-    """
-
-    architecture: Architecture | None
-    network: TransferNetwork | None
-    views: int
-    steps: Steps
-    seed: int
 
 
 @torch.inference_mode(False)
@@ -128,12 +99,22 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     with keeping_random_state(model):
         generator = _generator(network, _device(model))
         found = as_support(support, labels, shots, seed, names)
-        recipe = Recipe(architecture, generator, views, Steps(steps, rate, what), seed)
-        fitted, tunable = prepare(model, found, recipe, progress)
-        count = len(fitted.reading.labels)
-        share = share_of(fitted.look, count, found.classes) if follow is None else float(follow)
+        fitted = start_from(model, architecture, generator, found, views, seed)
+        inner, images = fitted.backbone.model, len(fitted.reading.labels)
+        share = share_of(fitted.look, images, found.classes) if follow is None else float(follow)
         if steps:
-            take_steps(tunable, share)
+            before = {name: p.detach().clone() for name, p in inner.named_parameters()} if share < 1 else {}
+            tune(
+                inner,
+                tuned_names(fitted.sites, inner, fitted.backbone.classifier, what),
+                lambda: found.on(_device(model)),
+                steps,
+                rate,
+                step_viewer(fitted.in_steps, seed),
+                progress,
+            )
+            if share < 1:
+                go_back(inner, before, share)
     student, seconds = fitted.student, time.perf_counter() - start
     told = transfer_report(fitted) | {
         "steps": steps,
@@ -150,25 +131,6 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     if getattr(model, "report", None):
         student.report["before"] = model.report
     return student
-
-
-def prepare(
-    model: nn.Module, support: Support, recipe: Recipe, progress: Progress | None = None
-) -> tuple[Start, Tunable]:
-    """A model moved to the task of a support set without a step, and its steps.
-
-    Raises:
-        DataError, ModelError, NonFiniteError: see `adapt`.
-    """
-    start = start_from(model, recipe.architecture, recipe.network, support, recipe.views, recipe.seed)
-    inner, steps, device = start.backbone.model, recipe.steps, _device(model)
-    names = tuned_names(start.sites, inner, start.backbone.classifier, steps.tuned)
-    change = step_viewer(start.in_steps, recipe.seed)
-
-    def take() -> None:
-        tune(inner, names, lambda: support.on(device), steps.count, steps.rate, change, progress)
-
-    return start, Tunable(inner, take)
 
 
 def transfer_report(start: Start) -> dict[str, Any]:

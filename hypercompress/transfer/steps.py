@@ -6,8 +6,7 @@ al. 2022 on what the steps do to the features). On a far task the end is better.
 hardly move the features of a backbone that was trained on such images (LOG.md, 2026-11-28).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +16,6 @@ from hypercompress.transfer.views import Look
 HALF = 0.5
 NEAR = 0.5  # of `Look.moved`: where the task counts as near
 MANY = 32  # images of a class: with so many the end still loses on a near task, with 100 it no longer does
-
-
-@dataclass(frozen=True)
-class Tunable:
-    """A classifier of the new classes, and steps that change it in place."""
-
-    model: nn.Module
-    take: Callable[[], None]
 
 
 def share_of(look: Look, images: int, classes: int) -> float:
@@ -39,21 +30,8 @@ def share_of(look: Look, images: int, classes: int) -> float:
     return HALF if near and images <= MANY * classes else 1.0
 
 
-def take_steps(tunable: Tunable, share: float) -> None:
-    """Take the steps, and go back to so large a share of the way."""
-    before = {} if share == 1 else weights_of(tunable.model)
-    tunable.take()
-    if share < 1:
-        set_between(tunable.model, before, weights_of(tunable.model), share)
-
-
 @torch.no_grad()
-def set_between(model: nn.Module, before: Mapping[str, Tensor], after: Mapping[str, Tensor], share: float) -> None:
-    """Put the weights that lie at a share of the way from one set of them to another into the model."""
+def go_back(model: nn.Module, before: Mapping[str, Tensor], share: float) -> None:
+    """Put the parameters at a share of the way from those before the steps to those that the model has, in place."""
     for name, parameter in model.named_parameters():
-        parameter.copy_(torch.lerp(before[name], after[name], share))
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the parameters, by name."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        parameter.copy_(torch.lerp(before[name], parameter, share))

@@ -14,7 +14,7 @@ from torch import nn
 
 from hypercompress import from_pretrained
 from hypercompress.errors import ArtefactError
-from lightning_modules.callbacks import Lines, SaveStudent, SaveWhenStopped, TellReplaced, _name, checksum
+from lightning_modules.callbacks import SaveStudent, SaveWhenStopped, StepLines, TellReplaced, _name, checksum
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.source import TeacherSource
@@ -116,7 +116,7 @@ def test_lines_stand_in_for_a_bar_where_no_terminal_shows_one(
     monkeypatch.setattr(Trainer, "progress_bar_callback", object() if bar else None)
     system = Distillation(folders[1], TeacherSource(str(folders[0])))
     with caplog.at_level("INFO"):
-        run = trainer(max_steps=3, limit_val_batches=0, callbacks=[Lines(seconds)])
+        run = trainer(max_steps=3, limit_val_batches=0, callbacks=[StepLines(seconds)])
         run.fit(system, ImageDataModule("fashion_mnist_mini", limit=64, batch_size=16))
     said = [message for message in caplog.messages if message.startswith("step ")]
     assert said == [f"step {step} of 3" for step in range(1, lines + 1)]

@@ -109,7 +109,7 @@ def test_outputs_are_moved_and_nothing_else(root: str, here: Path) -> None:
         callbacks=[{"init_args": {"folder": Path("runs/a/student"), "filename": "last"}}],
         out=None,
     )
-    train.written_to(config, Path(root), Path("/t"))
+    train.move_outputs(config, Path(root), Path("/t"))
     below = Path("/t/runs/a" if root == "." else "/t")
     assert config.default_root_dir == "/t"
     assert config.accelerator == "auto"
@@ -122,7 +122,7 @@ def test_outputs_are_moved_and_nothing_else(root: str, here: Path) -> None:
 
 def test_an_output_elsewhere_is_named() -> None:
     with pytest.raises(HypercompressError, match=r"received --run /t with out runs/ab, .* below .* runs/a; expected"):
-        train.written_to(Namespace(init_args=Namespace(out="runs/ab")), Path("runs/a"), Path("/t"))
+        train.move_outputs(Namespace(init_args=Namespace(out="runs/ab")), Path("runs/a"), Path("/t"))
 
 
 @pytest.mark.parametrize("name", ["meta_train", "transfer"])
