@@ -7,67 +7,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hypercompress.architecture import Architecture, architecture_of, own_input_size
-from hypercompress.calibration import CalibrationSplit, pieces, resized, split_batches
-from hypercompress.calling import ForwardFn, Progress, batch_size, flat, keeping_random_state, taking
+from hypercompress.architecture import Architecture, architecture_of
+from hypercompress.calibration import pieces, resized, split_batches
+from hypercompress.calling import ForwardFn, Progress, batch_size, keeping_random_state, taking
 from hypercompress.choices import guarded
 from hypercompress.copying import as_written
 from hypercompress.curvature import reached
-from hypercompress.errors import GeneratorError, ModelError
+from hypercompress.errors import GeneratorError
+from hypercompress.example import dtype_of, example_of, samples_of_a_pass
 from hypercompress.fisher import Probing
-from hypercompress.generator import Generator, load_generator
+from hypercompress.generator import ANALYTIC, AnalyticGenerator, Generator, load_generator
 from hypercompress.guard import Judge
 from hypercompress.inspection import inspect, require_supported
 from hypercompress.latency import measure_latency, times_of
 from hypercompress.memory import give_back
+from hypercompress.norms import remembering_norms
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import refit_batch
+from hypercompress.renormalization import Moments, moments_of, put_back, renormalized
 from hypercompress.replaceable import replaceable
 from hypercompress.report import bytes_of, class_names, make_report, params_of, warn_if_larger
 from hypercompress.search import search as search_ranks
 from hypercompress.sketch import sketch
-from hypercompress.specs import Budget, Finishing, Generation, ModelSpec, Refit, Unit, require_budget
+from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit, require_budget
 from hypercompress.student import Student, build_student
 from hypercompress.targeting import targeted
 from hypercompress.unpacking import unpack
 
 SEARCHED = ("hypernet", "kfac")  # generators whose start is `kfac`
-# Samples for inspection, which holds the outputs of all layers at once: so many, or as many as have so many numbers.
-INSPECTED, LARGEST_EXAMPLE = 8, 2**19
-LARGEST_PASS = 3 * 2**25  # elements of all layers' outputs in one backward pass: with what lies between, about 1 GB
 
 
-def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any) -> Any:
-    """A batch for inspection: the one given, else some calibration samples, else noise of the model's own size."""
-    if example is not None:
-        return example
-    if split is not None:
-        first = split.statistics[0]
-        numbers = sum(value.numel() for value in flat(first) if isinstance(value, Tensor)) / max(1, batch_size(first))
-        return next(pieces([first], max(2, min(INSPECTED, round(LARGEST_EXAMPLE / max(1, numbers))))))
-    size = own_input_size(teacher)
-    if size is None:
-        raise ModelError(
-            "received a model without pretrained_cfg and no data; expected an example of its input; pass example="
-        )
-    first = next(teacher.parameters())
-    return torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
-
-
-def dtype_of(teacher: nn.Module) -> torch.dtype | None:
-    """Of all its real parameters, in which it must be fed, too; ``None`` if they differ: the model casts by itself."""
-    dtypes = {parameter.dtype for parameter in teacher.parameters() if parameter.is_floating_point()}
-    return dtypes.pop() if len(dtypes) == 1 else None
-
-
-def samples_of_a_pass(spec: ModelSpec) -> int:
-    """Samples whose outputs of all layers are `LARGEST_PASS` elements at most."""
-    return max(1, LARGEST_PASS // max(1, sum(layer.positions * layer.out for layer in spec.layers)))
-
-
-def prepare(
+def prepare(  # noqa: PLR0913  (each has a default)
     teacher: nn.Module,
     data: Iterable[Any] | None,
     generator: str | Path | Generator,
@@ -75,6 +47,7 @@ def prepare(
     example: Any = None,
     forward_fn: ForwardFn | None = None,
     latency_batch: int | None = None,
+    renormalize: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
@@ -83,8 +56,9 @@ def prepare(
     Args:
         latency_batch: samples of the batch that is timed; ``None``: no times are measured. If they are, only forms that
             are faster than the dense layer are used.
+        renormalize: see `compress`.
     """
-    chosen = generator
+    chosen = _for_unlike(generator) if renormalize and data is not None else generator
     if isinstance(chosen, (str, Path)):
         chosen = load_generator(chosen, has_data=data is not None, progress=progress)
     if data is None and getattr(chosen, "needs_data", False):
@@ -96,6 +70,9 @@ def prepare(
     teacher = unpack(original)
     device, dtype = next(teacher.parameters()).device, dtype_of(teacher) if forward_fn is None else None
     split = None if data is None else split_batches(data, device, dtype)
+    own: Moments = {}
+    if renormalize and split is not None and remembering_norms(teacher):
+        own, teacher = moments_of(teacher), renormalized(teacher, split.statistics, forward_fn)
     example = example_of(teacher, split, example)
     spec, timed = inspect(teacher, example, taking(forward_fn)), None
     spec = replaceable(teacher, spec, example, forward_fn)
@@ -111,7 +88,18 @@ def prepare(
         give_back()
         sketches = {name: found for name, found in sketches.items() if found.curvature is not None}
         spec = reached(spec, sketches)
-    return Plan(original, teacher, spec, sketches, split, chosen, timed)
+    return Plan(original, teacher, spec, sketches, split, chosen, timed, own=own)
+
+
+def _for_unlike(generator: str | Path | Generator) -> str | Path | Generator:
+    """The generator for images unlike the model's own: the closed form, which gives back all of the lost variance.
+
+    Real images lose more of it than these do; and the released hypernetwork has learned from real ones.
+    """
+    chosen = ANALYTIC.get("kfac" if generator == "auto" else str(generator), generator)
+    if isinstance(chosen, AnalyticGenerator) and chosen.spread:
+        return replace(chosen, spread=1.0)
+    return chosen
 
 
 @torch.inference_mode(False)
@@ -126,6 +114,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     architecture: Architecture | None = None,
     refit: bool = True,
     norms: bool = True,
+    renormalize: bool = False,
     fast: bool = False,
     latency_batch: int = 1,
     search: float = 0.0,
@@ -150,6 +139,9 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             say that it helps.
         norms: with data, give BatchNorms other moments: of a refitted student those of their own inputs, the function
             as it was (`norms.py`); else new ones if held-out images say that it helps.
+        renormalize: the images are not of the kind that the model was trained on, noise for instance: measure, refit
+            and judge with a copy of it whose BatchNorms have the moments of these images, and put its own back in the
+            end (`renormalization.py`). ``auto`` is `kfac` then. No fidelity is reported where there are BatchNorms.
         fast: time the forms of every layer on this machine, and use only those that are faster than the dense layer; a
             latency budget always does.
         latency_batch: samples of the batch that is timed.
@@ -178,6 +170,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             example=example,
             forward_fn=forward_fn,
             latency_batch=latency_batch if fast or budget.unit is Unit.LATENCY else None,
+            renormalize=renormalize,
             seed=seed,
             progress=progress,
         )
@@ -265,6 +258,9 @@ def finish(
             bend=target.unit is not Unit.LATENCY,  # whose budget was found by students that are not bent
         )
         fidelity = judge.confirmed(student)
+        if plan.own:
+            put_back(student.model, plan.own, moments_of(teacher))
+            fidelity = None  # what was measured is no behaviour of the model that there is
     student.report = make_report(
         spec,
         target,
@@ -276,6 +272,8 @@ def finish(
         kl_scale=plan.kl_scale.of(finishing.refitted),
         finishing=finishing,
     )
+    if plan.own:
+        student.report["renormalized"] = True
     if plan.timed is not None:
         _time(student, plan, forward_fn)
     return student

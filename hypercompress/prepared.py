@@ -7,6 +7,7 @@ from torch import nn
 
 from hypercompress.calibration import CalibrationSplit
 from hypercompress.generator import Generator
+from hypercompress.renormalization import Moments
 from hypercompress.specs import KlScale, ModelSpec
 
 
@@ -22,6 +23,7 @@ class Plan:
         generator: what makes the factors.
         timed: the batch that latency is measured with, if it was.
         kl_scale: what a predicted KL is multiplied by (`probe.kl_scale`).
+        own: the BatchNorms' moments that a student is given back; empty if ``teacher`` is not renormalised.
     """
 
     original: nn.Module
@@ -32,3 +34,4 @@ class Plan:
     generator: Generator
     timed: Any = None
     kl_scale: KlScale = field(default_factory=KlScale)
+    own: Moments = field(default_factory=dict)

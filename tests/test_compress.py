@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import hypercompress
 from hypercompress.calibration import require_batches, split_batches
 from hypercompress.choices import HARD, TILTS
-from hypercompress.compress import INSPECTED, compress, dtype_of, example_of, finish, prepare
+from hypercompress.compress import compress, finish, prepare
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import DataError, GeneratorError, ModelError
+from hypercompress.example import INSPECTED, dtype_of, example_of
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator, Hypernetwork, by_depth, weighted
 from hypercompress.models import load_model

@@ -31,9 +31,11 @@ WITH_IMAGES = (
 NOISES: Mapping[str, Kind] = {"kfac-gauss": "gauss", "kfac-pink": "pink"}
 UNREFITTED = ("random", "torch-pruning")  # nothing of theirs is ever refitted
 SYNTHETIC = ("kfac-synthetic", "hypernet-synthetic")  # as ``generate --data synthetic``: refit, guard and all
-IMAGINED: Mapping[str, Kind] = {**NOISES, **dict.fromkeys(SYNTHETIC, "synthetic")}
+RENORMALIZED = "kfac-noise"  # as ``generate --data noise``: the same
+MADE: Mapping[str, Kind] = {**dict.fromkeys(SYNTHETIC, "synthetic"), RENORMALIZED: "renormalized"}
+IMAGINED: Mapping[str, Kind] = {**NOISES, **MADE}
 CLOSED_FORMS = ("svd", "prior", *NOISES)  # without images
-WITHOUT_IMAGES = (*CLOSED_FORMS, "hypernet", *SYNTHETIC)
+WITHOUT_IMAGES = (*CLOSED_FORMS, "hypernet", *MADE)
 UNGUARDED, NOISE, ALLOCATION_ALONE = (f"hypernet-{what}" for what in ("unguarded", "noise", "allocation"))
 SILENCED = {f"hypernet-no-{group}": (group,) for group in GROUPS} | {
     ALLOCATION_ALONE: tuple(group for group in GROUPS if group not in ALLOCATION)
@@ -73,7 +75,7 @@ class Hypernetworks:
         Raises:
             GeneratorError: no generator has this name.
         """
-        if method in {*NOISES, "kfac-synthetic", OUTPUTS, *ONLY_DISTILLED}:
+        if method in {*NOISES, "kfac-synthetic", RENORMALIZED, OUTPUTS, *ONLY_DISTILLED}:
             return ANALYTIC["kfac"]
         if method in ANALYTIC:
             return ANALYTIC[method]
@@ -121,7 +123,7 @@ def draws(case: Case) -> bool:
 
 def judged(method: str, statistics: str) -> bool:
     """Whether there are images, real or synthetic, that the guard compares students on."""
-    return statistics == IMAGES or method in SYNTHETIC
+    return statistics == IMAGES or method in MADE
 
 
 def refittable(method: str, statistics: str) -> bool:

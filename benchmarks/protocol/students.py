@@ -16,6 +16,7 @@ from benchmarks.protocol.methods import (
     IMAGINED,
     NONE,
     OUTPUTS,
+    RENORMALIZED,
     Case,
     Hypernetworks,
     judged,
@@ -87,7 +88,10 @@ class Starts:
             c, h, w = first.shape[1:]
             images = images_of(kind, self.subject.teacher, self.subject.calibration, (c, h, w), self.seed).to(first)
             size = min(STATISTICS_BATCH, max(2, len(images) // LEAST_BATCHES))
-            self._imagined[kind] = prepare(self.subject.teacher, images.split(size), "kfac", seed=self.seed)
+            batches, renormalize = images.split(size), kind == "renormalized"
+            self._imagined[kind] = prepare(
+                self.subject.teacher, batches, "kfac", renormalize=renormalize, seed=self.seed
+            )
         return self._imagined[kind]
 
     def make(self, case: Case, cell: Cell) -> Start:
@@ -133,7 +137,7 @@ class Starts:
             kfac = replace(plan, generator=ANALYTIC["kfac"])
             plan, tries = searched(kfac, cell.budget, time, refit=refit, seed=self.seed)
             note = f"{tries} tries in {time:.1f} s"
-        else:
+        elif method != RENORMALIZED:  # whose generator `prepare` chose
             plan = replace(plan, generator=self.hypernetworks.load(method, self.seed))
         student = finish(
             plan,

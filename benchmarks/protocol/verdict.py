@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import NOTHING, Column, Estimate, Gaps, Place, mean, ratio
 from benchmarks.protocol.listing import closed_form, every_network, over_draws, place_name, refused, sizes
-from benchmarks.protocol.methods import IMAGES, NONE, NORMS, OUTPUTS, REFITTED, SYNTHETIC
+from benchmarks.protocol.methods import IMAGES, MADE, NONE, NORMS, OUTPUTS, REFITTED
 
 GENERATED, HARD = 0.7, ("0.8", "0.5")  # of kfac's gap at 0 steps, at these levels
 DISTILLED, LATER = 0.8, (100, 500)  # of kfac's gap after these steps, at all levels
 WAY = 0.5  # from the best closed form without images to kfac with them
 FACTOR = 2.0  # standard errors by which no teacher may be worse
 KFAC, HYPERNET = Column("kfac"), Column("hypernet")
-FREE = tuple(Column(method, NONE) for method in ("hypernet", *SYNTHETIC))
+FREE = tuple(Column(method, NONE) for method in ("hypernet", *MADE))
 
 
 def verdict(budgets: Results, results: Results, only: Collection[str] | None = None) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypercompress.errors import ArtefactError, DataError, HypercompressError, M
 from hypercompress.inversion import FEWER
 from hypercompress.models import is_student_folder
 
-SYNTHETIC = "synthetic"  # DATA that is made from the model itself
+SYNTHETIC, NOISE = "synthetic", "noise"  # DATA that is made: from the model itself, or 1/f noise
 LEAST_IMAGES = 6  # three batches of two: some are held out
 
 
@@ -87,31 +88,43 @@ def checkpoint(path: Path | None) -> None:
         read_weights(path)  # raises, in the same words as for Python users
 
 
-def synthetic(text: str | None) -> int | None:
-    """How many images ``synthetic[:COUNT]`` asks for, 0 without a count; ``None`` if the text is something else.
+@dataclass(frozen=True)
+class Made:
+    """Images that are made; ``count`` is 0 where as many as usual are asked for."""
+
+    kind: str
+    count: int
+
+
+def made_images(text: str | None) -> Made | None:
+    """What ``synthetic[:COUNT]`` or ``noise[:COUNT]`` asks for; ``None`` if the text is something else.
 
     Raises:
         DataError: what stands after the colon is no count.
     """
     name, colon, count = (text or "").partition(":")
-    if name != SYNTHETIC:
+    if name not in (SYNTHETIC, NOISE):
         return None
     if colon and not (count.isdecimal() and LEAST_IMAGES <= int(count) < 2**31):
         raise DataError(
-            f"received data {text!r}; expected {SYNTHETIC} or {SYNTHETIC}:COUNT with at least {LEAST_IMAGES} images; "
-            f"pass {SYNTHETIC}:{FEWER}"
+            f"received data {text!r}; expected {name} or {name}:COUNT with at least {LEAST_IMAGES} images; "
+            f"pass {name}:{FEWER}"
         )
-    return int(count) if colon else 0
+    return Made(name, int(count) if colon else 0)
+
+
+def noise(text: str | None) -> bool:
+    """Whether the images are noise, which the model sees with its BatchNorms renormalised."""
+    wanted = made_images(text)
+    return wanted is not None and wanted.kind == NOISE
 
 
 def data(text: str | None, *, made: bool = False) -> None:
     """A registered name or a folder that exists; its images are read later. Some commands take those ``made`` too."""
-    if made and synthetic(text) is not None:
+    if made and made_images(text) is not None:
         return
-    if text is not None and text.partition(":")[0] == SYNTHETIC:
-        raise DataError(
-            f"received data {text!r}; expected real images: {SYNTHETIC} ones only calibrate generate; pass a folder"
-        )
+    if text is not None and (name := text.partition(":")[0]) in (SYNTHETIC, NOISE):
+        raise DataError(f"received data {text!r}; expected real images: {name} only calibrates generate; pass a folder")
     if text is not None and text.partition(":")[0] not in registered_names() and not Path(text).expanduser().is_dir():
         open_data(text, Preprocess((1, 1, 1), (0.0,), (1.0,)), train=True)  # raises, with the nearest names
 

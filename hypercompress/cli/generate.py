@@ -2,37 +2,32 @@
 
 import time
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from hypercompress.allocation import allocate
 from hypercompress.architecture import Architecture
 from hypercompress.artefact import refuse_existing
 from hypercompress.cli import checks, inputs, pareto
+from hypercompress.cli.shown import show_student
 from hypercompress.cli.terminal import Terminal
 from hypercompress.compress import SEARCHED, finish, prepare, searched
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, HypercompressError
-from hypercompress.generator import ANALYTIC, load_generator
+from hypercompress.generator import load_generator
 from hypercompress.inspection import require_supported
-from hypercompress.inversion import passes_of, synthesize, usual_images
+from hypercompress.inversion import STEPS, passes_of, synthesize, usual_images
 from hypercompress.norms import remembering_norms
 from hypercompress.prepared import Plan
 from hypercompress.replacing import prepared_in
 from hypercompress.report import warn_if_larger
-from hypercompress.search import NAME as SEARCH
 from hypercompress.specs import Budget, ModelSpec, Unit
 from hypercompress.student import Student
 from hypercompress.unpacking import unpack
-
-REFITTED = {"none": "as generated", "outputs": "output factor refitted", "both": "both factors refitted"}
 
 
 def generate(arguments: Namespace) -> None:
@@ -85,7 +80,15 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         terminal.then("curvature", "measure curvature", count)
     else:
         terminal.phase("measure curvature" if batches else "read weights", count or None)
-    plan = prepare(teacher, batches, name, latency_batch=timed, seed=arguments.seed, progress=terminal.progress)
+    plan = prepare(
+        teacher,
+        batches,
+        name,
+        latency_batch=timed,
+        renormalize=checks.noise(arguments.data),
+        seed=arguments.seed,
+        progress=terminal.progress,
+    )
     supported(plan.teacher, plan.spec, arguments)  # again: some layers turn out to be unsupported when they run
     trade_off = None
     if arguments.pareto is not None:
@@ -137,14 +140,16 @@ def _images(
     arguments: Namespace, teacher: nn.Module, preprocess: Preprocess | None, terminal: Terminal
 ) -> tuple[list[Any] | None, int, float]:
     """Calibration batches, their number of images, and when the generation began: reading images does not count."""
-    start, count = time.perf_counter(), checks.synthetic(arguments.data)
-    if count is not None:
-        made = _made(teacher, count, arguments, terminal)
+    start, wanted = time.perf_counter(), checks.made_images(arguments.data)
+    if wanted is not None:
+        made = _made(teacher, wanted, arguments, terminal)
         return made, sum(map(len, made)), start
     if preprocess is None or arguments.data is None:
         if remembering_norms(teacher):
             terminal.note(
-                "no data", "--data synthetic calibrates on images made from the model itself: slower, much closer"
+                "no data",
+                "--data noise calibrates on noise with the BatchNorms renormalised, --data synthetic on images made "
+                "from the model itself: each slower and much closer",
             )
         return None, 0, start
     terminal.phase("read images")
@@ -158,18 +163,21 @@ def _images(
     return batches, count, time.perf_counter()
 
 
-def _made(teacher: nn.Module, count: int, arguments: Namespace, terminal: Terminal) -> list[Tensor]:
-    """Calibration batches made from the model itself; 0: as many as usual."""
+def _made(teacher: nn.Module, wanted: checks.Made, arguments: Namespace, terminal: Terminal) -> list[Tensor]:
+    """Calibration batches of images that are made."""
     norms = len(remembering_norms(teacher))
     how = f"matched to the moments of {norms} BatchNorms" if norms else "1/f noise, as the model has no BatchNorm"
     size = inputs.input_size(teacher)
-    count = count or usual_images(size)
-    if norms:
+    count, steps = wanted.count or usual_images(size), STEPS
+    if wanted.kind == checks.NOISE:
+        how, steps = (f"{norms} BatchNorms renormalised" if norms else "the model has no BatchNorm"), 0
+    elif norms:
         terminal.note("images", f"{count} take {passes_of(count):,} forward and backward passes of one image")
     terminal.phase("make images", count)
     terminal.then("invert", "make images", count)
-    batches = synthesize(teacher, size, count, seed=arguments.seed, progress=terminal.progress)
-    terminal.note("calibration", f"{count} synthetic images ({how})")
+    batches = synthesize(teacher, size, count, steps=steps, seed=arguments.seed, progress=terminal.progress)
+    what = "images of 1/f noise" if wanted.kind == checks.NOISE else "synthetic images"
+    terminal.note("calibration", f"{count} {what} ({how})")
     return list(torch.cat(batches).split(inputs.fine(count, arguments.batch_size)))
 
 
@@ -241,7 +249,7 @@ def made_with(arguments: Namespace) -> dict[str, Any]:
     data = arguments.data is not None
     return {
         "seed": arguments.seed,
-        "images": arguments.images if data and checks.synthetic(arguments.data) is None else None,
+        "images": arguments.images if data and checks.made_images(arguments.data) is None else None,
         "batch_size": arguments.batch_size if data else None,
         "generator": arguments.generator,
         "refit": not arguments.no_refit,
@@ -254,40 +262,3 @@ def supported(model: nn.Module, spec: ModelSpec, arguments: Namespace) -> None:
     """With ``--strict`` a model with an unsupported layer is refused."""
     if arguments.strict:
         require_supported(model, spec)
-
-
-def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
-    """Teacher and student side by side, then what was asked for and how close the student stays."""
-    teacher, student, budget, fidelity = (report[name] for name in ("teacher", "student", "budget", "fidelity"))
-    table = Table("", "teacher", "student", "share")
-    for name in ("params", "macs", "bytes"):
-        share = f"{student[name] / max(teacher[name], 1):.1%}"
-        table.add_row(name, f"{teacher[name]:,}", f"{student[name]:,}", share)
-    if fidelity["top1_teacher"] is not None:
-        table.add_row("top1", f"{fidelity['top1_teacher']:.4f}", f"{fidelity['top1_student']:.4f}", "")
-    terminal.show(table)
-    terminal.note("budget", f"{budget['target']:g} of the {budget['unit']}, achieved {budget['achieved']:.4f}")
-    if "latency" in report:
-        times = report["latency"]
-        terminal.note(
-            "measured time",
-            f"{times['teacher_ms']:.3g} ms -> {times['student_ms']:.3g} ms at batch size {times['batch_size']}",
-        )
-    if report["predicted_kl"] is not None:
-        terminal.note("predicted KL", f"{report['predicted_kl']:.4g} nats")
-    if fidelity["images"]:
-        agreement = "" if fidelity["agreement"] is None else f", agreement {fidelity['agreement']:.4f}"
-        terminal.note(
-            "measured",
-            f"KL {fidelity['kl']:.4g} nats{agreement} on {fidelity['images']} held-out "
-            f"{'synthetic ' if checks.synthetic(report['calibration']) is not None else ''}images",
-        )
-    generator = report["generator"]
-    if generator["name"] not in (*ANALYTIC, SEARCH):
-        terminal.note("strength of the hypernetwork", f"{generator['strength']:g}")
-    if report["tilt"]:
-        terminal.note("allocation", f"late layers weigh e^{report['tilt']:g} times as much as early ones")
-    counts = Counter(layer["refitted"] for layer in report["layers"] if layer["refitted"] is not None)
-    told = ", ".join(f"{counts[name]} {text}" for name, text in REFITTED.items() if counts[name])
-    terminal.note("factored layers", told or "none")
-    terminal.note("norm moments", str(report["norms"]))

@@ -9,7 +9,7 @@ import timm
 import torch
 
 import hypercompress
-from hypercompress.cli.generate import show_student
+from hypercompress.cli.shown import show_student
 from hypercompress.cli.terminal import Terminal
 from hypercompress.generator import registry
 from hypercompress.latency import _forms

@@ -1,0 +1,51 @@
+"""What ``generate`` prints of a student."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from hypercompress.cli import checks
+from hypercompress.cli.terminal import Terminal
+from hypercompress.generator import ANALYTIC
+from hypercompress.search import NAME as SEARCH
+
+REFITTED = {"none": "as generated", "outputs": "output factor refitted", "both": "both factors refitted"}
+
+
+def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
+    """Teacher and student side by side, then what was asked for and how close the student stays."""
+    teacher, student, budget, fidelity = (report[name] for name in ("teacher", "student", "budget", "fidelity"))
+    table = Table("", "teacher", "student", "share")
+    for name in ("params", "macs", "bytes"):
+        share = f"{student[name] / max(teacher[name], 1):.1%}"
+        table.add_row(name, f"{teacher[name]:,}", f"{student[name]:,}", share)
+    if fidelity["top1_teacher"] is not None:
+        table.add_row("top1", f"{fidelity['top1_teacher']:.4f}", f"{fidelity['top1_student']:.4f}", "")
+    terminal.show(table)
+    terminal.note("budget", f"{budget['target']:g} of the {budget['unit']}, achieved {budget['achieved']:.4f}")
+    if "latency" in report:
+        times = report["latency"]
+        terminal.note(
+            "measured time",
+            f"{times['teacher_ms']:.3g} ms -> {times['student_ms']:.3g} ms at batch size {times['batch_size']}",
+        )
+    if report["predicted_kl"] is not None:
+        terminal.note("predicted KL", f"{report['predicted_kl']:.4g} nats")
+    if fidelity["images"]:
+        agreement = "" if fidelity["agreement"] is None else f", agreement {fidelity['agreement']:.4f}"
+        terminal.note(
+            "measured",
+            f"KL {fidelity['kl']:.4g} nats{agreement} on {fidelity['images']} held-out "
+            f"{'synthetic ' if checks.made_images(report['calibration']) is not None else ''}images",
+        )
+    generator = report["generator"]
+    if generator["name"] not in (*ANALYTIC, SEARCH):
+        terminal.note("strength of the hypernetwork", f"{generator['strength']:g}")
+    if report["tilt"]:
+        terminal.note("allocation", f"late layers weigh e^{report['tilt']:g} times as much as early ones")
+    counts = Counter(layer["refitted"] for layer in report["layers"] if layer["refitted"] is not None)
+    told = ", ".join(f"{counts[name]} {text}" for name, text in REFITTED.items() if counts[name])
+    terminal.note("factored layers", told or "none")
+    terminal.note("norm moments", str(report["norms"]))
