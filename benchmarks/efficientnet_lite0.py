@@ -6,7 +6,8 @@
 ASSETS holds ``efficientnet_lite0.safetensors`` (timm's ``tf_efficientnet_lite0``, 224 pixels, mean and std 0.5) and
 ``photos/{train,val}``. Statistics come from the photographs of ``train``, each as it is and twice cropped and flipped
 at random; agreement with the teacher and KL are measured on those of ``val``. Nothing is trained. Sizes are shares of
-the parameters of the layers that may be factored. Without photographs: weights alone, and 256 synthetic images. Writes
+the parameters of the layers that may be factored. Without photographs: weights alone, 256 synthetic images, and 256
+images of 1/f noise with the BatchNorms renormalised. Writes
 ``efficientnet_lite0.csv`` and ``efficientnet_lite0.png``; rows that are there are not made again. Two CPU cores, about
 ten minutes a seed; 96 synthetic images took 26. Rows do not say how many those were: for another number another --out.
 """
@@ -75,6 +76,9 @@ def make_sweep(
             size = test.images.shape[1:]
             made = synthesize(teacher, size, synthetic, seed=seed, progress=lambda _, done, _at="": say(f"{done}"))
             batches = list(torch.cat(made).split(BATCH // 2))
+        elif data == "noise":
+            batches = list(synthesize(teacher, test.images.shape[1:], steps=0, seed=seed))
+            return prepare(teacher, torch.cat(batches).split(BATCH), "kfac", renormalize=True, seed=seed)
         return prepare(teacher, batches, "svd", seed=seed)
 
     return Sweep(measure, architecture, digest(assets), Generators(hypernet), test, shares)

@@ -19,7 +19,8 @@ from hypercompress.specs import Refit
 WITH_DATA = ("svd", "whitened", "kfac", "hypernet")
 WITHOUT_DATA = ("svd", "prior", "hypernet")
 SYNTHETIC = ("kfac", "hypernet")
-DATA = {"images": WITH_DATA, "none": WITHOUT_DATA, "synthetic": SYNTHETIC}
+NOISE = ("kfac",)  # as ``generate --data noise``, whose generator is the plan's own
+DATA = {"images": WITH_DATA, "none": WITHOUT_DATA, "synthetic": SYNTHETIC, "noise": NOISE}
 KEY = ("data", "share", "generator", "seed")
 MEASURES = {"top1": "top1_student", "agreement": "agreement", "kl": "kl"}
 
@@ -77,7 +78,8 @@ class Sweep:
                     if results.has(row):
                         continue
                     plan = plan or self.measure(source, seed)
-                    found = self.student(replace(plan, generator=self.generators.load(name)), share)
+                    chosen = plan if source == "noise" else replace(plan, generator=self.generators.load(name))
+                    found = self.student(chosen, share)
                     if found is not None:
                         results.add({**key, "seed": seed, **found, "weights": row["weights"]})
                         shown = ", ".join(f"{k} {found[k]:.4f}" for k in MEASURES if found[k] is not None)
@@ -99,8 +101,9 @@ class Sweep:
         if plan.split is not None:
             bare = finish(plan, budget, refit=False, norms=False, architecture=self.architecture)
             first = fidelity(plan.teacher, bare, self.test)
-            reestimate_norms(bare, plan.split.statistics)
-            renewed = fidelity(plan.teacher, bare, self.test)
+            if not plan.own:  # else the images are none that the model's own moments are for
+                reestimate_norms(bare, plan.split.statistics)
+                renewed = fidelity(plan.teacher, bare, self.test)
         sides = {"": given, "_generated": first, "_norms": renewed}
         return {
             "params": report["student"]["params"],

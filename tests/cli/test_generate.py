@@ -88,27 +88,48 @@ def test_generate_makes_its_own_images(run: Run, teacher: tuple[object, ...], tm
     assert json.loads(out)["calibration"] is None
 
 
+def test_generate_calibrates_on_noise_with_the_norms_renormalised(
+    run: Run, teacher: tuple[object, ...], tmp_path: Path
+) -> None:
+    """It says what was done, and claims no fidelity: what noise shows is no behaviour of the model that there is."""
+    name, *rest = teacher
+    words = ("generate", name, tmp_path / "s", *rest, "--params", 0.3, *SIZE, "--data", "noise:24")
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert re.search(r"calibration: 24 images of 1/f noise \(\d+ BatchNorms renormalised\)", out)
+    assert "generator: kfac (chosen by auto)" in out
+    assert "held-out" not in out
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert (report["calibration"], report["renormalized"]) == ("noise:24", True)
+    assert set(report["fidelity"].values()) == {None}
+    assert "calibrated on noise:24" in (tmp_path / "s" / "README.md").read_text()
+    code, out, _ = run("report", tmp_path / "s")
+    assert "calibrated on noise:24" in out
+
+
 def test_generate_without_data_says_how_to_do_better(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
     name, *rest = teacher
     code, out, _ = run("generate", name, tmp_path / "s", *rest, "--params", 0.3)
     assert code == 0
+    assert "--data noise" in out
     assert "--data synthetic" in out
 
 
-@pytest.mark.parametrize("data", ["synthetic:", "synthetic:5", "synthetic:many", "synthetic:-1"])
+@pytest.mark.parametrize("data", ["synthetic:", "synthetic:5", "synthetic:many", "synthetic:-1", "noise:5"])
 def test_generate_refuses_a_count_of_images_that_is_none(run: Run, tmp_path: Path, data: str) -> None:
     code, out, err = run("generate", "test_resnet", tmp_path / "s", "--params", 0.3, "--data", data)
+    kind = data.partition(":")[0]
     assert (code, out) == (2, "")
     assert err == (
-        f"error: received data {data!r}; expected synthetic or synthetic:COUNT with at least 6 images; pass "
-        "synthetic:256\n"
+        f"error: received data {data!r}; expected {kind} or {kind}:COUNT with at least 6 images; pass {kind}:256\n"
     )
 
 
 def test_only_generate_takes_images_that_are_made(run: Run, student: Path) -> None:
-    code, _, err = run("evaluate", student, "--data", "synthetic:64")
-    assert code == 2
-    assert "expected real images: synthetic ones only calibrate generate; pass a folder" in err
+    for kind in ("synthetic", "noise"):
+        code, _, err = run("evaluate", student, "--data", f"{kind}:64")
+        assert code == 2
+        assert f"expected real images: {kind} only calibrates generate; pass a folder" in err
 
 
 def test_generate_prints_each_derived_default(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
