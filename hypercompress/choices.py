@@ -96,8 +96,12 @@ class _Choices:
         self.generation = _held_by(self.student, self.generation)
 
     def refit(self, forms: Sequence[Refit]) -> None:
-        """The factors that are refitted, from here on of every student."""
-        if len(forms) == 1:
+        """The factors that are refitted, from here on of every student.
+
+        With few images of a kind that is not the model's own nothing is: held-out images of the same kind cannot say
+        whether that holds for others (EfficientNet-Lite0, LOG.md, 2026-11-28).
+        """
+        if len(forms) == 1 or (self.plan.own and self.split.samples < MANY):
             return
         self.batch = refit_batch(self.plan.spec, self.split)
         generation, refits = self.generation, list(forms[1:])
@@ -138,10 +142,11 @@ class _Choices:
         """Whether BatchNorm's moments are those of the student or the teacher's.
 
         A refitted student keeps the teacher's, which its layers were fitted to give: others, estimated from the few
-        images at hand, were worse in all of 61 (LOG.md).
+        images at hand, were worse in all of 61 (LOG.md). So does one of a renormalised teacher, whose images say
+        nothing of the student's moments on others.
         """
         images = _first(self.split.statistics, NORM_SAMPLES)
-        if self.finishing.refitted is not Refit.NONE or all(batch_size(batch) < 2 for batch in images):
+        if self.plan.own or self.finishing.refitted is not Refit.NONE or all(batch_size(batch) < 2 for batch in images):
             return
         kept = self.student
         if not remembering_norms(kept) or self.judge.selected(kept).kl < HARD:

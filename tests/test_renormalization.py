@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hypercompress.choices import MANY
 from hypercompress.compress import compress, prepare
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import DataError
@@ -166,3 +167,17 @@ def test_of_a_trained_network_renormalised_noise_takes_most_of_what_noise_costs(
     }
     svd = compare(teacher, compress(teacher, Budget(params=0.1)), [test]).kl
     assert kl[True] < 0.5 * min(kl[False], svd)
+
+
+def test_few_unlike_images_refit_nothing_and_estimate_no_moments() -> None:
+    """Held-out images of the same kind would be asked whether that helps, which say nothing of others."""
+    model = network()
+    few, many = (
+        compress(model, Budget(params=0.6), noise(count).split(32), renormalize=True) for count in (MANY, 2 * MANY)
+    )
+    assert (few.report["refitted"], few.report["norms"]) == ("none", "kept")
+    assert (many.report["refitted"], many.report["norms"]) == ("both", "kept")
+    own = moments_of(model)
+    for name, (mean, variance) in moments_of(few.model).items():
+        torch.testing.assert_close(mean, own[name][0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(variance, own[name][1], rtol=1e-4, atol=1e-5)
