@@ -42,6 +42,7 @@ def generate(arguments: Namespace) -> None:
         lambda: _output(arguments),
         lambda: _generator(arguments),
         lambda: _search(arguments),
+        lambda: _renormalize(arguments),
         lambda: pareto.check(arguments),
         *checks.common(arguments, batch_size=2, made=True),
     )
@@ -85,7 +86,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         batches,
         name,
         latency_batch=timed,
-        renormalize=checks.noise(arguments.data),
+        renormalize=arguments.renormalize or checks.noise(arguments.data),
         seed=arguments.seed,
         progress=terminal.progress,
     )
@@ -160,6 +161,8 @@ def _images(
     batches, count, size = inputs.calibration(images, teacher, **options)
     batches = list(terminal.counted("prepare images", batches, count))
     terminal.note("calibration", f"{count} of {len(images)} images of {arguments.data}, in batches of {size}")
+    if arguments.renormalize:
+        terminal.note("BatchNorms", f"{len(remembering_norms(teacher))} renormalised to these images")
     return batches, count, time.perf_counter()
 
 
@@ -236,6 +239,15 @@ def _search(arguments: Namespace) -> None:
         )
 
 
+def _renormalize(arguments: Namespace) -> None:
+    """There are images to take moments of."""
+    if arguments.renormalize and arguments.data is None:
+        raise HypercompressError(
+            "received --renormalize without --data; expected images whose moments the BatchNorms take; pass a folder "
+            "of any images, or --data noise"
+        )
+
+
 def reachable(spec: ModelSpec, budget: Budget | None) -> None:
     """A budget below rank 1 everywhere is refused before anything is measured, with the range that can be had."""
     if budget is not None and budget.unit is not Unit.LATENCY:
@@ -254,6 +266,7 @@ def made_with(arguments: Namespace) -> dict[str, Any]:
         "generator": arguments.generator,
         "refit": not arguments.no_refit,
         "norms": not arguments.no_norms,
+        "renormalize": arguments.renormalize or checks.noise(arguments.data),
         "fast": arguments.fast,
     }
 

@@ -102,6 +102,12 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     )
     method.add_argument("--no-norms", action="store_true", help="leave the moments of BatchNorms as they are")
     method.add_argument(
+        "--renormalize",
+        action="store_true",
+        help="the images of --data are of another kind than those that the model was trained on: its BatchNorms take "
+        "their moments while they are read, and have their own back in the student (with noise always so)",
+    )
+    method.add_argument(
         "--pareto",
         nargs="?",
         const="",

@@ -101,7 +101,8 @@ def _origin(stage: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     made = stage["generator"]
     found = [("Generator", f"{made['name']}, strength {measured(made['strength'], '{:g}')}")]
     if "calibration" in stage:
-        found.append(("Calibrated on", str(stage["calibration"] or "nothing: made from the weights alone")))
+        how = ", its BatchNorms renormalised meanwhile" if stage.get("renormalized") else ""
+        found.append(("Calibrated on", f"{stage['calibration'] or 'nothing: made from the weights alone'}{how}"))
     if made_with := stage.get("made_with"):
         told = {"images": "images of calibration", "batch_size": "in a batch", "seed": "seed"}
         parts = [f"{text} {counted(made_with[key]):,}" for key, text in told.items() if made_with.get(key) is not None]

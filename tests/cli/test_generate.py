@@ -29,7 +29,8 @@ def test_generate_writes_the_student_of_the_contract(student: Path, weights: Pat
     assert report["budget"] == {"unit": "params", "target": 0.3, "achieved": pytest.approx(count / whole)}
     assert report["fidelity"]["images"] > 0
     assert report["predicted_kl"] > 0
-    told = {"seed": 0, "images": 96, "batch_size": 32, "generator": "kfac", "refit": True, "norms": True, "fast": False}
+    told = {"seed": 0, "images": 96, "batch_size": 32, "generator": "kfac", "refit": True, "norms": True}
+    told |= {"renormalize": False, "fast": False}
     assert report["made_with"] == told
     assert report["calibration"] == "fashion_mnist_mini"
 
@@ -102,9 +103,28 @@ def test_generate_calibrates_on_noise_with_the_norms_renormalised(
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     assert (report["calibration"], report["renormalized"]) == ("noise:24", True)
     assert set(report["fidelity"].values()) == {None}
-    assert "calibrated on noise:24" in (tmp_path / "s" / "README.md").read_text()
+    told = "calibrated on noise:24, its BatchNorms renormalised meanwhile"
+    assert f"It was {told}.\n" in (tmp_path / "s" / "README.md").read_text()
     code, out, _ = run("report", tmp_path / "s")
-    assert "calibrated on noise:24" in out
+    assert told in out
+
+
+def test_generate_renormalises_to_images_of_another_kind(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    words = ("generate", name, tmp_path / "s", *rest, "--params", 0.3, "--renormalize")
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: received --renormalize without --data; expected images whose moments the BatchNorms take; pass a "
+        "folder of any images, or --data noise\n"
+    )
+    code, out, err = run(*words, *CALIBRATE)
+    assert (code, err) == (0, "")
+    assert re.search(r"BatchNorms: \d+ renormalised to these images", out)
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert report["renormalized"] is True
+    assert report["made_with"]["renormalize"] is True
+    assert report["fidelity"]["top1_student"] is None
 
 
 def test_generate_without_data_says_how_to_do_better(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
