@@ -37,8 +37,8 @@ def curve(axes: Axes, results: Results, name: str, data: str, column: str, scale
         points.append((100 * share, sum(found) / len(found), min(found), max(found)))
     if points:
         x, mean, low, high = zip(*points, strict=True)
-        label = name + {"images": "", "none": ", no data", "synthetic": ", synthetic images"}[data]
-        style = {"images": "o-", "none": "o--", "synthetic": "o:"}[data]
+        label = name + {"images": "", "none": ", no data", "synthetic": ", synthetic images", "noise": ", noise"}[data]
+        style = {"images": "o-", "none": "o--", "synthetic": "o:", "noise": "o-."}[data]
         axes.plot(x, mean, style, color=COLOURS[name], label=label, markersize=3)
         axes.fill_between(x, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
 

@@ -76,6 +76,9 @@ class Bench:
             batches = self.calibration(seed).images.split(64)
         elif data == "synthetic":
             batches = torch.cat(synthesize(self.teacher, example.shape[1:], seed=seed)).split(16)
+        elif data == "noise":
+            batches = torch.cat(synthesize(self.teacher, example.shape[1:], steps=0, seed=seed)).split(64)
+            return prepare(self.teacher, batches, "kfac", renormalize=True, seed=seed)
         return prepare(self.teacher, batches, "svd", example=example, seed=seed)
 
     def sweep(self, shares: Sequence[float]) -> Sweep:

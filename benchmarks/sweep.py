@@ -96,14 +96,14 @@ class Sweep:
             say(f"{plan.generator.name}: {error}")
             return None
         seconds, report = time.perf_counter() - start, student.report
-        given = first = fidelity(plan.teacher, student, self.test)
+        given = first = fidelity(plan.original, student, self.test)
         renewed = None
         if plan.split is not None:
             bare = finish(plan, budget, refit=False, norms=False, architecture=self.architecture)
-            first = fidelity(plan.teacher, bare, self.test)
+            first = fidelity(plan.original, bare, self.test)
             if not plan.own:  # else the images are none that the model's own moments are for
                 reestimate_norms(bare, plan.split.statistics)
-                renewed = fidelity(plan.teacher, bare, self.test)
+                renewed = fidelity(plan.original, bare, self.test)
         sides = {"": given, "_generated": first, "_norms": renewed}
         return {
             "params": report["student"]["params"],

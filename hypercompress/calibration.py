@@ -123,13 +123,13 @@ def join(batches: Sequence[Any], most: int) -> Any:
     """The first ``most`` samples in one batch, of the batches of one shape: the one that most samples have."""
     counts: dict[Any, int] = {}
     for batch in batches:
-        counts[_shape(batch)] = counts.get(_shape(batch), 0) + batch_size(batch)
+        counts[layout_of(batch)] = counts.get(layout_of(batch), 0) + batch_size(batch)
     common = max(counts, key=lambda shape: counts[shape])  # of equals the first
     taken: list[Any] = []
     room = most
     for batch in batches:
         size = batch_size(batch)
-        if room <= 0 or _shape(batch) != common:
+        if room <= 0 or layout_of(batch) != common:
             continue
         taken.append(batch if size <= room else _mapped(lambda tensors, n=room: _first(tensors[0], n), [batch]))  # type: ignore[misc]
         room -= size
@@ -149,7 +149,7 @@ def _first(tensor: Tensor, samples: int) -> Tensor:
     return tensor[:samples] if tensor.ndim else tensor
 
 
-def _shape(batch: Any) -> Any:
+def layout_of(batch: Any) -> Any:
     """What batches must share to be joined: everything but the number of samples."""
     return repr(_mapped(lambda tensors: (tuple(tensors[0].shape[1:]), tensors[0].dtype), [batch]))
 

@@ -15,10 +15,10 @@ from hypercompress.calling import ForwardFn, Progress, batch_size, keeping_rando
 from hypercompress.choices import guarded
 from hypercompress.copying import as_written
 from hypercompress.curvature import reached
-from hypercompress.errors import GeneratorError
+from hypercompress.errors import DataError, GeneratorError
 from hypercompress.example import dtype_of, example_of, samples_of_a_pass
 from hypercompress.fisher import Probing
-from hypercompress.generator import ANALYTIC, AnalyticGenerator, Generator, load_generator
+from hypercompress.generator import AnalyticGenerator, Generator, load_generator
 from hypercompress.guard import Judge
 from hypercompress.inspection import inspect, require_supported
 from hypercompress.latency import measure_latency, times_of
@@ -37,6 +37,7 @@ from hypercompress.targeting import targeted
 from hypercompress.unpacking import unpack
 
 SEARCHED = ("hypernet", "kfac")  # generators whose start is `kfac`
+UNLIKE = 1.0  # share of the lost variance that is given back: more of it is lost of the model's own images
 
 
 def prepare(  # noqa: PLR0913  (each has a default)
@@ -58,20 +59,28 @@ def prepare(  # noqa: PLR0913  (each has a default)
             are faster than the dense layer are used.
         renormalize: see `compress`.
     """
-    chosen = _for_unlike(generator) if renormalize and data is not None else generator
+    if renormalize and data is None:
+        raise DataError(
+            "received renormalize=True without data; expected images whose moments the BatchNorms take; pass data, "
+            "such as inversion.synthesize(model, input_size, steps=0), which is noise"
+        )
+    original, chosen = as_written(teacher), generator
+    norms = remembering_norms(original) if renormalize else []
     if isinstance(chosen, (str, Path)):
-        chosen = load_generator(chosen, has_data=data is not None, progress=progress)
+        name = "kfac" if norms and str(chosen) == "auto" else chosen  # the hypernetwork has learned from real images
+        chosen = load_generator(name, has_data=data is not None, progress=progress)
+        if norms and isinstance(chosen, AnalyticGenerator) and chosen.spread:
+            chosen = replace(chosen, spread=UNLIKE)
     if data is None and getattr(chosen, "needs_data", False):
         raise GeneratorError(
             f"received no calibration data; expected some for generator '{chosen.name}', which weighs directions by "
             "measured curvature; pass data, or choose svd, prior or hypernet"
         )
-    original = as_written(teacher)
     teacher = unpack(original)
     device, dtype = next(teacher.parameters()).device, dtype_of(teacher) if forward_fn is None else None
     split = None if data is None else split_batches(data, device, dtype)
     own: Moments = {}
-    if renormalize and split is not None and remembering_norms(teacher):
+    if norms and split is not None:
         own, teacher = moments_of(teacher), renormalized(teacher, split.statistics, forward_fn)
     example = example_of(teacher, split, example)
     spec, timed = inspect(teacher, example, taking(forward_fn)), None
@@ -89,17 +98,6 @@ def prepare(  # noqa: PLR0913  (each has a default)
         sketches = {name: found for name, found in sketches.items() if found.curvature is not None}
         spec = reached(spec, sketches)
     return Plan(original, teacher, spec, sketches, split, chosen, timed, own=own)
-
-
-def _for_unlike(generator: str | Path | Generator) -> str | Path | Generator:
-    """The generator for images unlike the model's own: the closed form, which gives back all of the lost variance.
-
-    Real images lose more of it than these do; and the released hypernetwork has learned from real ones.
-    """
-    chosen = ANALYTIC.get("kfac" if generator == "auto" else str(generator), generator)
-    if isinstance(chosen, AnalyticGenerator) and chosen.spread:
-        return replace(chosen, spread=1.0)
-    return chosen
 
 
 @torch.inference_mode(False)
@@ -141,7 +139,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             as it was (`norms.py`); else new ones if held-out images say that it helps.
         renormalize: the images are not of the kind that the model was trained on, noise for instance: measure, refit
             and judge with a copy of it whose BatchNorms have the moments of these images, and put its own back in the
-            end (`renormalization.py`). ``auto`` is `kfac` then. No fidelity is reported where there are BatchNorms.
+            end (`renormalization.py`). ``auto`` is `kfac` then, and no KL is predicted, nor fidelity reported. Without
+            effect on a model without BatchNorm.
         fast: time the forms of every layer on this machine, and use only those that are faster than the dense layer; a
             latency budget always does.
         latency_batch: samples of the batch that is timed.
@@ -201,16 +200,19 @@ def searched(
     """The plan with the generator that so many seconds of search found, and the number of tries; 0: the plan as it is.
 
     Raises:
-        BudgetError: out of reach. GeneratorError: no data, a budget of latency, or a generator that is not searched.
+        BudgetError: out of reach. GeneratorError: no data to judge by, or none of the model's own kind, a budget of
+            latency, or a generator that is not searched.
     """
     if not seconds:
         return plan, None
-    if not seconds > 0 or plan.split is None or plan.generator.name not in SEARCHED or budget.unit is Unit.LATENCY:
+    judged = plan.split is not None and not plan.own
+    if not seconds > 0 or not judged or plan.generator.name not in SEARCHED or budget.unit is Unit.LATENCY:
         raise GeneratorError(
             f"received a search of {seconds:g} seconds with generator '{plan.generator.name}', a budget of "
-            f"{budget.unit} and {'no ' if plan.split is None else ''}data; expected more than 0 seconds, "
-            f"{' or '.join(SEARCHED)}, params or macs, and data to judge by; change what differs"
+            f"{budget.unit} and {'' if judged else 'renormalised ' if plan.own else 'no '}data; expected more than 0 "
+            f"seconds, {' or '.join(SEARCHED)}, params or macs, and data to judge by; change what differs"
         )
+    assert plan.split is not None  # judged
     batch = refit_batch(plan.spec, plan.split) if refit else None
     found = search_ranks(plan, budget, seconds, refit=batch, forward_fn=forward_fn, seed=seed, progress=progress)
     return replace(plan, generator=found.generator), found.tries
@@ -257,10 +259,9 @@ def finish(
             norms=norms,
             bend=target.unit is not Unit.LATENCY,  # whose budget was found by students that are not bent
         )
-        fidelity = judge.confirmed(student)
-        if plan.own:
-            put_back(student.model, plan.own, moments_of(teacher))
-            fidelity = None  # what was measured is no behaviour of the model that there is
+        fidelity = None if plan.own else judge.confirmed(student)
+    if plan.own:
+        put_back(student.model, plan.own, moments_of(teacher))
     student.report = make_report(
         spec,
         target,
@@ -272,8 +273,8 @@ def finish(
         kl_scale=plan.kl_scale.of(finishing.refitted),
         finishing=finishing,
     )
-    if plan.own:
-        student.report["renormalized"] = True
+    if plan.own:  # what was predicted was so of the renormalised model
+        student.report |= {"predicted_kl": None, "renormalized": True}
     if plan.timed is not None:
         _time(student, plan, forward_fn)
     return student

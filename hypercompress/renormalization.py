@@ -1,9 +1,8 @@
 """A model that sees images unlike its own as if they were: its BatchNorms take the moments of these images.
 
 Behind each BatchNorm every channel then has the mean and the variance that the later layers were trained with, whatever
-the images are (adaptive batch normalisation, Li et al. 2016, which adapts to a domain so). Of noise, curvature measured
-so is close to that of real images where the plain model's is not (LOG.md, 2026-11-28). A student of that model gets the
-model's own moments back.
+the images are (adaptive batch normalisation, Li et al. 2016, which adapts to a domain so). Students that are made with
+noise so are far better than with noise and the plain model (LOG.md, 2026-11-28). They get the model's own moments back.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.calibration import join
-from hypercompress.calling import ForwardFn, batch_size
+from hypercompress.calibration import join, layout_of
+from hypercompress.calling import ForwardFn, batch_size, flat
 from hypercompress.copying import copy_of
 from hypercompress.norms import reestimate_norms, remembering_norms
 
 TOGETHER = 128  # samples whose moments are taken together: late layers may see one position of each
+LARGEST = 2**25  # elements of a batch that is joined: 222 images of 3 x 224 x 224
 
 Moments = Mapping[str, tuple[Float[Tensor, " c"], Float[Tensor, " c"]]]  # mean and variance by dotted path
 
@@ -38,32 +38,41 @@ def moments_of(model: nn.Module) -> Moments:
 def renormalized(model: nn.Module, batches: Sequence[Any], forward_fn: ForwardFn | None = None) -> nn.Module:
     """A copy whose BatchNorms have the moments of ``batches``, each norm those of what the ones before it give.
 
-    The parameters are the model's own, not copied.
+    The parameters are the model's own, not copied. Norms that no batch reaches, or that stay in evaluation mode
+    whatever they are told, keep their moments.
 
     Raises:
         DataError: no batch of at least two samples.
     """
-    copied = copy_of(model, shared=model.parameters())
+    copied, norms = copy_of(model, shared=model.parameters()), dict(model.named_modules())
     reestimate_norms(copied, _together(batches), forward_fn)
+    for name, norm in copied.named_modules():
+        if norm in set(remembering_norms(copied)):
+            unseen, own = norm.num_batches_tracked, dict(norms[name].named_buffers())
+            for key, buffer in norm.named_buffers():
+                if key == "num_batches_tracked" or (isinstance(unseen, Tensor) and not unseen):
+                    buffer.copy_(own[key])
     return copied
 
 
 def _together(batches: Sequence[Any]) -> list[Any]:
-    """The batches, neighbours joined to `TOGETHER` samples or a few more where they are built alike."""
-    found, group = [], list[Any]()
+    """The batches, those built alike joined to `TOGETHER` samples or as many as have `LARGEST` elements."""
+    alike: dict[Any, list[Any]] = {}
     for batch in batches:
-        group.append(batch)
-        if sum(map(batch_size, group)) >= TOGETHER:
-            found.append(group)
-            group = []
-    if group:
-        found.append(group)
+        alike.setdefault(layout_of(batch), []).append(batch)
     joined = []
-    for group in found:
-        count = sum(map(batch_size, group))
-        whole = join(group, count)
-        joined += [whole] if batch_size(whole) == count else group
-    return joined
+    for group in alike.values():
+        samples = sum(map(batch_size, group))
+        elements = sum(value.numel() for batch in group for value in flat(batch) if isinstance(value, Tensor))
+        most = min(TOGETHER, max(2, LARGEST * samples // max(1, elements)))
+        part: list[Any] = []
+        for batch in group:
+            part.append(batch)
+            if sum(map(batch_size, part)) >= most:
+                joined.append(part)
+                part = []
+        joined += [part] if part else []
+    return [part[0] if len(part) == 1 else join(part, sum(map(batch_size, part))) for part in joined]
 
 
 @torch.no_grad()
@@ -71,9 +80,9 @@ def put_back(student: nn.Module, own: Moments, used: Moments) -> None:
     """Give a student of the renormalised model the model's own moments, in place.
 
     The affine map that takes the moments ``used`` to ``own`` carries over those of the student's norms, which are not
-    ``used`` itself if they were estimated anew or rebased: with ``s^2 = variance + eps``, ``m + (m_s - m_u) s / s_u``
-    and ``s_s^2 (s / s_u)^2``. What a norm gives for an input so many deviations from the mean stays the same. Channels
-    where that is not finite stay as they are.
+    ``used`` itself if they were rebased: with ``s^2 = variance + eps``, ``m + (m_s - m_u) s / s_u`` and
+    ``s_s^2 (s / s_u)^2``. What a norm gives for an input so many deviations from the mean stays the same; where that
+    would take a variance below 0, the scale takes the rest. Channels where it is not finite get ``own``.
     """
     for name, norm in student.named_modules():
         if name not in own or name not in used:
@@ -86,7 +95,11 @@ def put_back(student: nn.Module, own: Moments, used: Moments) -> None:
         )
         ratio = (own_variance + eps) / (used_variance + eps)
         carried = own_mean + (mean.double() - used_mean) * ratio.sqrt()
-        grown = ((variance.double() + eps) * ratio - eps).clamp_min(0)
-        sound = (carried.to(mean) + grown.to(mean)).isfinite()
-        mean.copy_(torch.where(sound, carried.to(mean), mean))
-        variance.copy_(torch.where(sound, grown.to(variance), variance))
+        square = (variance.double() + eps) * ratio
+        grown = (square - eps).clamp_min(0)
+        sound = (carried.to(mean.dtype) + grown.to(mean.dtype)).isfinite()
+        mean.copy_(torch.where(sound, carried, own_mean))
+        variance.copy_(torch.where(sound, grown, own_variance))
+        if isinstance(norm.weight, Tensor):
+            rest = ((grown + eps) / square).sqrt()  # 1 but where the variance was cut at 0
+            norm.weight.copy_(torch.where(sound & (square < eps), norm.weight * rest, norm.weight.double()))

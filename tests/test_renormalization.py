@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.choices import MANY
-from hypercompress.compress import compress, prepare
+from hypercompress.compress import UNLIKE, compress, prepare, searched
 from hypercompress.data.embedded import fashion_mnist_mini
-from hypercompress.errors import DataError
+from hypercompress.errors import DataError, GeneratorError
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC
 from hypercompress.inversion import synthesize
@@ -71,10 +71,33 @@ def test_small_batches_are_joined_as_far_as_they_are_alike() -> None:
     for name, (mean, variance) in whole.items():
         assert torch.equal(cut[name][0], mean)
         assert torch.equal(cut[name][1], variance)
-    larger = torch.nn.functional.pad(x[:8], (0, 2, 0, 2))
-    assert renormalized(network(), [x[:8], larger])(x).isfinite().all()
+    larger = torch.nn.functional.pad(x[:32], (0, 2, 0, 2))
+    mixed = [batch for pair in zip(x[:32].split(1), larger.split(1), strict=True) for batch in pair]
+    one, other = renormalized(network(), [x[:32], larger]), renormalized(network(), mixed)
+    for name, (mean, variance) in moments_of(one).items():
+        assert torch.equal(moments_of(other)[name][0], mean)
+        assert torch.equal(moments_of(other)[name][1], variance)
     with pytest.raises(DataError, match="received no batch of two or more samples"):
         renormalized(network(), [x[:1]])
+
+
+def test_norms_that_see_nothing_or_are_frozen_keep_their_moments() -> None:
+    """And none counts the batches: a norm without momentum weighs the next one by them."""
+
+    class Frozen(nn.BatchNorm2d):
+        def train(self, mode: bool = True) -> "Frozen":
+            return super().train(False)
+
+    model = network()
+    frozen = Frozen(8)
+    frozen.load_state_dict(model[1].state_dict())
+    model[1] = frozen
+    model[4].num_batches_tracked.fill_(1000)
+    own, other = moments_of(model), renormalized(model, [noise()])
+    assert torch.equal(moments_of(other)["1"][0], own["1"][0])
+    assert torch.equal(moments_of(other)["1"][1], own["1"][1])
+    assert not torch.equal(moments_of(other)["4"][0], own["4"][0])
+    assert other[4].num_batches_tracked == 1000
 
 
 def test_norms_that_were_not_changed_get_their_own_moments_back() -> None:
@@ -90,15 +113,17 @@ def test_norms_that_were_not_changed_get_their_own_moments_back() -> None:
 def test_what_a_norm_gives_so_many_deviations_from_the_mean_stays_the_same() -> None:
     """Also after the student's norms were rebased on inputs of their own: scale, shift and moments are others then."""
     model = network()
+    model[4].running_var[:3] = 0  # channels that never moved: nothing is left of such a variance once it is smaller
     own, other = moments_of(model), renormalized(model, [noise()])
     used, student = moments_of(other), copy.deepcopy(other)
     with torch.no_grad():
         student[3].weight.mul_(0.8)
-        student[0].bias.add_(0.1)
+        student[3].bias.add_(0.1)
     rebase_norms(student, [noise()])
     before = copy.deepcopy(student)
     put_back(student, own, used)
     assert not torch.equal(student[4].weight, other[4].weight)
+    assert (student[4].running_var[:3] == 0).all()
     for name in ("1", "4"):
         norm = student.get_submodule(name)
         deviations = torch.randn(50, len(own[name][0]), 1, 1, generator=torch.Generator().manual_seed(0))
@@ -126,6 +151,7 @@ def test_the_report_says_so_and_claims_no_fidelity() -> None:
     assert student.report["renormalized"] is True
     assert set(student.report["fidelity"].values()) == {None}
     assert student.report["measured_on"] is None
+    assert student.report["predicted_kl"] is None
     assert student.report["generator"] == {"name": "kfac", "strength": 0.0}
     plain = compress(network(), Budget(params=0.7), noise().split(32))
     assert "renormalized" not in plain.report
@@ -149,7 +175,7 @@ def test_the_closed_form_gives_back_all_of_the_variance_that_noise_loses() -> No
     for name in ("auto", "kfac"):
         plan = prepare(model, batches, name, renormalize=True)
         assert plan.generator.name == "kfac"
-        assert getattr(plan.generator, "spread", None) == 1.0
+        assert getattr(plan.generator, "spread", None) == UNLIKE
     assert ANALYTIC["kfac"].spread == 0.5
     assert prepare(model, batches, "svd", renormalize=True).generator == ANALYTIC["svd"]
     assert prepare(model, batches, "kfac").generator == ANALYTIC["kfac"]
@@ -181,3 +207,28 @@ def test_few_unlike_images_refit_nothing_and_estimate_no_moments() -> None:
     for name, (mean, variance) in moments_of(few.model).items():
         torch.testing.assert_close(mean, own[name][0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(variance, own[name][1], rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_judged_is_refused() -> None:
+    model, batches = network(), noise().split(32)
+    with pytest.raises(DataError, match="received renormalize=True without data; expected images"):
+        compress(model, Budget(params=0.5), example=noise(2), renormalize=True)
+    plan = prepare(model, batches, "kfac", renormalize=True)
+    with pytest.raises(GeneratorError, match="renormalised data; expected more than 0 seconds"):
+        searched(plan, Budget(params=0.5), 1.0)
+
+
+def test_without_norms_auto_stays_what_it_is() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(300, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 5)).eval()
+    assert prepare(model, noise().split(32), "auto", renormalize=True).generator.name == "hypernet"
+
+
+def test_moments_that_overflow_become_the_models_own() -> None:
+    model = network()
+    own, other = moments_of(model), renormalized(model, [noise()])
+    student = copy.deepcopy(other)
+    student[1].running_var[0] = torch.inf
+    put_back(student, own, moments_of(other))
+    torch.testing.assert_close(student[1].running_mean[0], own["1"][0][0])
+    torch.testing.assert_close(student[1].running_var[0], own["1"][1][0])

@@ -75,7 +75,7 @@ class Hypernetworks:
         Raises:
             GeneratorError: no generator has this name.
         """
-        if method in {*NOISES, "kfac-synthetic", RENORMALIZED, OUTPUTS, *ONLY_DISTILLED}:
+        if method in {*NOISES, "kfac-synthetic", OUTPUTS, *ONLY_DISTILLED}:
             return ANALYTIC["kfac"]
         if method in ANALYTIC:
             return ANALYTIC[method]
@@ -122,7 +122,7 @@ def draws(case: Case) -> bool:
 
 
 def judged(method: str, statistics: str) -> bool:
-    """Whether there are images, real or synthetic, that the guard compares students on."""
+    """Whether there are images, real or made, that the guard compares students on."""
     return statistics == IMAGES or method in MADE
 
 

@@ -113,10 +113,10 @@ def made_images(text: str | None) -> Made | None:
     return Made(name, int(count) if colon else 0)
 
 
-def noise(text: str | None) -> bool:
-    """Whether the images are noise, which the model sees with its BatchNorms renormalised."""
-    wanted = made_images(text)
-    return wanted is not None and wanted.kind == NOISE
+def unlike(arguments: Namespace) -> bool:
+    """Whether the images are none of the model's own kind, so that it sees them with its BatchNorms renormalised."""
+    wanted = made_images(arguments.data)
+    return bool(arguments.renormalize) or (wanted is not None and wanted.kind == NOISE)
 
 
 def data(text: str | None, *, made: bool = False) -> None:
@@ -124,7 +124,10 @@ def data(text: str | None, *, made: bool = False) -> None:
     if made and made_images(text) is not None:
         return
     if text is not None and (name := text.partition(":")[0]) in (SYNTHETIC, NOISE):
-        raise DataError(f"received data {text!r}; expected real images: {name} only calibrates generate; pass a folder")
+        raise DataError(
+            f"received data {text!r}; expected real images: made ones only calibrate generate; pass a folder (./{name} "
+            "if it is one)"
+        )
     if text is not None and text.partition(":")[0] not in registered_names() and not Path(text).expanduser().is_dir():
         open_data(text, Preprocess((1, 1, 1), (0.0,), (1.0,)), train=True)  # raises, with the nearest names
 

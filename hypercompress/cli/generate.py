@@ -86,7 +86,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         batches,
         name,
         latency_batch=timed,
-        renormalize=arguments.renormalize or checks.noise(arguments.data),
+        renormalize=checks.unlike(arguments),
         seed=arguments.seed,
         progress=terminal.progress,
     )
@@ -162,7 +162,7 @@ def _images(
     batches = list(terminal.counted("prepare images", batches, count))
     terminal.note("calibration", f"{count} of {len(images)} images of {arguments.data}, in batches of {size}")
     if arguments.renormalize:
-        terminal.note("BatchNorms", f"{len(remembering_norms(teacher))} renormalised to these images")
+        terminal.note("BatchNorms", f"{len(remembering_norms(teacher))} to renormalise to these images")
     return batches, count, time.perf_counter()
 
 
@@ -227,6 +227,7 @@ def _search(arguments: Namespace) -> None:
     faults = {
         f"{arguments.search:g} seconds": not 0 < arguments.search < float("inf"),
         "no --data": arguments.data is None,
+        "images of another kind": checks.unlike(arguments),
         "--latency": arguments.latency is not None,
         "no budget": all(getattr(arguments, unit) is None for unit in Unit),
         f"--generator {arguments.generator}": arguments.generator not in ("auto", *SEARCHED),
@@ -240,7 +241,13 @@ def _search(arguments: Namespace) -> None:
 
 
 def _renormalize(arguments: Namespace) -> None:
-    """There are images to take moments of."""
+    """There are images to take moments of, and they have others than the model remembers."""
+    wanted = checks.made_images(arguments.data)
+    if arguments.renormalize and wanted is not None and wanted.kind == checks.SYNTHETIC:
+        raise HypercompressError(
+            f"received --renormalize with --data {arguments.data}, images that are made to have the moments that the "
+            "BatchNorms remember; expected images that have not; drop --renormalize"
+        )
     if arguments.renormalize and arguments.data is None:
         raise HypercompressError(
             "received --renormalize without --data; expected images whose moments the BatchNorms take; pass a folder "
@@ -266,7 +273,7 @@ def made_with(arguments: Namespace) -> dict[str, Any]:
         "generator": arguments.generator,
         "refit": not arguments.no_refit,
         "norms": not arguments.no_norms,
-        "renormalize": arguments.renormalize or checks.noise(arguments.data),
+        "renormalize": checks.unlike(arguments),
         "fast": arguments.fast,
     }
 

@@ -69,6 +69,11 @@ def _measured(arguments: Namespace) -> None:
         raise HypercompressError(
             "received --pareto without data; expected images to predict the KL from; pass --data DATA"
         )
+    if checks.unlike(arguments):
+        raise HypercompressError(
+            "received --pareto with images of another kind than the model's own; expected some to predict the KL from; "
+            "pass --data DATA without --renormalize"
+        )
 
 
 def _in_nats(arguments: Namespace) -> None:

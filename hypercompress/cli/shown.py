@@ -38,7 +38,7 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
         terminal.note(
             "measured",
             f"KL {fidelity['kl']:.4g} nats{agreement} on {fidelity['images']} held-out "
-            f"{'synthetic ' if checks.made_images(report['calibration']) is not None else ''}images",
+            f"{'' if (made := checks.made_images(report['calibration'])) is None else f'{made.kind} '}images",
         )
     generator = report["generator"]
     if generator["name"] not in (*ANALYTIC, SEARCH):

@@ -118,9 +118,18 @@ def test_generate_renormalises_to_images_of_another_kind(run: Run, teacher: tupl
         "error: received --renormalize without --data; expected images whose moments the BatchNorms take; pass a "
         "folder of any images, or --data noise\n"
     )
+    code, _, err = run(*words, "--data", "synthetic:24")
+    assert code == 2
+    assert "expected images that have not; drop --renormalize" in err
+    code, _, err = run(*words, *CALIBRATE, "--search", 1)
+    assert code == 2
+    assert "received --search with images of another kind" in err
+    code, _, err = run(*words[:-1], "--data", "noise", "--pareto")
+    assert code == 2
+    assert "received --pareto with images of another kind than the model's own" in err
     code, out, err = run(*words, *CALIBRATE)
     assert (code, err) == (0, "")
-    assert re.search(r"BatchNorms: \d+ renormalised to these images", out)
+    assert re.search(r"BatchNorms: \d+ to renormalise to these images", out)
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     assert report["renormalized"] is True
     assert report["made_with"]["renormalize"] is True
@@ -149,7 +158,7 @@ def test_only_generate_takes_images_that_are_made(run: Run, student: Path) -> No
     for kind in ("synthetic", "noise"):
         code, _, err = run("evaluate", student, "--data", f"{kind}:64")
         assert code == 2
-        assert f"expected real images: {kind} only calibrates generate; pass a folder" in err
+        assert f"expected real images: made ones only calibrate generate; pass a folder (./{kind} if it is one)" in err
 
 
 def test_generate_prints_each_derived_default(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
