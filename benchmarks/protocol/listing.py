@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterator
 
 from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import Column, Gaps, Place
-from benchmarks.protocol.methods import CLOSED_FORMS, IMAGES, NONE, OUTPUTS
+from benchmarks.protocol.methods import CLOSED_FORMS, IMAGES, NONE, OUTPUTS, RENORMALIZED
 
 SHOWN = {
     "no images: hypernet": Column("hypernet", NONE),
     "`--data synthetic`": Column("kfac-synthetic", NONE),
+    "`--data noise`": Column(RENORMALIZED, NONE),
     "images: `kfac`, outputs refitted": Column(OUTPUTS),
     "`kfac`": Column("kfac"),
     "hypernet": Column("hypernet"),
