@@ -44,14 +44,13 @@ def renormalized(model: nn.Module, batches: Sequence[Any], forward_fn: ForwardFn
     Raises:
         DataError: no batch of at least two samples.
     """
-    copied, norms = copy_of(model, shared=model.parameters()), dict(model.named_modules())
+    copied = copy_of(model, shared=model.parameters())
     reestimate_norms(copied, _together(batches), forward_fn)
-    for name, norm in copied.named_modules():
-        if norm in set(remembering_norms(copied)):
-            unseen, own = norm.num_batches_tracked, dict(norms[name].named_buffers())
-            for key, buffer in norm.named_buffers():
-                if key == "num_batches_tracked" or (isinstance(unseen, Tensor) and not unseen):
-                    buffer.copy_(own[key])
+    for norm, own in zip(remembering_norms(copied), remembering_norms(model), strict=True):
+        seen, kept = norm.num_batches_tracked, dict(own.named_buffers())
+        for name, buffer in norm.named_buffers():
+            if name == "num_batches_tracked" or (seen is not None and not seen):
+                buffer.copy_(kept[name])
     return copied
 
 

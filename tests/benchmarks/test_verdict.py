@@ -144,13 +144,14 @@ def test_every_network_as_generated(table: Table) -> None:
     table.put("a", "kfac-pink", [0.4, 0.2], statistics="none")  # the best closed form, mean over draws
     table.put("a", "kfac", [0.1, 0.2])
     table.put("a", "kfac", [0.0], steps=100)  # not as generated
+    table.put("a", "kfac-noise", [0.3], statistics="none")
     table.put("b", "hypernet", [0.4], level=0.5, unit="macs")
     table.put("c", "random", [0.4])  # none of those that are shown
     found = [[cell.strip() for cell in cells.strip("|").split("|")] for cells in every_network(table.gaps).splitlines()]
     assert found[0][:3] == ["network (top-1)", "size", "no images: closed form"]
     assert found[2:] == [
-        ["a (90.0)", "params 80%", "60.0", "-", "-", "-", "75.0", "-", "-"],
-        ["b (90.0)", "macs 50%", "-", "-", "-", "-", "-", "50.0", "-"],
+        ["a (90.0)", "params 80%", "60.0", "-", "-", "60.0", "-", "75.0", "-", "-"],
+        ["b (90.0)", "macs 50%", "-", "-", "-", "-", "-", "-", "50.0", "-"],
     ]
 
 
