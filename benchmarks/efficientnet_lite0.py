@@ -7,9 +7,9 @@ ASSETS holds ``efficientnet_lite0.safetensors`` (timm's ``tf_efficientnet_lite0`
 ``photos/{train,val}``. Statistics come from the photographs of ``train``, each as it is and twice cropped and flipped
 at random; agreement with the teacher and KL are measured on those of ``val``. Nothing is trained. Sizes are shares of
 the parameters of the layers that may be factored. Without photographs: weights alone, 256 synthetic images, and 256
-images of 1/f noise with the BatchNorms renormalised. Writes
-``efficientnet_lite0.csv`` and ``efficientnet_lite0.png``; rows that are there are not made again. Two CPU cores, about
-ten minutes a seed; 96 synthetic images took 26. Rows do not say how many those were: for another number another --out.
+images of 1/f noise with the BatchNorms renormalised. Writes ``efficientnet_lite0.csv`` and ``efficientnet_lite0.png``;
+rows that are there are not made again. Two CPU cores, about ten minutes a seed; 96 synthetic images took 26. Rows do
+not say how many those were: for another number another --out.
 """
 
 import argparse

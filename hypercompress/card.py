@@ -29,10 +29,10 @@ def trained_line(report: Mapping[str, Any]) -> str:
     return f"Trained for {steps:,} steps after that." if steps else ""
 
 
-def calibrated_on(report: Mapping[str, Any]) -> str:
-    """The images that it was made with, and whether the BatchNorms took their moments."""
+def calibration(report: Mapping[str, Any]) -> str:
+    """The images that it was made with, and whether the BatchNorms took their moments; empty if there were none."""
     how = ", its BatchNorms renormalised meanwhile" if report.get("renormalized") else ""
-    return f"calibrated on {report['calibration']}{how}"
+    return f"{report['calibration']}{how}" if report.get("calibration") else ""
 
 
 def fidelity_line(report: Mapping[str, Any]) -> str:
@@ -84,7 +84,7 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
             size_row("teacher", report["teacher"]),
             size_row("student", report["student"]),
         ]
-    calibrated = f"It was {calibrated_on(report)}." if report.get("calibration") else ""
+    calibrated = f"It was calibrated on {images}." if (images := calibration(report)) else ""
     for line in (budget_line(report), calibrated, trained_line(report), fidelity_line(report)):
         lines += ["", line] if line else []
     argument = "" if architecture else ", skeleton=YourModel()"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from hypercompress.card import calibrated_on, trained_line, transfer_line
+from hypercompress.card import calibration, trained_line, transfer_line
 from hypercompress.copying import weights_of
 from hypercompress.fidelity import Fidelity
 from hypercompress.memory import overlapping
@@ -266,8 +266,8 @@ def summary(report: Mapping[str, Any]) -> str:
         parts = [f"{k} {v:.4g}" for k, v in fidelity.items() if v is not None]
         where = f" on {report['measured_on']}" if report.get("measured_on") else ""
         lines.append(f"measured{where}: {', '.join(parts)}")
-    if report.get("calibration"):
-        lines.append(calibrated_on(report))
+    if images := calibration(report):
+        lines.append(f"calibrated on {images}")
     lines.append(f"generator: {report['generator']['name']}, strength {report['generator']['strength']:g}")
     if trained := trained_line(report):
         lines.append(trained)

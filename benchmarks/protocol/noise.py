@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hypercompress.inversion import fading_noise, synthesize
 
-Kind = Literal["gauss", "pink", "synthetic", "renormalized"]
+Kind = Literal["gauss", "pink", "synthetic"]
 
 
 def images_of(
@@ -18,8 +18,7 @@ def images_of(
 
     Args:
         kind: ``gauss``: white noise. ``pink``: amplitudes fall as 1 / frequency, as in natural images (Field 1987).
-            ``synthetic``: optimised to have the moments that the model's norms remember. ``renormalized``: as ``pink``,
-            which the model will see with the norms renormalised.
+            ``synthetic``: optimised to have the moments that the model's norms remember.
         count: how many there would be of photographs.
         size: channels, height, width.
     """

@@ -69,7 +69,7 @@ class Starts:
         self._tested: dict[int, Fidelity] = {}  # by identity: `_known` keeps the networks alive
         self.distilled: dict[tuple[int, bool, str], tuple[Fidelity, float]] = {}  # of that budget, by `rows` alone
         self._pruned: dict[Unit, dict[int, nn.Module] | str] = {}
-        self._imagined: dict[Kind, Plan] = {}
+        self._imagined: dict[tuple[Kind, bool], Plan] = {}
 
     @cached_property
     def measured(self) -> Plan:
@@ -81,18 +81,17 @@ class Starts:
         """Without any statistics."""
         return prepare(self.subject.teacher, None, "svd", example=self.subject.test.images[:2])
 
-    def imagined(self, kind: Kind) -> Plan:
+    def imagined(self, kind: Kind, renormalize: bool) -> Plan:
         """Statistics of images that are none."""
-        if kind not in self._imagined:
+        if (kind, renormalize) not in self._imagined:
             first = self.subject.test.images
             c, h, w = first.shape[1:]
             images = images_of(kind, self.subject.teacher, self.subject.calibration, (c, h, w), self.seed).to(first)
             size = min(STATISTICS_BATCH, max(2, len(images) // LEAST_BATCHES))
-            batches, renormalize = images.split(size), kind == "renormalized"
-            self._imagined[kind] = prepare(
-                self.subject.teacher, batches, "kfac", renormalize=renormalize, seed=self.seed
+            self._imagined[kind, renormalize] = prepare(
+                self.subject.teacher, images.split(size), "kfac", renormalize=renormalize, seed=self.seed
             )
-        return self._imagined[kind]
+        return self._imagined[kind, renormalize]
 
     def make(self, case: Case, cell: Cell) -> Start:
         """The network that is measured at 0 steps, or distilled; the latter without a refit, but `ONLY_DISTILLED`."""
@@ -126,7 +125,7 @@ class Starts:
             return Start(from_scratch(network, self.subject.architecture, self.seed))
         if method == "torch-pruning":
             return self._pruning(cell)
-        plan = self.imagined(IMAGINED[method]) if method in IMAGINED else None
+        plan = self.imagined(IMAGINED[method], method == RENORMALIZED) if method in IMAGINED else None
         plan = plan or (self.weights_alone if statistics == NONE else self.measured)
         note = ""
         if method == "kfac-search":

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hypercompress.card import trained_line, transfer_line
+from hypercompress.card import calibration, trained_line, transfer_line
 from hypercompress.page.words import counted, measured, share, size
 from hypercompress.report import history
 
@@ -101,8 +101,7 @@ def _origin(stage: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     made = stage["generator"]
     found = [("Generator", f"{made['name']}, strength {measured(made['strength'], '{:g}')}")]
     if "calibration" in stage:
-        how = ", its BatchNorms renormalised meanwhile" if stage.get("renormalized") else ""
-        found.append(("Calibrated on", f"{stage['calibration'] or 'nothing: made from the weights alone'}{how}"))
+        found.append(("Calibrated on", calibration(stage) or "nothing: made from the weights alone"))
     if made_with := stage.get("made_with"):
         told = {"images": "images of calibration", "batch_size": "in a batch", "seed": "seed"}
         parts = [f"{text} {counted(made_with[key]):,}" for key, text in told.items() if made_with.get(key) is not None]
