@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, Results, say
 from hypercompress.architecture import load_timm
-from hypercompress.compress import prepare
 from hypercompress.factorize import plain_frame
+from hypercompress.preparation import prepare
 from hypercompress.specs import Side
 
 MODELS = ("resnet50", "vit_base_patch16_224")

@@ -27,9 +27,9 @@ from benchmarks.common import RESULTS, Results, digest, read_set, say
 from benchmarks.figures import by_share, curves, save, values
 from benchmarks.sweep import DATA, KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
 from hypercompress.architecture import Architecture, load_timm
-from hypercompress.compress import prepare
 from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.inversion import synthesize
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 
 SHARES = (0.8, 0.65, 0.5, 0.35, 0.25)

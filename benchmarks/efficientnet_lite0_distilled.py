@@ -25,8 +25,9 @@ from benchmarks.common import RESULTS, Results, Set, answered, budget_of, digest
 from benchmarks.distillation import Recipe, distilled
 from benchmarks.efficientnet_lite0 import BATCH, CROPS, SHARES, open_teacher, photographs
 from benchmarks.sweep import DATA, WITH_DATA, WITHOUT_DATA, Generators
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 
 SOURCES = ("images", "none")  # of the statistics

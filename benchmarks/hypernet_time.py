@@ -16,11 +16,11 @@ import timm
 import torch
 
 from benchmarks.common import RESULTS, Results, digest, say
-from hypercompress.compress import prepare
 from hypercompress.generator import load_hypernetwork
 from hypercompress.generator.hypernetwork import tokens_of
 from hypercompress.generator.registry import RELEASED
 from hypercompress.generator.start import start_of
+from hypercompress.preparation import prepare
 from hypercompress.specs import Budget
 from hypercompress.timing import interleaved
 

@@ -22,13 +22,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, Results, Set, digest, markdown, read_set, say
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import finish
 from hypercompress.errors import ExportError
 from hypercompress.export import export
 from hypercompress.export.int8 import choose, convolution_share, write_dynamic, write_static
 from hypercompress.export.onnx_file import OnnxModel
 from hypercompress.fidelity import compare
 from hypercompress.models import load_model
+from hypercompress.preparation import prepare
 from hypercompress.specs import Budget
 from hypercompress.student import Student
 from hypercompress.timing import interleaved

@@ -15,10 +15,11 @@ import torch
 
 from benchmarks.common import RESULTS, Results, Set, digest, fidelity, markdown, read_set, say, spread
 from benchmarks.figures import values
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.generator import ANALYTIC
 from hypercompress.models import load_model
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.specs import Budget
 

@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
 from benchmarks.figures import save, values
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model
+from hypercompress.preparation import prepare
 from hypercompress.probe import kl_scale
 from hypercompress.specs import Budget, Refit
 from lightning_modules.zoo import read_rows

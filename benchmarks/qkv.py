@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model
+from hypercompress.preparation import prepare
 from hypercompress.projection import NAME
 from hypercompress.specs import Budget
 

@@ -32,10 +32,11 @@ from benchmarks.common import ROOT, Set, fidelity, read_set, size_of, stamp
 from benchmarks.figures import quickstart_figure
 from hypercompress.allocation import pareto
 from hypercompress.architecture import Architecture
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import finish
 from hypercompress.fidelity import Fidelity
 from hypercompress.generator import ANALYTIC, Generator, load_generator
 from hypercompress.models import load_model
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.report import fidelity_json
 from hypercompress.specs import Budget, Unit

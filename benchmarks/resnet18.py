@@ -26,10 +26,11 @@ from benchmarks.pruning import STEPS, prune
 from benchmarks.sweep import DATA, KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
 from benchmarks.teacher import train_teacher
 from hypercompress.architecture import Architecture
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import finish
 from hypercompress.inversion import synthesize
 from hypercompress.models import load_model
 from hypercompress.norms import reestimate_norms
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 
 SHARES = (0.25, 0.125, 0.0625, 0.05, 0.03, 0.02, 0.01)

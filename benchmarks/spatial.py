@@ -21,10 +21,10 @@ from torch import Tensor
 
 from benchmarks.common import RESULTS, Results, digest, markdown, read_set, say
 from hypercompress.allocation import hulls
-from hypercompress.compress import prepare
 from hypercompress.generator import ANALYTIC
 from hypercompress.hull import Form, Point, lower_hull, tail
 from hypercompress.models import load_model
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.specs import Curvature, LayerSpec, Unit
 

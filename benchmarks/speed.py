@@ -33,11 +33,12 @@ from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, Results, markdown, named, processor, say
 from hypercompress.benchmark import ModelSpeed, Settings, Speed, compare_layers, compare_models
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import finish
 from hypercompress.errors import BudgetError, ExportError
 from hypercompress.export import export
 from hypercompress.export.onnx_file import PACKAGES, OnnxModel
 from hypercompress.inspection import inspect
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.specs import Budget, ModelSpec
 from hypercompress.student import Student

@@ -11,9 +11,10 @@ from torch import nn
 from benchmarks.common import Set, read_set, say
 from benchmarks.distillation import Recipe, orders
 from hypercompress.architecture import Architecture
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.specs import Budget
 

@@ -10,94 +10,25 @@ import torch
 from torch import nn
 
 from hypercompress.architecture import Architecture, architecture_of
-from hypercompress.calibration import pieces, resized, split_batches
-from hypercompress.calling import ForwardFn, Progress, batch_size, keeping_random_state, taking
+from hypercompress.calling import ForwardFn, Progress, batch_size, keeping_random_state
 from hypercompress.choices import guarded
 from hypercompress.copying import as_written
-from hypercompress.curvature import reached
-from hypercompress.errors import DataError, GeneratorError
-from hypercompress.example import dtype_of, example_of, samples_of_a_pass
-from hypercompress.fisher import Probing
-from hypercompress.generator import AnalyticGenerator, Generator, load_generator
+from hypercompress.errors import GeneratorError
+from hypercompress.generator import Generator
 from hypercompress.guard import Judge
-from hypercompress.inspection import inspect, require_supported
-from hypercompress.latency import measure_latency, times_of
-from hypercompress.memory import give_back
-from hypercompress.norms import remembering_norms
+from hypercompress.inspection import require_supported
+from hypercompress.latency import times_of
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import refit_batch
-from hypercompress.renormalization import Moments, moments_of, put_back, renormalized
-from hypercompress.replaceable import replaceable
+from hypercompress.renormalization import moments_of, put_back
 from hypercompress.report import bytes_of, class_names, make_report, params_of, warn_if_larger
 from hypercompress.search import search as search_ranks
-from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit, require_budget
 from hypercompress.student import Student, build_student
 from hypercompress.targeting import targeted
-from hypercompress.unpacking import unpack
 
 SEARCHED = ("hypernet", "kfac")  # generators whose start is `kfac`
-UNLIKE = 1.0  # share of the lost variance that is given back: more of it is lost of the model's own images
-
-
-def prepare(  # noqa: PLR0913  (each has a default)
-    teacher: nn.Module,
-    data: Iterable[Any] | None,
-    generator: str | Path | Generator,
-    *,
-    example: Any = None,
-    forward_fn: ForwardFn | None = None,
-    latency_batch: int | None = None,
-    renormalize: bool = False,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Plan:
-    """Load the generator, unpack and inspect the teacher and measure the sketches: everything but the budget.
-
-    Args:
-        latency_batch: samples of the batch that is timed; ``None``: no times are measured. If they are, only forms that
-            are faster than the dense layer are used.
-        renormalize: see `compress`.
-    """
-    if renormalize and data is None:
-        raise DataError(
-            "received renormalize=True without data; expected images whose moments the BatchNorms take; pass data, "
-            "such as inversion.synthesize(model, input_size, steps=0), which is noise"
-        )
-    original, chosen = as_written(teacher), generator
-    norms = remembering_norms(original) if renormalize else []
-    if isinstance(chosen, (str, Path)):
-        name = "kfac" if norms and str(chosen) == "auto" else chosen  # the hypernetwork has learned from real images
-        chosen = load_generator(name, has_data=data is not None, progress=progress)
-        if norms and isinstance(chosen, AnalyticGenerator) and chosen.spread:
-            chosen = replace(chosen, spread=UNLIKE)
-    if data is None and getattr(chosen, "needs_data", False):
-        raise GeneratorError(
-            f"received no calibration data; expected some for generator '{chosen.name}', which weighs directions by "
-            "measured curvature; pass data, or choose svd, prior or hypernet"
-        )
-    teacher = unpack(original)
-    device, dtype = next(teacher.parameters()).device, dtype_of(teacher) if forward_fn is None else None
-    split = None if data is None else split_batches(data, device, dtype)
-    own: Moments = {}
-    if norms and split is not None:
-        own, teacher = moments_of(teacher), renormalized(teacher, split.statistics, forward_fn)
-    example = example_of(teacher, split, example)
-    spec, timed = inspect(teacher, example, taking(forward_fn)), None
-    spec = replaceable(teacher, spec, example, forward_fn)
-    if latency_batch is not None:
-        timed = resized(example, latency_batch)
-        spec = measure_latency(teacher, spec, timed, forward_fn=forward_fn, progress=progress)
-    batches: Iterable[Any] | None = None if split is None else split.statistics
-    if batches is not None and device.type == "cpu":  # where small batches take no longer, and memory is all there is
-        batches = pieces(batches, samples_of_a_pass(spec))
-    probing = None if split is None else Probing.of(split.samples)
-    sketches = sketch(teacher, spec, batches, forward_fn=forward_fn, probing=probing, seed=seed, progress=progress)
-    if batches is not None:
-        give_back()
-        sketches = {name: found for name, found in sketches.items() if found.curvature is not None}
-        spec = reached(spec, sketches)
-    return Plan(original, teacher, spec, sketches, split, chosen, timed, own=own)
 
 
 @torch.inference_mode(False)
@@ -127,9 +58,11 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             budget is a share (a warning says if the result is larger), and a compiled model as it was before.
         budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
         data: calibration batches (tensors, tuples or dicts), without ``forward_fn`` cast to the type of the parameters;
-            labels ``(images, labels)`` are read for the top-1 in the report alone; ``None``: from weights alone.
-        generator: ``auto`` (the released hypernetwork; without data ``svd``), ``hypernet``, ``svd``, ``whitened``,
-            ``kfac``, ``prior``, a folder of a meta-trained hypernetwork, or any `Generator`.
+            labels ``(images, labels)`` are read for the top-1 in the report alone; ``None``: with ``auto`` a
+            model that reads images and has BatchNorms is calibrated on noise, as ``renormalize`` says; any other
+            generator, or model, reads the weights alone.
+        generator: ``auto`` (the released hypernetwork; without data `kfac` on noise, or ``svd``), ``hypernet``,
+            ``svd``, ``whitened``, ``kfac``, ``prior``, a folder of a meta-trained hypernetwork, or any `Generator`.
         example: one batch to inspect the model with; needed only without data for models that are not timm's.
         forward_fn: ``(model, batch) -> tensor`` for batches that are not passed as they are.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
@@ -158,6 +91,10 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     """
     start, teacher = time.perf_counter(), as_written(teacher)
     require_budget(budget)
+    if search and data is None:
+        raise GeneratorError(
+            f"received a search of {search:g} seconds and no data; expected images to judge by; pass data"
+        )
     names, size = (class_names(teacher.report), params_of(teacher)) if isinstance(teacher, Student) else ([], None)
     with keeping_random_state(teacher):
         if isinstance(teacher, Student):
@@ -275,6 +212,8 @@ def finish(
     )
     if plan.own:  # what was predicted was so of the renormalised model
         student.report |= {"predicted_kl": None, "renormalized": True}
+    if plan.stand_in:
+        student.report["calibration"] = f"noise:{plan.stand_in}"
     if plan.timed is not None:
         _time(student, plan, forward_fn)
     return student

@@ -13,7 +13,7 @@ from hypercompress.specs import KlScale, ModelSpec
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known before a student is built; `compress.prepare` makes it, `compress.finish` goes on from it.
+    """All that is known before a student is built; `preparation.prepare` makes it, `compress.finish` goes on from it.
 
     Args:
         original: the model as it was given.
@@ -25,6 +25,7 @@ class Plan:
         timed: the batch that latency is measured with, if it was.
         kl_scale: what a predicted KL is multiplied by (`probe.kl_scale`).
         own: the BatchNorms' moments that a student is given back; empty if ``teacher`` is not renormalised.
+        stand_in: images of noise that it was made with for want of others.
     """
 
     original: nn.Module
@@ -36,3 +37,4 @@ class Plan:
     timed: Any = None
     kl_scale: KlScale = field(default_factory=KlScale)
     own: Moments = field(default_factory=dict)
+    stand_in: int = 0

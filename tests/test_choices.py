@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.choices import HARD, TILTS
-from hypercompress.compress import compress, finish, prepare
+from hypercompress.compress import compress, finish
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC, by_depth, weighted
 from hypercompress.models import load_model
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.reconstruction import reconstruct, refit_batch
 from hypercompress.specs import Budget, Refit

@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader, TensorDataset
 import hypercompress
 from hypercompress import example
 from hypercompress.calibration import require_batches, split_batches
-from hypercompress.compress import compress, finish, prepare
+from hypercompress.compress import compress, finish
 from hypercompress.errors import DataError, GeneratorError, ModelError
 from hypercompress.example import INSPECTED, dtype_of, example_of
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator, Hypernetwork
+from hypercompress.preparation import prepare
 from hypercompress.report import bytes_of
 from hypercompress.specs import Budget, Generation, ModelSpec
 from hypercompress.student import Student

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import finish
 from hypercompress.errors import GeneratorError
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.probe import PROBE, kl_scale
 from hypercompress.specs import Budget, KlScale, Refit

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.choices import MANY
-from hypercompress.compress import UNLIKE, compress, prepare, searched
+from hypercompress.compress import compress, searched
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.errors import DataError, GeneratorError
 from hypercompress.fidelity import compare
@@ -16,6 +16,7 @@ from hypercompress.generator import ANALYTIC
 from hypercompress.inversion import synthesize
 from hypercompress.models import load_model
 from hypercompress.norms import rebase_norms, remembering_norms
+from hypercompress.preparation import UNLIKE, prepare
 from hypercompress.renormalization import TOGETHER, moments_of, put_back, renormalized
 from hypercompress.specs import Budget
 

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 import hypercompress
 from hypercompress import Budget, compress
-from hypercompress.compress import finish, prepare, searched
+from hypercompress.compress import finish, searched
 from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.errors import GeneratorError
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC, WeightedKfac
 from hypercompress.models import load_model
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.search import search
 
@@ -100,7 +101,7 @@ def test_compress_searches_and_says_so(teacher: nn.Module, images: Tensor) -> No
 
 def test_there_is_nothing_to_search(teacher: nn.Module, images: Tensor) -> None:
     some = images[:48].split(8)
-    with pytest.raises(GeneratorError, match=r"received a search of 1 seconds .* and no data; expected more than 0"):
+    with pytest.raises(GeneratorError, match="received a search of 1 seconds and no data; expected images"):
         compress(teacher, BUDGET, search=1.0)
     with pytest.raises(GeneratorError, match=r"with generator 'svd'.*hypernet or kfac.*change what differs"):
         compress(teacher, BUDGET, data=some, generator="svd", search=1.0)

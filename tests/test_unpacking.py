@@ -19,12 +19,13 @@ from hypercompress.architecture import Architecture
 from hypercompress.attention import UnpackedAttention
 from hypercompress.cli import main
 from hypercompress.cli.generate import reachable
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import finish
 from hypercompress.errors import ArtefactError, BudgetError
 from hypercompress.export import FORMATS, export
 from hypercompress.generator import HypernetConfig, HypernetGenerator, Hypernetwork
 from hypercompress.inspection import inspect
 from hypercompress.kinds import LinearKind, LowRank, registry
+from hypercompress.preparation import prepare
 from hypercompress.report import bytes_of
 from hypercompress.specs import Status
 from hypercompress.student import Student

@@ -28,11 +28,12 @@ from benchmarks.protocol.subject import STATISTICS_BATCH, Subject
 from benchmarks.pruning import parameters, prune
 from hypercompress.architecture import Architecture, build
 from hypercompress.cli.inputs import LEAST_BATCHES
-from hypercompress.compress import finish, prepare, searched
+from hypercompress.compress import finish, searched
 from hypercompress.errors import HypercompressError
 from hypercompress.fidelity import Fidelity
 from hypercompress.generator import ANALYTIC
 from hypercompress.norms import reestimate_norms
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.specs import Refit, Unit
 

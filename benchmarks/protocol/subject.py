@@ -10,10 +10,10 @@ from torch import nn
 from benchmarks.common import Set, digest, read_set
 from benchmarks.pilot import kept_out
 from hypercompress.architecture import Architecture
-from hypercompress.compress import prepare
 from hypercompress.data.registry import REGISTRY
 from hypercompress.errors import DataError
 from hypercompress.models import load_model
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from lightning_modules.zoo import read_rows
 

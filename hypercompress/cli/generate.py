@@ -15,13 +15,14 @@ from hypercompress.artefact import refuse_existing
 from hypercompress.cli import checks, inputs, pareto
 from hypercompress.cli.shown import show_student
 from hypercompress.cli.terminal import Terminal
-from hypercompress.compress import SEARCHED, finish, prepare, searched
+from hypercompress.compress import SEARCHED, finish, searched
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, HypercompressError
 from hypercompress.generator import load_generator
 from hypercompress.inspection import require_supported
 from hypercompress.inversion import STEPS, passes_of, synthesize, usual_images
 from hypercompress.norms import remembering_norms
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.replacing import prepared_in
 from hypercompress.report import warn_if_larger
@@ -80,7 +81,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         terminal.phase("time layers", len(spec.layers))
         terminal.then("curvature", "measure curvature", count)
     else:
-        terminal.phase("measure curvature" if batches else "read weights", count or None)
+        terminal.phase("measure curvature" if count else "read weights", count or None)
     plan = prepare(
         teacher,
         batches,
@@ -125,7 +126,7 @@ def _student(
     terminal.note("generator", f"{plan.generator.name}{chosen}")
     terminal.phase("generate and compare", len(plan.spec.candidates))
     student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
-    student.report["calibration"] = arguments.data
+    student.report.setdefault("calibration", arguments.data)  # what stands in for images is there already
     student.report["made_with"] = made_with(arguments)
     if names := inputs.class_names(arguments.model):
         student.report["classes"] = names
@@ -146,13 +147,7 @@ def _images(
         made = _made(teacher, wanted, arguments, terminal)
         return made, sum(map(len, made)), start
     if preprocess is None or arguments.data is None:
-        if remembering_norms(teacher):
-            terminal.note(
-                "no data",
-                "--data noise calibrates on noise with the BatchNorms renormalised, --data synthetic on images made "
-                "from the model itself: each slower and much closer",
-            )
-        return None, 0, start
+        return None, _without_data(arguments, teacher, terminal), start
     terminal.phase("read images")
     images = open_data(arguments.data, preprocess, train=True)
     if outputs := inputs.output_shape(teacher, preprocess.input_size):
@@ -164,6 +159,20 @@ def _images(
     if arguments.renormalize:
         terminal.note("BatchNorms", f"{len(remembering_norms(teacher))} to renormalise to these images")
     return batches, count, time.perf_counter()
+
+
+def _without_data(arguments: Namespace, teacher: nn.Module, terminal: Terminal) -> int:
+    """How many images of noise stand in for others (`preparation.prepare`), and what would be closer or faster."""
+    norms = len(remembering_norms(teacher))
+    closer = "--data DATA with any images, and for small models --data synthetic, are closer"
+    if norms and arguments.generator == "auto":
+        count = usual_images(inputs.input_size(teacher))
+        how = f"calibrated on {count} images of 1/f noise, {norms} BatchNorms renormalised to it"
+        terminal.note("no data", f"{how}; {closer}; --generator svd takes seconds and is further away")
+        return count
+    if norms:
+        terminal.note("no data", f"made from the weights alone; --data noise is closer, and slower; {closer}")
+    return 0
 
 
 def _made(teacher: nn.Module, wanted: checks.Made, arguments: Namespace, terminal: Terminal) -> list[Tensor]:

@@ -32,11 +32,12 @@ from benchmarks.pruning import prune
 from benchmarks.sweep import DATA, KEY, Generators
 from hypercompress.architecture import Architecture, load_timm
 from hypercompress.benchmark import Settings
-from hypercompress.compress import compress, finish, prepare
+from hypercompress.compress import compress, finish
 from hypercompress.fidelity import compare
 from hypercompress.generator import Hypernetwork, save_hypernetwork
 from hypercompress.inspection import inspect
 from hypercompress.latency import _forms
+from hypercompress.preparation import prepare
 from hypercompress.specs import Budget, Unit
 from hypercompress.student import Student
 from hypercompress.timing import Timing

@@ -12,13 +12,14 @@ from benchmarks import hypernet_time
 from benchmarks.common import Results
 from benchmarks.protocol.ablation import ALLOCATION, GROUPS, AblatedHypernetwork, Unguarded, like, noisy
 from benchmarks.protocol.noise import Kind, images_of
-from hypercompress.compress import finish, prepare
+from hypercompress.compress import finish
 from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator, Hypernetwork
 from hypercompress.generator.heads import Outputs
 from hypercompress.generator.hypernetwork import tokens_of
 from hypercompress.generator.start import start_of
 from hypercompress.inversion import SHARED, mismatch
 from hypercompress.norms import remembering_norms
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.specs import Budget
 from hypercompress.student import build_student

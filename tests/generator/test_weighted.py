@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.allocation import predicted_kl
-from hypercompress.compress import prepare
 from hypercompress.generator import ANALYTIC, by_depth, weighted
+from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.specs import Budget, Unit
 

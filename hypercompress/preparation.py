@@ -1,0 +1,117 @@
+"""Everything before the budget: the generator loaded, the teacher unpacked, inspected and measured."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hypercompress.calibration import pieces, resized, split_batches
+from hypercompress.calling import ForwardFn, Progress, taking
+from hypercompress.copying import as_written
+from hypercompress.curvature import reached
+from hypercompress.errors import DataError, GeneratorError, ModelError, NonFiniteError
+from hypercompress.example import dtype_of, example_of, samples_of_a_pass
+from hypercompress.fisher import Probing
+from hypercompress.generator import AnalyticGenerator, Generator, load_generator
+from hypercompress.inspection import inspect
+from hypercompress.latency import measure_latency
+from hypercompress.memory import give_back
+from hypercompress.norms import remembering_norms
+from hypercompress.prepared import Plan
+from hypercompress.renormalization import Moments, moments_of, renormalized
+from hypercompress.replaceable import replaceable
+from hypercompress.sketch import sketch
+from hypercompress.stand_in import stand_in
+from hypercompress.unpacking import unpack
+
+UNLIKE = 1.0  # share of the lost variance that is given back: more of it is lost of the model's own images
+
+
+def prepare(  # noqa: PLR0913  (each has a default)
+    teacher: nn.Module,
+    data: Iterable[Any] | None,
+    generator: str | Path | Generator,
+    *,
+    example: Any = None,
+    forward_fn: ForwardFn | None = None,
+    latency_batch: int | None = None,
+    renormalize: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Plan:
+    """Load the generator, unpack and inspect the teacher and measure the sketches: everything but the budget.
+
+    Args:
+        latency_batch: samples of the batch that is timed; ``None``: no times are measured. If they are, only forms that
+            are faster than the dense layer are used.
+        renormalize: see `compress`.
+
+    Without data ``auto`` is `kfac` on noise, of which `Plan.stand_in` tells; where that cannot be, it is ``svd``.
+    """
+    if data is None and str(generator) == "auto" and not renormalize and forward_fn is None:
+        options = {"example": example, "latency_batch": latency_batch, "seed": seed, "progress": progress}
+        if (plan := _on_noise(teacher, **options)) is not None:
+            return plan
+    if renormalize and data is None:
+        raise DataError(
+            "received renormalize=True without data; expected images whose moments the BatchNorms take; pass data, "
+            "such as inversion.synthesize(model, input_size, steps=0), which is noise"
+        )
+    original = as_written(teacher)
+    norms = remembering_norms(original) if renormalize else []
+    chosen = _generator(generator, data is not None, unlike=bool(norms), progress=progress)
+    teacher = unpack(original)
+    device, dtype = next(teacher.parameters()).device, dtype_of(teacher) if forward_fn is None else None
+    split = None if data is None else split_batches(data, device, dtype)
+    own: Moments = {}
+    if norms and split is not None:
+        own, teacher = moments_of(teacher), renormalized(teacher, split.statistics, forward_fn)
+    example = example_of(teacher, split, example)
+    spec, timed = inspect(teacher, example, taking(forward_fn)), None
+    spec = replaceable(teacher, spec, example, forward_fn)
+    if latency_batch is not None:
+        timed = resized(example, latency_batch)
+        spec = measure_latency(teacher, spec, timed, forward_fn=forward_fn, progress=progress)
+    batches: Iterable[Any] | None = None if split is None else split.statistics
+    if batches is not None and device.type == "cpu":  # where small batches take no longer, and memory is all there is
+        batches = pieces(batches, samples_of_a_pass(spec))
+    probing = None if split is None else Probing.of(split.samples)
+    sketches = sketch(teacher, spec, batches, forward_fn=forward_fn, probing=probing, seed=seed, progress=progress)
+    if batches is not None:
+        give_back()
+        sketches = {name: found for name, found in sketches.items() if found.curvature is not None}
+        spec = reached(spec, sketches)
+    return Plan(original, teacher, spec, sketches, split, chosen, timed, own=own)
+
+
+def _generator(
+    generator: str | Path | Generator, has_data: bool, *, unlike: bool, progress: Progress | None
+) -> Generator:
+    """The generator, loaded if it is a name; ``unlike``: for a teacher that is renormalised to its data."""
+    if isinstance(generator, (str, Path)):
+        name = "kfac" if unlike and str(generator) == "auto" else generator  # the hypernetwork has learned from images
+        generator = load_generator(name, has_data=has_data, progress=progress)
+        if unlike and isinstance(generator, AnalyticGenerator) and generator.spread:
+            generator = replace(generator, spread=UNLIKE)
+    if not has_data and getattr(generator, "needs_data", False):
+        raise GeneratorError(
+            f"received no calibration data; expected some for generator '{generator.name}', which weighs directions by "
+            "measured curvature; pass data, or choose svd, prior or hypernet"
+        )
+    return generator
+
+
+def _on_noise(teacher: nn.Module, *, example: Any, seed: int, **options: Any) -> Plan | None:
+    """The plan of a teacher that is renormalised to noise; ``None`` where it cannot be, with a warning if it should."""
+    noise = stand_in(as_written(teacher), example, seed=seed)
+    if noise is None:
+        return None
+    try:
+        plan = prepare(teacher, noise, "auto", example=example, renormalize=True, seed=seed, **options)
+    except (DataError, ModelError, NonFiniteError) as error:
+        warnings.warn(f"noise cannot stand in for images: {error}. The weights alone are read", stacklevel=3)
+        return None
+    return replace(plan, stand_in=sum(map(len, noise)))

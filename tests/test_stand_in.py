@@ -1,0 +1,150 @@
+"""Noise stands in for images where there are none, the model reads images and has BatchNorms to be renormalised."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hypercompress import Budget, compress
+from hypercompress.architecture import load_timm
+from hypercompress.inversion import SMALL, synthesize, usual_images
+from hypercompress.preparation import prepare
+from hypercompress.stand_in import stand_in
+
+HALF = Budget(params=0.5)
+SIZE = (2, 12, 12)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypercompress.stand_in.usual_images", lambda _: 96)
+
+
+def network(norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 12, 3), norm(12), nn.ReLU(), nn.Conv2d(12, 16, 3), norm(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    ).eval()  # fmt: skip
+
+
+def example(*, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(2, *SIZE, dtype=dtype)
+
+
+def test_the_noise_is_of_the_model_s_size_and_seeded() -> None:
+    model = network()
+    noise = torch.cat(stand_in(model, example(), seed=3) or [])
+    assert noise.shape == (96, *SIZE)
+    assert torch.equal(noise, torch.cat(synthesize(model, SIZE, 96, steps=0, seed=3)))
+    assert not torch.equal(noise, torch.cat(stand_in(model, example(), seed=4) or []))
+    timm, _ = load_timm("test_resnet", pretrained=False, pretrained_cfg={"input_size": [3, 20, 24]})
+    assert {batch.shape[1:] for batch in stand_in(timm) or []} == {(3, 20, 24)}
+
+
+def test_as_many_images_as_are_made_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypercompress.stand_in.usual_images", usual_images)
+    assert sum(map(len, stand_in(network(), example()) or [])) == usual_images(SIZE) > usual_images((2, SMALL, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "batch"),
+    [
+        (network(nn.Identity), example()),
+        (network(), None),  # it does not say what it reads
+        (nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)), torch.zeros(2, 6)),
+        (network(), example(dtype=torch.uint8)),
+        (network(), {"images": example()}),
+    ],
+)
+def test_nothing_stands_in_where_the_model_has_no_norms_or_reads_no_images(model: nn.Module, batch: object) -> None:
+    assert stand_in(model, batch) is None
+
+
+def test_auto_without_data_is_kfac_on_noise() -> None:
+    """The student is the one of the same noise passed as data of another kind, and its report says what it saw."""
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    student = compress(model, HALF, example=example())
+    noise = stand_in(model, example())
+    wanted = compress(model, HALF, noise, renormalize=True)
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(value, student.state_dict()[name])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    report = student.report
+    assert (report["generator"]["name"], report["calibration"], report["renormalized"]) == ("kfac", "noise:96", True)
+    assert report["predicted_kl"] is None
+    assert set(report["fidelity"].values()) == {None}
+
+
+def test_it_is_nearer_than_the_weights_alone() -> None:
+    """A network with moments of what it reads: of 1/f noise itself, so that noise knows all there is to know."""
+    model = network()
+    images = torch.cat(synthesize(model, SIZE, 512, steps=0, seed=9))
+    with torch.no_grad():
+        for norm in (model[1], model[4]):
+            assert isinstance(norm, nn.BatchNorm2d)
+            nn.init.uniform_(norm.weight, 0.1, 2.0)
+        model.train()(images)  # one batch of momentum 0.1 ...
+        for norm in (model[1], model[4]):
+            norm.momentum = 1.0  # ... and then the moments themselves
+        model.train()(images)
+    model.eval()
+    test = torch.cat(synthesize(model, SIZE, 256, steps=0, seed=10))
+    wrong = {}
+    for generator in ("auto", "svd"):
+        student = compress(model, Budget(params=0.35), generator=generator, example=example())
+        wrong[generator] = float((student(test) - model(test)).square().mean().detach())
+    assert wrong["auto"] < wrong["svd"] / 2
+
+
+@pytest.mark.parametrize("other", ["no norms", "generator", "forward_fn"])
+def test_otherwise_the_weights_alone_are_read(other: str) -> None:
+    model = network(nn.Identity) if other == "no norms" else network()
+    student = compress(
+        model,
+        HALF,
+        generator="svd" if other == "generator" else "auto",
+        example=example(),
+        forward_fn=(lambda module, batch: module(batch)) if other == "forward_fn" else None,
+    )
+    assert student.report["generator"]["name"] == "svd"
+    assert "renormalized" not in student.report
+    assert student.report.get("calibration") is None
+
+
+class Undifferentiable(nn.Module):
+    """Inspection does not mind, curvature does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            output: Tensor = self.body(x)
+        return output
+
+
+def test_where_noise_fails_the_weights_alone_are_read_and_it_is_said() -> None:
+    model = Undifferentiable().eval()
+    with pytest.warns(UserWarning, match=r"noise cannot stand in for images: .*no_grad.*The weights alone are read"):
+        student = compress(model, HALF, example=example())
+    wanted = compress(model, HALF, generator="svd", example=example())
+    assert student.report["generator"]["name"] == "svd"
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in wanted.state_dict().items())
+
+
+def test_a_plan_says_how_many_images_stood_in() -> None:
+    assert prepare(network(), None, "auto", example=example()).stand_in == 96
+    assert prepare(network(), None, "svd", example=example()).stand_in == 0
+    noise = stand_in(network(), example())
+    assert prepare(network(), noise, "auto", renormalize=True).stand_in == 0  # they were given
+
+
+def test_the_saved_report_tells_of_the_noise(tmp_path: Path) -> None:
+    compress(network(), HALF, example=example()).save_pretrained(tmp_path / "s")
+    assert json.loads((tmp_path / "s" / "report.json").read_text())["calibration"] == "noise:96"
+    assert "It was calibrated on noise:96, its BatchNorms renormalised" in (tmp_path / "s" / "README.md").read_text()
