@@ -96,6 +96,11 @@ def _generator(
         generator = load_generator(name, has_data=has_data, progress=progress)
         if unlike and isinstance(generator, AnalyticGenerator) and generator.spread:
             generator = replace(generator, spread=UNLIKE)
+    if unlike and isinstance(generator, AnalyticGenerator) and generator.prior:
+        raise GeneratorError(
+            f"received generator '{generator.name}' for a model that is renormalised to its data; expected one that "
+            "does not read the BatchNorms' moments, which are those of the data then; pass no data, or choose kfac"
+        )
     if not has_data and getattr(generator, "needs_data", False):
         raise GeneratorError(
             f"received no calibration data; expected some for generator '{generator.name}', which weighs directions by "

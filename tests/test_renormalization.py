@@ -192,8 +192,11 @@ def test_of_a_trained_network_renormalised_noise_takes_most_of_what_noise_costs(
         flag: compare(teacher, compress(teacher, Budget(params=0.1), made, renormalize=flag), [test]).kl
         for flag in (True, False)
     }
-    svd = compare(teacher, compress(teacher, Budget(params=0.1)), [test]).kl
+    svd, auto = (
+        compare(teacher, compress(teacher, Budget(params=0.1), generator=name), [test]).kl for name in ("svd", "auto")
+    )
     assert kl[True] < 0.5 * min(kl[False], svd)
+    assert auto < 0.5 * svd
 
 
 def test_few_unlike_images_refit_nothing_and_estimate_no_moments() -> None:
@@ -214,6 +217,8 @@ def test_what_cannot_be_judged_is_refused() -> None:
     model, batches = network(), noise().split(32)
     with pytest.raises(DataError, match="received renormalize=True without data; expected images"):
         compress(model, Budget(params=0.5), example=noise(2), renormalize=True)
+    with pytest.raises(GeneratorError, match=r"received generator 'prior' for a model that is renormalised"):
+        prepare(model, batches, "prior", renormalize=True)
     plan = prepare(model, batches, "kfac", renormalize=True)
     with pytest.raises(GeneratorError, match="renormalised data; expected more than 0 seconds"):
         searched(plan, Budget(params=0.5), 1.0)

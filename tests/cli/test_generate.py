@@ -85,7 +85,7 @@ def test_generate_makes_its_own_images(run: Run, teacher: tuple[object, ...], tm
     assert "calibrated on synthetic:24" in (tmp_path / "s" / "README.md").read_text()
     code, out, _ = run("report", tmp_path / "s")
     assert "calibrated on synthetic:24" in out
-    code, out, _ = run(*words[:2], tmp_path / "blind", *words[3:], "--json")
+    code, out, _ = run(*words[:2], tmp_path / "blind", *words[3:], "--generator", "svd", "--json")
     assert json.loads(out)["calibration"] is None
 
 
@@ -136,12 +136,37 @@ def test_generate_renormalises_to_images_of_another_kind(run: Run, teacher: tupl
     assert report["fidelity"]["top1_student"] is None
 
 
-def test_generate_without_data_says_how_to_do_better(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+def test_generate_without_data_calibrates_on_noise_and_says_so(
+    run: Run, teacher: tuple[object, ...], tmp_path: Path
+) -> None:
+    """As with --data noise, but for what the report says was asked; any other generator reads the weights alone."""
     name, *rest = teacher
-    code, out, _ = run("generate", name, tmp_path / "s", *rest, "--params", 0.3)
-    assert code == 0
-    assert "--data noise" in out
-    assert "--data synthetic" in out
+    made = {}
+    for folder, words in {"none": (), "noise": ("--data", "noise"), "svd": ("--generator", "svd")}.items():
+        code, out, err = run("generate", name, tmp_path / folder, *rest, *SIZE, "--params", 0.3, *words)
+        assert (code, err) == (0, "")
+        made[folder] = out, json.loads((tmp_path / folder / "report.json").read_text())
+    out, report = made["none"]
+    assert "no data: calibrated on 1024 images of 1/f noise, 15 BatchNorms renormalised to it;" in out
+    assert "--generator svd takes seconds" in out
+    assert "generator: kfac (chosen by auto)" in out
+    assert (report["calibration"], report["renormalized"], report["generator"]["name"]) == ("noise:1024", True, "kfac")
+    models = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("none", "noise", "svd")]
+    assert models[0] == models[1] != models[2]
+    out, report = made["svd"]
+    assert (
+        "no data: made from the weights alone; --data noise is closer, and slower; --data DATA with any images" in out
+    )
+    assert report["calibration"] is None
+    assert "renormalized" not in report
+
+
+def test_generate_without_data_and_without_norms_reads_the_weights_alone(run: Run, tmp_path: Path) -> None:
+    words = ("--no-pretrained", "--params", 0.5, "--model-args", '{"img_size": 32, "patch_size": 8}')
+    code, out, err = run("generate", "test_vit", tmp_path / "s", *words)
+    assert (code, err) == (0, "")
+    assert "no data" not in out
+    assert "generator: svd (chosen by auto)" in out
 
 
 @pytest.mark.parametrize("data", ["synthetic:", "synthetic:5", "synthetic:many", "synthetic:-1", "noise:5"])
@@ -292,9 +317,6 @@ def test_the_released_hypernetwork_is_what_auto_means(
     code, out, err = run("generate", name, tmp_path / "s", *rest, "--params", 0.3, *CALIBRATE)
     assert (code, err) == (0, "")
     assert "generator: hypernet (chosen by auto)" in out
-    code, out, err = run("generate", name, tmp_path / "free", *rest, "--params", 0.3)
-    assert (code, err) == (0, "")
-    assert json.loads((tmp_path / "free" / "report.json").read_text())["fidelity"]["kl"] is None
 
 
 def test_a_hypernetwork_by_its_folder(run: Run, teacher: tuple[object, ...], hypernet: Path, tmp_path: Path) -> None:
