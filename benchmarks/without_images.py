@@ -59,7 +59,7 @@ def verdict(results: Results) -> str:
     for share in SHARES:
         rows = {(r["teacher"], r["asked"]): r for r in results.rows if float(r["share"]) == share}
         both = [(rows.get((name, "svd")), auto) for (name, asked), auto in rows.items() if asked == "auto"]
-        pairs = [(svd, auto) for svd, auto in both if svd is not None and int(auto["noise"])]
+        pairs = [(svd, auto) for svd, auto in both if svd is not None]
         if not pairs:
             continue
         logs = [[math.log(max(float(row["kl"]), 1e-6)) for row in pair] for pair in pairs]

@@ -101,7 +101,7 @@ class _Choices:
         With few images of a kind that is not the model's own nothing is: held-out images of the same kind cannot say
         whether that holds for others (EfficientNet-Lite0, LOG.md, 2026-11-28).
         """
-        if len(forms) == 1 or (self.plan.own and self.split.samples < MANY):
+        if len(forms) == 1 or (self.plan.unlike and self.split.samples < MANY):
             return
         self.batch = refit_batch(self.plan.spec, self.split)
         generation, refits = self.generation, list(forms[1:])

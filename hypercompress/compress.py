@@ -59,7 +59,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
         data: calibration batches (tensors, tuples or dicts), without ``forward_fn`` cast to the type of the parameters;
             labels ``(images, labels)`` are read for the top-1 in the report alone; ``None``: with ``auto`` a
-            model that reads images and has BatchNorms is calibrated on noise, as ``renormalize`` says; any other
+            model that reads images is calibrated on noise, as if it were passed with ``renormalize``; any other
             generator, or model, reads the weights alone.
         generator: ``auto`` (the released hypernetwork; without data `kfac` on noise, or ``svd``), ``hypernet``,
             ``svd``, ``whitened``, ``kfac``, ``prior``, a folder of a meta-trained hypernetwork, or any `Generator`.
@@ -72,8 +72,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             as it was (`norms.py`); else new ones if held-out images say that it helps.
         renormalize: the images are not of the kind that the model was trained on, noise for instance: measure, refit
             and judge with a copy of it whose BatchNorms have the moments of these images, and put its own back in the
-            end (`renormalization.py`). ``auto`` is `kfac` then, and no KL is predicted, nor fidelity reported. Without
-            effect on a model without BatchNorm.
+            end (`renormalization.py`). ``auto`` is `kfac` then, and no KL is predicted, nor fidelity reported. A model
+            without BatchNorm is measured as it is.
         fast: time the forms of every layer on this machine, and use only those that are faster than the dense layer; a
             latency budget always does.
         latency_batch: samples of the batch that is timed.
@@ -142,11 +142,11 @@ def searched(
     """
     if not seconds:
         return plan, None
-    judged = plan.split is not None and not plan.own
+    judged = plan.split is not None and not plan.unlike
     if not seconds > 0 or not judged or plan.generator.name not in SEARCHED or budget.unit is Unit.LATENCY:
         raise GeneratorError(
             f"received a search of {seconds:g} seconds with generator '{plan.generator.name}', a budget of "
-            f"{budget.unit} and {'' if judged else 'renormalised ' if plan.own else 'no '}data; expected more than 0 "
+            f"{budget.unit} and {'' if judged else 'unlike ' if plan.unlike else 'no '}data; expected more than 0 "
             f"seconds, {' or '.join(SEARCHED)}, params or macs, and data to judge by; change what differs"
         )
     assert plan.split is not None  # judged
@@ -196,7 +196,7 @@ def finish(
             norms=norms,
             bend=target.unit is not Unit.LATENCY,  # whose budget was found by students that are not bent
         )
-        fidelity = None if plan.own else judge.confirmed(student)
+        fidelity = None if plan.unlike else judge.confirmed(student)
     if plan.own:
         put_back(student.model, plan.own, moments_of(teacher))
     student.report = make_report(
@@ -210,8 +210,10 @@ def finish(
         kl_scale=plan.kl_scale.of(finishing.refitted),
         finishing=finishing,
     )
-    if plan.own:  # what was predicted was so of the renormalised model
-        student.report |= {"predicted_kl": None, "renormalized": True}
+    if plan.unlike:
+        student.report["predicted_kl"] = None
+    if plan.own:
+        student.report["renormalized"] = True
     if plan.stand_in:
         student.report["calibration"] = f"noise:{plan.stand_in}"
     if plan.timed is not None:

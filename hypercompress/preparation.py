@@ -62,7 +62,12 @@ def prepare(  # noqa: PLR0913  (each has a default)
         )
     original = as_written(teacher)
     norms = remembering_norms(original) if renormalize else []
-    chosen = _generator(generator, data is not None, unlike=bool(norms), progress=progress)
+    chosen = _generator(generator, data is not None, unlike=renormalize, progress=progress)
+    if norms and isinstance(chosen, AnalyticGenerator) and chosen.prior:
+        raise GeneratorError(
+            f"received generator '{chosen.name}' for a model that is renormalised to its data; expected one that does "
+            "not read the BatchNorms' moments, which are those of the data then; pass no data, or choose kfac"
+        )
     teacher = unpack(original)
     device, dtype = next(teacher.parameters()).device, dtype_of(teacher) if forward_fn is None else None
     split = None if data is None else split_batches(data, device, dtype)
@@ -84,23 +89,18 @@ def prepare(  # noqa: PLR0913  (each has a default)
         give_back()
         sketches = {name: found for name, found in sketches.items() if found.curvature is not None}
         spec = reached(spec, sketches)
-    return Plan(original, teacher, spec, sketches, split, chosen, timed, own=own)
+    return Plan(original, teacher, spec, sketches, split, chosen, timed, unlike=renormalize, own=own)
 
 
 def _generator(
     generator: str | Path | Generator, has_data: bool, *, unlike: bool, progress: Progress | None
 ) -> Generator:
-    """The generator, loaded if it is a name; ``unlike``: for a teacher that is renormalised to its data."""
+    """The generator, loaded if it is a name; ``unlike``: for data of another kind than the model's own."""
     if isinstance(generator, (str, Path)):
-        name = "kfac" if unlike and str(generator) == "auto" else generator  # the hypernetwork has learned from images
+        name = "kfac" if unlike and str(generator) == "auto" else generator  # the hypernetwork has learned from its own
         generator = load_generator(name, has_data=has_data, progress=progress)
         if unlike and isinstance(generator, AnalyticGenerator) and generator.spread:
             generator = replace(generator, spread=UNLIKE)
-    if unlike and isinstance(generator, AnalyticGenerator) and generator.prior:
-        raise GeneratorError(
-            f"received generator '{generator.name}' for a model that is renormalised to its data; expected one that "
-            "does not read the BatchNorms' moments, which are those of the data then; pass no data, or choose kfac"
-        )
     if not has_data and getattr(generator, "needs_data", False):
         raise GeneratorError(
             f"received no calibration data; expected some for generator '{generator.name}', which weighs directions by "
@@ -110,7 +110,7 @@ def _generator(
 
 
 def _on_noise(teacher: nn.Module, *, example: Any, seed: int, **options: Any) -> Plan | None:
-    """The plan of a teacher that is renormalised to noise; ``None`` where it cannot be, with a warning if it should."""
+    """The plan of a teacher measured on noise; ``None`` where it reads no images, or, with a warning, it fails."""
     noise = stand_in(as_written(teacher), example, seed=seed)
     if noise is None:
         return None

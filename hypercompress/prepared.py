@@ -24,6 +24,7 @@ class Plan:
         generator: what makes the factors.
         timed: the batch that latency is measured with, if it was.
         kl_scale: what a predicted KL is multiplied by (`probe.kl_scale`).
+        unlike: the data are of another kind than the model's own: they say nothing of what a student is worth on that.
         own: the BatchNorms' moments that a student is given back; empty if ``teacher`` is not renormalised.
         stand_in: images of noise that it was made with for want of others.
     """
@@ -36,5 +37,6 @@ class Plan:
     generator: Generator
     timed: Any = None
     kl_scale: KlScale = field(default_factory=KlScale)
+    unlike: bool = False
     own: Moments = field(default_factory=dict)
     stand_in: int = 0

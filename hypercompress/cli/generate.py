@@ -164,15 +164,16 @@ def _images(
 def _without_data(arguments: Namespace, teacher: nn.Module, terminal: Terminal) -> int:
     """How many images of noise stand in for others (`preparation.prepare`), and what would be closer or faster."""
     norms = len(remembering_norms(teacher))
-    closer = "--data DATA with any images, and for small models --data synthetic, are closer"
-    if norms and arguments.generator == "auto":
-        count = usual_images(inputs.input_size(teacher))
-        how = f"calibrated on {count} images of 1/f noise, {norms} BatchNorms renormalised to it"
-        terminal.note("no data", f"{how}; {closer}; --generator svd takes seconds and is further away")
-        return count
+    closer = "--data DATA with any images is closer"
     if norms:
+        closer = "--data DATA with any images, and for small models --data synthetic, are closer"
+    if arguments.generator != "auto":
         terminal.note("no data", f"made from the weights alone; --data noise is closer, and slower; {closer}")
-    return 0
+        return 0
+    count = usual_images(inputs.input_size(teacher))
+    how = f"{count} images of 1/f noise{f', {norms} BatchNorms renormalised to it' if norms else ''}"
+    terminal.note("no data", f"calibrated on {how}; {closer}; --generator svd takes seconds and is further away")
+    return count
 
 
 def _made(teacher: nn.Module, wanted: checks.Made, arguments: Namespace, terminal: Terminal) -> list[Tensor]:

@@ -161,12 +161,16 @@ def test_generate_without_data_calibrates_on_noise_and_says_so(
     assert "renormalized" not in report
 
 
-def test_generate_without_data_and_without_norms_reads_the_weights_alone(run: Run, tmp_path: Path) -> None:
+def test_generate_without_data_and_without_norms(run: Run, tmp_path: Path) -> None:
+    """Noise as it is, and nothing that it shows is claimed of the model."""
     words = ("--no-pretrained", "--params", 0.5, "--model-args", '{"img_size": 32, "patch_size": 8}')
     code, out, err = run("generate", "test_vit", tmp_path / "s", *words)
     assert (code, err) == (0, "")
-    assert "no data" not in out
-    assert "generator: svd (chosen by auto)" in out
+    assert "no data: calibrated on 1024 images of 1/f noise; --data DATA with any images is closer;" in out
+    assert "generator: kfac (chosen by auto)" in out
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert (report["calibration"], report["predicted_kl"], report["fidelity"]["kl"]) == ("noise:1024", None, None)
+    assert "renormalized" not in report
 
 
 @pytest.mark.parametrize("data", ["synthetic:", "synthetic:5", "synthetic:many", "synthetic:-1", "noise:5"])
