@@ -23,8 +23,9 @@ def load_generator(name: str | Path, has_data: bool = True, progress: Progress |
     """A generator by name, or a meta-trained hypernetwork by folder.
 
     Args:
-        name: ``hypernet`` is the released hypernetwork; ``auto`` too, but without data it is ``svd``, which does
-            better on networks that meta-training has not seen (LOG.md); analytic names; or a folder.
+        name: ``hypernet`` is the released hypernetwork; ``auto`` too, but without data, and without noise in their
+            place (`preparation.prepare`), it is ``svd``, which does better on networks not seen before (LOG.md);
+            analytic names; or a folder.
         has_data: whether calibration data will be given; analytic generators that need some refuse early.
         progress: called with ``"factorize"``, the number of layers done and the name of the next.
 
