@@ -11,9 +11,10 @@ from torch import nn
 from hypercompress.calibration import pieces, resized, split_batches
 from hypercompress.calling import ForwardFn, Progress, taking
 from hypercompress.copying import as_written
-from hypercompress.curvature import reached
-from hypercompress.errors import DataError, GeneratorError, ModelError, NonFiniteError
+from hypercompress.curvature import UNREACHED, reached
+from hypercompress.errors import DataError, GeneratorError
 from hypercompress.example import dtype_of, example_of, samples_of_a_pass
+from hypercompress.fidelity import compare, remembering
 from hypercompress.fisher import Probing
 from hypercompress.generator import AnalyticGenerator, Generator, load_generator
 from hypercompress.inspection import inspect
@@ -110,13 +111,28 @@ def _generator(
 
 
 def _on_noise(teacher: nn.Module, *, example: Any, seed: int, **options: Any) -> Plan | None:
-    """The plan of a teacher measured on noise; ``None`` where it reads no images, or, with a warning, it fails."""
-    noise = stand_in(as_written(teacher), example, seed=seed)
+    """The plan of a teacher measured on noise; ``None`` where it reads no images, or, with a warning, where that fails.
+
+    The model reads images that its owner never passed, so whatever it raises then is no fault of the input.
+    """
+    original = as_written(teacher)
+    noise = stand_in(original, example, seed=seed)
     if noise is None:
         return None
+    plain = unpack(original)
+    inspect(plain, example_of(plain, None, example), taking(None))  # faults that have nothing to do with noise
     try:
-        plan = prepare(teacher, noise, "auto", example=example, renormalize=True, seed=seed, **options)
-    except (DataError, ModelError, NonFiniteError) as error:
-        warnings.warn(f"noise cannot stand in for images: {error}. The weights alone are read", stacklevel=3)
+        plan = prepare(original, noise, "auto", example=example, renormalize=True, seed=seed, **options)
+        assert plan.split is not None  # noise was given
+        held_out = [*plan.split.select, *plan.split.confirm]  # the others were measured
+        compare(plan.teacher, plan.teacher, held_out, remembering(plan.teacher))
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
+        why, made = " ".join(str(error).split()), None
+    else:
+        lost = [layer.name for layer in plan.spec.layers if layer.reason == UNREACHED]
+        why, made = f"no gradient reaches {', '.join(lost)}", None if lost else plan
+    if made is None:
+        # The caller of `compress`, between which and this are `prepare` and the decorator.
+        warnings.warn(f"noise cannot stand in for images: {why}. The weights alone are read", stacklevel=5)
         return None
-    return replace(plan, stand_in=sum(map(len, noise)))
+    return replace(made, stand_in=sum(map(len, noise)))

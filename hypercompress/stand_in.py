@@ -1,18 +1,22 @@
 """Noise that stands in for calibration images where there are none.
 
 A student that is calibrated on 1/f noise, to which the model's BatchNorms are renormalised (`renormalization.py`), is
-far nearer than one of the weights alone (LOG.md, 2026-11-28). So that is what ``auto`` does without data.
+mostly far nearer than one of the weights alone (LOG.md, 2026-11-28). So that is what ``auto`` does without data.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hypercompress.architecture import own_input_size
-from hypercompress.inversion import synthesize, usual_images
+from hypercompress.inversion import fading_noise, usual_images
 
 BATCH = 32  # images, as of `generate`
+LARGEST, LARGEST_BATCH = 2**26, 2**23  # elements of all noise and of a batch of it: 256 and 32 MiB
+LEAST = 8  # images, however large
 
 
 def stand_in(model: nn.Module, example: Any = None, *, seed: int = 0) -> list[Tensor] | None:
@@ -20,16 +24,24 @@ def stand_in(model: nn.Module, example: Any = None, *, seed: int = 0) -> list[Te
 
     Args:
         model: not modified.
-        example: a batch that it takes; ``None``: its own input size counts.
+        example: a batch that it takes, of a tuple the first item; ``None``: its own input size counts.
         seed: of the noise.
     """
     size = own_input_size(model) if example is None else _image_size(example)
     if size is None:
         return None
-    return list(torch.cat(synthesize(model, size, usual_images(size), steps=0, seed=seed)).split(BATCH))
+    noise = fading_noise(stand_ins(size), size, torch.Generator().manual_seed(seed))
+    return list(noise.split(min(BATCH, max(2, LARGEST_BATCH // math.prod(size)))))
+
+
+def stand_ins(size: Sequence[int]) -> int:
+    """How many images of noise [c, h, w] stand in for others."""
+    return min(usual_images(size), max(LEAST, LARGEST // math.prod(size)))
 
 
 def _image_size(batch: Any) -> tuple[int, ...] | None:
     """Channels, height and width of the images of a batch; ``None``: it is something else."""
-    images = isinstance(batch, Tensor) and batch.is_floating_point() and batch.ndim == 4
-    return tuple(batch.shape[1:]) if images else None
+    images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(images, Tensor) and images.is_floating_point() and images.ndim == len("bchw"):
+        return tuple(images.shape[1:])
+    return None

@@ -1,6 +1,7 @@
 """Noise stands in for images where there are none and the model reads images."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 
 from hypercompress import Budget, compress
 from hypercompress.architecture import load_timm
-from hypercompress.inversion import SMALL, synthesize, usual_images
+from hypercompress.errors import ModelError, NonFiniteError
+from hypercompress.inversion import synthesize, usual_images
 from hypercompress.preparation import prepare
-from hypercompress.stand_in import stand_in
+from hypercompress.stand_in import LARGEST, LEAST, stand_in, stand_ins
 
 HALF = Budget(params=0.5)
 SIZE = (2, 12, 12)
@@ -44,9 +46,17 @@ def test_the_noise_is_of_the_model_s_size_and_seeded() -> None:
     assert {batch.shape[1:] for batch in stand_in(timm) or []} == {(3, 20, 24)}
 
 
-def test_as_many_images_as_are_made_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_batch_with_labels_the_images_count() -> None:
+    with_labels = stand_in(network(), (example(), torch.zeros(2))) or []
+    assert torch.equal(torch.cat(with_labels), torch.cat(stand_in(network(), example()) or []))
+
+
+def test_as_many_images_as_are_made_otherwise_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hypercompress.stand_in.usual_images", usual_images)
-    assert sum(map(len, stand_in(network(), example()) or [])) == usual_images(SIZE) > usual_images((2, SMALL, 2))
+    for size in (SIZE, (3, 224, 224)):
+        assert stand_ins(size) == usual_images(size)
+    assert LEAST < stand_ins((3, 1024, 1024)) <= LARGEST / (3 * 1024**2)
+    assert stand_ins((3, 4096, 4096)) == LEAST
 
 
 @pytest.mark.parametrize(
@@ -78,6 +88,44 @@ def test_auto_without_data_is_kfac_on_noise(norm: type[nn.Module]) -> None:
     assert report.get("renormalized", False) == (norm is nn.BatchNorm2d)
     assert report["predicted_kl"] is None
     assert set(report["fidelity"].values()) == {None}
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_everything_is_passed_on(seed: int) -> None:
+    model = network()
+    told: list[str] = []
+    wanted = prepare(model, stand_in(model, example(), seed=seed), "auto", renormalize=True, seed=seed)
+    plan = prepare(
+        model,
+        None,
+        "auto",
+        example=example(),
+        latency_batch=3,
+        seed=seed,
+        progress=lambda phase, *_: told.append(phase),
+    )
+    assert {"latency", "curvature"} <= set(told)
+    assert len(plan.timed) == 3
+    for layer in wanted.spec.candidates:
+        ours, theirs = (p.sketches[layer.name].curvature for p in (plan, wanted))
+        assert torch.equal(ours.fisher, theirs.fisher)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_in_the_model_s_own_precision(dtype: torch.dtype) -> None:
+    student = compress(network().to(dtype), HALF, example=example(dtype=dtype))
+    assert student.report["calibration"] == "noise:96"
+    assert {parameter.dtype for parameter in student.parameters()} == {dtype}
+
+
+def test_many_are_refitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypercompress.stand_in.usual_images", lambda _: 512)
+    model = network()
+    student = compress(model, HALF, example=example())
+    wanted = compress(model, HALF, stand_in(model, example()), renormalize=True)
+    assert student.report["refitted"] == wanted.report["refitted"] == "both"
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(value, student.state_dict()[name])
 
 
 def test_it_is_nearer_than_the_weights_alone() -> None:
@@ -116,26 +164,67 @@ def test_otherwise_the_weights_alone_are_read(other: str) -> None:
     assert student.report.get("calibration") is None
 
 
-class Undifferentiable(nn.Module):
-    """Inspection does not mind, curvature does."""
+class Around(nn.Module):
+    """A network that is called in some way which the batch that is inspected passes."""
 
-    def __init__(self) -> None:
+    def __init__(self, way: Callable[[nn.Sequential, Tensor], Tensor]) -> None:
         super().__init__()
-        self.body = network()
+        self.body, self.way = network(), way
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            output: Tensor = self.body(x)
-        return output
+        return self.way(self.body, x)
 
 
-def test_where_noise_fails_the_weights_alone_are_read_and_it_is_said() -> None:
-    model = Undifferentiable().eval()
-    with pytest.warns(UserWarning, match=r"noise cannot stand in for images: .*no_grad.*The weights alone are read"):
+def undifferentiable(body: nn.Sequential, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        output: Tensor = body(x)
+    return output
+
+
+def cut(body: nn.Sequential, x: Tensor) -> Tensor:
+    output: Tensor = body[3:](body[:3](x).detach())
+    return output
+
+
+def of_two(body: nn.Sequential, x: Tensor) -> Tensor:
+    output: Tensor = body(x.reshape(2, *SIZE))
+    return output
+
+
+def rarely_finite(body: nn.Sequential, x: Tensor) -> Tensor:
+    """Held-out noise alone is unlucky: it is asked without gradients, and in batches of more than two."""
+    output: Tensor = body(x)
+    return output if len(x) == 2 or output.requires_grad or body[1].training else output / 0 - output / 0
+
+
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [
+        (undifferentiable, "no_grad"),
+        (cut, "no gradient reaches body.0"),
+        (of_two, "shape .* is invalid"),
+        (rarely_finite, "NaN or infinity"),
+    ],
+)
+def test_where_noise_fails_the_weights_alone_are_read_and_it_is_said(
+    way: Callable[[nn.Sequential, Tensor], Tensor], why: str
+) -> None:
+    model = Around(way).eval()
+    with pytest.warns(UserWarning, match=f"noise cannot stand in for images: .*{why}.*The weights alone"):
         student = compress(model, HALF, example=example())
     wanted = compress(model, HALF, generator="svd", example=example())
     assert student.report["generator"]["name"] == "svd"
     assert all(torch.equal(value, student.state_dict()[name]) for name, value in wanted.state_dict().items())
+
+
+def test_faults_of_the_model_or_the_example_are_not_the_noise_s() -> None:
+    model = network()
+    with torch.no_grad():
+        model[0].weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"received NaN or infinity in 0\.weight;"):
+        compress(model, HALF, example=example())
+    with pytest.raises(ModelError, match="that the model does not take"):
+        compress(network(), HALF, example=torch.zeros(2, 5, 12, 12))
 
 
 def test_a_plan_says_how_many_images_stood_in() -> None:

@@ -13,11 +13,11 @@ from hypercompress.allocation import allocate
 from hypercompress.architecture import Architecture
 from hypercompress.artefact import refuse_existing
 from hypercompress.cli import checks, inputs, pareto
-from hypercompress.cli.shown import show_student
+from hypercompress.cli.shown import show_no_data, show_student
 from hypercompress.cli.terminal import Terminal
 from hypercompress.compress import SEARCHED, finish, searched
 from hypercompress.data import Preprocess, open_data
-from hypercompress.errors import BudgetError, HypercompressError
+from hypercompress.errors import BudgetError, GeneratorError, HypercompressError
 from hypercompress.generator import load_generator
 from hypercompress.inspection import require_supported
 from hypercompress.inversion import STEPS, passes_of, synthesize, usual_images
@@ -147,7 +147,7 @@ def _images(
         made = _made(teacher, wanted, arguments, terminal)
         return made, sum(map(len, made)), start
     if preprocess is None or arguments.data is None:
-        return None, _without_data(arguments, teacher, terminal), start
+        return None, show_no_data(arguments.generator, teacher, terminal), start
     terminal.phase("read images")
     images = open_data(arguments.data, preprocess, train=True)
     if outputs := inputs.output_shape(teacher, preprocess.input_size):
@@ -159,21 +159,6 @@ def _images(
     if arguments.renormalize:
         terminal.note("BatchNorms", f"{len(remembering_norms(teacher))} to renormalise to these images")
     return batches, count, time.perf_counter()
-
-
-def _without_data(arguments: Namespace, teacher: nn.Module, terminal: Terminal) -> int:
-    """How many images of noise stand in for others (`preparation.prepare`), and what would be closer or faster."""
-    norms = len(remembering_norms(teacher))
-    closer = "--data DATA with any images is closer"
-    if norms:
-        closer = "--data DATA with any images, and for small models --data synthetic, are closer"
-    if arguments.generator != "auto":
-        terminal.note("no data", f"made from the weights alone; --data noise is closer, and slower; {closer}")
-        return 0
-    count = usual_images(inputs.input_size(teacher))
-    how = f"{count} images of 1/f noise{f', {norms} BatchNorms renormalised to it' if norms else ''}"
-    terminal.note("no data", f"calibrated on {how}; {closer}; --generator svd takes seconds and is further away")
-    return count
 
 
 def _made(teacher: nn.Module, wanted: checks.Made, arguments: Namespace, terminal: Terminal) -> list[Tensor]:
@@ -228,6 +213,11 @@ def _output(arguments: Namespace) -> None:
 def _generator(arguments: Namespace) -> None:
     """The generator exists and has what it needs."""
     load_generator(arguments.generator, has_data=arguments.data is not None)
+    if arguments.generator == "prior" and checks.unlike(arguments):
+        raise GeneratorError(
+            "received --generator prior with images of another kind than the model's own; expected none, as it reads "
+            "the moments that BatchNorms remember; drop --data, or choose another generator"
+        )
 
 
 def _search(arguments: Namespace) -> None:

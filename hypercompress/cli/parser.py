@@ -121,7 +121,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     data = _data(
         parser,
         "train split; a part is held out to measure fidelity. noise[:COUNT]: 1/f noise, the model's BatchNorms "
-        "renormalised to it meanwhile; without --data so, too, where there are some. synthetic[:COUNT]: images made "
+        "renormalised to it meanwhile; --generator auto without --data does the same. synthetic[:COUNT]: images made "
         "from the model's own norm statistics, closer for small models of few classes (of either by default 1024, or "
         "256 above 64 x 64 pixels; more are closer; each synthetic one takes 80 passes forward and back, and all "
         "together up to 10,240 more)",

@@ -1,15 +1,18 @@
-"""What ``generate`` prints of a student."""
+"""What ``generate`` prints of a student, and of what it is made with."""
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
+from torch import nn
 
-from hypercompress.cli import checks
+from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.generator import ANALYTIC
+from hypercompress.norms import remembering_norms
 from hypercompress.search import NAME as SEARCH
+from hypercompress.stand_in import stand_ins
 
 REFITTED = {"none": "as generated", "outputs": "output factor refitted", "both": "both factors refitted"}
 
@@ -49,3 +52,19 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
     told = ", ".join(f"{counts[name]} {text}" for name, text in REFITTED.items() if counts[name])
     terminal.note("factored layers", told or "none")
     terminal.note("norm moments", str(report["norms"]))
+
+
+def show_no_data(generator: str, teacher: nn.Module, terminal: Terminal) -> int:
+    """How many images of noise are to stand in for others (`preparation.prepare`), and what is closer or faster."""
+    if generator != "auto":
+        terminal.note("no data", "the weights are read alone; without --generator it is slower and mostly closer")
+        return 0
+    count, norms = stand_ins(inputs.input_size(teacher)), len(remembering_norms(teacher))
+    renormalised = f", {norms} BatchNorms renormalised to it" if norms else ""
+    closer = f"--data DATA with any images{', or for small models --data synthetic' if norms else ''}"
+    terminal.note(
+        "no data",
+        f"{count} images of 1/f noise stand in{renormalised}; closer: {closer}; faster, and mostly further away: "
+        "--generator svd",
+    )
+    return count

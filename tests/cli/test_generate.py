@@ -147,16 +147,14 @@ def test_generate_without_data_calibrates_on_noise_and_says_so(
         assert (code, err) == (0, "")
         made[folder] = out, json.loads((tmp_path / folder / "report.json").read_text())
     out, report = made["none"]
-    assert "no data: calibrated on 1024 images of 1/f noise, 15 BatchNorms renormalised to it;" in out
-    assert "--generator svd takes seconds" in out
+    assert "no data: 1024 images of 1/f noise stand in, 15 BatchNorms renormalised to it; closer: --data DATA" in out
+    assert "faster, and mostly further away: --generator svd" in out
     assert "generator: kfac (chosen by auto)" in out
     assert (report["calibration"], report["renormalized"], report["generator"]["name"]) == ("noise:1024", True, "kfac")
     models = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("none", "noise", "svd")]
     assert models[0] == models[1] != models[2]
     out, report = made["svd"]
-    assert (
-        "no data: made from the weights alone; --data noise is closer, and slower; --data DATA with any images" in out
-    )
+    assert "no data: the weights are read alone; without --generator it is slower and mostly closer" in out
     assert report["calibration"] is None
     assert "renormalized" not in report
 
@@ -166,11 +164,22 @@ def test_generate_without_data_and_without_norms(run: Run, tmp_path: Path) -> No
     words = ("--no-pretrained", "--params", 0.5, "--model-args", '{"img_size": 32, "patch_size": 8}')
     code, out, err = run("generate", "test_vit", tmp_path / "s", *words)
     assert (code, err) == (0, "")
-    assert "no data: calibrated on 1024 images of 1/f noise; --data DATA with any images is closer;" in out
+    assert "no data: 1024 images of 1/f noise stand in; closer: --data DATA with any images; faster" in out
     assert "generator: kfac (chosen by auto)" in out
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     assert (report["calibration"], report["predicted_kl"], report["fidelity"]["kl"]) == ("noise:1024", None, None)
     assert "renormalized" not in report
+
+
+def test_prior_is_not_asked_of_renormalised_moments(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    words = ("--params", 0.3, "--generator", "prior")
+    code, out, err = run("generate", name, tmp_path / "s", *rest, *words, "--data", "noise")
+    assert (code, out) == (2, "")
+    assert err.startswith(
+        "error: received --generator prior with images of another kind than the model's own; expected"
+    )
+    assert run("generate", name, tmp_path / "s", *rest, *words)[0] == 0
 
 
 @pytest.mark.parametrize("data", ["synthetic:", "synthetic:5", "synthetic:many", "synthetic:-1", "noise:5"])
