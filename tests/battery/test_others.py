@@ -100,7 +100,8 @@ def test_every_family_of_torchvision_is_here() -> None:
 def test_of_every_family_of_torchvision_it_is_the_smallest() -> None:
     smallest: dict[str, tuple[int, str]] = {}
     for name in zoo.list_models(module=zoo):
-        with torch.device("meta"):
+        # torchvision computes the widths of a RegNet by tensors, and reads them.
+        with torch.device("cpu" if name.startswith("regnet") else "meta"):
             size = sum(p.numel() for p in torchvision_model(name).parameters())
         family = zoo.get_model_builder(name).__module__
         smallest[family] = min((size, name), smallest.get(family, (size, name)))
