@@ -26,6 +26,7 @@ from hypercompress.norms import remembering_norms
 SMALL = 64 * 64  # pixels up to which as many images are made as are read of real ones
 IMAGES = 1024
 FEWER = 256  # of larger ones: each is more samples to a convolution, and takes longer
+LARGEST, LEAST = 2**26, 8  # elements of all that are made, 256 MiB, and images, however large
 BATCH = 64  # images whose moments are matched together
 STEPS = 160  # of the generator
 SHARE = 2  # of these steps one in so many is taken for each batch that it made
@@ -94,8 +95,9 @@ def passes_of(images: int, steps: int = STEPS) -> int:
 
 
 def usual_images(input_size: Sequence[int]) -> int:
-    """How many images are made of this size if nobody says."""
-    return IMAGES if math.prod(input_size[1:]) <= SMALL else FEWER
+    """How many images are made of this size if nobody says, within memory."""
+    usual = IMAGES if math.prod(input_size[1:]) <= SMALL else FEWER
+    return min(usual, max(LEAST, LARGEST // math.prod(input_size)))
 
 
 def fading_noise(

@@ -5,7 +5,6 @@ mostly far nearer than one of the weights alone (LOG.md, 2026-11-28). So that is
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +14,7 @@ from hypercompress.architecture import own_input_size
 from hypercompress.inversion import fading_noise, usual_images
 
 BATCH = 32  # images, as of `generate`
-LARGEST, LARGEST_BATCH = 2**26, 2**23  # elements of all noise and of a batch of it: 256 and 32 MiB
-LEAST = 8  # images, however large
+LARGEST_BATCH = 2**23  # elements: 32 MiB
 
 
 def stand_in(model: nn.Module, example: Any = None, *, seed: int = 0) -> list[Tensor] | None:
@@ -30,13 +28,8 @@ def stand_in(model: nn.Module, example: Any = None, *, seed: int = 0) -> list[Te
     size = own_input_size(model) if example is None else _image_size(example)
     if size is None:
         return None
-    noise = fading_noise(stand_ins(size), size, torch.Generator().manual_seed(seed))
+    noise = fading_noise(usual_images(size), size, torch.Generator().manual_seed(seed))
     return list(noise.split(min(BATCH, max(2, LARGEST_BATCH // math.prod(size)))))
-
-
-def stand_ins(size: Sequence[int]) -> int:
-    """How many images of noise [c, h, w] stand in for others."""
-    return min(usual_images(size), max(LEAST, LARGEST // math.prod(size)))
 
 
 def _image_size(batch: Any) -> tuple[int, ...] | None:

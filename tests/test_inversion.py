@@ -14,7 +14,17 @@ from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.fidelity import compare
 from hypercompress.image_generator import PyramidGenerator
-from hypercompress.inversion import fading_noise, learn, mismatch, synthesize
+from hypercompress.inversion import (
+    FEWER,
+    IMAGES,
+    LARGEST,
+    LEAST,
+    fading_noise,
+    learn,
+    mismatch,
+    synthesize,
+    usual_images,
+)
 from hypercompress.models import load_model
 from hypercompress.norms import remembering_norms
 
@@ -114,6 +124,14 @@ def test_students_of_a_trained_model_are_far_closer_than_from_weights_alone() ->
     for generator in ("svd", "prior", "hypernet"):
         blind = compress(teacher, Budget(params=0.3), generator=generator)
         assert kl < 0.5 * compare(teacher, blind, images).kl
+
+
+def test_usually_fewer_large_images_are_made_and_no_more_than_fit() -> None:
+    """By default of noise that stands in, of ``--data noise`` and of ``--data synthetic`` alike."""
+    assert [usual_images(size) for size in ((3, 64, 64), (3, 65, 65), (3, 224, 224))] == [IMAGES, FEWER, FEWER]
+    count = usual_images((3, 1024, 1024))
+    assert count * 3 * 1024**2 <= LARGEST < (count + 1) * 3 * 1024**2
+    assert usual_images((3, 8192, 8192)) == LEAST
 
 
 @pytest.mark.parametrize("arguments", [{"images": 1}, {"steps": -1}])

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from hypercompress import Budget, compress
 from hypercompress.architecture import load_timm
 from hypercompress.errors import ModelError, NonFiniteError
-from hypercompress.inversion import synthesize, usual_images
+from hypercompress.inversion import synthesize
 from hypercompress.preparation import prepare
-from hypercompress.stand_in import LARGEST, LEAST, stand_in, stand_ins
+from hypercompress.stand_in import stand_in
 
 HALF = Budget(params=0.5)
 SIZE = (2, 12, 12)
@@ -49,14 +49,6 @@ def test_the_noise_is_of_the_model_s_size_and_seeded() -> None:
 def test_of_a_batch_with_labels_the_images_count() -> None:
     with_labels = stand_in(network(), (example(), torch.zeros(2))) or []
     assert torch.equal(torch.cat(with_labels), torch.cat(stand_in(network(), example()) or []))
-
-
-def test_as_many_images_as_are_made_otherwise_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hypercompress.stand_in.usual_images", usual_images)
-    for size in (SIZE, (3, 224, 224)):
-        assert stand_ins(size) == usual_images(size)
-    assert LEAST < stand_ins((3, 1024, 1024)) <= LARGEST / (3 * 1024**2)
-    assert stand_ins((3, 4096, 4096)) == LEAST
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,8 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         "train split; a part is held out to measure fidelity. noise[:COUNT]: 1/f noise, the model's BatchNorms "
         "renormalised to it meanwhile; --generator auto without --data does the same. synthetic[:COUNT]: images made "
         "from the model's own norm statistics, closer for small models of few classes (of either by default 1024, or "
-        "256 above 64 x 64 pixels; more are closer; each synthetic one takes 80 passes forward and back, and all "
-        "together up to 10,240 more)",
+        "256 above 64 x 64 pixels, fewer of very large ones; more are closer; each synthetic one takes 80 passes "
+        "forward and back, and all together up to 10,240 more)",
     )
     data.add_argument("--images", type=int, default=1024, metavar="N", help="calibration images (default: 1024)")
     data.add_argument(

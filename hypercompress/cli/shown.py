@@ -10,9 +10,9 @@ from torch import nn
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.generator import ANALYTIC
+from hypercompress.inversion import usual_images
 from hypercompress.norms import remembering_norms
 from hypercompress.search import NAME as SEARCH
-from hypercompress.stand_in import stand_ins
 
 REFITTED = {"none": "as generated", "outputs": "output factor refitted", "both": "both factors refitted"}
 
@@ -59,7 +59,7 @@ def show_no_data(generator: str, teacher: nn.Module, terminal: Terminal) -> int:
     if generator != "auto":
         terminal.note("no data", "the weights are read alone; without --generator it is slower and mostly closer")
         return 0
-    count, norms = stand_ins(inputs.input_size(teacher)), len(remembering_norms(teacher))
+    count, norms = usual_images(inputs.input_size(teacher)), len(remembering_norms(teacher))
     renormalised = f", {norms} BatchNorms renormalised to it" if norms else ""
     closer = f"--data DATA with any images{', or for small models --data synthetic' if norms else ''}"
     terminal.note(
