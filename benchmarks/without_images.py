@@ -1,12 +1,17 @@
-"""Without images: what ``auto`` makes (`kfac` on noise, BatchNorms renormalised to it) beside ``svd`` of the weights.
+"""Without images: what ``auto`` makes (`kfac` on noise, BatchNorms renormalised to it) beside what else there is.
 
     python -m benchmarks.without_images --root DATA --teacher FOLDER [FOLDER ...] [--assets ASSETS]
-        [--out benchmarks/results]
+        [--methods ...] [--draws 3] [--out benchmarks/results]
 
-Students at mild to middling shares of the parameters, as ``generate`` gives them; KL and agreement with the teacher on
-up to 2,000 test images. ``--teacher`` takes folders of the zoo (`lightning_modules.zoo`), whose index says what data
-each was trained on; ``--assets`` adds EfficientNet-Lite0 (`efficientnet_lite0`) and its photographs. Writes
-``without_images.csv``; rows that are there are not made again. One CPU core, one to four minutes a teacher.
+Students at mild to middling shares of the parameters; KL and agreement with the teacher on up to 2,000 test images.
+``svd`` and ``prior`` read the weights, as does ``hypernet``, the released one; ``kfac-gauss`` and ``kfac-pink`` are
+calibrated on white and on 1/f noise as it is, and are not refitted to it; ``auto`` is the default of ``generate``,
+refit and all; ``kfac-synthetic`` is ``kfac`` with ``--data synthetic``, made only if ``--methods`` names it: that takes
+minutes to hours. What depends on noise is drawn ``--draws`` times.
+
+``--teacher`` takes folders of the zoo (`lightning_modules.zoo`), whose index says what data each was trained on;
+``--assets`` adds EfficientNet-Lite0 (`efficientnet_lite0`) and its photographs. Writes ``without_images.csv``; rows
+that are there are not made again. One CPU core, five to fifteen minutes a teacher.
 """
 
 import argparse
@@ -19,66 +24,104 @@ from torch import nn
 from benchmarks.common import RESULTS, Results, Set, digest, fidelity, read_set, say
 from benchmarks.efficientnet_lite0 import open_teacher
 from benchmarks.prediction import data_of
+from benchmarks.protocol.methods import IMAGINED, NOISES, SYNTHETIC
+from benchmarks.protocol.noise import images_of
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
+from hypercompress.inversion import usual_images
 from hypercompress.models import load_model
 from hypercompress.preparation import prepare
+from hypercompress.prepared import Plan
 from hypercompress.specs import Budget
+from hypercompress.stand_in import BATCH
 
 SHARES = (0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
-GENERATORS = ("svd", "auto")
-KEY = ("teacher", "share", "asked")
+AUTO, MADE = "auto", SYNTHETIC[0]
+CLOSED_FORMS = ("svd", "prior", *NOISES)
+METHODS = (*CLOSED_FORMS, "hypernet", AUTO, MADE)
+DRAWN = (*NOISES, AUTO, MADE)  # depend on noise
+KEY = ("teacher", "share", "asked", "draw")
 TEST = 2000
 LEAST = 1e-6  # nats: below that a KL is 0 as far as its mean goes
 REAL = "efficientnet_lite0"
 
 
-def run(name: str, teacher: nn.Module, test: Set, weights: str, results: Results) -> None:
+def run(
+    name: str, teacher: nn.Module, test: Set, weights: str, methods: Sequence[str], draws: int, results: Results
+) -> None:
     """All rows of a teacher that are missing."""
-    for asked in GENERATORS:
-        key = {"teacher": name, "asked": asked, "weights": weights}
+    for asked, draw in ((method, draw) for method in methods for draw in range(draws if method in DRAWN else 1)):
+        key = {"teacher": name, "asked": asked, "draw": draw, "weights": weights}
         missing = [share for share in SHARES if not results.has({**key, "share": share})]
         if not missing:
             continue
-        plan = prepare(teacher, None, asked, example=test.images[:2])
+        plan = planned(teacher, asked, test, draw)
         for share in missing:
             try:
-                student = finish(plan, Budget(params=share))
+                student = finish(plan, Budget(params=share), refit=asked not in NOISES, norms=asked not in NOISES)
             except BudgetError as error:
                 say(f"{name}: {error}")
                 continue
             found = fidelity(teacher, student, test)
             made = {"generator": plan.generator.name, "noise": plan.stand_in, "refitted": student.report["refitted"]}
             results.add({**key, "share": share, **made, "kl": found.kl, "agreement": found.agreement})
-        say(f"{name}: {asked} is {plan.generator.name}")
+        say(f"{name}: {asked} is {plan.generator.name}, draw {draw}")
+
+
+def planned(teacher: nn.Module, asked: str, test: Set, draw: int) -> Plan:
+    """The teacher, measured for a method; of the test set only the size of its images counts."""
+    if asked not in IMAGINED:
+        return prepare(teacher, None, asked, example=test.images[:2], seed=draw)
+    channels, height, width = test.images.shape[1:]
+    size = (channels, height, width)
+    images = images_of(IMAGINED[asked], teacher, usual_images(size), size, draw)
+    return prepare(teacher, images.split(BATCH), "kfac", seed=draw)
 
 
 def verdict(results: Results) -> str:
-    """For the zoo's networks, and for EfficientNet-Lite0, a line for each share: how many are nearer, KL, agreement."""
+    """For the zoo's networks, and for EfficientNet-Lite0, a line for each share and method: KL, agreement, and on how
+    many networks ``auto`` is nearer, each the mean over its draws; then the same of the best closed form of each.
+    """
     lines = []
     for group in ("the others", REAL):
         rows = [row for row in results.rows if (row["teacher"] == REAL) == (group == REAL)]
         for share in SHARES:
-            svd, auto = (
-                {row["teacher"]: row for row in rows if (row["asked"], float(row["share"])) == (asked, share)}
-                for asked in GENERATORS
-            )
-            if pairs := [(svd[name], row) for name, row in auto.items() if name in svd]:
-                lines.append(f"{group}, {share:.0%} of the parameters: {_compared(pairs)}")
+            means = {asked: _means([r for r in rows if float(r["share"]) == share], asked) for asked in METHODS}
+            means["best closed form"] = {
+                name: max((means[asked][name] for asked in CLOSED_FORMS), key=lambda mean: mean[1])
+                for name in set.intersection(*(set(means[asked]) for asked in CLOSED_FORMS))
+            }
+            lines += [
+                f"{group}, {share:.0%} of the parameters, {asked}: {_compared(found, means[AUTO])}"
+                for asked, found in means.items()
+                if found
+            ]
     return "\n".join(lines)
 
 
-def _compared(pairs: Sequence[tuple[Mapping[str, str], Mapping[str, str]]]) -> str:
-    """What `verdict` says of rows of ``svd`` and of ``auto``."""
-    nearer = sum(int(auto["noise"]) > 0 and float(auto["kl"]) < float(svd["kl"]) for svd, auto in pairs)
-    kls, agree = [], []
-    for rows in zip(*pairs, strict=True):
-        kls.append(math.exp(math.fsum(math.log(max(float(row["kl"]), LEAST)) for row in rows) / len(rows)))
-        agree.append(100 * math.fsum(float(row["agreement"]) for row in rows) / len(rows))
-    return (
-        f"auto nearer than svd on {nearer} of {len(pairs)}, KL (geometric mean) {kls[0]:.4g} -> {kls[1]:.4g}, "
-        f"agreement {agree[0]:.1f} -> {agree[1]:.1f} %"
-    )
+def _means(rows: Sequence[Mapping[str, str]], asked: str) -> dict[str, tuple[float, float]]:
+    """By teacher: the mean logarithm of the KL, and the mean agreement, of all draws of a method."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["asked"] == asked:
+            pair = math.log(max(float(row["kl"]), LEAST)), float(row["agreement"])
+            found.setdefault(row["teacher"], []).append(pair)
+    return {name: (_mean([kl for kl, _ in of]), _mean([share for _, share in of])) for name, of in found.items()}
+
+
+def _compared(found: Mapping[str, tuple[float, float]], auto: Mapping[str, tuple[float, float]]) -> str:
+    """What `verdict` says of a method."""
+    kl, agreement = (_mean([mean[i] for mean in found.values()]) for i in (0, 1))
+    text = f"{len(found)} networks, KL (geometric mean) {math.exp(kl):.4g}, agreement {100 * agreement:.1f} %"
+    both = [(mean, auto[name]) for name, mean in found.items() if name in auto]
+    if found is auto or not both:
+        return text
+    nearer, oftener = (sum(sign * (mine[i] - other[i]) > 0 for other, mine in both) for i, sign in ((0, -1), (1, 1)))
+    return f"{text}; auto is nearer on {nearer}, agrees more often on {oftener} of {len(both)}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -87,17 +130,20 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", required=True, metavar="DATA", help="folder that the data sets lie in")
     parser.add_argument("--teacher", type=Path, nargs="*", default=[], metavar="FOLDER", help="folders of the zoo")
     parser.add_argument("--assets", type=Path, metavar="ASSETS", help="folder of EfficientNet-Lite0 and photographs")
+    usual = [asked for asked in METHODS if asked != MADE]
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=usual, help=f"default: all but {MADE}")
+    parser.add_argument("--draws", type=int, default=3, help="of noise (default: 3)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the file goes (default: benchmarks/results)")
     options = parser.parse_args(words)
     results = Results(options.out / "without_images.csv", KEY)
     for folder in options.teacher:
         teacher, _ = load_model(str(folder))
         test = read_set(teacher, data_of(folder, options.root), train=False, limit=TEST)
-        run(folder.name, teacher, test, digest(folder), results)
+        run(folder.name, teacher, test, digest(folder), options.methods, options.draws, results)
     if options.assets is not None:
         teacher, _ = open_teacher(options.assets)
         test = read_set(teacher, str(options.assets / "photos"), train=False)
-        run(REAL, teacher, test, digest(options.assets), results)
+        run(REAL, teacher, test, digest(options.assets), options.methods, options.draws, results)
     say(verdict(results))
 
 
