@@ -16,7 +16,6 @@ from hypercompress.copying import as_written
 from hypercompress.errors import GeneratorError
 from hypercompress.generator import Generator
 from hypercompress.guard import Judge
-from hypercompress.inspection import require_supported
 from hypercompress.latency import times_of
 from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
@@ -27,6 +26,7 @@ from hypercompress.search import search as search_ranks
 from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit, require_budget
 from hypercompress.student import Student, build_student
 from hypercompress.targeting import targeted
+from hypercompress.wanted import Wanted
 
 SEARCHED = ("hypernet", "kfac")  # generators whose start is `kfac`
 
@@ -107,11 +107,10 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             forward_fn=forward_fn,
             latency_batch=latency_batch if fast or budget.unit is Unit.LATENCY else None,
             renormalize=renormalize,
+            wanted=Wanted(budget, strict),
             seed=seed,
             progress=progress,
         )
-        if strict:
-            require_supported(plan.teacher, plan.spec)
         plan, tries = searched(plan, budget, search, forward_fn=forward_fn, refit=refit, seed=seed, progress=progress)
         student = finish(
             plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start

@@ -27,7 +27,9 @@ from hypercompress.replaceable import replaceable
 from hypercompress.sketch import sketch
 from hypercompress.stand_in import stand_in
 from hypercompress.unpacking import unpack
+from hypercompress.wanted import Wanted
 
+ANYTHING = Wanted()
 UNLIKE = 1.0  # share of the lost variance that is given back: more of it is lost of the model's own images
 
 
@@ -40,6 +42,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     forward_fn: ForwardFn | None = None,
     latency_batch: int | None = None,
     renormalize: bool = False,
+    wanted: Wanted = ANYTHING,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
@@ -49,12 +52,13 @@ def prepare(  # noqa: PLR0913  (each has a default)
         latency_batch: samples of the batch that is timed; ``None``: no times are measured. If they are, only forms that
             are faster than the dense layer are used.
         renormalize: see `compress`.
+        wanted: what cannot be had is refused before anything is measured.
 
     Without data ``auto`` is `kfac` on noise, of which `Plan.stand_in` tells; where that cannot be, it is ``svd``.
     """
     if data is None and str(generator) == "auto" and not renormalize and forward_fn is None:
         options = {"example": example, "latency_batch": latency_batch, "seed": seed, "progress": progress}
-        if (plan := _on_noise(teacher, **options)) is not None:
+        if (plan := _on_noise(teacher, wanted, **options)) is not None:
             return plan
     if renormalize and data is None:
         raise DataError(
@@ -78,6 +82,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     example = example_of(teacher, split, example)
     spec, timed = inspect(teacher, example, taking(forward_fn)), None
     spec = replaceable(teacher, spec, example, forward_fn)
+    wanted.check(teacher, spec)
     if latency_batch is not None:
         timed = resized(example, latency_batch)
         spec = measure_latency(teacher, spec, timed, forward_fn=forward_fn, progress=progress)
@@ -90,6 +95,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
         give_back()
         sketches = {name: found for name, found in sketches.items() if found.curvature is not None}
         spec = reached(spec, sketches)
+    wanted.check(teacher, spec)  # again: some layers turn out to be unsupported when they run
     return Plan(original, teacher, spec, sketches, split, chosen, timed, unlike=renormalize, own=own)
 
 
@@ -110,7 +116,7 @@ def _generator(
     return generator
 
 
-def _on_noise(teacher: nn.Module, *, example: Any, seed: int, **options: Any) -> Plan | None:
+def _on_noise(teacher: nn.Module, wanted: Wanted, *, example: Any, seed: int, **options: Any) -> Plan | None:
     """The plan of a teacher measured on noise; ``None`` where it reads no images, or, with a warning, where that fails.
 
     The model reads images that its owner never passed, so whatever it raises then is no fault of the input.
@@ -120,7 +126,7 @@ def _on_noise(teacher: nn.Module, *, example: Any, seed: int, **options: Any) ->
     if noise is None:
         return None
     plain = unpack(original)
-    inspect(plain, example_of(plain, None, example), taking(None))  # faults that have nothing to do with noise
+    wanted.check(plain, inspect(plain, example_of(plain, None, example), taking(None)))  # faults that are not noise's
     try:
         plan = prepare(original, noise, "auto", example=example, renormalize=True, seed=seed, **options)
         assert plan.split is not None  # noise was given
@@ -135,4 +141,5 @@ def _on_noise(teacher: nn.Module, *, example: Any, seed: int, **options: Any) ->
         # The caller of `compress`, between which and this are `prepare` and the decorator.
         warnings.warn(f"noise cannot stand in for images: {why}. The weights alone are read", stacklevel=5)
         return None
+    wanted.check(made.teacher, made.spec)
     return replace(made, stand_in=sum(map(len, noise)))

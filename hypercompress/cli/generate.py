@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypercompress.allocation import allocate
 from hypercompress.architecture import Architecture
 from hypercompress.artefact import refuse_existing
 from hypercompress.cli import checks, inputs, pareto
@@ -19,16 +18,16 @@ from hypercompress.compress import SEARCHED, finish, searched
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, GeneratorError, HypercompressError
 from hypercompress.generator import load_generator
-from hypercompress.inspection import require_supported
 from hypercompress.inversion import STEPS, passes_of, synthesize, usual_images
 from hypercompress.norms import remembering_norms
 from hypercompress.preparation import prepare
 from hypercompress.prepared import Plan
 from hypercompress.replacing import prepared_in
 from hypercompress.report import warn_if_larger
-from hypercompress.specs import Budget, ModelSpec, Unit
+from hypercompress.specs import Budget, Unit
 from hypercompress.student import Student
 from hypercompress.unpacking import unpack
+from hypercompress.wanted import Wanted
 
 
 def generate(arguments: Namespace) -> None:
@@ -70,8 +69,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")
     unpacked = unpack(teacher)
     spec = inputs.inspected(unpacked, inputs.input_size(teacher))
-    supported(unpacked, spec, arguments)
-    reachable(spec, budget)
+    wanted = Wanted(budget, arguments.strict)
+    wanted.check(unpacked, spec)  # before images are read
 
     batches, count, start = _images(arguments, teacher, preprocess, terminal)
     name = arguments.generator if budget is not None else pareto.GENERATOR
@@ -88,10 +87,10 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         name,
         latency_batch=timed,
         renormalize=checks.unlike(arguments),
+        wanted=wanted,
         seed=arguments.seed,
         progress=terminal.progress,
     )
-    supported(plan.teacher, plan.spec, arguments)  # again: some layers turn out to be unsupported when they run
     trade_off = None
     if arguments.pareto is not None:
         terminal.phase("trade-off")
@@ -255,14 +254,6 @@ def _renormalize(arguments: Namespace) -> None:
         )
 
 
-def reachable(spec: ModelSpec, budget: Budget | None) -> None:
-    """A budget below rank 1 everywhere is refused before anything is measured, with the range that can be had."""
-    if budget is not None and budget.unit is not Unit.LATENCY:
-        flat = {layer.name: torch.ones(layer.full_rank) for layer in spec.candidates}
-        inputs = {layer.name: torch.ones(layer.channels) for layer in spec.candidates if layer.projects}
-        allocate(spec, flat, budget, nats=False, inputs=inputs)
-
-
 def made_with(arguments: Namespace) -> dict[str, Any]:
     """The options that decide what is made, besides those in the report already; null: without effect."""
     data = arguments.data is not None
@@ -276,9 +267,3 @@ def made_with(arguments: Namespace) -> dict[str, Any]:
         "renormalize": checks.unlike(arguments),
         "fast": arguments.fast,
     }
-
-
-def supported(model: nn.Module, spec: ModelSpec, arguments: Namespace) -> None:
-    """With ``--strict`` a model with an unsupported layer is refused."""
-    if arguments.strict:
-        require_supported(model, spec)

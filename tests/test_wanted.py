@@ -1,0 +1,80 @@
+"""What cannot be had is refused before anything is measured."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hypercompress import Budget, compress
+from hypercompress.errors import BudgetError, ModelError
+from hypercompress.preparation import prepare
+from hypercompress.wanted import Wanted
+
+
+class Mixing(nn.Module):
+    """A layer of no known kind: of the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("oc,bchw->bohw", self.weight, x)
+
+
+class MeasuredError(Exception):
+    """Something was measured."""
+
+
+def network(*others: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 12, 3), *others, nn.ReLU(), nn.Conv2d(12, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 5),
+    ).eval()  # fmt: skip
+
+
+def images(count: int = 64) -> list[Tensor]:
+    return list(torch.randn(count, 2, 12, 12, generator=torch.Generator().manual_seed(0)).split(16))
+
+
+NO_IMAGES = {"example": torch.zeros(2, 2, 12, 12)}  # so noise stands in
+GIVEN = pytest.mark.parametrize("given", [{"data": images()}, NO_IMAGES], ids=["images", "noise"])
+
+
+def never(*_: Any) -> None:
+    raise MeasuredError
+
+
+@GIVEN
+def test_a_budget_out_of_reach(given: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError, match=r"received a params budget of 0\.001; expected between 0\.\d+ and 1"):
+        compress(network(), Budget(params=0.001), **given, progress=never)
+
+
+@GIVEN
+def test_a_layer_of_no_kind(given: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="1 of 4 layers are unsupported: 1 "):
+        compress(network(Mixing()), Budget(params=0.9), **given, strict=True, progress=never)
+    assert compress(network(Mixing()), Budget(params=0.9), **given).ranks
+
+
+@GIVEN
+def test_what_can_be_had_is_measured(given: dict[str, Any]) -> None:
+    with pytest.raises(MeasuredError):
+        compress(network(), Budget(params=0.9), **given, strict=True, progress=never)
+
+
+def test_times_are_no_share_that_can_be_judged_beforehand() -> None:
+    plan = prepare(network(), images(), "kfac")
+    Wanted(Budget(latency=0.001)).check(plan.teacher, plan.spec)
+    with pytest.raises(BudgetError):
+        Wanted(Budget(macs=0.001)).check(plan.teacher, plan.spec)
+
+
+def test_nothing_is_refused_if_nothing_is_asked() -> None:
+    plan = prepare(network(Mixing()), images(), "kfac")
+    Wanted().check(plan.teacher, plan.spec)
+    with pytest.raises(ModelError):
+        Wanted(strict=True).check(plan.teacher, plan.spec)
