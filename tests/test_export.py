@@ -1,57 +1,26 @@
 """Exported files run elsewhere, give the student's outputs at every batch size, and are as small as the student."""
 
 import errno
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
 import hypercompress
 from benchmarks import families
-from hypercompress import Budget, Student
-from hypercompress.calibration import split_batches
-from hypercompress.errors import ArtefactError, DataError, ExportError, ModelError
-from hypercompress.export import FORMATS, Exported, checked, export, int8, onnx_file, program
+from hypercompress import Student
+from hypercompress.errors import ArtefactError, ExportError, ModelError
+from hypercompress.export import FORMATS, Exported, checked, export, onnx_file, program
 from hypercompress.report import bytes_of
-from tests.cli.words import Run
+from tests.exported import MLP, mlp_student, run_elsewhere, student_of
 
 NAMES = ("test_resnet", "test_vit")
 SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2"}
-
-
-class MLP(nn.Module):
-    """A model of the user's own class, without a ``pretrained_cfg``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(32, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 7))
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.layers(x)
-        return output
-
-
-class Convolutions(nn.Module):
-    """A small convolutional network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm = nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32)
-        self.second, self.fc = nn.Conv2d(32, 64, 3, 2, 1), nn.Linear(64, 7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.second(self.norm(self.first(x)).relu()).relu()
-        output: Tensor = self.fc(x.mean((2, 3)))
-        return output
 
 
 class Moody(nn.Module):
@@ -64,26 +33,6 @@ class Moody(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.fc(x) if x.sum() > 0 else x
         return output
-
-
-def student_of(name: str) -> Student:
-    torch.manual_seed(0)
-    model = families.alive(timm.create_model(name, pretrained=False, num_classes=10))
-    return hypercompress.compress(model, Budget(params=0.6), generator="svd")
-
-
-def mlp_student(share: float = 0.3) -> Student:
-    torch.manual_seed(0)
-    return hypercompress.compress(MLP(), Budget(params=share), generator="svd", example=torch.randn(2, 32))
-
-
-def run_elsewhere(file: Path, kind: str, x: Tensor) -> Tensor:
-    """The file's outputs by the shortest way that a deployer would take."""
-    if kind == "onnx":
-        session = onnxruntime.InferenceSession(str(file))
-        return torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
-    output: Tensor = torch.export.load(str(file)).module()(x)
-    return output
 
 
 @pytest.fixture(scope="module", params=[(name, kind) for name in NAMES for kind in FORMATS], ids="-".join)
@@ -282,64 +231,6 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "mine"}
 
 
-def agreement(file: Path, model: nn.Module, images: Tensor, batch: int = 32) -> float:
-    """By batches as `export` measures it: dynamic ranges are those of a batch."""
-    answers = torch.cat([run_elsewhere(file, "onnx", some) for some in images.split(batch)])
-    with torch.no_grad():
-        return float((answers.argmax(1) == model(images).argmax(1)).float().mean())
-
-
-def test_int8_of_products_is_dynamic_and_needs_no_images(tmp_path: Path) -> None:
-    student = mlp_student(0.9)
-    exported = export(student, tmp_path / "file", input_size=(32,), int8=True, seed=5)
-    result = exported.int8
-    assert result is not None
-    assert (result.method, result.measured_on, result.images) == ("dynamic", "noise", int8.NOISE)
-    assert exported.bytes == (tmp_path / "file").stat().st_size < 0.35 * result.float_bytes
-    noise = torch.randn(int8.NOISE, 32, generator=torch.Generator().manual_seed(5))
-    assert result.agreement == pytest.approx(agreement(tmp_path / "file", student, noise))
-    assert result.agreement > 0.8
-    assert 0 <= result.kl < 0.01
-    assert exported.as_json()["int8"] == vars(result)
-    kinds = {node.op_type for node in onnx.load(tmp_path / "file").graph.node}
-    assert "MatMulInteger" in kinds
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_int8_of_convolutions_is_calibrated_on_some_images_and_measured_on_others(tmp_path: Path) -> None:
-    example = torch.randn(2, 3, 16, 16)
-    student = hypercompress.compress(Convolutions(), Budget(params=0.6), generator="svd", example=example)
-    batches = [(torch.randn(16, 3, 16, 16), torch.zeros(16, dtype=torch.long)) for _ in range(4)]
-    exported = export(student, tmp_path / "file", input_size=(3, 16, 16), int8=True, data=batches)
-    result = exported.int8
-    assert result is not None
-    assert (result.method, result.measured_on) == ("static", "data")
-    assert exported.bytes < 0.5 * result.float_bytes
-    split = split_batches([images for images, _ in batches], torch.device("cpu"))
-    held_out = torch.cat([*split.select, *split.confirm])
-    assert result.images == len(held_out)
-    assert result.agreement == pytest.approx(agreement(tmp_path / "file", student, held_out))
-    assert 0 <= result.kl < 0.01
-    scales = {node.op_type for node in onnx.load(tmp_path / "file").graph.node}
-    assert {"QuantizeLinear", "DequantizeLinear"} <= scales
-
-
-def test_int8_of_convolutions_without_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"received int8 without images for a model with \d+% of its weights in conv"):
-        export(Convolutions(), tmp_path / "file", input_size=(3, 16, 16), int8=True)
-    with pytest.raises(DataError, match="received a calibration batch of dict"):
-        export(MLP(), tmp_path / "file", input_size=(32,), int8=True, data=[{"x": torch.randn(8, 32)}])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_int8_that_is_no_number_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8.OnnxModel, "forward", lambda self, x: torch.full((len(x), 7), float("nan")))
-    with pytest.raises(ExportError, match="differ from the model's by nan"):
-        export(MLP(), tmp_path / "file", input_size=(32,), int8=True)
-    with pytest.raises(ExportError, match="received an int8 file with NaN"):
-        checked.require_finite(nn.LogSoftmax(0), [torch.full((2,), float("inf"))])
-
-
 def test_a_student_compiles_as_one_graph() -> None:
     student = mlp_student()
     compiled = torch.compile(student, backend="eager", fullgraph=True, dynamic=True)
@@ -347,126 +238,6 @@ def test_a_student_compiles_as_one_graph() -> None:
         x = torch.randn(count, 32)
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), student(x))
-
-
-# The command line.
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student folder of a network for three colours."""
-    path = tmp_path_factory.mktemp("students") / "student"
-    student_of("test_resnet").save_pretrained(path)
-    return path
-
-
-SIZE = ("--input-size", "3", "32", "32")
-TORCH = ("--format", "torch-export", *SIZE)  # quicker than ONNX
-
-
-def test_the_command_prints_what_it_measured(run: Run, folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "new" / "student.onnx"
-    code, out, err = run("export", folder, file, *SIZE, "--json")
-    assert (code, err, out.count("\n")) == (0, "", 1)
-    result = json.loads(out)
-    assert set(result) == {
-        *("format", "file", "bytes", "student_bytes", "max_difference", "batch_sizes", "seconds", "int8")
-    }
-    assert (result["format"], result["file"], result["batch_sizes"]) == ("onnx", str(file), [1, 3])
-    assert result["bytes"] == file.stat().st_size
-    assert result["int8"] is None
-    x = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(run_elsewhere(file, "onnx", x), hypercompress.from_pretrained(folder)(x))
-
-
-def test_the_command_writes_a_program_of_torch(run: Run, folder: Path, tmp_path: Path) -> None:
-    code, out, err = run("export", folder, tmp_path / "student.pt2", *TORCH)
-    assert (code, err) == (0, "")
-    for text in ("format: torch-export", "bytes: ", "max difference: 0.0e+00", f"saved: {tmp_path / 'student.pt2'}"):
-        assert text in out
-    assert run_elsewhere(tmp_path / "student.pt2", "torch-export", torch.randn(4, 3, 32, 32)).shape == (4, 10)
-
-
-def test_the_command_quantizes(run: Run, folder: Path, tmp_path: Path) -> None:
-    data = ("--data", "fashion_mnist_mini", "--mean", 0.286, "--std", 0.353, "--images", 64)
-    code, out, err = run("export", folder, tmp_path / "file", "--int8", *SIZE, *data)
-    assert (code, err) == (0, "")
-    assert "preprocessing: 3 x 32 x 32, mean 0.286 0.286 0.286" in out
-    assert "max difference before int8: " in out
-    assert "int8: static, " in out
-    assert "on 16 images" in out
-
-
-@pytest.mark.parametrize(
-    ("words", "part"),
-    [
-        (("--format", "tflite"), "tflite"),
-        (("--format", "torch-export", "--int8"), "received int8 with the format torch-export"),
-        (("--data", "fashion_mnist_mini"), "received images without int8"),
-        (("--mean", "0.5"), "received --mean or --std without --data"),
-        (("--int8", "--data", "nowhere"), "nowhere"),
-        (("--batch-size", "0"), "--batch-size 0"),
-        (("--device", "tpu"), "--device tpu"),
-        (("--model-args", '{"num_classes": 3}'), "model arguments"),
-        (("--input-size", "1", "32", "32"), "that the model does not take"),
-    ],
-)
-def test_bad_requests_are_one_line(run: Run, folder: Path, tmp_path: Path, words: tuple[str, ...], part: str) -> None:
-    code, out, err = run("export", folder, tmp_path / "file", *words, "--json")
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("error: received")
-    assert part in err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_existing_file_is_refused(run: Run, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    code, _, err = run("export", folder, tmp_path / "file", *SIZE)
-    assert code == 2
-    assert err == (
-        f"error: received the output {tmp_path / 'file'}, which exists; expected a new path; choose another or pass "
-        "--overwrite (overwrite=True)\n"
-    )
-    assert (tmp_path / "file").read_text() == "mine"
-    assert run("export", folder, tmp_path / "file", *TORCH, "--overwrite")[0] == 0
-    assert (tmp_path / "file").stat().st_size > 1000
-
-
-def test_the_command_names_the_missing_extra(
-    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    code, _, err = run("export", folder, tmp_path / "file", *SIZE)
-    assert (code, err.count("\n")) == (2, 1)
-    assert err.startswith("error: received the format onnx without onnxruntime; expected the packages")
-    assert "pip install 'hypercompress[export]'" in err
-
-
-def test_a_kill_while_exporting(run: Run, root: Path, folder: Path, tmp_path: Path) -> None:
-    words = ("export", folder, tmp_path / "file", *TORCH)
-    lines = [
-        "import sys, time, torch",
-        "torch.set_num_threads(1)",
-        "from hypercompress.cli import main",
-        "from hypercompress.export import program",
-        "def slow(graph, file):",
-        "    file.write_bytes(b'half of it')",
-        "    print('writing', flush=True)",
-        "    time.sleep(100)",
-        "program.write = slow",
-        f"sys.exit(main({[str(word) for word in words]!r}))",
-    ]
-    with subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, text=True, cwd=root) as job:
-        assert job.stdout is not None
-        assert any("writing" in line for line in job.stdout)
-        job.kill()
-    assert not (tmp_path / "file").exists()
-    assert run(*words)[0] == 0  # what the kill left behind is in nobody's way, and goes
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-# Many families.
 
 
 @pytest.mark.slow
