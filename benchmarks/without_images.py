@@ -1,4 +1,5 @@
-"""Without images: what ``auto`` makes (`kfac` on noise, BatchNorms renormalised to it) beside what else there is.
+"""Without images of the model's own kind: what ``auto`` makes of none (`kfac` on noise, BatchNorms renormalised to it)
+beside what else there is.
 
     python -m benchmarks.without_images --root DATA --teacher FOLDER [FOLDER ...] [--assets ASSETS]
         [--methods ...] [--draws 3] [--out benchmarks/results]
@@ -6,8 +7,10 @@
 Students at mild to middling shares of the parameters; KL and agreement with the teacher on up to 2,000 test images.
 ``svd`` and ``prior`` read the weights, as does ``hypernet``, the released one; ``kfac-gauss`` and ``kfac-pink`` are
 calibrated on white and on 1/f noise as it is, and are not refitted to it; ``auto`` is the default of ``generate``,
-refit and all; ``kfac-synthetic`` is ``kfac`` with ``--data synthetic``, made only if ``--methods`` names it: that takes
-minutes to hours. What depends on noise is drawn ``--draws`` times.
+refit and all. ``unlike`` and ``unlike-renormalized`` are ``kfac`` on as many images of another kind, as they are and
+with ``--renormalize``: the rendered `glyphs` for networks of Fashion-MNIST, else the packaged pictures of clothes.
+``kfac-synthetic`` is ``kfac`` with ``--data synthetic``, made only if ``--methods`` names it: that takes minutes to
+hours. What depends on noise is drawn ``--draws`` times.
 
 ``--teacher`` takes folders of the zoo (`lightning_modules.zoo`), whose index says what data each was trained on;
 ``--assets`` adds EfficientNet-Lite0 (`efficientnet_lite0`) and its photographs. Writes ``without_images.csv``; rows
@@ -17,6 +20,7 @@ that are there are not made again. One CPU core, five to fifteen minutes a teach
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -38,44 +42,67 @@ from hypercompress.stand_in import BATCH
 SHARES = (0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
 AUTO, MADE = "auto", SYNTHETIC[0]
 CLOSED_FORMS = ("svd", "prior", *NOISES)
-METHODS = (*CLOSED_FORMS, "hypernet", AUTO, MADE)
+UNLIKE, RENORMALIZED = "unlike", "unlike-renormalized"
+METHODS = (*CLOSED_FORMS, "hypernet", AUTO, UNLIKE, RENORMALIZED, MADE)
 DRAWN = (*NOISES, AUTO, MADE)  # depend on noise
 KEY = ("teacher", "share", "asked", "draw")
 TEST = 2000
+CLOTHES = "fashion_mnist"
+OTHERS = {True: "glyphs", False: "fashion_mnist_mini"}  # by whether the teacher knows clothes
 LEAST = 1e-6  # nats: below that a KL is 0 as far as its mean goes
 REAL = "efficientnet_lite0"
 
 
-def run(
-    name: str, teacher: nn.Module, test: Set, weights: str, methods: Sequence[str], draws: int, results: Results
-) -> None:
+@dataclass(frozen=True)
+class Subject:
+    """A teacher and what it is judged by.
+
+    Args:
+        weights: their digest.
+        test: images of its own kind.
+        unlike: DATA of another kind.
+    """
+
+    name: str
+    teacher: nn.Module
+    weights: str
+    test: Set
+    unlike: str
+
+
+def run(subject: Subject, methods: Sequence[str], draws: int, results: Results) -> None:
     """All rows of a teacher that are missing."""
+    name, teacher = subject.name, subject.teacher
     for asked, draw in ((method, draw) for method in methods for draw in range(draws if method in DRAWN else 1)):
-        key = {"teacher": name, "asked": asked, "draw": draw, "weights": weights}
+        key = {"teacher": name, "asked": asked, "draw": draw, "weights": subject.weights}
         missing = [share for share in SHARES if not results.has({**key, "share": share})]
         if not missing:
             continue
-        plan = planned(teacher, asked, test, draw)
+        plan = planned(subject, asked, draw)
         for share in missing:
             try:
                 student = finish(plan, Budget(params=share), refit=asked not in NOISES, norms=asked not in NOISES)
             except BudgetError as error:
                 say(f"{name}: {error}")
                 continue
-            found = fidelity(teacher, student, test)
+            found = fidelity(teacher, student, subject.test)
             made = {"generator": plan.generator.name, "noise": plan.stand_in, "refitted": student.report["refitted"]}
             results.add({**key, "share": share, **made, "kl": found.kl, "agreement": found.agreement})
         say(f"{name}: {asked} is {plan.generator.name}, draw {draw}")
 
 
-def planned(teacher: nn.Module, asked: str, test: Set, draw: int) -> Plan:
-    """The teacher, measured for a method; of the test set only the size of its images counts."""
+def planned(subject: Subject, asked: str, draw: int) -> Plan:
+    """The teacher, measured for a method."""
+    teacher, images = subject.teacher, subject.test.images
+    if asked in (UNLIKE, RENORMALIZED):
+        other = read_set(teacher, subject.unlike, train=True, limit=usual_images(images.shape[1:]))
+        return prepare(teacher, other.images.split(BATCH), "kfac", renormalize=asked == RENORMALIZED, seed=draw)
     if asked not in IMAGINED:
-        return prepare(teacher, None, asked, example=test.images[:2], seed=draw)
-    channels, height, width = test.images.shape[1:]
+        return prepare(teacher, None, asked, example=images[:2], seed=draw)
+    channels, height, width = images.shape[1:]
     size = (channels, height, width)
-    images = images_of(IMAGINED[asked], teacher, usual_images(size), size, draw)
-    return prepare(teacher, images.split(BATCH), "kfac", seed=draw)
+    made = images_of(IMAGINED[asked], teacher, usual_images(size), size, draw)
+    return prepare(teacher, made.split(BATCH), "kfac", seed=draw)
 
 
 def verdict(results: Results) -> str:
@@ -138,12 +165,16 @@ def main(words: Sequence[str] | None = None) -> None:
     results = Results(options.out / "without_images.csv", KEY)
     for folder in options.teacher:
         teacher, _ = load_model(str(folder))
-        test = read_set(teacher, data_of(folder, options.root), train=False, limit=TEST)
-        run(folder.name, teacher, test, digest(folder), options.methods, options.draws, results)
+        data = data_of(folder, options.root)
+        test = read_set(teacher, data, train=False, limit=TEST)
+        subject = Subject(folder.name, teacher, digest(folder), test, OTHERS[data.partition(":")[0] == CLOTHES])
+        run(subject, options.methods, options.draws, results)
     if options.assets is not None:
         teacher, _ = open_teacher(options.assets)
         test = read_set(teacher, str(options.assets / "photos"), train=False)
-        run(REAL, teacher, test, digest(options.assets), options.methods, options.draws, results)
+        run(
+            Subject(REAL, teacher, digest(options.assets), test, OTHERS[False]), options.methods, options.draws, results
+        )
     say(verdict(results))
 
 

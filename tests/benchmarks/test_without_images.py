@@ -28,31 +28,46 @@ def zoo(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rows_are_made_once(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(without_images, "SHARES", (0.9, 0.5, 0.001))
+@pytest.fixture(autouse=True)
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(without_images, "SHARES", (0.5, 0.001))
+    monkeypatch.setattr(without_images, "TEST", 100)
     for module in ("hypercompress.stand_in", "benchmarks.without_images"):
         monkeypatch.setattr(f"{module}.usual_images", lambda _: 48)
-    words = ["--root", "unused", "--teacher", str(zoo / "test_resnet"), str(zoo / "test_vit"), "--out", str(zoo)]
-    words += ["--methods", "svd", "kfac-pink", "auto", "--draws", "2"]
-    without_images.main(words)
-    results = Results(zoo / "without_images.csv", without_images.KEY)
-    made = {(row["teacher"], row["asked"], row["draw"], row["share"]): row for row in results.rows}
-    assert len(made) == 2 * 2 * (1 + 2 + 2)  # teachers, sizes (of the smallest there are none), methods, draws
-    for name in ("test_resnet", "test_vit"):
-        for asked, generator, noise in (("svd", "svd", "0"), ("auto", "kfac", "48"), ("kfac-pink", "kfac", "0")):
-            row = made[name, asked, "0", "0.5"]
-            assert (row["generator"], row["noise"]) == (generator, noise)
-        assert made[name, "kfac-pink", "0", "0.5"]["refitted"] == "none"
-    kls = [float(made["test_resnet", asked, draw, "0.5"]["kl"]) for asked in ("kfac-pink", "auto") for draw in "01"]
-    assert len(set(kls)) == 4  # another draw is other noise; with the moments of the noise it is another student
-    assert len(without_images.verdict(results).splitlines()) == 2 * 3  # sizes, methods
+
+
+def made_of(zoo: Path, teacher: str, *words: str) -> Results:
+    """The table after the program has run."""
+    without_images.main(["--root", "unused", "--teacher", str(zoo / teacher), "--out", str(zoo), *words])
+    return Results(zoo / "without_images.csv", without_images.KEY)
+
+
+def test_rows_are_made_once(zoo: Path) -> None:
+    words = ["--methods", "svd", "kfac-pink", "auto", "unlike", "unlike-renormalized", "--draws", "2"]
+    results = made_of(zoo, "test_resnet", *words)
+    made = {(row["asked"], row["draw"]): row for row in results.rows}
+    drawn = [(asked, draw) for asked in ("kfac-pink", "auto") for draw in "01"]
+    others = [(asked, "0") for asked in ("svd", "unlike", "unlike-renormalized")]
+    assert set(made) == {*drawn, *others}
+    assert {row["share"] for row in results.rows} == {"0.5"}  # of the smallest size there are none
+    assert len({float(made[which]["kl"]) for which in made}) == 7  # another draw is other noise, and so on
+    for asked, generator, noise in (("svd", "svd", "0"), ("auto", "kfac", "48"), ("kfac-pink", "kfac", "0")):
+        assert (made[asked, "0"]["generator"], made[asked, "0"]["noise"]) == (generator, noise)
+    assert made["kfac-pink", "0"]["refitted"] == "none"
+    assert len(without_images.verdict(results).splitlines()) == 5
     before = (zoo / "without_images.csv").read_bytes()
-    without_images.main(words)
+    made_of(zoo, "test_resnet", *words)
     assert (zoo / "without_images.csv").read_bytes() == before
 
 
-def test_the_verdict_counts_and_averages(tmp_path: Path) -> None:
+def test_without_batchnorm_the_noise_is_as_it_is(zoo: Path) -> None:
+    (row,) = made_of(zoo, "test_vit", "--methods", "auto", "--draws", "1").rows
+    assert (row["generator"], row["noise"], row["draw"]) == ("kfac", "48", "0")
+
+
+def test_the_verdict_counts_and_averages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """KL as the geometric mean, over draws before it is over networks; EfficientNet-Lite0 stands for itself."""
+    monkeypatch.setattr(without_images, "SHARES", (0.8,))
     results = Results(tmp_path / "without_images.csv", without_images.KEY)
     made = {
         ("a", "svd", 0): (0.04, 0.5),
