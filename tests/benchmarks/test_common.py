@@ -1,0 +1,56 @@
+"""What the benchmark programs share: sets, fidelity, budgets, results and tables."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.common import Results, Set, budget_of, fidelity, markdown, size_of, spread
+from benchmarks.distillation import from_random
+from benchmarks.sweep import KEY
+from hypercompress.architecture import Architecture
+from hypercompress.fidelity import compare
+from hypercompress.inspection import inspect
+
+
+def test_a_set_holds_the_teachers_own_logits(network: tuple[nn.Module, Architecture], images: Set) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(images.logits, network[0](images.images))
+    assert fidelity(network[0], network[0], images).kl == 0.0
+
+
+def test_fidelity_is_that_of_the_package(network: tuple[nn.Module, Architecture], images: Set) -> None:
+    other = from_random(network[0], 3)
+    ours, theirs = fidelity(network[0], other, images), compare(network[0], other, [(images.images, images.labels)])
+    assert ours.top1_student == theirs.top1_student
+    assert ours.agreement == theirs.agreement
+    assert ours.kl == pytest.approx(theirs.kl, rel=1e-5)
+
+
+def test_budget_of_the_factored_layers(network: tuple[nn.Module, Architecture], images: Set) -> None:
+    spec = inspect(network[0], images.images[:2])
+    dense = sum(layer.dense_params for layer in spec.candidates)
+    assert budget_of(spec, 1.0).share == pytest.approx(1.0)
+    assert budget_of(spec, 0.3).share * spec.params == pytest.approx(spec.params - 0.7 * dense)
+    assert size_of(network[0], images.images[:2]) == (spec.params, spec.macs)
+
+
+def test_results_replace_rows_of_other_weights(tmp_path: Path) -> None:
+    results = Results(tmp_path / "r.csv", KEY)
+    row = {"data": "images", "share": 0.05, "generator": "kfac", "seed": 0, "weights": "a", "top1": 0.5}
+    results.add(row)
+    again = Results(tmp_path / "r.csv", KEY)
+    assert again.has(row)
+    assert not again.has({**row, "weights": "b"})
+    assert not again.has({**row, "share": 0.06})
+    again.add({**row, "weights": "b", "top1": 0.25})
+    assert Results(tmp_path / "r.csv", KEY).numbers("top1", generator="kfac") == [0.25]
+    assert {"date", "commit", "hardware", "versions"} <= set(again.rows[0])
+
+
+def test_tables() -> None:
+    assert spread([0.5], 1, 100) == "50.0"
+    assert spread([]) == "-"
+    assert spread([0.5, 0.7], 1, 100) == "60.0 ± 14.1"
+    assert markdown(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
