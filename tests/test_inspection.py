@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +15,6 @@ from hypercompress.calling import call_model, evaluating
 from hypercompress.errors import ModelError, NonFiniteError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.specs import ModelSpec, Status, Unit
-from hypercompress.unpacking import unpack
 from tests.lookup import row
 
 
@@ -129,78 +127,6 @@ def test_module_under_two_names_is_one_layer_called_twice() -> None:
     assert (spec.params, spec.macs) == (42, 72)
 
 
-@pytest.mark.parametrize("how", ["weight", "transposed", "forward", "detached", "T", "mT", "H", "mH", "data"])
-def test_layer_whose_weight_another_module_uses_is_unsupported(how: str) -> None:
-    class Reader(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.head = nn.Linear(8, 8), nn.Linear(8, 8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.fc(x)
-            if how == "weight":
-                return F.linear(x, self.head.weight, self.head.bias)
-            if how == "forward":
-                return self.head.forward(x)
-            if how in ("transposed", "detached"):
-                return x @ (self.head.weight.t() if how == "transposed" else self.head.weight.detach())
-            return x @ getattr(self.head.weight, how)
-
-    class Wrapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.block = Reader()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.block(x)
-
-    spec = inspect(Wrapped(), torch.randn(2, 8))
-    layer = row(spec, "block.head")
-    assert (layer.status, layer.reason) == (Status.UNSUPPORTED, "its weight is read directly by block")
-    assert row(spec, "block.fc").status is Status.FACTORED
-
-
-def test_asking_a_weight_for_its_type_does_no_harm() -> None:
-    class Asks(nn.Linear):
-        pass
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(8, 8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.fc(x.to(self.fc.weight.dtype).to(self.fc.weight.device)) / self.fc.weight.shape[0]
-
-    assert row(inspect(Model(), torch.randn(2, 8)), "fc").status is Status.FACTORED
-    subclass = inspect(nn.Sequential(Asks(8, 8)), torch.randn(2, 8)).layers[0]
-    assert (subclass.status, subclass.reason) == (Status.UNSUPPORTED, "no kind of layer is registered for Asks")
-
-
-@pytest.mark.parametrize(
-    "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, "old"]
-)
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_weights_computed_in_each_pass_are_unsupported(wrap: Any) -> None:
-    layer = nn.Linear(8, 8)
-    layer = nn.utils.weight_norm(layer) if wrap == "old" else wrap(layer)
-    spec = inspect(nn.Sequential(layer, nn.Linear(8, 8)), torch.randn(2, 8))
-    assert [layer.name for layer in spec.candidates] == ["1"]
-    matrices = [layer for layer in spec.layers if layer.name.startswith("0") and layer.params > 16]
-    assert matrices
-    assert all(layer.status is Status.UNSUPPORTED for layer in matrices)
-
-
-def test_multihead_attention_is_unsupported_and_its_neighbours_are_not() -> None:
-    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    spec = inspect(model, torch.randn(2, 5, 16))
-    attention = row(spec, "self_attn")
-    assert attention.status is Status.UNSUPPORTED
-    assert attention.reason == "nn.MultiheadAttention packs its projections into one parameter; compress() unpacks it"
-    assert row(spec, "self_attn.out_proj").status is Status.UNSUPPORTED
-    assert [layer.name for layer in spec.candidates] in ([], ["linear1", "linear2"])
-
-
 def test_layer_that_sees_no_batch_has_a_position_at_least() -> None:
     class Table(nn.Module):
         def __init__(self) -> None:
@@ -212,100 +138,6 @@ def test_layer_that_sees_no_batch_has_a_position_at_least() -> None:
 
     spec = inspect(Table(), torch.randn(4, 8))
     assert row(spec, "fc").positions == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "readers"),
-    [
-        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 32}, ["blocks.0.attn.qkv"]),
-        (
-            "eva02_tiny_patch14_224",
-            {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 28},
-            ["blocks.0.attn.q_proj", "blocks.0.attn.qkv"],
-        ),
-        (
-            "swinv2_tiny_window8_256",
-            {"depths": (1,), "num_heads": (2,), "embed_dim": 32, "img_size": 64, "window_size": 8},
-            ["layers.0.blocks.0.attn.qkv"],
-        ),
-        ("mobilevitv2_050", {}, []),
-    ],
-)
-def test_timm_models_that_read_weights_directly(name: str, arguments: dict[str, Any], readers: list[str]) -> None:
-    model = timm.create_model(name, pretrained=False, num_classes=5, **arguments).eval()
-    size = 64 if not arguments else arguments["img_size"]
-    x = torch.randn(1, 3, size, size)
-    spec = inspect(model, x)
-    by_name = {layer.name: layer for layer in spec.layers}
-    for reader in readers:
-        if reader in by_name:
-            assert by_name[reader].status is Status.UNSUPPORTED, by_name[reader]
-            assert "read directly by" in by_name[reader].reason
-    assert all(layer.positions > 0 for layer in spec.candidates)
-    # What inspection accepts can be replaced: a substitute at each candidate is reached by the forward pass.
-    reached = set()
-    for layer in spec.candidates:
-        module = model.get_submodule(layer.name)
-        module.register_forward_hook(lambda _m, _i, _o, name=layer.name: reached.add(name))
-        shape = module.weight.shape
-        del module._parameters["weight"]
-        module.register_buffer("weight", torch.zeros(shape))
-    with torch.no_grad():
-        model(x)
-    assert reached == {layer.name for layer in spec.candidates}
-
-
-def test_a_convolution_with_another_forward_is_unsupported() -> None:
-    class Special(nn.Conv2d):
-        """A convolution that nobody has registered."""
-
-    spec = inspect(nn.Sequential(Special(3, 16, 3), nn.Conv2d(16, 16, 1)), torch.randn(1, 3, 8, 8))
-    assert row(spec, "0").status is Status.UNSUPPORTED
-    assert row(spec, "0").reason == "no kind of layer is registered for Special"
-    assert [layer.name for layer in spec.candidates] == ["1"]
-
-
-@pytest.mark.parametrize("how", ["hook", "pre-hook", "forward"])
-def test_layer_that_was_changed_by_hand_is_unsupported(how: str) -> None:
-    """What takes its place would have neither the hook nor the forward."""
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    forward = model[0].forward
-    if how == "hook":
-        model[0].register_forward_hook(lambda _module, _inputs, output: 3 * output)
-    elif how == "pre-hook":
-        model[0].register_forward_pre_hook(lambda _module, inputs: inputs[0] + 1)
-    else:
-        model[0].forward = lambda x: 3 * forward(x)
-    spec = inspect(model, torch.randn(2, 8))
-    assert (row(spec, "0").status, row(spec, "0").reason) == (
-        Status.UNSUPPORTED,
-        "it has hooks or a forward of its own",
-    )
-    assert row(spec, "1").status is Status.FACTORED
-
-
-@pytest.mark.parametrize("what", ["buffer", "parameter", "module"])
-def test_layer_that_holds_more_than_its_class_gives_it_is_unsupported(what: str) -> None:
-    class Reader(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.qkv, self.head = nn.Linear(6, 12), nn.Linear(12, 6)
-            if what == "buffer":
-                self.qkv.register_buffer("extra", torch.ones(12))
-            else:
-                self.qkv.extra = nn.Parameter(torch.ones(12)) if what == "parameter" else nn.ReLU()
-
-        def forward(self, x: Tensor) -> Tensor:
-            y, extra = self.qkv(x), self.qkv.extra
-            return self.head(extra(y) if what == "module" else y * extra)
-
-    model, x = Reader(), torch.randn(2, 6)
-    spec = inspect(unpack(model), x)
-    assert (row(spec, "qkv").status, row(spec, "qkv").reason) == (
-        Status.UNSUPPORTED,
-        "it also holds extra, which its low-rank form would not have",
-    )
-    assert compress(model, Budget(params=0.9), generator="svd", example=x)(x).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet", "test_convnext", "test_mambaout"])
