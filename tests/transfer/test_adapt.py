@@ -1,34 +1,24 @@
-"""The facade: ridge without a network, the guard, passes counted, an ordinary student folder, and bad input."""
+"""The facade: ridge without a network, the guard, passes counted, an ordinary student folder."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hypercompress
 from hypercompress import Budget, Student, adapt, compress, from_pretrained
 from hypercompress.architecture import architecture_of
 from hypercompress.copying import copy_of
-from hypercompress.errors import ArtefactError, DataError, GeneratorError, ModelError
+from hypercompress.errors import ArtefactError, GeneratorError
 from hypercompress.report import bytes_of, summary
 from hypercompress.transfer import TransferNetwork, fit_ridge, load_network, registry, save_network, views
-from hypercompress.transfer.adapt import RATES, _generator
+from hypercompress.transfer.adapt import _generator
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.support import draw_shots
-from hypercompress.transfer.tuning import WARMUP, Tuned, schedule
-
-Make = Callable[..., Any]
-
-
-def model_of(name: str = "test_resnet", **given: Any) -> nn.Module:
-    torch.manual_seed(1)
-    return timm.create_model(name, **{"in_chans": 1, "num_classes": 7, **given}).eval()
+from tests.transfer.models import Make, model_of
 
 
 def test_without_a_network_it_is_ridge_regression_on_the_features(make_task: Make) -> None:
@@ -180,58 +170,6 @@ def test_one_image_a_class_is_ridge_regression_and_says_so(make_task: Make, trai
     assert told["loo"]["plain"] == told["loo"]["adapted"] == {"accuracy": None, "loss": None}
 
 
-def test_steps_lower_the_loss_and_touch_norms_biases_and_head_only(make_task: Make) -> None:
-    model, (x, y) = model_of(), make_task(shots=10)
-    start = adapt(model, x, y, network="none", views=0)
-    some: dict[str, Any] = {"network": "none", "views": 0, "steps": 20, "tuned": "norms", "rate": 1e-3}
-    tuned = adapt(model, x, y, **some)  # its weights are random: the default is too high
-    loss = nn.functional.cross_entropy
-    with torch.no_grad():
-        assert float(loss(tuned(x), y)) < float(loss(start(x), y))
-    changed = {n for n, p in tuned.model.named_parameters() if not torch.equal(p, start.model.get_parameter(n))}
-    wanted = {n for n, p in tuned.model.named_parameters() if p.ndim == 1 or n.startswith("fc")}
-    assert changed == wanted
-    assert all(torch.equal(b, start.model.get_buffer(n)) for n, b in tuned.model.named_buffers())
-    again = adapt(model, x, y, **some)
-    assert all(torch.equal(v, again.state_dict()[k]) for k, v in tuned.state_dict().items())
-
-
-@pytest.mark.parametrize("factored", [False, True])
-def test_steps_on_everything(factored: bool, make_task: Make) -> None:
-    model, (x, y) = model_of(), make_task(shots=10)
-    start: nn.Module = compress(model, Budget(params=0.5), generator="svd", example=x[:2]) if factored else model
-    ridge = adapt(start, x, y, network="none", views=0)
-    tuned = adapt(start, x, y, network="none", views=0, steps=20, rate=2e-5)
-    loss = nn.functional.cross_entropy
-    with torch.no_grad():
-        assert float(loss(tuned(x), y)) < float(loss(ridge(x), y))
-    same = [n for n, p in tuned.model.named_parameters() if torch.equal(p, ridge.model.get_parameter(n))]
-    assert same == []
-    assert all(torch.equal(b, ridge.model.get_buffer(n)) for n, b in tuned.model.named_buffers())
-    assert (tuned.report["transfer"]["tuned"], ridge.report["transfer"]["tuned"]) == ("all", None)
-    assert adapt(start, x, y, network="none", steps=1).report["transfer"]["rate"] == RATES[Tuned.ALL]
-
-
-@pytest.mark.parametrize("steps", [1, 2, 10, 50, 201])
-def test_the_rate_rises_and_falls(steps: int) -> None:
-    shares = [schedule(steps)(step) for step in range(steps + 1)]
-    top = shares.index(max(shares))
-    assert all(0 < share <= 1 for share in shares[:-1])
-    assert shares[-1] == pytest.approx(0, abs=1e-12)
-    assert shares == sorted(shares[:top]) + sorted(shares[top:], reverse=True)
-    assert abs(top - WARMUP * steps) <= 1
-    assert shares[0] <= 1 / 3
-    assert steps < 10 or max(shares) > 0.8
-
-
-def test_a_single_step_is_a_third_of_the_rate(make_task: Make) -> None:
-    model, (x, y) = model_of(), make_task(shots=4)
-    options = {"network": "none", "views": 0, "rate": 3e-3}
-    start, moved = (dict(adapt(model, x, y, steps=steps, **options).named_parameters()) for steps in (0, 1))
-    furthest = max(float((moved[name] - value).detach().abs().max()) for name, value in start.items())
-    assert furthest == pytest.approx(1e-3, rel=0.01), "AdamW's first step is the rate wherever there is a gradient"
-
-
 def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Make) -> None:
     model, (x, y), network = model_of(), make_task(shots=6), trained()
     loader = DataLoader(TensorDataset(x, y), batch_size=7)
@@ -240,15 +178,6 @@ def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Ma
         student = adapt(model, batches, network=network, names=names, views=0)
         torch.testing.assert_close(student(x), at_once(x), rtol=1e-3, atol=1e-3)
         assert student.report["transfer"]["classes"] == names
-
-
-def test_empty_batches_are_no_images(make_task: Make) -> None:
-    model, (x, y) = model_of(), make_task(shots=4)
-    batches = [(x[:5], y[:5]), (x[:0], y[:0]), (x[5:], y[5:])]
-    options = {"network": "none", "names": ["a", "b", "c"], "steps": 3, "rate": 1e-4}
-    student, other = (adapt(model, some, **options) for some in (batches, [batches[0], batches[2]]))
-    assert torch.equal(student(x), other(x))
-    assert student.report["transfer"]["images"] == len(x)
 
 
 def test_the_caller_s_random_state_is_kept(make_task: Make, trained: Make, tmp_path: Path) -> None:
@@ -280,12 +209,6 @@ def test_labels_of_any_whole_numbers(make_task: Make) -> None:
     for labels in (y.int(), y.tolist()):
         got = adapt(model, x, labels, steps=2).state_dict()
         assert all(torch.equal(value, got[key]) for key, value in wanted.items())
-
-
-def test_a_batch_with_a_label_of_no_class(make_task: Make) -> None:
-    x, y = make_task()
-    with pytest.raises(DataError, match="received the label 2 for 2 classes; expected 0 to 1"):
-        adapt(model_of(), [(x, y)], names=["a", "b"])
 
 
 def test_a_network_that_is_given_stays_where_it_is(trained: Make) -> None:
@@ -342,90 +265,6 @@ def test_a_network_is_read_as_it_was_saved(trained: Make, tmp_path: Path) -> Non
     weights.unlink()
     with pytest.raises(ArtefactError, match=r"expected config\.json and transfer\.safetensors"):
         load_network(tmp_path / "network")
-
-
-X, Y = torch.randn(6, 1, 32, 32), torch.arange(6) % 3
-
-
-@pytest.mark.parametrize(
-    ("support", "labels", "options", "message"),
-    [
-        (X, Y * 0, {}, "received a support set of 1 class; expected at least two"),
-        (X, Y, {"names": ["a", "b", "c", "d"]}, "received no support image of class d; expected at least one of each"),
-        (X, Y + (Y == 2), {}, "received no support image of class 2"),
-        (X, Y[:4], {}, "received 4 labels of torch.int64 for 6 support images"),
-        (X, Y.float(), {}, r"received 6 labels of torch.float32 for 6 support images"),
-        (X, None, {}, "received support images without labels"),
-        ([(X, Y - 1)], None, {}, "received a support batch without labels"),
-        ([], None, {}, "received a support set without a batch"),
-        (X.numpy(), Y, {}, r"labels beside support images of type ndarray; .*pass torch.as_tensor\(images\)"),
-        ([(X, Y)], Y, {}, r"of type list; expected one tensor .*or no labels where batches bring them"),
-        (X, Y, {"shots": 3}, r"received 3 shots for classes with fewer images: 0 \(2\), 1 \(2\), 2 \(2\)"),
-        (X, Y, {"shots": 0}, "received 0 shots; expected at least 1"),
-        (
-            X.repeat(1, 3, 1, 1),
-            Y,
-            {},
-            "received support images of 3 x 32 x 32 in torch.float32 that the model does not",
-        ),
-        (X.double(), Y, {}, "in torch.float64 that the model does not take"),
-    ],
-)
-def test_support_sets_that_cannot_be_used(
-    support: Any, labels: Tensor | None, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        adapt(model_of(), support, labels, network="none", **options)
-
-
-@pytest.mark.parametrize("options", [{"steps": -1}, {"views": -1}, {"rate": 0.0}])
-def test_steps_and_views_that_cannot_be_taken(options: dict[str, Any]) -> None:
-    with pytest.raises(GeneratorError, match="expected 0 or more of either at a rate above 0; change them"):
-        adapt(model_of(), X, Y, network="none", **options)
-
-
-def test_what_steps_cannot_tune() -> None:
-    with pytest.raises(GeneratorError, match="received tuned='some'; expected one of norms, all; choose one"):
-        adapt(model_of(), X, Y, network="none", tuned="some")
-
-
-def test_models_that_are_no_backbone() -> None:
-    with pytest.raises(ModelError, match="received Sequential without forward_features, forward_head, get_classifier"):
-        adapt(nn.Sequential(nn.Flatten(), nn.Linear(1024, 3)), X, Y)
-    with pytest.raises(ModelError, match="whose classifier is Conv2d; expected one linear layer"):
-        adapt(ConvHead(), X, Y)
-    with pytest.raises(ModelError, match="whose output is not that of its last layer"):
-        adapt(Odd(), X, Y, network="none")
-
-
-class Odd(nn.Module):
-    """A model that does something behind its last layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 3)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        return x.flatten(1)[:, :4]
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return x if pre_logits else self.fc(x) + 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.fc = nn.Linear(4, num_classes)
-
-
-class ConvHead(Odd):
-    """A model whose classifier is a convolution."""
-
-    def get_classifier(self) -> nn.Module:
-        return nn.Conv2d(4, 3, 1)
 
 
 def test_it_is_public() -> None:

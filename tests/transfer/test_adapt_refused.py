@@ -1,0 +1,110 @@
+"""Support sets, options and models that cannot be adapted: refused in one line that says why."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hypercompress import adapt
+from hypercompress.errors import DataError, GeneratorError, ModelError
+from tests.transfer.models import Make, model_of
+
+
+def test_empty_batches_are_no_images(make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task(shots=4)
+    batches = [(x[:5], y[:5]), (x[:0], y[:0]), (x[5:], y[5:])]
+    options = {"network": "none", "names": ["a", "b", "c"], "steps": 3, "rate": 1e-4}
+    student, other = (adapt(model, some, **options) for some in (batches, [batches[0], batches[2]]))
+    assert torch.equal(student(x), other(x))
+    assert student.report["transfer"]["images"] == len(x)
+
+
+def test_a_batch_with_a_label_of_no_class(make_task: Make) -> None:
+    x, y = make_task()
+    with pytest.raises(DataError, match="received the label 2 for 2 classes; expected 0 to 1"):
+        adapt(model_of(), [(x, y)], names=["a", "b"])
+
+
+X, Y = torch.randn(6, 1, 32, 32), torch.arange(6) % 3
+
+
+@pytest.mark.parametrize(
+    ("support", "labels", "options", "message"),
+    [
+        (X, Y * 0, {}, "received a support set of 1 class; expected at least two"),
+        (X, Y, {"names": ["a", "b", "c", "d"]}, "received no support image of class d; expected at least one of each"),
+        (X, Y + (Y == 2), {}, "received no support image of class 2"),
+        (X, Y[:4], {}, "received 4 labels of torch.int64 for 6 support images"),
+        (X, Y.float(), {}, r"received 6 labels of torch.float32 for 6 support images"),
+        (X, None, {}, "received support images without labels"),
+        ([(X, Y - 1)], None, {}, "received a support batch without labels"),
+        ([], None, {}, "received a support set without a batch"),
+        (X.numpy(), Y, {}, r"labels beside support images of type ndarray; .*pass torch.as_tensor\(images\)"),
+        ([(X, Y)], Y, {}, r"of type list; expected one tensor .*or no labels where batches bring them"),
+        (X, Y, {"shots": 3}, r"received 3 shots for classes with fewer images: 0 \(2\), 1 \(2\), 2 \(2\)"),
+        (X, Y, {"shots": 0}, "received 0 shots; expected at least 1"),
+        (
+            X.repeat(1, 3, 1, 1),
+            Y,
+            {},
+            "received support images of 3 x 32 x 32 in torch.float32 that the model does not",
+        ),
+        (X.double(), Y, {}, "in torch.float64 that the model does not take"),
+    ],
+)
+def test_support_sets_that_cannot_be_used(
+    support: Any, labels: Tensor | None, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        adapt(model_of(), support, labels, network="none", **options)
+
+
+@pytest.mark.parametrize("options", [{"steps": -1}, {"views": -1}, {"rate": 0.0}])
+def test_steps_and_views_that_cannot_be_taken(options: dict[str, Any]) -> None:
+    with pytest.raises(GeneratorError, match="expected 0 or more of either at a rate above 0; change them"):
+        adapt(model_of(), X, Y, network="none", **options)
+
+
+def test_what_steps_cannot_tune() -> None:
+    with pytest.raises(GeneratorError, match="received tuned='some'; expected one of norms, all; choose one"):
+        adapt(model_of(), X, Y, network="none", tuned="some")
+
+
+def test_models_that_are_no_backbone() -> None:
+    with pytest.raises(ModelError, match="received Sequential without forward_features, forward_head, get_classifier"):
+        adapt(nn.Sequential(nn.Flatten(), nn.Linear(1024, 3)), X, Y)
+    with pytest.raises(ModelError, match="whose classifier is Conv2d; expected one linear layer"):
+        adapt(ConvHead(), X, Y)
+    with pytest.raises(ModelError, match="whose output is not that of its last layer"):
+        adapt(Odd(), X, Y, network="none")
+
+
+class Odd(nn.Module):
+    """A model that does something behind its last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :4]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return x if pre_logits else self.fc(x) + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.fc = nn.Linear(4, num_classes)
+
+
+class ConvHead(Odd):
+    """A model whose classifier is a convolution."""
+
+    def get_classifier(self) -> nn.Module:
+        return nn.Conv2d(4, 3, 1)

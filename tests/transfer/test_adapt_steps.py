@@ -1,0 +1,64 @@
+"""Steps of gradient descent after the closed form: what they touch, and their rate."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hypercompress import Budget, adapt, compress
+from hypercompress.transfer.adapt import RATES
+from hypercompress.transfer.tuning import WARMUP, Tuned, schedule
+from tests.transfer.models import Make, model_of
+
+
+def test_steps_lower_the_loss_and_touch_norms_biases_and_head_only(make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task(shots=10)
+    start = adapt(model, x, y, network="none", views=0)
+    some: dict[str, Any] = {"network": "none", "views": 0, "steps": 20, "tuned": "norms", "rate": 1e-3}
+    tuned = adapt(model, x, y, **some)  # its weights are random: the default is too high
+    loss = nn.functional.cross_entropy
+    with torch.no_grad():
+        assert float(loss(tuned(x), y)) < float(loss(start(x), y))
+    changed = {n for n, p in tuned.model.named_parameters() if not torch.equal(p, start.model.get_parameter(n))}
+    wanted = {n for n, p in tuned.model.named_parameters() if p.ndim == 1 or n.startswith("fc")}
+    assert changed == wanted
+    assert all(torch.equal(b, start.model.get_buffer(n)) for n, b in tuned.model.named_buffers())
+    again = adapt(model, x, y, **some)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in tuned.state_dict().items())
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_steps_on_everything(factored: bool, make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task(shots=10)
+    start: nn.Module = compress(model, Budget(params=0.5), generator="svd", example=x[:2]) if factored else model
+    ridge = adapt(start, x, y, network="none", views=0)
+    tuned = adapt(start, x, y, network="none", views=0, steps=20, rate=2e-5)
+    loss = nn.functional.cross_entropy
+    with torch.no_grad():
+        assert float(loss(tuned(x), y)) < float(loss(ridge(x), y))
+    same = [n for n, p in tuned.model.named_parameters() if torch.equal(p, ridge.model.get_parameter(n))]
+    assert same == []
+    assert all(torch.equal(b, ridge.model.get_buffer(n)) for n, b in tuned.model.named_buffers())
+    assert (tuned.report["transfer"]["tuned"], ridge.report["transfer"]["tuned"]) == ("all", None)
+    assert adapt(start, x, y, network="none", steps=1).report["transfer"]["rate"] == RATES[Tuned.ALL]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 50, 201])
+def test_the_rate_rises_and_falls(steps: int) -> None:
+    shares = [schedule(steps)(step) for step in range(steps + 1)]
+    top = shares.index(max(shares))
+    assert all(0 < share <= 1 for share in shares[:-1])
+    assert shares[-1] == pytest.approx(0, abs=1e-12)
+    assert shares == sorted(shares[:top]) + sorted(shares[top:], reverse=True)
+    assert abs(top - WARMUP * steps) <= 1
+    assert shares[0] <= 1 / 3
+    assert steps < 10 or max(shares) > 0.8
+
+
+def test_a_single_step_is_a_third_of_the_rate(make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task(shots=4)
+    options = {"network": "none", "views": 0, "rate": 3e-3}
+    start, moved = (dict(adapt(model, x, y, steps=steps, **options).named_parameters()) for steps in (0, 1))
+    furthest = max(float((moved[name] - value).detach().abs().max()) for name, value in start.items())
+    assert furthest == pytest.approx(1e-3, rel=0.01), "AdamW's first step is the rate wherever there is a gradient"
