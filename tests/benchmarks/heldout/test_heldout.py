@@ -6,8 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
 from benchmarks import heldout
 from benchmarks.common import fidelity
@@ -16,63 +14,19 @@ from benchmarks.protocol import budgets, students
 from benchmarks.protocol.budgets import Cell, bisect
 from benchmarks.protocol.methods import (
     ABLATIONS,
-    CLOSED_FORMS,
-    ONLY_DISTILLED,
-    SYNTHETIC,
     Case,
     Hypernetworks,
     draws,
     table,
 )
-from benchmarks.protocol.students import Starts, from_scratch, protected
-from benchmarks.protocol.subject import Sizes, Subject, _data, open_subject, read_entries
-from hypercompress.architecture import load_timm
+from benchmarks.protocol.students import Starts
+from benchmarks.protocol.subject import Subject, _data, read_entries
 from hypercompress.errors import DataError, GeneratorError
-from hypercompress.generator import HypernetConfig, Hypernetwork, save_hypernetwork
 from hypercompress.inspection import inspect
 from hypercompress.specs import Unit
-from hypercompress.student import Student, low_rank_layers
+from tests.benchmarks.heldout.sizes import SIZES
 
-SIZES = Sizes(train=96, validation=16, calibration=48, test=40)
 SMALL = [f"--{name}-images={value}" for name, value in vars(SIZES).items()]
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One held-out teacher, one that is not, without its files; and a hypernetwork that says something."""
-    place = tmp_path_factory.mktemp("zoo")
-    torch.manual_seed(0)
-    model, architecture = load_timm(
-        "test_resnet",
-        model_args={"in_chans": 1, "num_classes": 10},
-        pretrained=False,
-        pretrained_cfg={"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353], "crop_pct": 1.0},
-    )
-    for parameter in model.parameters():  # norms that begin at zero would hide their branches
-        parameter.data += 0.05 * torch.randn(parameter.shape)
-    Student(model, architecture).save_pretrained(place / "net")
-    lines = ["name,family,data,split", "net,test_resnet,fashion_mnist_mini,heldout", "no,other,digits,validation"]
-    (place / "zoo.csv").write_text("\n".join(lines) + "\n")
-    network = Hypernetwork(HypernetConfig(width=16, depth=1, heads=2))
-    for parameter in network.parameters():
-        parameter.data += 0.3 * torch.randn(parameter.shape)
-    save_hypernetwork(network, place / "hypernet")
-    return place
-
-
-@pytest.fixture(scope="module")
-def subject(zoo: Path) -> Subject:
-    return open_subject(read_entries(zoo, "")[0], SIZES)
-
-
-@pytest.fixture
-def starts(subject: Subject, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Starts:
-    monkeypatch.setattr(students, "PRUNING_STEPS", 8)
-    return Starts(subject, Hypernetworks(zoo / "hypernet"), 0, [Cell(Unit.PARAMS, 0.8, 0.4)])
-
-
-def count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -144,77 +98,6 @@ def test_the_table_has_every_case_that_means_something() -> None:
     assert not draws(Case("svd", "none", 0))
     drawn = ("kfac-pink", "kfac-gauss", "kfac-synthetic", "hypernet-synthetic", "hypernet-noise")
     assert all(draws(Case(method, "none", 0)) for method in drawn)
-
-
-def test_every_start_has_the_budget(starts: Starts, subject: Subject) -> None:
-    (cell,) = starts.cells
-    whole = count(subject.teacher)
-    cases = table([*heldout.METHODS, "hypernet-unguarded", "hypernet-noise"], [0])
-    for case in [*cases, Case("hypernet", "images", 2), *(Case(m, "images", 2) for m in ONLY_DISTILLED)]:
-        start = starts.make(case, cell)
-        assert start.network is not None, (case, start.note)
-        size = count(start.network)
-        if case.method == "torch-pruning":
-            assert count(starts.make(Case("kfac", "images", 0), cell).network or nn.Identity()) <= size < whole
-        else:
-            assert size <= cell.budget.share * whole
-        assert torch.isfinite(start.network(subject.test.images[:2])).all()
-
-
-def test_steps_start_from_the_student_as_generated_or_refitted(starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, bool]] = []
-
-    def spy(_self: Starts, method: str, _statistics: str, _cell: Cell, *, refit: bool) -> students.Start:
-        asked.append((method, refit))
-        return students.Start(None)
-
-    monkeypatch.setattr(Starts, "_make", spy)
-    for method, steps in (("kfac", 0), ("kfac", 2), ("kfac-refitted", 2), ("kfac-norms", 2)):
-        starts.make(Case(method, "images", steps), starts.cells[0])
-    assert asked == [("kfac", True), ("kfac", False), ("kfac-refitted", True), ("kfac-norms", True)]
-
-
-def test_methods_without_images_read_none(starts: Starts, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Subject, seed: int) -> None:
-        raise AssertionError("images were read")
-
-    monkeypatch.setattr(Subject, "draw", refuse)
-    for method in (*CLOSED_FORMS, "hypernet", "hypernet-no-channels", *SYNTHETIC):
-        assert starts.make(Case(method, "none", 0), starts.cells[0]).network is not None
-    with pytest.raises(AssertionError, match="images were read"):
-        starts.make(Case("kfac", "images", 0), starts.cells[0])
-
-
-def test_random_weights_have_nothing_of_the_teacher(starts: Starts, subject: Subject) -> None:
-    kfac = starts.make(Case("kfac", "images", 2), starts.cells[0]).network
-    assert kfac is not None
-    fresh, again, other = (from_scratch(kfac, subject.architecture, seed) for seed in (0, 0, 1))
-    shapes = [[(n, p.shape) for n, p in network.named_parameters()] for network in (kfac, fresh)]
-    assert shapes[0] == shapes[1]
-    states = [network.state_dict() for network in (kfac, fresh, again, other)]
-    assert all(torch.equal(states[1][name], states[2][name]) for name in states[1])
-    for name, layer in low_rank_layers(fresh).items():
-        assert not torch.equal(layer.reduce.weight, kfac.get_submodule(name).reduce.weight)  # type: ignore[union-attr]
-    changed = [n for n, p in kfac.named_parameters() if not torch.equal(p, states[1][n])]
-    assert changed == [n for n, _ in kfac.named_parameters()]
-    assert any(not torch.equal(states[1][name], states[3][name]) for name in states[1])
-
-
-def test_a_network_that_pruning_cannot_cut_is_named(starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("a shape\nthat does not fit")
-
-    monkeypatch.setattr(students, "prune", fail)
-    start = starts.make(Case("torch-pruning", "images", 0), starts.cells[0])
-    assert start.network is None
-    assert start.note == "Torch-Pruning: RuntimeError: a shape that does not fit"
-
-
-def test_heads_of_attention_are_not_cut() -> None:
-    model, _ = load_timm("test_vit", model_args={"num_classes": 3}, pretrained=False)
-    names = protected(model)
-    assert names[-1] == "head"
-    assert len(names) == 1 + sum(name.endswith("qkv") for name, _ in model.named_modules()) > 1
 
 
 def test_every_row_is_made_once_and_says_what_was_measured(
