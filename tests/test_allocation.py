@@ -1,7 +1,6 @@
 """Ranks for a budget: met from below, as good as every other choice up to the last step."""
 
 import itertools
-import re
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -17,21 +16,9 @@ from hypercompress.generator import ANALYTIC
 from hypercompress.hull import Form, lower_hull
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
-from hypercompress.specs import COUNTED, Budget, LayerSpec, Measured, ModelSpec, RankPlan, Status, Unit
+from hypercompress.specs import COUNTED, Budget, LayerSpec, ModelSpec, RankPlan, Unit
 from hypercompress.student import build_student
-
-
-def layer(name: str, out: int, d: int, positions: int = 1) -> LayerSpec:
-    return LayerSpec(name, "linear", Status.FACTORED, "", out, d, positions, out * d, 0, False)
-
-
-def model_of(layers: list[LayerSpec], fixed: int = 0) -> ModelSpec:
-    return ModelSpec(
-        tuple(layers),
-        sum(item.dense_params for item in layers) + fixed,
-        sum(item.dense_macs for item in layers) + fixed,
-        (),
-    )
+from tests.allocated import layer, model_of
 
 
 def budget_of(unit: Unit, share: float) -> Budget:
@@ -215,48 +202,6 @@ def test_scale_of_all_energies_changes_no_rank() -> None:
     theirs = allocate(spec, {n: 7 * e for n, e in energies.items()}, Budget(params=0.6), nats=False)
     assert ours.ranks == theirs.ranks
     assert theirs.predicted_kl is None
-
-
-def test_unreachable_budget_names_the_range_and_its_least_succeeds() -> None:
-    spec = model_of([layer("a", 12, 20), layer("b", 30, 9)], 57)
-    energies = {item.name: torch.ones(item.full_rank).double() for item in spec.candidates}
-    with pytest.raises(BudgetError) as caught:
-        allocate(spec, energies, Budget(params=0.05), nats=True)
-    found = re.search(r"received a params budget of 0\.05; expected between ([\d.]+) and 1", str(caught.value))
-    assert found
-    least = float(found[1])
-    assert allocate(spec, energies, Budget(params=least), nats=True).ranks == {"a": 1, "b": 1}
-    with pytest.raises(BudgetError):
-        allocate(spec, energies, Budget(params=least - 1e-4), nats=True)
-
-
-def test_everything_stays_dense_at_a_budget_of_one() -> None:
-    spec = model_of([layer("a", 12, 20), layer("b", 30, 9)], 57)
-    energies = {item.name: torch.zeros(item.full_rank).double() for item in spec.candidates}
-    plan = allocate(spec, energies, Budget(macs=1.0), nats=True)
-    assert (dict(plan.ranks), plan.cost, plan.achieved) == ({}, spec.macs, 1.0)
-
-
-def test_model_without_candidates_fits_a_budget_of_one_alone() -> None:
-    spec = ModelSpec((), 10, 10, ())
-    assert allocate(spec, {}, Budget(params=1.0), nats=True).cost == 10
-    with pytest.raises(BudgetError, match=r"for a model in which nothing can be factored \(no layers\); expected a l"):
-        allocate(spec, {}, Budget(params=0.99), nats=True)
-
-
-def test_a_model_in_which_nothing_can_be_factored_says_why() -> None:
-    single = inspect(nn.Linear(64, 64), torch.zeros(2, 64))
-    with pytest.raises(BudgetError, match=r"nothing can be factored \(itself: it is the whole model, .* it in nn.S"):
-        allocate(single, {}, Budget(params=0.5), nats=True)
-    kept = inspect(nn.Sequential(*[nn.LayerNorm(n) for n in (8, 8, 8, 8)], nn.Linear(8, 1)), torch.zeros(2, 8))
-    with pytest.raises(BudgetError, match=r"\(0: a normalisation .*; 1: a .*; 2: a [^;]*; and more\); expected a "):
-        allocate(kept, {}, Budget(macs=0.5), nats=True)
-
-
-def test_layers_of_which_no_form_is_faster_cannot_be_factored() -> None:
-    spec = model_of([replace(layer("a", 12, 20), measured=Measured(100, ()))], 0)
-    with pytest.raises(BudgetError, match=r"nothing can be factored \(a: no form of it was faster\);"):
-        allocate(spec, {"a": torch.ones(12).double()}, Budget(params=0.5), nats=True)
 
 
 @pytest.mark.parametrize("unit", list(COUNTED))

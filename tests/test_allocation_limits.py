@@ -1,0 +1,56 @@
+"""Budgets at the ends: what cannot be reached is refused with the range, and a budget of one leaves all dense."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from hypercompress.allocation import allocate
+from hypercompress.errors import BudgetError
+from hypercompress.inspection import inspect
+from hypercompress.specs import Budget, Measured, ModelSpec
+from tests.allocated import layer, model_of
+
+
+def test_unreachable_budget_names_the_range_and_its_least_succeeds() -> None:
+    spec = model_of([layer("a", 12, 20), layer("b", 30, 9)], 57)
+    energies = {item.name: torch.ones(item.full_rank).double() for item in spec.candidates}
+    with pytest.raises(BudgetError) as caught:
+        allocate(spec, energies, Budget(params=0.05), nats=True)
+    found = re.search(r"received a params budget of 0\.05; expected between ([\d.]+) and 1", str(caught.value))
+    assert found
+    least = float(found[1])
+    assert allocate(spec, energies, Budget(params=least), nats=True).ranks == {"a": 1, "b": 1}
+    with pytest.raises(BudgetError):
+        allocate(spec, energies, Budget(params=least - 1e-4), nats=True)
+
+
+def test_everything_stays_dense_at_a_budget_of_one() -> None:
+    spec = model_of([layer("a", 12, 20), layer("b", 30, 9)], 57)
+    energies = {item.name: torch.zeros(item.full_rank).double() for item in spec.candidates}
+    plan = allocate(spec, energies, Budget(macs=1.0), nats=True)
+    assert (dict(plan.ranks), plan.cost, plan.achieved) == ({}, spec.macs, 1.0)
+
+
+def test_model_without_candidates_fits_a_budget_of_one_alone() -> None:
+    spec = ModelSpec((), 10, 10, ())
+    assert allocate(spec, {}, Budget(params=1.0), nats=True).cost == 10
+    with pytest.raises(BudgetError, match=r"for a model in which nothing can be factored \(no layers\); expected a l"):
+        allocate(spec, {}, Budget(params=0.99), nats=True)
+
+
+def test_a_model_in_which_nothing_can_be_factored_says_why() -> None:
+    single = inspect(nn.Linear(64, 64), torch.zeros(2, 64))
+    with pytest.raises(BudgetError, match=r"nothing can be factored \(itself: it is the whole model, .* it in nn.S"):
+        allocate(single, {}, Budget(params=0.5), nats=True)
+    kept = inspect(nn.Sequential(*[nn.LayerNorm(n) for n in (8, 8, 8, 8)], nn.Linear(8, 1)), torch.zeros(2, 8))
+    with pytest.raises(BudgetError, match=r"\(0: a normalisation .*; 1: a .*; 2: a [^;]*; and more\); expected a "):
+        allocate(kept, {}, Budget(macs=0.5), nats=True)
+
+
+def test_layers_of_which_no_form_is_faster_cannot_be_factored() -> None:
+    spec = model_of([replace(layer("a", 12, 20), measured=Measured(100, ()))], 0)
+    with pytest.raises(BudgetError, match=r"nothing can be factored \(a: no form of it was faster\);"):
+        allocate(spec, {"a": torch.ones(12).double()}, Budget(params=0.5), nats=True)
