@@ -14,7 +14,6 @@ from hypercompress import Budget, compress, from_pretrained
 from hypercompress.architecture import Architecture
 from hypercompress.attention import UnpackedAttention
 from hypercompress.cli import main
-from hypercompress.cli.generate import reachable
 from hypercompress.compress import finish
 from hypercompress.errors import ArtefactError, BudgetError
 from hypercompress.export import FORMATS, export
@@ -23,6 +22,7 @@ from hypercompress.kinds import LowRank
 from hypercompress.preparation import prepare
 from hypercompress.student import Student
 from hypercompress.unpacking import pack_layers, unpack, unpacked_layers
+from hypercompress.wanted import Wanted
 from tests.attending import PROJECTIONS, Pooled, randomised, subclass
 
 
@@ -86,7 +86,7 @@ def test_the_command_line_reaches_what_only_unpacked_attention_allows(
     teacher.pretrained_cfg = {"input_size": (3, 32, 32)}  # type: ignore[assignment]
     spec, budget = inspect(teacher, torch.randn(2, 3, 32, 32)), Budget(params=0.3)
     with pytest.raises(BudgetError):
-        reachable(spec, budget)
+        Wanted(budget).check(teacher, spec)
     monkeypatch.setattr("hypercompress.cli.inputs.load_dense", lambda *_: (teacher, None, None))
     assert main(["generate", "resnet18", str(tmp_path / "s"), "--params", "0.3", "--generator", "svd"]) == 0
     student = from_pretrained(tmp_path / "s", small_vit())

@@ -20,6 +20,7 @@ from hypercompress.errors import DataError, NonFiniteError
 PENALTIES = tuple(10 ** (power / 4) for power in range(-16, 9))  # times the features' mean squared norm
 DEFAULT_PENALTY = 1.0  # where every class has one image, so that nothing can be left out
 VIEWED_PENALTY = 0.1  # there, if there are views
+FLOOR = 0.3  # of the mean deviation, under each that a feature is divided by: of few images some have none
 SCALES = (1.0, 100.0)  # of regressed one-hot targets, as logits
 DEFAULT_SCALE = 10.0
 BISECTIONS = 16
@@ -60,7 +61,9 @@ class Choice:
     loss: float | None = None
 
 
-def fit_ridge(features: Float[Tensor, "m d"], labels: Int[Tensor, " n"], classes: int, views: int = 0) -> Ridge:
+def fit_ridge(
+    features: Float[Tensor, "m d"], labels: Int[Tensor, " n"], classes: int, views: int = 0, *, even: bool = False
+) -> Ridge:
     """Fit the head. Its penalty is the one of `PENALTIES` with the least leave-one-out loss, each at its best scale.
 
     An image that is left out is left out of everything, its views and the means included: held fixed, they would give
@@ -72,6 +75,7 @@ def fit_ridge(features: Float[Tensor, "m d"], labels: Int[Tensor, " n"], classes
         labels: of the images, from 0 to ``classes - 1``, each at least once.
         classes: two or more.
         views: of each image. The head is judged on the images alone.
+        even: divide each feature by the root of its deviation first, see `evenly`.
 
     Raises:
         DataError: fewer than two classes, a class without an image, or a label outside.
@@ -84,9 +88,25 @@ def fit_ridge(features: Float[Tensor, "m d"], labels: Int[Tensor, " n"], classes
             "and the model's weights"
         )
     x, y = features.detach().double(), F.one_hot(labels.long(), classes).double()
+    factors = evenly(x) if even else torch.ones_like(x[0])
+    x = x * factors
     choice = choose(x - x.mean(0), y, counts[labels.long()] > 1)
     weight, bias = solve(x, labels.repeat(1 + views), classes, choice.penalty)
+    weight = weight * factors
     return Ridge(weight * choice.scale, bias * choice.scale, choice.penalty, choice.scale, choice.accuracy, choice.loss)
+
+
+def evenly(x: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:
+    """What to multiply features by, so that they weigh more evenly: their deviations to the power of -1/2.
+
+    Pooled, rectified features that are large on the average vary most, so a few of them decide what is alike. Hu et al.
+    (2021, "Leveraging the feature distribution in transfer-based few-shot learning") take the root of the features
+    themselves, which no linear head can. Worth it with one image a class; with more, regression itself finds what
+    weighs how much (LOG.md, 2026-11-28).
+    """
+    deviation = x.std(0, correction=0)
+    mean = deviation.mean()
+    return (deviation / mean + FLOOR).rsqrt() if float(mean) > 0 else torch.ones_like(deviation)
 
 
 def solve(

@@ -160,9 +160,13 @@ def test_a_compressed_student_is_adapted_and_keeps_its_ranks(make_task: Make, tr
     assert torch.equal(from_pretrained(tmp_path / "student").eval()(x), student.eval()(x))
 
 
-def test_one_image_a_class_is_ridge_regression_and_says_so(make_task: Make, trained: Make) -> None:
+def test_one_image_a_class_is_ridge_regression_on_even_features_and_says_so(make_task: Make, trained: Make) -> None:
     x, y = make_task(ways=4, shots=1)
     student = adapt(model_of(), x, y, network=trained(), views=0)
+    backbone = Backbone(model_of())
+    features = backbone(x)
+    wanted = fit_ridge(features, y, 4, even=True).logits(features)
+    torch.testing.assert_close(student(x), wanted, rtol=1e-4, atol=1e-4)
     told = student.report["transfer"]
     assert told["why"] == "one image a class: nothing can be left out to judge a change"
     assert (told["kept"], told["passes"]) == ("plain", 1)

@@ -9,11 +9,13 @@ from torch import Tensor
 from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.transfer.ridge import (
     DEFAULT_PENALTY,
+    FLOOR,
     PENALTIES,
     SCALES,
     VIEWED_PENALTY,
     best_scales,
     choose,
+    evenly,
     fit_ridge,
     frame,
     left_out_predictions,
@@ -213,3 +215,23 @@ def test_labels_that_no_head_can_be_fitted_to(labels: list[int], classes: int, m
 def test_features_that_are_no_numbers() -> None:
     with pytest.raises(NonFiniteError, match="received features of the support images with NaN or infinity"):
         fit_ridge(torch.tensor([[1.0], [float("nan")]]), torch.tensor([0, 1]), 2)
+
+
+def test_evenly_is_ridge_regression_on_features_divided_by_the_root_of_their_deviations() -> None:
+    x, labels = clusters(20, 12, 4)
+    x = x * torch.logspace(-2, 2, 12, dtype=torch.float64)
+    deviation = x.std(0, correction=0)
+    divided = x / (deviation / deviation.mean() + FLOOR).sqrt()
+    wanted, got = fit_ridge(divided, labels, 4), fit_ridge(x, labels, 4, even=True)
+    torch.testing.assert_close(got.logits(x), wanted.logits(divided))
+    assert (got.penalty, got.loo_loss) == (wanted.penalty, pytest.approx(wanted.loo_loss))
+    assert not torch.allclose(got.logits(x), fit_ridge(x, labels, 4).logits(x))
+
+
+def test_evenly_does_not_depend_on_the_unit_and_bears_features_that_do_not_vary() -> None:
+    x, labels = clusters(10, 6, 5)
+    x[:, 2] = 7.0
+    head = fit_ridge(x, labels, 5, even=True)
+    torch.testing.assert_close(head.logits(x), fit_ridge(1000 * x, labels, 5, even=True).logits(1000 * x))
+    assert bool(head.weight.isfinite().all())
+    assert torch.equal(evenly(torch.ones(4, 3)), torch.ones(3))
