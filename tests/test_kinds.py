@@ -1,8 +1,7 @@
-"""Every kind of layer: full rank is the dense layer, rows and matrix give its output, and a user's kind is a kind."""
+"""Every kind of layer: full rank is the dense layer, and a user's kind is a kind."""
 
 import copy
 import re
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ import pytest
 import timm
 import torch
 from hypothesis import given, settings
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.linear import Linear as TimmLinear
-from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from timm.layers.std_conv import ScaledStdConv2d
 from torch import Tensor, nn
 
 import hypercompress
@@ -25,79 +22,8 @@ from hypercompress.factorize import by_channel, plain_frame
 from hypercompress.inspection import inspect
 from hypercompress.kinds import ConvKind, LowRank, factors_of, fill, kind_of, low_rank_like
 from hypercompress.kinds.registry import _KINDS
-from hypercompress.specs import LayerFactors, Side, Status
-from tests.strategies import grouped
-
-SAME_CONVS: dict[type[nn.Module], dict[str, Any]] = {Conv2dSame: {}, StdConv2dSame: {}, ScaledStdConv2dSame: {}}
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
-
-
-@st.composite
-def convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
-    """A convolution of one to three dimensions, of any geometry torch allows, with an input that fits."""
-    dims = draw(st.integers(1, 3))
-    each = st.tuples(*[st.integers(1, 3)] * dims)
-    kernel, dilation = draw(each), draw(st.tuples(*[st.integers(1, 2)] * dims))
-    mode = draw(st.sampled_from(["zeros", "replicate", "circular"] + ["reflect"] * (dims < 3)))
-    padding = draw(st.one_of(st.just("same"), st.just("valid"), st.tuples(*[st.integers(0, 2)] * dims)))
-    stride = (1,) * dims if padding == "same" else draw(each)
-    channels = draw(st.integers(1, 4)), draw(st.integers(1, 5))
-    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims](
-        *channels, kernel, stride, padding, dilation, bias=draw(st.booleans()), padding_mode=mode, dtype=torch.float64
-    )
-    return conv, random(2, channels[0], *(draw(st.integers(7, 9)) for _ in range(dims)))
-
-
-@st.composite
-def timm_convolutions(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
-    """timm's own: standardised weights, padding by the size of the input."""
-    module_class = draw(st.sampled_from([*SAME_CONVS, StdConv2d, ScaledStdConv2d]))
-    channels, kernel = (draw(st.integers(2, 4)), draw(st.integers(1, 5))), draw(st.integers(1, 3))  # 1 has no variance
-    options = {"stride": draw(st.integers(1, 3)), "dilation": draw(st.integers(1, 2)), "bias": draw(st.booleans())}
-    conv = module_class(*channels, kernel, **options).double()
-    if hasattr(conv, "gain"):
-        conv.gain.data = random(*conv.gain.shape)
-    return conv, random(2, channels[0], draw(st.integers(7, 9)), draw(st.integers(7, 9)))
-
-
-@st.composite
-def linears(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
-    inside, outside, lead = (
-        draw(st.integers(1, 12)),
-        draw(st.integers(1, 12)),
-        draw(st.lists(st.integers(1, 3), max_size=3)),
-    )
-    module_class = draw(st.sampled_from([nn.Linear, TimmLinear]))
-    dense = module_class(inside, outside, bias=draw(st.booleans()), dtype=torch.float64)
-    return dense, random(*lead, inside)
-
-
-@st.composite
-def transposed(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
-    """A transposed convolution of one to three dimensions, of any geometry torch allows, with an input that fits."""
-    dims = draw(st.integers(1, 3))
-    each = st.tuples(*[st.integers(1, 3)] * dims)
-    kernel, stride, dilation = draw(each), draw(each), draw(st.tuples(*[st.integers(1, 2)] * dims))
-    padding = draw(st.tuples(*[st.integers(0, 2)] * dims))
-    added = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
-    channels, bias = (draw(st.integers(1, 4)), draw(st.integers(1, 5))), draw(st.booleans())
-    conv = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[dims](
-        *channels, kernel, stride, padding, added, bias=bias, dilation=dilation, dtype=torch.float64
-    )
-    return conv, random(2, channels[0], *(draw(st.integers(5, 6)) for _ in range(dims)))
-
-
-KINDS = {"conv": convolutions(), "timm": timm_convolutions(), "linear": linears(), "transposed": transposed()}
-layers = st.one_of(*KINDS.values())
-
-
-def matrix(dense: nn.Module) -> Tensor:
-    kind = kind_of(dense)
-    assert kind is not None
-    return kind.matrix(dense)
+from hypercompress.specs import Side, Status
+from tests.drawn import KINDS, convolutions, matrix, timm_convolutions
 
 
 def full_rank_on_both_sides(dense: nn.Module) -> LowRank:
@@ -142,92 +68,6 @@ def test_full_rank_on_both_sides_is_the_dense_layer(case: tuple[nn.Module, Tenso
     torch.testing.assert_close(layer(x), wanted, rtol=0, atol=tolerance)
     torch.testing.assert_close(layer.to_dense()(x), wanted, rtol=0, atol=tolerance)
     torch.testing.assert_close(factors_of(layer).product(), matrix(dense), rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@settings(max_examples=100)
-@given(st.one_of(layers, grouped()), st.booleans())
-def test_the_dense_form_is_the_product_rounded_once(
-    dtype: torch.dtype, case: tuple[nn.Module, Tensor], both: bool
-) -> None:
-    """The bound of `LowRank.filled`, against the product in exact arithmetic."""
-    dense = case[0]
-    kind = kind_of(dense)
-    assert kind is not None
-    both = both and isinstance(kind, ConvKind) and kind.taps(dense) > 1 and not getattr(dense, "transposed", False)
-    both = both and kind.groups(dense) == 1
-    layer = low_rank_like(dense, 3, 2 if both else None).to(dtype)
-    found, factors = matrix(layer.to_dense()), factors_of(layer).to(torch.float64)
-    products = [[[float(x) for x in row] for row in multiplied_out(group)] for group in groups_of(factors)]
-    exact = torch.tensor(products, dtype=torch.float64).reshape(found.shape)
-    absolute = LayerFactors(
-        factors.expand.abs(), factors.reduce.abs(), None, None if factors.project is None else factors.project.abs()
-    )
-    bound = torch.finfo(dtype).eps / 2 * exact.abs() + (3 + 2 * both) * 2.0**-52 * absolute.product()
-    assert found.dtype is dtype
-    assert ((found.double() - exact).abs() <= bound).all()
-
-
-def groups_of(factors: LayerFactors) -> list[LayerFactors]:
-    """The factors of each group on its own."""
-    if factors.expand.ndim == 2:
-        return [factors]
-    return [LayerFactors(expand, reduce) for expand, reduce in zip(factors.expand, factors.reduce, strict=True)]
-
-
-def multiplied_out(factors: LayerFactors) -> list[list[Fraction]]:
-    """The product of a layer's factors, exactly."""
-
-    def times(left: list[list[Fraction]], right: list[list[Fraction]]) -> list[list[Fraction]]:
-        columns = list(zip(*right, strict=True))
-        return [
-            [sum((a * b for a, b in zip(row, column, strict=True)), Fraction()) for column in columns] for row in left
-        ]
-
-    def exactly(values: Tensor) -> list[list[Fraction]]:
-        return [[Fraction(value) for value in row] for row in values.tolist()]
-
-    expand, reduce = exactly(factors.expand), exactly(factors.reduce)
-    if factors.project is None:
-        return times(expand, reduce)
-    project, taps = exactly(factors.project), factors.reduce.shape[1] // len(factors.project)
-    # One tap at a time: [r, q] from the core, then its columns back in their places.
-    found = [times(times(expand, [row[tap::taps] for row in reduce]), project) for tap in range(taps)]
-    return [[entry for column in zip(*rows, strict=True) for entry in column] for rows in zip(*found, strict=True)]
-
-
-@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
-@settings(max_examples=100)
-@given(st.one_of(convolutions(), timm_convolutions(), transposed()))
-def test_means_of_the_columns_are_those_of_the_rows(case: tuple[nn.Module, Tensor]) -> None:
-    dense, x = case
-    kind = kind_of(dense)
-    assert kind is not None
-    torch.testing.assert_close(kind.input_mean(dense, x), kind.input_rows(dense, x).mean(0))
-
-
-@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths")
-@settings(max_examples=100)
-@given(layers)
-def test_rows_times_matrix_are_the_outputs(case: tuple[nn.Module, Tensor]) -> None:
-    dense, x = case
-    kind = kind_of(dense)
-    assert kind is not None
-    bias = dense.bias if isinstance(dense.bias, Tensor) else 0
-    torch.testing.assert_close(kind.input_rows(dense, x) @ kind.matrix(dense).T + bias, kind.rows(dense(x)))
-
-
-@settings(max_examples=50)
-@given(layers)
-def test_multiplied_out_it_is_the_layer_that_it_reads_as(case: tuple[nn.Module, Tensor]) -> None:
-    dense, x = case
-    layer = low_rank_like(dense, 2).eval()
-    multiplied = layer.to_dense()
-    assert layer.restores_class is (type(multiplied) is type(dense))
-    assert not multiplied.training
-    torch.testing.assert_close(multiplied.weight.detach(), layer.weight.detach(), rtol=0, atol=1e-14)
-    assert layer.weight.shape == dense.weight.shape
-    torch.testing.assert_close(multiplied(x), layer(x), rtol=0, atol=1e-12)
 
 
 def test_device_and_dtype_are_those_of_the_dense_layer() -> None:

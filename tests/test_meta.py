@@ -2,16 +2,15 @@
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from hypercompress.fidelity import compare
-from hypercompress.generator import ANALYTIC, HypernetConfig, Hypernetwork
+from hypercompress.generator import ANALYTIC
 from hypercompress.generator.emission import emit
 from hypercompress.generator.heads import Outputs
 from hypercompress.inspection import inspect
@@ -24,55 +23,22 @@ from hypercompress.meta import (
     generate,
     meta_loss,
     prepare_case,
-    sample_budget,
 )
 from hypercompress.meta.loss import _adapt, _others
 from hypercompress.reconstruction import reconstruct
 from hypercompress.specs import Budget, Side
 from hypercompress.student import build_student
 from hypercompress.tokens import BANDS
+from tests.meta_cases import images, small, teacher
 
 BUDGET = Budget(params=0.35)
 TIGHT = Budget(macs=0.3)  # factors every layer, the one with a norm behind it too
-
-
-def images(count: int = 4, size: int = 16, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return list((torch.randn(count * size, 3, 8, 8, generator=generator) + 0.2).split(size))
-
-
-def teacher() -> nn.Module:
-    model = nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1, bias=False),
-        nn.BatchNorm2d(12),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(12, 16, 3, stride=2),
-        nn.ReLU(inplace=True),
-        nn.Flatten(),
-        nn.Linear(16 * 9, 24),
-        nn.ReLU(inplace=True),
-        nn.Linear(24, 5),
-    )
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * (2.5 / parameter[0].numel()) ** 0.5
-    model[1].running_var.uniform_(0.5, 1.5)
-    return model
 
 
 @pytest.fixture(scope="module")
 def case() -> Case:
     torch.manual_seed(0)
     return prepare_case("small", teacher(), images())
-
-
-def small(noise: float = 0.0) -> Hypernetwork:
-    network = Hypernetwork(HypernetConfig(width=16, depth=1, heads=2))
-    generator = torch.Generator().manual_seed(3)
-    for parameter in network.parameters():
-        parameter.data += noise * torch.randn(parameter.shape, generator=generator)
-    return network
 
 
 def zeros(case: Case, **given: Tensor) -> Outputs:
@@ -210,44 +176,6 @@ def test_matrices_are_those_of_the_built_student(case: Case) -> None:
     for name, layer in plain.factors().layers.items():
         torch.testing.assert_close(found[name].detach(), layer.product(), rtol=1e-4, atol=1e-5)
     assert set(emission.layers) == set(emission.plan.ranks)
-
-
-class Unknown(nn.Conv2d):
-    """Of no kind that is known."""
-
-
-def narrow() -> nn.Module:
-    """Most parameters cannot be factored, so that budgets have little room."""
-    return nn.Sequential(
-        nn.Conv2d(3, 96, 3), Unknown(96, 96, 3, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 5)
-    )
-
-
-def easy() -> nn.Module:
-    """Rank one already loses next to nothing."""
-    model = teacher()
-    model[8].weight.data *= 1e-4
-    return model
-
-
-def single() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
-
-
-@pytest.mark.parametrize("build", [teacher, narrow, easy, single])
-def test_every_sampled_budget_can_be_reached(build: Callable[[], nn.Module]) -> None:
-    found = prepare_case("x", build(), images())
-    generator = torch.Generator().manual_seed(0)
-    budgets = [sample_budget(found, generator) for _ in range(12)]
-    assert len({budget.unit for budget in budgets}) == 2
-    for budget in budgets:
-        low, high = found.shares[budget.unit]
-        assert low <= budget.share * (1 + 1e-12)
-        assert budget.share <= high * (1 + 1e-12)
-        emission, _ = generate(small(), found, budget, measured=True)
-        assert emission.plan.achieved <= budget.share
-    for unit, (low, high) in found.shares.items():
-        assert 0 < low <= high <= 1, unit
 
 
 def test_case_compares_maps_over_the_depth(case: Case) -> None:

@@ -88,3 +88,9 @@ def zoo(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         writer.writerow(["name", "data", "split"])
         writer.writerows([(name, "fashion_mnist_mini", split) for name, split in with_rows])
     return place
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

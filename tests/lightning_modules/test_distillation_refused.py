@@ -1,0 +1,76 @@
+"""Distillation that cannot run: what is missing is named before, or at the step where it shows."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from hypercompress import from_pretrained
+from hypercompress.errors import ArtefactError, DataError, ModelError, NonFiniteError
+from hypercompress.student import Student
+from lightning_modules.callbacks import SaveStudent
+from lightning_modules.data import ImageDataModule
+from lightning_modules.distillation import Distillation
+from lightning_modules.losses import Losses
+from lightning_modules.source import TeacherSource
+from tests.lightning_modules.distilled import Folders, images, system
+
+
+def test_no_teacher_to_follow(folders: Folders) -> None:
+    with pytest.raises(ModelError, match="received no teacher with a weight on its logits or features"):
+        Distillation(folders[1])
+
+
+def test_labels_that_are_not_there(folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    for index in range(8):
+        Image.new("L", (28, 28), index * 30).save(tmp_path / f"{index}.png")
+    data = ImageDataModule(str(tmp_path), batch_size=4)
+    trainer(max_steps=1, limit_val_batches=1).fit(system(folders), data)  # label-free: fine
+    with pytest.raises(DataError, match="images without labels"):
+        trainer(max_steps=1, limit_val_batches=0).fit(system(folders, Losses(labels=1.0)), data)
+
+
+def test_features_alone_of_a_model_that_names_none(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = Losses(logits=0.0, features=1.0)
+    loaded = from_pretrained
+
+    def nameless(folder: Path) -> Student:
+        student = loaded(folder)
+        vars(student.model)["feature_info"] = []
+        return student
+
+    monkeypatch.setattr("lightning_modules.distillation.from_pretrained", nameless)
+    with pytest.raises(ModelError, match="received a weight on features alone"):
+        system(folders, losses)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"logits": -1.0}, {"logits": 0.0, "features": 0.0}, {"temperature": 0.0}],
+)
+def test_wrong_losses(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected weights of 0 or more, one above 0, and a temperature above 0"):
+        Losses(**wrong)
+
+
+def test_no_student_folder(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="expected a student folder"):
+        Distillation(tmp_path, TeacherSource("resnet18"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    run = trainer(max_steps=8, limit_val_batches=0, callbacks=[SaveStudent(tmp_path / "out")])
+    with pytest.raises(NonFiniteError, match=r"at step [1-7]"):
+        run.fit(system(folders, lr=1e30), images())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_that_is_not_there_is_named_with_the_options_for_it(folders: Folders) -> None:
+    with pytest.raises(
+        ModelError, match=r"'runs/teacher/teacher'.*; this is the teacher: name it with --model.teacher"
+    ):
+        Distillation(folders[1], TeacherSource("runs/teacher/teacher"))

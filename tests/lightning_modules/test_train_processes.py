@@ -1,0 +1,93 @@
+"""train.py in processes of its own: two that keep in step, and one that is told to stop."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hypercompress import from_pretrained
+from tests.lightning_modules.runs import Folders, config, start
+
+
+def launch(root: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``python train.py ARGUMENTS`` with ``cwd`` as the place of its outputs."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, str(root / "train.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_sigterm_leaves_a_checkpoint_and_143(root: Path, here: Path, folders: Folders) -> None:
+    """As a scheduler stops a run; 0 would say that it has ended."""
+    words = ["fit", "--config", config(root, "distill"), *start(folders), "--trainer.max_steps", "100000"]
+    words += ["--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command, checkpoint = [sys.executable, str(root / "train.py"), *words], here / "runs/debug/distill/last.ckpt"
+    process = subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None and not checkpoint.exists():
+        time.sleep(0.1)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said.decode()[-3000:]
+    found = re.search(
+        r"stopped by SIGTERM after step (\d+): go on with the same command and --ckpt_path (\S+)", said.decode()
+    )
+    assert found is not None
+    assert Path(found[2]) == checkpoint
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == int(found[1])
+    assert not (here / "runs/debug/distill/student").exists()
+
+
+TWO = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
+
+
+@pytest.mark.parametrize("name", ["distill", "finetune"])
+def test_two_processes_end_with_equal_weights(root: Path, here: Path, folders: Folders, name: str) -> None:
+    """Real processes over gloo, without find_unused_parameters: the frozen teacher is outside of what DDP wraps."""
+    done = launch(root, here, "fit", "--config", config(root, name), *start(folders), *TWO)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"equal weights on 2 ranks: checksum -?\d", done.stderr), done.stderr[-3000:]
+    assert "find_unused_parameters" not in done.stderr
+    folder = here / "runs" / "debug" / name
+    student, before = from_pretrained(folder / "student"), from_pretrained(folders[1])
+    weights = dict(before.named_parameters())
+    assert all(bool(torch.isfinite(value).all()) for value in student.state_dict().values())
+    assert any(not torch.equal(value, weights[key]) for key, value in student.named_parameters())
+    report = json.loads((folder / "student" / "report.json").read_text())
+    assert report["distilled_steps"] == 8
+    assert report["fidelity"]["images"] == 64  # all of them once, not a rank's share
+    content = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    assert set(content) == {f"network.{key}" for key in student.model.state_dict()}
+
+
+def test_two_processes_go_on_from_a_checkpoint_exactly(root: Path, here: Path, folders: Folders) -> None:
+    """Step 3 of 8 is in the middle of the first epoch, whose four steps show each rank a half of the images."""
+    saving = [
+        "--trainer.callbacks+",
+        "lightning.pytorch.callbacks.ModelCheckpoint",
+        "--trainer.callbacks.save_top_k=-1",
+    ]
+    saving += ["--trainer.callbacks.dirpath=steps", "--trainer.callbacks.filename={step}"]
+    saving += ["--trainer.callbacks.every_n_train_steps=3"]
+    fit = ["fit", "--config", config(root, "distill"), *start(folders), *TWO, *saving]
+    for name, more in (("whole", []), ("resumed", ["--ckpt_path", str(here / "whole" / "steps" / "step=3.ckpt")])):
+        (here / name).mkdir()
+        done = launch(root, here / name, *fit, *more)
+        assert done.returncode == 0, done.stderr[-3000:]
+    students = [from_pretrained(here / name / "runs/debug/distill/student") for name in ("whole", "resumed")]
+    whole, resumed = (student.model.state_dict() for student in students)
+    assert students[1].report["distilled_steps"] == 8
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_two_processes_stop_together_when_the_loss_is_not_finite(root: Path, here: Path, folders: Folders) -> None:
+    rate = ["--model.optimization.lr", "1e30"]
+    done = launch(root, here, "fit", "--config", config(root, "distill"), *start(folders), *TWO, *rate)
+    assert done.returncode != 0
+    assert re.search(r"error: received a loss of (nan|inf) at step [1-7]", done.stderr), done.stderr[-3000:]
+    assert not (here / "runs" / "debug" / "distill" / "student").exists()
