@@ -250,7 +250,7 @@ def _renormalize(arguments: Namespace) -> None:
     if arguments.renormalize and arguments.data is None:
         raise HypercompressError(
             "received --renormalize without --data; expected images whose moments the BatchNorms take; pass a folder "
-            "of any images, or --data noise"
+            "of any images, or leave --renormalize out"
         )
 
 

@@ -61,7 +61,7 @@ def show_no_data(generator: str, teacher: nn.Module, terminal: Terminal) -> int:
         return 0
     count, norms = usual_images(inputs.input_size(teacher)), len(remembering_norms(teacher))
     renormalised = f", {norms} BatchNorms renormalised to it" if norms else ""
-    closer = f"--data DATA with any images{', or for small models --data synthetic' if norms else ''}"
+    closer = f"--data DATA, images of its own kind{'; or for small models --data synthetic' if norms else ''}"
     terminal.note(
         "no data",
         f"{count} images of 1/f noise stand in{renormalised}; closer: {closer}; faster, and mostly further away: "

@@ -51,8 +51,9 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
 
     The head is ridge regression on the model's features, its penalty and temperature by leave-one-out. The network
     generates new norms, biases and cores; they are kept only where leaving one out finds the head on them no worse than
-    on the model as it was. With one image a class nothing can be left out, and the model stays as it was. Then the head
-    is fitted on random views of the images too, if that is no worse by the same measure (see `look_again`).
+    on the model as it was. With one image a class nothing can be left out: the model stays as it was, and its features
+    weigh more evenly in the head (`ridge.evenly`). Then the head is fitted on random views of the images too, if that
+    is no worse by the same measure (see `look_again`).
 
     Args:
         model: a timm classifier or a `Student` of one; not modified.

@@ -116,7 +116,7 @@ def test_generate_renormalises_to_images_of_another_kind(run: Run, teacher: tupl
     assert (code, out) == (2, "")
     assert err == (
         "error: received --renormalize without --data; expected images whose moments the BatchNorms take; pass a "
-        "folder of any images, or --data noise\n"
+        "folder of any images, or leave --renormalize out\n"
     )
     code, _, err = run(*words, "--data", "synthetic:24")
     assert code == 2
@@ -164,7 +164,7 @@ def test_generate_without_data_and_without_norms(run: Run, tmp_path: Path) -> No
     words = ("--no-pretrained", "--params", 0.5, "--model-args", '{"img_size": 32, "patch_size": 8}')
     code, out, err = run("generate", "test_vit", tmp_path / "s", *words)
     assert (code, err) == (0, "")
-    assert "no data: 1024 images of 1/f noise stand in; closer: --data DATA with any images; faster" in out
+    assert "no data: 1024 images of 1/f noise stand in; closer: --data DATA, images of its own kind; faster" in out
     assert "generator: kfac (chosen by auto)" in out
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     assert (report["calibration"], report["predicted_kl"], report["fidelity"]["kl"]) == ("noise:1024", None, None)
