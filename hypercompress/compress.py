@@ -44,6 +44,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     refit: bool = True,
     norms: bool = True,
     renormalize: bool = False,
+    steady: bool = False,
     fast: bool = False,
     latency_batch: int = 1,
     search: float = 0.0,
@@ -74,6 +75,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             and judge with a copy of it whose BatchNorms have the moments of these images, and put its own back in the
             end (`renormalization.py`). ``auto`` is `kfac` then, and no KL is predicted, nor fidelity reported. A model
             without BatchNorm is measured as it is.
+        steady: with few images, of a model with BatchNorms: mix the statistics of noise into theirs, weighing as much
+            as eight images (`steadying.py`), which takes as long as a generation without data.
         fast: time the forms of every layer on this machine, and use only those that are faster than the dense layer; a
             latency budget always does.
         latency_batch: samples of the batch that is timed.
@@ -84,7 +87,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         progress: called with a phase's name, a count of samples or layers and, of layers, a name.
 
     Raises:
-        BudgetError, DataError, GeneratorError, ModelError, NonFiniteError: see their docstrings.
+        BudgetError, DataError, GeneratorError, ModelError, NonFiniteError: see their docstrings. What cannot be had of
+            the teacher is refused before anything is measured, or, where forms are timed, right after that.
 
     Example:
         >>> student = compress(teacher, Budget(params=0.4), data=loader)  # doctest: +SKIP
@@ -107,6 +111,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             forward_fn=forward_fn,
             latency_batch=latency_batch if fast or budget.unit is Unit.LATENCY else None,
             renormalize=renormalize,
+            steady=steady,
             wanted=Wanted(budget, strict),
             seed=seed,
             progress=progress,
@@ -215,6 +220,8 @@ def finish(
         student.report["renormalized"] = True
     if plan.stand_in:
         student.report["calibration"] = f"noise:{plan.stand_in}"
+    if plan.noise_share:
+        student.report["noise_share"] = plan.noise_share
     if plan.timed is not None:
         _time(student, plan, forward_fn)
     return student

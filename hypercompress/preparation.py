@@ -12,7 +12,7 @@ from hypercompress.calibration import pieces, resized, split_batches
 from hypercompress.calling import ForwardFn, Progress, taking
 from hypercompress.copying import as_written
 from hypercompress.curvature import UNREACHED, reached
-from hypercompress.errors import DataError, GeneratorError
+from hypercompress.errors import BudgetError, DataError, GeneratorError
 from hypercompress.example import dtype_of, example_of, samples_of_a_pass
 from hypercompress.fidelity import compare, remembering
 from hypercompress.fisher import Probing
@@ -26,6 +26,7 @@ from hypercompress.renormalization import Moments, moments_of, renormalized
 from hypercompress.replaceable import replaceable
 from hypercompress.sketch import sketch
 from hypercompress.stand_in import stand_in
+from hypercompress.steadying import noise_share, steadied
 from hypercompress.unpacking import unpack
 from hypercompress.wanted import Wanted
 
@@ -42,6 +43,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     forward_fn: ForwardFn | None = None,
     latency_batch: int | None = None,
     renormalize: bool = False,
+    steady: bool = False,
     wanted: Wanted = ANYTHING,
     seed: int = 0,
     progress: Progress | None = None,
@@ -51,20 +53,16 @@ def prepare(  # noqa: PLR0913  (each has a default)
     Args:
         latency_batch: samples of the batch that is timed; ``None``: no times are measured. If they are, only forms that
             are faster than the dense layer are used.
-        renormalize: see `compress`.
+        renormalize, steady: see `compress`.
         wanted: what cannot be had is refused before anything is measured.
 
     Without data ``auto`` is `kfac` on noise, of which `Plan.stand_in` tells; where that cannot be, it is ``svd``.
     """
+    _refuse(data is not None, renormalize, steady and forward_fn is None, steady)
     if data is None and str(generator) == "auto" and not renormalize and forward_fn is None:
         options = {"example": example, "latency_batch": latency_batch, "seed": seed, "progress": progress}
         if (plan := _on_noise(teacher, wanted, **options)) is not None:
             return plan
-    if renormalize and data is None:
-        raise DataError(
-            "received renormalize=True without data; expected images whose moments the BatchNorms take; pass data, "
-            "such as inversion.synthesize(model, input_size, steps=0), which is noise"
-        )
     original = as_written(teacher)
     norms = remembering_norms(original) if renormalize else []
     chosen = _generator(generator, data is not None, unlike=renormalize, progress=progress)
@@ -86,6 +84,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     if latency_batch is not None:
         timed = resized(example, latency_batch)
         spec = measure_latency(teacher, spec, timed, forward_fn=forward_fn, progress=progress)
+        wanted.check(teacher, spec)  # again: of what is left no form may be fast enough
     batches: Iterable[Any] | None = None if split is None else split.statistics
     if batches is not None and device.type == "cpu":  # where small batches take no longer, and memory is all there is
         batches = pieces(batches, samples_of_a_pass(spec))
@@ -96,7 +95,41 @@ def prepare(  # noqa: PLR0913  (each has a default)
         sketches = {name: found for name, found in sketches.items() if found.curvature is not None}
         spec = reached(spec, sketches)
     wanted.check(teacher, spec)  # again: some layers turn out to be unsupported when they run
-    return Plan(original, teacher, spec, sketches, split, chosen, timed, unlike=renormalize, own=own)
+    plan = Plan(original, teacher, spec, sketches, split, chosen, timed, unlike=renormalize, own=own)
+    return _steadied(plan, example, seed, progress) if steady else plan
+
+
+def _refuse(has_data: bool, renormalize: bool, as_they_are: bool, steady: bool) -> None:
+    """Raises DataError for what needs images, or images of the model's own kind that are passed as they are."""
+    if renormalize and not has_data:
+        raise DataError(
+            "received renormalize=True without data; expected images whose moments the BatchNorms take; pass data, "
+            "such as inversion.synthesize(model, input_size, steps=0), which is noise"
+        )
+    if steady and not (has_data and as_they_are and not renormalize):
+        raise DataError(
+            "received steady=True without images of the model's own kind that are passed as they are; expected some, "
+            "whose statistics noise steadies; leave steady out"
+        )
+
+
+def _steadied(plan: Plan, example: Any, seed: int, progress: Progress | None) -> Plan:
+    """The plan with the statistics of noise mixed in; the progress of its phase is that of ``noise``."""
+    assert plan.split is not None  # `_refuse`
+    noise = stand_in(plan.original, example, seed=seed)
+    if noise is None or not remembering_norms(plan.original):
+        raise DataError(
+            "received steady=True for a model without BatchNorms that keep moments, or for batches that are no images; "
+            "expected tensors [b, c, h, w] and norms that noise is fitted to; leave steady out"
+        )
+
+    def told(_: str, done: int, at: str = "") -> None:
+        if progress is not None:
+            progress("noise", done, at)
+
+    other = prepare(plan.original, noise, "kfac", example=example, renormalize=True, seed=seed, progress=told)
+    samples = plan.split.samples
+    return replace(plan, sketches=steadied(plan.sketches, other.sketches, samples), noise_share=noise_share(samples))
 
 
 def _generator(
@@ -126,12 +159,16 @@ def _on_noise(teacher: nn.Module, wanted: Wanted, *, example: Any, seed: int, **
     if noise is None:
         return None
     plain = unpack(original)
-    wanted.check(plain, inspect(plain, example_of(plain, None, example), taking(None)))  # faults that are not noise's
+    seen = example_of(plain, None, example)
+    wanted.check(plain, replaceable(plain, inspect(plain, seen, taking(None)), seen))  # faults that are not noise's
     try:
-        plan = prepare(original, noise, "auto", example=example, renormalize=True, seed=seed, **options)
+        some = Wanted(wanted.budget)  # noise may reach layers that it has no gradient for: not the model's fault
+        plan = prepare(original, noise, "auto", example=example, renormalize=True, wanted=some, seed=seed, **options)
         assert plan.split is not None  # noise was given
         held_out = [*plan.split.select, *plan.split.confirm]  # the others were measured
         compare(plan.teacher, plan.teacher, held_out, remembering(plan.teacher))
+    except BudgetError:
+        raise
     except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
         why, made = " ".join(str(error).split()), None
     else:

@@ -27,6 +27,7 @@ class Plan:
         unlike: the data are of another kind than the model's own: they say nothing of what a student is worth on that.
         own: the BatchNorms' moments that a student is given back; empty if ``teacher`` is not renormalised.
         stand_in: images of noise that it was made with for want of others.
+        noise_share: the weight of noise in the statistics of images (`steadying.py`).
     """
 
     original: nn.Module
@@ -40,3 +41,4 @@ class Plan:
     unlike: bool = False
     own: Moments = field(default_factory=dict)
     stand_in: int = 0
+    noise_share: float = 0.0

@@ -25,6 +25,7 @@ from hypercompress.prepared import Plan
 from hypercompress.replacing import prepared_in
 from hypercompress.report import warn_if_larger
 from hypercompress.specs import Budget, Unit
+from hypercompress.steadying import COUNTS_AS
 from hypercompress.student import Student
 from hypercompress.unpacking import unpack
 from hypercompress.wanted import Wanted
@@ -43,6 +44,7 @@ def generate(arguments: Namespace) -> None:
         lambda: _generator(arguments),
         lambda: _search(arguments),
         lambda: _renormalize(arguments),
+        lambda: _steady(arguments),
         lambda: pareto.check(arguments),
         *checks.common(arguments, batch_size=2, made=True),
     )
@@ -81,12 +83,17 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         terminal.then("curvature", "measure curvature", count)
     else:
         terminal.phase("measure curvature" if count else "read weights", count or None)
+    if arguments.steady:
+        noise = usual_images(inputs.input_size(teacher))
+        terminal.then("noise", "measure noise", noise)
+        terminal.note("noise", f"{noise} images of 1/f noise steady the statistics, weighing as much as {COUNTS_AS:g}")
     plan = prepare(
         teacher,
         batches,
         name,
         latency_batch=timed,
         renormalize=checks.unlike(arguments),
+        steady=arguments.steady,
         wanted=wanted,
         seed=arguments.seed,
         progress=terminal.progress,
@@ -254,6 +261,17 @@ def _renormalize(arguments: Namespace) -> None:
         )
 
 
+def _steady(arguments: Namespace) -> None:
+    """There are images of the model's own kind, which noise is to steady."""
+    data = arguments.data
+    if arguments.steady and (data is None or checks.made_images(data) or arguments.renormalize):
+        given = "--renormalize" if arguments.renormalize else "no --data" if data is None else f"--data {data}"
+        raise HypercompressError(
+            f"received --steady with {given}; expected a few images of the model's own kind, whose statistics noise "
+            "steadies; pass some, or drop --steady"
+        )
+
+
 def made_with(arguments: Namespace) -> dict[str, Any]:
     """The options that decide what is made, besides those in the report already; null: without effect."""
     data = arguments.data is not None
@@ -265,5 +283,6 @@ def made_with(arguments: Namespace) -> dict[str, Any]:
         "refit": not arguments.no_refit,
         "norms": not arguments.no_norms,
         "renormalize": checks.unlike(arguments),
+        "steady": arguments.steady,
         "fast": arguments.fast,
     }

@@ -104,9 +104,11 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--renormalize",
         action="store_true",
-        help="the images of --data are of another kind than those that the model was trained on: its BatchNorms take "
-        "their moments while they are read, and have their own back in the student (with noise always so). Mostly "
-        "closer than without this, and mostly less close than without --data, which is noise",
+        help="the images of --data are of another kind than the model's own: its BatchNorms take their moments while "
+        "they are read, and have their own back in the student. Closer than without this, and less so than no --data",
+    )
+    method.add_argument(
+        "--steady", action="store_true", help="few images, BatchNorms in the model: mix noise in, as if 8 images more"
     )
     method.add_argument(
         "--pareto",

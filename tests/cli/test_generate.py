@@ -171,6 +171,21 @@ def test_generate_without_data_and_without_norms(run: Run, tmp_path: Path) -> No
     assert "renormalized" not in report
 
 
+def test_steady_mixes_noise_in_and_says_so(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    words = ("generate", name, tmp_path / "s", *rest, "--params", 0.3, "--steady")
+    for given, told in ((("--data", "synthetic:24"), "--data synthetic:24"), ((), "no --data")):
+        code, _, err = run(*words, *given)
+        assert code == 2
+        assert f"received --steady with {told}; expected a few images of the model's own kind" in err
+    code, out, err = run(*words, *CALIBRATE, "--generator", "kfac")
+    assert code == 0, err
+    assert "noise: 1024 images of 1/f noise steady the statistics, weighing as much as 8" in out
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert 0 < report["noise_share"] < 0.5
+    assert report["made_with"]["steady"] is True
+
+
 def test_prior_is_not_asked_of_renormalised_moments(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
     name, *rest = teacher
     words = ("--params", 0.3, "--generator", "prior")

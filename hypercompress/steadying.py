@@ -1,0 +1,60 @@
+"""Statistics of few images, steadied by those of noise.
+
+The second moments of some tens of images are noisy themselves. To shrink them towards a multiple of one (Ledoit and
+Wolf 2004) would forget the network. Those of 1/f noise, to which the model's BatchNorms are renormalised
+(`renormalization.py`), are a guess that needs no images, and that images then correct (LOG.md, 2026-11-28).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from hypercompress.specs import Curvature, Sketch
+
+COUNTS_AS = 8.0  # images that the noise weighs as much as
+
+
+def noise_share(samples: int) -> float:
+    """The weight of the noise's statistics beside those of so many images."""
+    return COUNTS_AS / (samples + COUNTS_AS)
+
+
+def steadied(images: Mapping[str, Sketch], noise: Mapping[str, Sketch], samples: int) -> dict[str, Sketch]:
+    """The sketches of images with the curvature of both.
+
+    Args:
+        images: of the model, by layer.
+        noise: of the same layers of the renormalised model; a layer that is missing keeps what images say of it.
+        samples: images that were measured.
+    """
+    share = noise_share(samples)
+
+    def mixed(name: str, sketch: Sketch) -> Sketch:
+        other = noise[name].curvature if name in noise else None
+        if sketch.curvature is None or other is None:
+            return sketch
+        return replace(sketch, curvature=_mixed(sketch.curvature, other, share))
+
+    return {name: mixed(name, sketch) for name, sketch in images.items()}
+
+
+def _mixed(mine: Curvature, other: Curvature, share: float) -> Curvature:
+    """Moments add up; what depends on the weights alone is the same in both."""
+
+    def mix(a: Tensor, b: Tensor) -> Tensor:
+        return a.lerp(b.to(a), share)
+
+    inputs, columns = mine.inputs, mine.columns
+    if inputs is not None and other.inputs is not None:
+        inputs = _mixed(inputs, other.inputs, share)
+    if columns is not None and other.columns is not None:
+        columns = mix(columns, other.columns)
+    return replace(
+        mine,
+        signal=mix(mine.signal, other.signal),
+        fisher=mix(mine.fisher, other.fisher),
+        mean=mix(mine.mean, other.mean),
+        inputs=inputs,
+        columns=columns,
+    )
