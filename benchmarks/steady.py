@@ -3,10 +3,11 @@
     python -m benchmarks.steady --root DATA --teacher FOLDER [FOLDER ...] [--images 16 32 128 512]
         [--out benchmarks/results]
 
-`kfac` students at three sizes, finished as ``generate`` finishes them: a quarter of the images is held out, as it does. KL and agreement on up to 2,000 test images. ``--teacher`` takes folders of the zoo (`lightning_modules.zoo`),
-whose index says what data each was trained on, of networks with BatchNorms. Writes ``steady.csv`` and prints, for each
-number of images, the geometric mean of the steadied KL over the plain one; rows that are there are not made again. One
-CPU core, two to four minutes a teacher.
+`kfac` students at three sizes, finished as ``generate`` finishes them, a quarter of the images held out. KL and
+agreement on up to 2,000 test images. ``--teacher`` takes folders of the zoo (`lightning_modules.zoo`), whose index says
+what data each was trained on, of networks with BatchNorms. Writes ``steady.csv`` and prints, for each number of images,
+the geometric mean of the steadied KL over the plain one; rows that are there are not made again. One CPU core, two to
+four minutes a teacher.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""hypercompress: compact students of trained vision models, generated in one pass."""
+"""hypercompress: compact low-rank students of trained vision models."""
 
 from hypercompress.compress import compress
 from hypercompress.export import export

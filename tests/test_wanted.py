@@ -1,5 +1,6 @@
 """What cannot be had is refused before anything is measured."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from hypercompress import Budget, compress
 from hypercompress.errors import BudgetError, ModelError
 from hypercompress.preparation import prepare
+from hypercompress.specs import Measured, ModelSpec
 from hypercompress.wanted import Wanted
 
 
@@ -58,6 +60,37 @@ def test_a_layer_of_no_kind(given: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="1 of 4 layers are unsupported: 1 "):
         compress(network(Mixing()), Budget(params=0.9), **given, strict=True, progress=never)
     assert compress(network(Mixing()), Budget(params=0.9), **given).ranks
+
+
+class Listed(nn.Module):
+    """A layer that is called by another name than its own, so that no twin would run in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 12, 3)
+        self.hidden = [self.conv]
+        self.out = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.out(self.hidden[0](x))
+
+
+@GIVEN
+def test_a_layer_whose_twin_would_not_run(given: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="layers are unsupported: conv "):
+        compress(Listed().eval(), Budget(params=0.9), **given, strict=True, progress=never)
+
+
+@GIVEN
+def test_after_the_times_nothing_is_measured(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No form is faster here, so that nothing can be factored."""
+
+    def slow(model: nn.Module, spec: ModelSpec, *_: Any, **__: Any) -> ModelSpec:
+        return replace(spec, layers=tuple(replace(layer, measured=Measured(1, ())) for layer in spec.layers))
+
+    monkeypatch.setattr("hypercompress.preparation.measure_latency", slow)
+    with pytest.raises(BudgetError, match="in which nothing can be factored"):
+        compress(network(), Budget(params=0.5), **given, fast=True, progress=never)
 
 
 @GIVEN

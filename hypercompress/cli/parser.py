@@ -20,7 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of the console script."""
     parser = Parser(
         prog="hypercompress",
-        description="Compact low-rank students of trained vision models, generated in one pass.",
+        description="Compact low-rank students of trained vision models.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=version("hypercompress"))
@@ -246,7 +246,7 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         "--network",
         default="auto",
         metavar="auto|none|PATH",
-        help="what generates new norms, biases and cores; none: ridge regression alone; PATH: folder of a meta-trained "
+        help="what generates new norms, biases and cores; none: nothing does; PATH: folder of a meta-trained "
         "network (default: auto, the released one)",
     )
     _model(parser, "MODEL")

@@ -51,9 +51,9 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
 
     The head is ridge regression on the model's features, its penalty and temperature by leave-one-out. The network
     generates new norms, biases and cores; they are kept only where leaving one out finds the head on them no worse than
-    on the model as it was. With one image a class nothing can be left out: the model stays as it was, and its features
-    weigh more evenly in the head (`ridge.evenly`). Then the head is fitted on random views of the images too, if that
-    is no worse by the same measure (see `look_again`).
+    on the model as it was. Then the head is fitted on random views of the images too, if that is no worse by the same
+    measure (see `look_again`). With one image a class nothing can be left out: the model stays as it was, and the head
+    is fitted on views where they move the features, else on features that weigh more evenly (`ridge.evenly`).
 
     Args:
         model: a timm classifier or a `Student` of one; not modified.
@@ -66,7 +66,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
             for tasks in which place, size or direction is what tells the classes apart.
         tuned: what they tune: ``all`` parameters, or ``norms`` (scales and shifts of norms, biases and the head), which
             is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
-        network: ``auto`` (the released one; ridge regression alone if there is none), ``none``, a folder, or a network.
+        network: ``auto`` (the released one; nothing is generated if there is none), ``none``, a folder, or a network.
         rate: highest learning rate of the steps; ``None``: 3e-4 on all, 3e-3 on norms, as grids for trained networks
             have it; others may need less.
         follow: how far the steps are followed, in (0, 1]: the weights at that share of the way from those before them;

@@ -125,11 +125,13 @@ def new_student(model: nn.Module, classes: int, architecture: Architecture | Non
 
 
 def choose_head(network: TransferNetwork | None, backbone: Backbone, reading: Reading, support: Support) -> Choice:
-    """The head on the adapted model if leaving one out finds it no worse, which is then written into the model."""
+    """The head on the adapted model if leaving one out finds it no worse, which is then written into the model. With
+    one image a class it is that of the model as it was, on even features (`ridge.evenly`).
+    """
     plain = reading.head
     if plain.loo_loss is None:
         head = fit_ridge(reading.features, reading.labels, support.classes, even=True)
-        why = "one image a class: nothing can be left out to judge a change"
+        why = "one image a class: nothing can be left out to judge a change; features weigh more evenly"
         return Choice(head, False, why, None, 1, reading.features)
     if network is None:
         return Choice(plain, False, "ridge regression alone: no network", None, 1, reading.features)

@@ -20,7 +20,7 @@ from hypercompress.errors import DataError, NonFiniteError
 PENALTIES = tuple(10 ** (power / 4) for power in range(-16, 9))  # times the features' mean squared norm
 DEFAULT_PENALTY = 1.0  # where every class has one image, so that nothing can be left out
 VIEWED_PENALTY = 0.1  # there, if there are views
-FLOOR = 0.3  # of the mean deviation, under each that a feature is divided by: of few images some have none
+FLOOR = 0.3  # of the mean deviation, added to each: of few images some features do not vary
 SCALES = (1.0, 100.0)  # of regressed one-hot targets, as logits
 DEFAULT_SCALE = 10.0
 BISECTIONS = 16
@@ -33,7 +33,8 @@ class Ridge:
 
     Args:
         weight, bias: in float64, the temperature multiplied in.
-        penalty: of the squared weights, as a share of the features' mean squared norm about their mean.
+        penalty: of the squared weights, as a share of the features' mean squared norm about their mean; of even
+            features (`evenly`), of what they are multiplied to.
         scale: the temperature's inverse.
         loo_accuracy, loo_loss: of each image under the head fitted to all others, in [0, 1] and in nats (with smoothed
             labels, see `fit_ridge`); ``None`` if every class has one image. Images alone in their class do not count.
@@ -75,7 +76,7 @@ def fit_ridge(
         labels: of the images, from 0 to ``classes - 1``, each at least once.
         classes: two or more.
         views: of each image. The head is judged on the images alone.
-        even: divide each feature by the root of its deviation first, see `evenly`.
+        even: multiply the features by `evenly` first.
 
     Raises:
         DataError: fewer than two classes, a class without an image, or a label outside.
@@ -97,12 +98,12 @@ def fit_ridge(
 
 
 def evenly(x: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:
-    """What to multiply features by, so that they weigh more evenly: their deviations to the power of -1/2.
+    """What to multiply features by, so that they weigh more evenly: ``(deviation / their mean + FLOOR)^(-1/2)``.
 
     Pooled, rectified features that are large on the average vary most, so a few of them decide what is alike. Hu et al.
     (2021, "Leveraging the feature distribution in transfer-based few-shot learning") take the root of the features
-    themselves, which no linear head can. Worth it with one image a class; with more, regression itself finds what
-    weighs how much (LOG.md, 2026-11-28).
+    themselves, which no linear head can. It is for one image a class; with more, leaving one out can judge a head,
+    and does not see what little this gives (LOG.md, 2026-11-28).
     """
     deviation = x.std(0, correction=0)
     mean = deviation.mean()

@@ -83,7 +83,9 @@ def test_the_verdict_counts_and_averages(tmp_path: Path, monkeypatch: pytest.Mon
     }
     for (teacher, asked, draw), (kl, agreement) in made.items():
         row = {"teacher": teacher, "share": 0.8, "asked": asked, "draw": draw, "kl": kl, "agreement": agreement}
-        results.add(row)
+        results.add({**row, "noise": 48 if asked == "auto" else 0})
+    read = {"teacher": "c", "share": 0.8, "asked": "auto", "draw": 0, "kl": 9.0, "agreement": 0.0, "noise": 0}
+    results.add(read)  # the weights were read after all
     lines = without_images.verdict(results).splitlines()
     said = dict(line.rsplit(": ", 1) for line in lines)
     assert said["the others, 80% of the parameters, svd"] == (

@@ -168,7 +168,7 @@ def test_one_image_a_class_is_ridge_regression_on_even_features_and_says_so(make
     wanted = fit_ridge(features, y, 4, even=True).logits(features)
     torch.testing.assert_close(student(x), wanted, rtol=1e-4, atol=1e-4)
     told = student.report["transfer"]
-    assert told["why"] == "one image a class: nothing can be left out to judge a change"
+    assert told["why"] == "one image a class: nothing can be left out to judge a change; features weigh more evenly"
     assert (told["kept"], told["passes"]) == ("plain", 1)
     assert torch.equal(student(x), adapt(model_of(), x, y, network="none", views=0)(x))
     assert told["loo"]["plain"] == told["loo"]["adapted"] == {"accuracy": None, "loss": None}
