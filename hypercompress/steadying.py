@@ -13,6 +13,7 @@ from torch import Tensor
 from hypercompress.specs import Curvature, Sketch
 
 COUNTS_AS = 8.0  # images that the noise weighs as much as
+FEW = 64  # images up to which that is mostly worth it
 
 
 def noise_share(samples: int) -> float:

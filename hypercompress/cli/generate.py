@@ -25,7 +25,7 @@ from hypercompress.prepared import Plan
 from hypercompress.replacing import prepared_in
 from hypercompress.report import warn_if_larger
 from hypercompress.specs import Budget, Unit
-from hypercompress.steadying import COUNTS_AS
+from hypercompress.steadying import COUNTS_AS, FEW
 from hypercompress.student import Student
 from hypercompress.unpacking import unpack
 from hypercompress.wanted import Wanted
@@ -162,8 +162,11 @@ def _images(
     batches, count, size = inputs.calibration(images, teacher, **options)
     batches = list(terminal.counted("prepare images", batches, count))
     terminal.note("calibration", f"{count} of {len(images)} images of {arguments.data}, in batches of {size}")
+    norms = len(remembering_norms(teacher))
     if arguments.renormalize:
-        terminal.note("BatchNorms", f"{len(remembering_norms(teacher))} to renormalise to these images")
+        terminal.note("BatchNorms", f"{norms} to renormalise to these images")
+    elif count <= FEW and norms and not arguments.steady:
+        terminal.note("few images", "with so few --steady is mostly closer")
     return batches, count, time.perf_counter()
 
 

@@ -14,6 +14,7 @@ from hypercompress.cli.terminal import Terminal
 from hypercompress.generator import registry
 from hypercompress.latency import _forms
 from hypercompress.specs import Unit
+from hypercompress.steadying import FEW
 from tests.cli.words import ARGS, CALIBRATE, DATA, PRECISIONS, SIZE, Run, write_images
 
 
@@ -180,10 +181,21 @@ def test_steady_mixes_noise_in_and_says_so(run: Run, teacher: tuple[object, ...]
         assert f"received --steady with {told}; expected a few images of the model's own kind" in err
     code, out, err = run(*words, *CALIBRATE, "--generator", "kfac")
     assert code == 0, err
+    assert "few images" not in out
     assert "noise: 1024 images of 1/f noise steady the statistics, weighing as much as 8" in out
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     assert 0 < report["noise_share"] < 0.5
     assert report["made_with"]["steady"] is True
+
+
+@pytest.mark.parametrize(("count", "told"), [(FEW, True), (FEW + 16, False)])
+def test_few_images_are_told_to_be_steadied(
+    run: Run, teacher: tuple[object, ...], tmp_path: Path, count: int, told: bool
+) -> None:
+    name, *rest = teacher
+    words = ("generate", name, tmp_path / "s", *rest, *SIZE, *DATA, "--params", 0.3, "--generator", "kfac")
+    _, out, _ = run(*words, "--images", count)
+    assert ("few images: with so few --steady is mostly closer" in out) is told
 
 
 def test_prior_is_not_asked_of_renormalised_moments(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
