@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hypercompress.calibration import pieces, resized, split_batches
 from hypercompress.calling import ForwardFn, Progress, taking
@@ -78,6 +78,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     if norms and split is not None:
         own, teacher = moments_of(teacher), renormalized(teacher, split.statistics, forward_fn)
     example = example_of(teacher, split, example)
+    noise = _steadying(original, example, seed) if steady else None
     spec, timed = inspect(teacher, example, taking(forward_fn)), None
     spec = replaceable(teacher, spec, example, forward_fn)
     wanted.check(teacher, spec)
@@ -96,7 +97,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
         spec = reached(spec, sketches)
     wanted.check(teacher, spec)  # again: some layers turn out to be unsupported when they run
     plan = Plan(original, teacher, spec, sketches, split, chosen, timed, unlike=renormalize, own=own)
-    return _steadied(plan, example, seed, progress) if steady else plan
+    return plan if noise is None else _steadied(plan, noise, example, seed, progress)
 
 
 def _refuse(has_data: bool, renormalize: bool, as_they_are: bool, steady: bool) -> None:
@@ -113,15 +114,20 @@ def _refuse(has_data: bool, renormalize: bool, as_they_are: bool, steady: bool) 
         )
 
 
-def _steadied(plan: Plan, example: Any, seed: int, progress: Progress | None) -> Plan:
-    """The plan with the statistics of noise mixed in; the progress of its phase is that of ``noise``."""
-    assert plan.split is not None  # `_refuse`
-    noise = stand_in(plan.original, example, seed=seed)
-    if noise is None or not remembering_norms(plan.original):
+def _steadying(original: nn.Module, example: Any, seed: int) -> list[Tensor]:
+    """Noise for a model with BatchNorms that reads images."""
+    noise = stand_in(original, example, seed=seed)
+    if noise is None or not remembering_norms(original):
         raise DataError(
             "received steady=True for a model without BatchNorms that keep moments, or for batches that are no images; "
             "expected tensors [b, c, h, w] and norms that noise is fitted to; leave steady out"
         )
+    return noise
+
+
+def _steadied(plan: Plan, noise: list[Tensor], example: Any, seed: int, progress: Progress | None) -> Plan:
+    """The plan with the statistics of noise mixed in; the progress of its phase is that of ``noise``."""
+    assert plan.split is not None  # `_refuse`
 
     def told(_: str, done: int, at: str = "") -> None:
         if progress is not None:
