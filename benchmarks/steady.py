@@ -1,42 +1,47 @@
 """With few calibration images: their statistics alone, and steadied by those of noise (``--steady``).
 
-    python -m benchmarks.steady --root DATA --teacher FOLDER [FOLDER ...] [--images 16 32 128 512]
+    python -m benchmarks.steady --root DATA --teacher FOLDER [FOLDER ...] [--assets ASSETS] [--images 16 32 128 512]
         [--out benchmarks/results]
 
-`kfac` students at three sizes, finished as ``generate`` finishes them, a quarter of the images held out. KL and
+`kfac` students at a few sizes, finished as ``generate`` finishes them, a quarter of the images held out. KL and
 agreement on up to 2,000 test images. ``--teacher`` takes folders of the zoo (`lightning_modules.zoo`), whose index says
-what data each was trained on, of networks with BatchNorms. Writes ``steady.csv`` and prints, for each number of images,
+what data each was trained on, of networks with BatchNorms; ``--assets`` adds EfficientNet-Lite0 (`efficientnet_lite0`)
+and its photographs. Writes ``steady.csv`` and prints, for each number of images,
 the geometric mean of the steadied KL over the plain one; rows that are there are not made again. One CPU core, two to
 four minutes a teacher.
 """
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import nn
+
 from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
+from benchmarks.efficientnet_lite0 import open_teacher
 from benchmarks.few_images import BUDGETS
 from benchmarks.prediction import data_of
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model
 from hypercompress.preparation import prepare
+from hypercompress.specs import Budget
 
 IMAGES, TEST = (16, 32, 128, 512), 2000
 BATCH = 2  # small, so that of 16 images three quarters are measured
 KEY = ("teacher", "images", "unit", "share", "steady")
+REAL, REAL_BUDGETS = "efficientnet_lite0", tuple(Budget(params=share) for share in (0.8, 0.65, 0.5, 0.35))
 LEAST = 1e-6  # nats: below that a KL is 0 as far as its mean goes
 
 
-def run(folder: Path, data: str, counts: Sequence[int], results: Results) -> None:
+def run(name: str, teacher: nn.Module, weights: str, data: str, counts: Sequence[int], results: Results) -> None:
     """All rows of a teacher that are missing."""
-    name, weights = folder.name, digest(folder)
-    teacher, _ = load_model(str(folder))
     test = read_set(teacher, data, train=False, limit=TEST)
     for images, steady in ((images, steady) for images in counts for steady in (False, True)):
         key = {"teacher": name, "images": images, "steady": steady, "weights": weights}
-        missing = [b for b in BUDGETS if not results.has({**key, "unit": str(b.unit), "share": b.share})]
+        budgets = REAL_BUDGETS if name == REAL else BUDGETS
+        missing = [b for b in budgets if not results.has({**key, "unit": str(b.unit), "share": b.share})]
         if not missing:
             continue
         train = read_set(teacher, data, train=True, limit=images)
@@ -56,38 +61,51 @@ def run(folder: Path, data: str, counts: Sequence[int], results: Results) -> Non
 
 
 def verdict(results: Results) -> str:
-    """A line for each number of images: the steadied KL over the plain one, and how often it is the larger."""
-    kls = {tuple(row[name] for name in KEY): max(float(row["kl"]), LEAST) for row in results.rows}
-    right = {tuple(row[name] for name in KEY): float(row["agreement"]) for row in results.rows}
+    """A line for each number of images: the steadied KL over the plain one, and how often it is the larger;
+    EfficientNet-Lite0, whose images are few, stands for itself.
+    """
     lines = []
     for images in sorted({int(row["images"]) for row in results.rows}):
-        pairs = [
-            ((*key[:-1], "False"), key)
-            for key in kls
-            if key[1:2] == (str(images),) and key[-1] == "True" and (*key[:-1], "False") in kls
-        ]
-        if not pairs:
-            continue
-        ratios = [math.log(kls[steady] / kls[plain]) for plain, steady in pairs]
-        plain, steady = (math.fsum(right[pair[i]] for pair in pairs) / len(pairs) for i in (0, 1))
-        lines.append(
-            f"{images} images, {len(pairs)} students: {math.exp(math.fsum(ratios) / len(ratios)):.2f} of the KL "
-            f"({sum(ratio > 0 for ratio in ratios)} larger), agreement {100 * plain:.1f} -> {100 * steady:.1f} %"
-        )
+        for real in (False, True):
+            rows = [r for r in results.rows if r["images"] == str(images) and (r["teacher"] == REAL) == real]
+            if text := _compared(rows):
+                lines.append(f"{REAL + ', ' if real else ''}{images} images, {text}")
     return "\n".join(lines)
+
+
+def _compared(rows: Sequence[Mapping[str, str]]) -> str:
+    """What `verdict` says of these rows; nothing if there are no two to compare."""
+    found: dict[bool, dict[tuple[str, ...], tuple[float, float]]] = {False: {}, True: {}}
+    for row in rows:
+        name = row["teacher"], row["unit"], row["share"]
+        found[row["steady"] == "True"][name] = max(float(row["kl"]), LEAST), float(row["agreement"])
+    pairs = [(found[False][name], steady) for name, steady in found[True].items() if name in found[False]]
+    if not pairs:
+        return ""
+    ratios = [math.log(steady[0] / plain[0]) for plain, steady in pairs]
+    plain, steady = (100 * math.fsum(pair[i][1] for pair in pairs) / len(pairs) for i in (0, 1))
+    return (
+        f"{len(pairs)} students: {math.exp(math.fsum(ratios) / len(ratios)):.2f} of the KL "
+        f"({sum(ratio > 0 for ratio in ratios)} larger), agreement {plain:.1f} -> {steady:.1f} %"
+    )
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, metavar="DATA", help="folder that the data sets lie in")
-    parser.add_argument("--teacher", type=Path, nargs="+", required=True, metavar="FOLDER", help="folders of the zoo")
+    parser.add_argument("--teacher", type=Path, nargs="*", default=[], metavar="FOLDER", help="folders of the zoo")
+    parser.add_argument("--assets", type=Path, metavar="ASSETS", help="folder of EfficientNet-Lite0 and photographs")
     parser.add_argument("--images", type=int, nargs="+", default=list(IMAGES), help="calibration images")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the file goes (default: benchmarks/results)")
     options = parser.parse_args(words)
     results = Results(options.out / "steady.csv", KEY)
     for folder in options.teacher:
-        run(folder, data_of(folder, options.root), options.images, results)
+        teacher, _ = load_model(str(folder))
+        run(folder.name, teacher, digest(folder), data_of(folder, options.root), options.images, results)
+    if options.assets is not None:
+        teacher, _ = open_teacher(options.assets)
+        run(REAL, teacher, digest(options.assets), str(options.assets / "photos"), options.images, results)
     say(verdict(results))
 
 
