@@ -31,7 +31,7 @@ def test_generate_writes_the_student_of_the_contract(student: Path, weights: Pat
     assert report["fidelity"]["images"] > 0
     assert report["predicted_kl"] > 0
     told = {"seed": 0, "images": 96, "batch_size": 32, "generator": "kfac", "refit": True, "norms": True}
-    told |= {"renormalize": False, "fast": False}
+    told |= {"renormalize": False, "steady": False, "fast": False}
     assert report["made_with"] == told
     assert report["calibration"] == "fashion_mnist_mini"
 
