@@ -6,15 +6,15 @@
 `kfac` students at a few sizes, finished as ``generate`` finishes them, a quarter of the images held out. KL and
 agreement on up to 2,000 test images. ``--teacher`` takes folders of the zoo (`lightning_modules.zoo`), whose index says
 what data each was trained on, of networks with BatchNorms; ``--assets`` adds EfficientNet-Lite0 (`efficientnet_lite0`)
-and its photographs. Writes ``steady.csv`` and prints, for each number of images,
-the geometric mean of the steadied KL over the plain one; rows that are there are not made again. One CPU core, two to
-four minutes a teacher.
+and its photographs. Writes ``steady.csv`` and prints, for each number of images, the geometric mean of the steadied KL
+over the plain one; rows that are there are not made again. One CPU core, two to four minutes a teacher.
 """
 
 import argparse
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from torch import nn
 
@@ -22,17 +22,17 @@ from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
 from benchmarks.efficientnet_lite0 import open_teacher
 from benchmarks.few_images import BUDGETS
 from benchmarks.prediction import data_of
+from benchmarks.without_images import LEAST, REAL, TEST
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model
 from hypercompress.preparation import prepare
 from hypercompress.specs import Budget
 
-IMAGES, TEST = (16, 32, 128, 512), 2000
+IMAGES = (16, 32, 128, 512)
 BATCH = 2  # small, so that of 16 images three quarters are measured
 KEY = ("teacher", "images", "unit", "share", "steady")
-REAL, REAL_BUDGETS = "efficientnet_lite0", tuple(Budget(params=share) for share in (0.8, 0.65, 0.5, 0.35))
-LEAST = 1e-6  # nats: below that a KL is 0 as far as its mean goes
+REAL_BUDGETS = tuple(Budget(params=share) for share in (0.8, 0.65, 0.5, 0.35))
 
 
 def run(name: str, teacher: nn.Module, weights: str, data: str, counts: Sequence[int], results: Results) -> None:
@@ -83,9 +83,9 @@ def _compared(rows: Sequence[Mapping[str, str]]) -> str:
     if not pairs:
         return ""
     ratios = [math.log(steady[0] / plain[0]) for plain, steady in pairs]
-    plain, steady = (100 * math.fsum(pair[i][1] for pair in pairs) / len(pairs) for i in (0, 1))
+    plain, steady = (100 * fmean(pair[i][1] for pair in pairs) for i in (0, 1))
     return (
-        f"{len(pairs)} students: {math.exp(math.fsum(ratios) / len(ratios)):.2f} of the KL "
+        f"{len(pairs)} students: {math.exp(fmean(ratios)):.2f} of the KL "
         f"({sum(ratio > 0 for ratio in ratios)} larger), agreement {plain:.1f} -> {steady:.1f} %"
     )
 

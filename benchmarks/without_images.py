@@ -22,13 +22,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from torch import nn
 
 from benchmarks.common import RESULTS, Results, Set, digest, fidelity, read_set, say
 from benchmarks.efficientnet_lite0 import open_teacher
 from benchmarks.prediction import data_of
-from benchmarks.protocol.methods import IMAGINED, NOISES, SYNTHETIC
+from benchmarks.protocol.methods import CLOSED_FORMS, IMAGINED, NOISES, SYNTHETIC
 from benchmarks.protocol.noise import images_of
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
@@ -42,7 +43,6 @@ from hypercompress.stand_in import BATCH
 
 SHARES = (0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
 AUTO, MADE = "auto", SYNTHETIC[0]
-CLOSED_FORMS = ("svd", "prior", *NOISES)
 UNLIKE, RENORMALIZED = "unlike", "unlike-renormalized"
 HYPERNET = "hypernet"
 METHODS = (*CLOSED_FORMS, HYPERNET, AUTO, UNLIKE, RENORMALIZED, MADE)
@@ -137,22 +137,18 @@ def _means(rows: Sequence[Mapping[str, str]], asked: str) -> dict[str, tuple[flo
         if row["asked"] == asked and not (asked == AUTO and row["noise"] == "0"):
             pair = math.log(max(float(row["kl"]), LEAST)), float(row["agreement"])
             found.setdefault(row["teacher"], []).append(pair)
-    return {name: (_mean([kl for kl, _ in of]), _mean([share for _, share in of])) for name, of in found.items()}
+    return {name: (fmean([kl for kl, _ in of]), fmean([share for _, share in of])) for name, of in found.items()}
 
 
 def _compared(found: Mapping[str, tuple[float, float]], auto: Mapping[str, tuple[float, float]]) -> str:
     """What `verdict` says of a method."""
-    kl, agreement = (_mean([mean[i] for mean in found.values()]) for i in (0, 1))
+    kl, agreement = (fmean([mean[i] for mean in found.values()]) for i in (0, 1))
     text = f"{len(found)} networks, KL (geometric mean) {math.exp(kl):.4g}, agreement {100 * agreement:.1f} %"
     both = [(mean, auto[name]) for name, mean in found.items() if name in auto]
     if found is auto or not both:
         return text
     nearer, oftener = (sum(sign * (mine[i] - other[i]) > 0 for other, mine in both) for i, sign in ((0, -1), (1, 1)))
     return f"{text}; auto is nearer on {nearer}, agrees more often on {oftener} of {len(both)}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def main(words: Sequence[str] | None = None) -> None:

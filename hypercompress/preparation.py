@@ -58,7 +58,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
 
     Without data ``auto`` is `kfac` on noise, of which `Plan.stand_in` tells; where that cannot be, it is ``svd``.
     """
-    _refuse(data is not None, renormalize, steady and forward_fn is None, steady)
+    _refuse(data is not None, renormalize, steady, forward_fn)
     if data is None and str(generator) == "auto" and not renormalize and forward_fn is None:
         options = {"example": example, "latency_batch": latency_batch, "seed": seed, "progress": progress}
         if (plan := _on_noise(teacher, wanted, **options)) is not None:
@@ -95,19 +95,19 @@ def prepare(  # noqa: PLR0913  (each has a default)
         give_back()
         sketches = {name: found for name, found in sketches.items() if found.curvature is not None}
         spec = reached(spec, sketches)
-    wanted.check(teacher, spec)  # again: some layers turn out to be unsupported when they run
+    Wanted(strict=wanted.strict).check(teacher, spec)  # again: some layers turn out to be unsupported when they run
     plan = Plan(original, teacher, spec, sketches, split, chosen, timed, unlike=renormalize, own=own)
     return plan if noise is None else _steadied(plan, noise, example, seed, progress)
 
 
-def _refuse(has_data: bool, renormalize: bool, as_they_are: bool, steady: bool) -> None:
+def _refuse(has_data: bool, renormalize: bool, steady: bool, forward_fn: ForwardFn | None) -> None:
     """Raises DataError for what needs images, or images of the model's own kind that are passed as they are."""
     if renormalize and not has_data:
         raise DataError(
             "received renormalize=True without data; expected images whose moments the BatchNorms take; pass data, "
             "such as inversion.synthesize(model, input_size, steps=0), which is noise"
         )
-    if steady and not (has_data and as_they_are and not renormalize):
+    if steady and (not has_data or renormalize or forward_fn is not None):
         raise DataError(
             "received steady=True without images of the model's own kind that are passed as they are; expected some, "
             "whose statistics noise steadies; leave steady out"
@@ -173,7 +173,7 @@ def _on_noise(teacher: nn.Module, wanted: Wanted, *, example: Any, seed: int, **
         assert plan.split is not None  # noise was given
         held_out = [*plan.split.select, *plan.split.confirm]  # the others were measured
         compare(plan.teacher, plan.teacher, held_out, remembering(plan.teacher))
-    except BudgetError:
+    except BudgetError:  # no form is fast enough, which no noise was asked about
         raise
     except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
         why, made = " ".join(str(error).split()), None

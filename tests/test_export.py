@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -259,12 +259,3 @@ def test_a_student_compiles_to_machine_code(name: str) -> None:
         x = torch.randn(count, *student.pretrained_cfg["input_size"])
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), student(x), rtol=1e-4, atol=1e-4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The networks are tiny: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

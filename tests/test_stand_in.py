@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress import Budget, compress
+from hypercompress.allocation import least_share
 from hypercompress.architecture import load_timm
 from hypercompress.errors import ModelError, NonFiniteError
+from hypercompress.inspection import inspect
 from hypercompress.inversion import synthesize
 from hypercompress.preparation import prepare
+from hypercompress.specs import Unit
 from hypercompress.stand_in import stand_in
 
 HALF = Budget(params=0.5)
@@ -207,6 +210,15 @@ def test_where_noise_fails_the_weights_alone_are_read_and_it_is_said(
     wanted = compress(model, HALF, generator="svd", example=example())
     assert student.report["generator"]["name"] == "svd"
     assert all(torch.equal(value, student.state_dict()[name]) for name, value in wanted.state_dict().items())
+
+
+def test_a_budget_that_only_layers_beyond_the_noise_s_reach_allow_is_met_from_the_weights() -> None:
+    """The layer that no gradient reaches is factored by ``svd`` and could not be with noise."""
+    model = Around(cut).eval()
+    tight = Budget(params=least_share(inspect(model, example()), Unit.PARAMS) + 0.01)
+    with pytest.warns(UserWarning, match="no gradient reaches body.0"):
+        student = compress(model, tight, example=example())
+    assert "body.0" in student.ranks
 
 
 def test_faults_of_the_model_or_the_example_are_not_the_noise_s() -> None:

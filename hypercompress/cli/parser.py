@@ -105,7 +105,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         "--renormalize",
         action="store_true",
         help="the images of --data are of another kind than the model's own: its BatchNorms take their moments while "
-        "they are read, and have their own back in the student. Closer than without this, and less so than no --data",
+        "they are read, and have their own back in the student. Mostly closer than without, less so than no --data",
     )
     method.add_argument(
         "--steady", action="store_true", help="few images, BatchNorms in the model: mix noise in, as if 8 images more"

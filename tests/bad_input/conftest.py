@@ -1,23 +1,12 @@
 """Weights and a student on disk, and commands that must fail."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import save_file
 
 from hypercompress.cli import main
 from tests.bad_input.words import SVD, Refused, generate, network
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The networks are tiny: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
