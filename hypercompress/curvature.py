@@ -167,7 +167,7 @@ class _Recorder:
         inputs = input_curvature(weight, fisher @ weight, self.layer.taps, *read.moments()) if read.rows else None
         columns = self.columns / sums.rows if read.rows else None
         signal, mean = sums.moments()
-        return Curvature(self.layer.side, signal, fisher, gram, mean, inputs, columns)
+        return Curvature(self.layer.side, signal, fisher, gram, mean, inputs, columns, logits=self.exact > 0)
 
 
 def reached(spec: ModelSpec, measured: Collection[str]) -> ModelSpec:

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hypercompress.calibration import pieces, resized, split_batches
+from hypercompress.calibration import CalibrationSplit, pieces, resized, split_batches
 from hypercompress.calling import ForwardFn, Progress, taking
+from hypercompress.collapse import completed
 from hypercompress.copying import as_written
 from hypercompress.curvature import UNREACHED, reached
 from hypercompress.errors import BudgetError, DataError, GeneratorError
@@ -25,6 +26,7 @@ from hypercompress.prepared import Plan
 from hypercompress.renormalization import Moments, moments_of, renormalized
 from hypercompress.replaceable import replaceable
 from hypercompress.sketch import sketch
+from hypercompress.specs import ModelSpec, Sketch
 from hypercompress.stand_in import stand_in
 from hypercompress.steadying import noise_share, steadied
 from hypercompress.unpacking import unpack
@@ -86,18 +88,35 @@ def prepare(  # noqa: PLR0913  (each has a default)
         timed = resized(example, latency_batch)
         spec = measure_latency(teacher, spec, timed, forward_fn=forward_fn, progress=progress)
         wanted.check(teacher, spec)  # again: of what is left no form may be fast enough
-    batches: Iterable[Any] | None = None if split is None else split.statistics
-    if batches is not None and device.type == "cpu":  # where small batches take no longer, and memory is all there is
-        batches = pieces(batches, samples_of_a_pass(spec))
-    probing = None if split is None else Probing.of(split.samples)
-    sketches = sketch(teacher, spec, batches, forward_fn=forward_fn, probing=probing, seed=seed, progress=progress)
-    if batches is not None:
-        give_back()
-        sketches = {name: found for name, found in sketches.items() if found.curvature is not None}
-        spec = reached(spec, sketches)
+    sketches = _sketched(teacher, spec, split, forward_fn, seed, progress)
+    spec = spec if split is None else reached(spec, sketches)
     Wanted(strict=wanted.strict).check(teacher, spec)  # again: some layers turn out to be unsupported when they run
     plan = Plan(original, teacher, spec, sketches, split, chosen, timed, unlike=renormalize, own=own)
-    return plan if noise is None else _steadied(plan, noise, example, seed, progress)
+    if noise is not None:
+        plan = _steadied(plan, noise, seed, progress)
+    if split is None:
+        return plan
+    return replace(plan, sketches=completed(spec, plan.sketches, split.samples, unlike=renormalize))
+
+
+def _sketched(
+    teacher: nn.Module,
+    spec: ModelSpec,
+    split: CalibrationSplit | None,
+    forward_fn: ForwardFn | None,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Sketch]:
+    """The sketches of every candidate, with data of those that a gradient reaches."""
+    if split is None:
+        return sketch(teacher, spec, None)
+    batches: Iterable[Any] = split.statistics
+    if next(teacher.parameters()).is_cpu:  # where small batches take no longer, and memory is all there is
+        batches = pieces(batches, samples_of_a_pass(spec))
+    probing = Probing.of(split.samples)
+    found = sketch(teacher, spec, batches, forward_fn=forward_fn, probing=probing, seed=seed, progress=progress)
+    give_back()
+    return {name: one for name, one in found.items() if one.curvature is not None}
 
 
 def _refuse(has_data: bool, renormalize: bool, steady: bool, forward_fn: ForwardFn | None) -> None:
@@ -125,7 +144,7 @@ def _steadying(original: nn.Module, example: Any, seed: int) -> list[Tensor]:
     return noise
 
 
-def _steadied(plan: Plan, noise: list[Tensor], example: Any, seed: int, progress: Progress | None) -> Plan:
+def _steadied(plan: Plan, noise: list[Tensor], seed: int, progress: Progress | None) -> Plan:
     """The plan with the statistics of noise mixed in; the progress of its phase is that of ``noise``."""
     assert plan.split is not None  # `_refuse`
 
@@ -133,9 +152,11 @@ def _steadied(plan: Plan, noise: list[Tensor], example: Any, seed: int, progress
         if progress is not None:
             progress("noise", done, at)
 
-    other = prepare(plan.original, noise, "kfac", example=example, renormalize=True, seed=seed, progress=told)
-    samples = plan.split.samples
-    return replace(plan, sketches=steadied(plan.sketches, other.sketches, samples), noise_share=noise_share(samples))
+    device, samples = next(plan.teacher.parameters()).device, plan.split.samples
+    split = split_batches(noise, device, dtype_of(plan.teacher))
+    seen = renormalized(plan.teacher, split.statistics)
+    sketches = steadied(plan.sketches, _sketched(seen, plan.spec, split, None, seed, told), samples)
+    return replace(plan, sketches=sketches, noise_share=noise_share(samples))
 
 
 def _generator(

@@ -83,7 +83,7 @@ def on_device(start: Start, device: torch.device, dtype: torch.dtype) -> Start:
         signal, fisher, gram, mean = (t.to(device, dtype) for t in (c.signal, c.fisher, c.gram, c.mean))
         inputs = None if c.inputs is None else curvature(c.inputs)
         columns = None if c.columns is None else c.columns.to(device, dtype)
-        return Curvature(c.side, signal, fisher, gram, mean, inputs, columns)
+        return replace(c, signal=signal, fisher=fisher, gram=gram, mean=mean, inputs=inputs, columns=columns)
 
     curvatures = {name: curvature(c) for name, c in start.curvatures.items()}
     energies, inputs = (

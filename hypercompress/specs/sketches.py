@@ -19,7 +19,8 @@ class Curvature:
     ever formed. ``inputs`` is the same for the input channels of a layer that `LayerSpec.projects`, always on the input
     side, every tap of the kernel a row of its own: S of one position, ``fisher`` the sum over taps of ``W_t^T G W_t``.
     ``columns`` is ``E[x]`` for these layers; it differs from tap to tap where the padding is.
-    Of a grouped layer every group has its own of each, from its own inputs and outputs.
+    Of a grouped layer every group has its own of each, from its own inputs and outputs. ``logits``: the layer gives the
+    model's class logits, whose Fisher ``fisher`` is.
     """
 
     side: Side
@@ -29,6 +30,7 @@ class Curvature:
     mean: Float[Tensor, "*g m"]
     inputs: "Curvature | None" = None
     columns: Float[Tensor, " d"] | None = None
+    logits: bool = False
 
     @property
     def bare(self) -> Float[Tensor, "*g m"]:

@@ -1,0 +1,40 @@
+"""What the classifier reads, where too few images were seen to know: features along its own rows.
+
+Of fewer images than classes the second moment of what the classifier reads has no more directions than there were
+images; every other looks free, and budgets are met there. Noise moves pooled features little, and says less still. But
+in a trained network the features of a class lie along its row of the classifier (neural collapse: Papyan, Han and
+Donoho 2020, PNAS 117:24652), so that about their mean ``S ~ W^T W``. That much of the variance is put there (LOG.md,
+2026-11-28).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from hypercompress.factorize import damped, squared
+from hypercompress.specs import Curvature, ModelSpec, Side, Sketch
+
+SHARE = 0.1  # of the variance, of images of the model's own kind
+SHARE_UNLIKE = 0.5  # of noise, and of images of another kind
+
+
+def completed(spec: ModelSpec, sketches: Mapping[str, Sketch], samples: int, *, unlike: bool) -> dict[str, Sketch]:
+    """The sketches with that of the layer that gives the logits completed, if it saw fewer rows than it has directions.
+
+    Args:
+        samples: that were measured.
+        unlike: they are of another kind than the model's own images.
+    """
+    found, share = dict(sketches), SHARE_UNLIKE if unlike else SHARE
+    for layer in spec.candidates:
+        curvature = found[layer.name].curvature
+        if curvature is not None and curvature.logits and samples * layer.positions < layer.full_rank:
+            found[layer.name] = replace(found[layer.name], curvature=_along_classes(curvature, share))
+    return found
+
+
+def _along_classes(curvature: Curvature, share: float) -> Curvature:
+    """The curvature with a share of the input's variance along the rows of the weight; mean and total stay."""
+    origin, gram = squared(curvature.mean), curvature.gram
+    centred = curvature.signal - origin
+    along = gram @ gram if curvature.side is Side.OUTPUT else gram  # W (W^T W) W^T, or W^T W itself
+    return replace(curvature, signal=origin + damped((1 - share) * centred, along, share / (1 - share)))
