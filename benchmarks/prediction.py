@@ -28,6 +28,7 @@ from lightning_modules.zoo import read_rows
 
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 IMAGES, TEST = 1024, 2048
+PACKAGED = ("digits", "glyphs")  # sets without a folder
 SMALL, LARGE = 1e-4, 0.1  # nats: below, a sample of images says little; above, no quadratic can hold
 FACTOR = 2.0
 
@@ -36,7 +37,7 @@ def data_of(folder: Path, root: str) -> str:
     """What a teacher of the zoo was trained on, as DATA; of one that its index does not know, Fashion-MNIST."""
     known = read_rows(folder.parent / "zoo.csv")
     name = known[folder.name]["data"].split(":")[0] if folder.name in known else "fashion_mnist"
-    return f"{name}:{root}" if name != "digits" else name
+    return name if name in PACKAGED else f"{name}:{root}"
 
 
 def run(folder: Path, data: str, results: Results) -> None:
