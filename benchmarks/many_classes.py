@@ -5,23 +5,23 @@
         [--out benchmarks/results]
 
 `kfac` students at four sizes, finished as ``generate`` finishes them, with so many images, of which a quarter is held
-out, with what `collapse.py` does and without. KL and agreement on up to 2,000 test images. Writes ``many_classes.csv`` and prints, for each number of images, the geometric mean of one KL over the
-other; rows that are there are not made again. One CPU core, three to ten minutes a teacher.
+out, with what `collapse.py` does and without. KL and agreement on up to 2,000 test images. Writes
+``many_classes.csv`` and prints, for each number of images, the geometric mean of one KL over the other; rows that are
+there are not made again. One CPU core, three to ten minutes a teacher.
 """
 
 import argparse
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from statistics import fmean
 from unittest.mock import patch
 
 from torch import nn
 
 from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
+from benchmarks.pairs import compared
 from benchmarks.prediction import data_of
-from benchmarks.without_images import LEAST, TEST
+from benchmarks.without_images import TEST
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model
@@ -67,25 +67,7 @@ def verdict(results: Results) -> str:
     """A line for each number of images: the completed KL over the other, and how often it is the larger."""
     counts = sorted({int(row["images"]) for row in results.rows})
     found = ((count, [row for row in results.rows if row["images"] == str(count)]) for count in counts)
-    return "\n".join(f"{count} images, {text}" for count, rows in found if (text := _compared(rows)))
-
-
-def _compared(rows: Sequence[Mapping[str, str]]) -> str:
-    """What `verdict` says of these rows; nothing if there are no two to compare."""
-    found: dict[bool, dict[tuple[str, str], tuple[float, float]]] = {False: {}, True: {}}
-    for row in rows:
-        kl, agreement = max(float(row["kl"]), LEAST), float(row["agreement"])
-        found[row["completed"] == "True"][row["teacher"], row["share"]] = kl, agreement
-    pairs = [(found[False][name], after) for name, after in found[True].items() if name in found[False]]
-    if not pairs:
-        return ""
-    ratios = [math.log(after[0] / before[0]) for before, after in pairs]
-    before, after = (100 * fmean(pair[i][1] for pair in pairs) for i in (0, 1))
-    larger, smaller = sum(ratio > 0 for ratio in ratios), sum(ratio < 0 for ratio in ratios)
-    return (
-        f"{len(pairs)} students: {math.exp(fmean(ratios)):.2f} of the KL ({smaller} smaller, {larger} larger), "
-        f"agreement {before:.1f} -> {after:.1f} %"
-    )
+    return "\n".join(f"{count} images, {text}" for count, rows in found if (text := compared(rows, "completed")))
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -11,18 +11,17 @@ over the plain one; rows that are there are not made again. One CPU core, two to
 """
 
 import argparse
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
 from torch import nn
 
 from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
 from benchmarks.efficientnet_lite0 import open_teacher
 from benchmarks.few_images import BUDGETS
+from benchmarks.pairs import compared
 from benchmarks.prediction import data_of
-from benchmarks.without_images import LEAST, REAL, TEST
+from benchmarks.without_images import REAL, TEST
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model
@@ -68,26 +67,9 @@ def verdict(results: Results) -> str:
     for images in sorted({int(row["images"]) for row in results.rows}):
         for real in (False, True):
             rows = [r for r in results.rows if r["images"] == str(images) and (r["teacher"] == REAL) == real]
-            if text := _compared(rows):
+            if text := compared(rows, "steady"):
                 lines.append(f"{REAL + ', ' if real else ''}{images} images, {text}")
     return "\n".join(lines)
-
-
-def _compared(rows: Sequence[Mapping[str, str]]) -> str:
-    """What `verdict` says of these rows; nothing if there are no two to compare."""
-    found: dict[bool, dict[tuple[str, ...], tuple[float, float]]] = {False: {}, True: {}}
-    for row in rows:
-        name = row["teacher"], row["unit"], row["share"]
-        found[row["steady"] == "True"][name] = max(float(row["kl"]), LEAST), float(row["agreement"])
-    pairs = [(found[False][name], steady) for name, steady in found[True].items() if name in found[False]]
-    if not pairs:
-        return ""
-    ratios = [math.log(steady[0] / plain[0]) for plain, steady in pairs]
-    plain, steady = (100 * fmean(pair[i][1] for pair in pairs) for i in (0, 1))
-    return (
-        f"{len(pairs)} students: {math.exp(fmean(ratios)):.2f} of the KL "
-        f"({sum(ratio > 0 for ratio in ratios)} larger), agreement {plain:.1f} -> {steady:.1f} %"
-    )
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -28,6 +28,7 @@ from torch import nn
 
 from benchmarks.common import RESULTS, Results, Set, digest, fidelity, read_set, say
 from benchmarks.efficientnet_lite0 import open_teacher
+from benchmarks.pairs import LEAST
 from benchmarks.prediction import data_of
 from benchmarks.protocol.methods import CLOSED_FORMS, IMAGINED, NOISES, SYNTHETIC
 from benchmarks.protocol.noise import images_of
@@ -51,7 +52,6 @@ KEY = ("teacher", "share", "asked", "draw")
 TEST = 2000
 CLOTHES = "fashion_mnist"
 OTHERS = {True: "glyphs", False: "fashion_mnist_mini"}  # by whether the teacher knows clothes
-LEAST = 1e-6  # nats: below that a KL is 0 as far as its mean goes
 REAL = "efficientnet_lite0"
 
 
