@@ -128,8 +128,8 @@ def _refuse(has_data: bool, renormalize: bool, steady: bool, forward_fn: Forward
         )
     if steady and (not has_data or renormalize or forward_fn is not None):
         raise DataError(
-            "received steady (--steady) without images of the model's own kind that are passed as they are; expected some, "
-            "whose statistics noise steadies; leave it out"
+            "received steady (--steady) without images of the model's own kind that are passed as they are; expected "
+            "some, whose statistics noise steadies; leave it out"
         )
 
 
@@ -138,8 +138,8 @@ def _steadying(original: nn.Module, example: Any, seed: int) -> list[Tensor]:
     noise = stand_in(original, example, seed=seed)
     if noise is None or not remembering_norms(original):
         raise DataError(
-            "received steady (--steady) for a model without BatchNorms that keep moments, or for batches that are no images; "
-            "expected tensors [b, c, h, w] and norms that noise is fitted to; leave it out"
+            "received steady (--steady) for a model without BatchNorms that keep moments, or for batches that are no "
+            "images; expected tensors [b, c, h, w] and norms that noise is fitted to; leave it out"
         )
     return noise
 
