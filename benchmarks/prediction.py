@@ -28,7 +28,7 @@ from lightning_modules.zoo import read_rows
 
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 IMAGES, TEST = 1024, 2048
-PACKAGED = ("digits", "glyphs")  # sets without a folder
+PACKAGED = ("digits", "glyphs")  # sets of the zoo that take no folder
 SMALL, LARGE = 1e-4, 0.1  # nats: below, a sample of images says little; above, no quadratic can hold
 FACTOR = 2.0
 

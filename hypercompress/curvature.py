@@ -99,6 +99,7 @@ class _Recorder:
         self.gradients = 0  # backward passes that came here
         self.apart = False  # whether what asks for a gradient need not hang on the anchor: the batch itself does
         self.calls, self.exact = 0, 0  # so far, and which of them gave the output whose Fisher is known
+        self.logits = False  # whether one did
         self.given: Callable[[], Tensor | None] = lambda: None  # what the last call gave, if it is alive
         self.version = 0  # of that: a change in place counts as one
 
@@ -136,7 +137,7 @@ class _Recorder:
         if logits is None or not given or self.layer.groups > 1:
             return
         if self.layer.axis % output.ndim == class_axis(output):
-            self.exact = self.calls
+            self.exact, self.logits = self.calls, True
             with exactly(self.anchor):
                 fisher = exact_fisher(logits, temperature).to(self.sums.fisher.dtype)
                 weight = self.weight.to(fisher.dtype)
@@ -167,7 +168,7 @@ class _Recorder:
         inputs = input_curvature(weight, fisher @ weight, self.layer.taps, *read.moments()) if read.rows else None
         columns = self.columns / sums.rows if read.rows else None
         signal, mean = sums.moments()
-        return Curvature(self.layer.side, signal, fisher, gram, mean, inputs, columns, logits=self.exact > 0)
+        return Curvature(self.layer.side, signal, fisher, gram, mean, inputs, columns, logits=self.logits)
 
 
 def reached(spec: ModelSpec, measured: Collection[str]) -> ModelSpec:

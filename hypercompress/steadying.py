@@ -13,7 +13,8 @@ from torch import Tensor
 from hypercompress.specs import Curvature, Sketch
 
 COUNTS_AS = 8.0  # images that the noise weighs as much as
-FEW = 64  # images up to which that is mostly worth it: 32 on nine networks, 64 on two of them (LOG.md)
+# Images up to which that is mostly worth it: 32 on nine networks, 64 on two of them; with 1,000 classes 16 (LOG.md).
+FEW = 64
 
 
 def noise_share(samples: int) -> float:

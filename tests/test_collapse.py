@@ -96,8 +96,9 @@ def test_only_the_layer_whose_output_are_the_logits_gives_them() -> None:
     assert not curvature_of(scaled).logits
 
 
-def test_weights_of_zero_leave_a_student(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Net()
+@pytest.mark.parametrize("features", [20, 9])
+def test_weights_of_zero_change_nothing(features: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Net(features)
     nn.init.zeros_(model.fc.weight)
     after = curvature_of(prepare(model.eval(), images(8), "kfac"))
     assert after.signal.isfinite().all()
@@ -135,3 +136,14 @@ def test_a_budget_is_not_met_where_too_few_images_looked(monkeypatch: pytest.Mon
     nearer = lost()
     monkeypatch.setattr("hypercompress.preparation.completed", lambda _spec, sketches, *_, **__: sketches)
     assert nearer < 0.85 * lost()
+
+
+def test_it_is_the_same_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Gram matrix squared needs more than half a precision."""
+    plan = measured(Net(), 8, monkeypatch)
+    plain = completed(plan.spec, plan.sketches, 6, unlike=True)["fc"].curvature
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = completed(plan.spec, plan.sketches, 6, unlike=True)["fc"].curvature
+    assert plain is not None
+    assert cast is not None
+    assert torch.equal(plain.signal, cast.signal)

@@ -72,4 +72,5 @@ def _curvature(tensors: Mapping[str, Tensor], layer: str, side: Side) -> Curvatu
         return signal, fisher, gram, mean
 
     inputs = Curvature(Side.INPUT, *part(INPUTS)) if f"{INPUTS}signal:{layer}" in tensors else None
+    # `logits` is read where statistics are measured, not where they are restored.
     return Curvature(side, *part(""), inputs, tensors.get(f"columns:{layer}"))
