@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,9 +47,9 @@ def packed(statistics: Statistics) -> tuple[dict[str, Tensor], str]:
         for prefix, part in parts:
             named = {field: getattr(part, field) for field in FIELDS}
             tensors.update({f"{prefix}{field}:{layer}": t for field, t in named.items() if t is not None})
-    return {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}, json.dumps(
-        asdict(statistics.spec)
-    )
+    logits = [layer for layer, curvature in statistics.curvatures.items() if curvature.logits]
+    text = json.dumps({**asdict(statistics.spec), "logits": logits})
+    return {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}, text
 
 
 def restored(tensors: Mapping[str, Tensor], text: str) -> Statistics:
@@ -62,7 +62,11 @@ def restored(tensors: Mapping[str, Tensor], text: str) -> Statistics:
     rows = [{**row, "status": Status(row["status"]), "shared": tuple(row["shared"])} for row in found["layers"]]
     layers = tuple(LayerSpec(**row) for row in rows)
     spec = ModelSpec(layers, found["params"], found["macs"], tuple(found["input_size"]))
-    curvatures = {layer.name: _curvature(tensors, layer.name, layer.side) for layer in spec.candidates}
+    logits = found.get("logits", ())  # files of before 2026-11-28 do not say
+    curvatures = {
+        layer.name: replace(_curvature(tensors, layer.name, layer.side), logits=layer.name in logits)
+        for layer in spec.candidates
+    }
     return Statistics(spec, curvatures)
 
 
@@ -72,5 +76,4 @@ def _curvature(tensors: Mapping[str, Tensor], layer: str, side: Side) -> Curvatu
         return signal, fisher, gram, mean
 
     inputs = Curvature(Side.INPUT, *part(INPUTS)) if f"{INPUTS}signal:{layer}" in tensors else None
-    # `logits` is read where statistics are measured, not where they are restored.
     return Curvature(side, *part(""), inputs, tensors.get(f"columns:{layer}"))
