@@ -80,14 +80,21 @@ def verdict(results: Results) -> str:
     return "\n".join(lines)
 
 
+def arguments(description: str | None, images: Sequence[int], *, required: bool = True) -> argparse.ArgumentParser:
+    """What a program about few images is asked; ``required``: teachers are."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, metavar="DATA", help="folder that the data sets lie in")
+    parser.add_argument(
+        "--teacher", type=Path, nargs="+", required=required, default=[], metavar="FOLDER", help="folders of the zoo"
+    )
+    parser.add_argument("--images", type=int, nargs="+", default=list(images), help="calibration images")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the file goes (default: benchmarks/results)")
+    return parser
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, metavar="DATA", help="folder that the data sets lie in")
-    parser.add_argument("--teacher", type=Path, nargs="+", required=True, metavar="FOLDER", help="folders of the zoo")
-    parser.add_argument("--images", type=int, nargs="+", default=list(IMAGES), help="calibration images")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the file goes (default: benchmarks/results)")
-    options = parser.parse_args(words)
+    options = arguments(__doc__, IMAGES).parse_args(words)
     results = Results(options.out / "few_images.csv", KEY)
     for folder in options.teacher:
         for images in options.images:

@@ -10,84 +10,57 @@ and its photographs. Writes ``steady.csv`` and prints, for each number of images
 over the plain one; rows that are there are not made again. One CPU core, two to four minutes a teacher.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
+from benchmarks.common import Results, digest, say
 from benchmarks.efficientnet_lite0 import open_teacher
-from benchmarks.few_images import BUDGETS
-from benchmarks.pairs import compared
+from benchmarks.few_images import BUDGETS, arguments
+from benchmarks.pairs import Pairs, Subject
 from benchmarks.prediction import data_of
-from benchmarks.without_images import REAL, TEST
-from hypercompress.compress import finish
-from hypercompress.errors import BudgetError
+from benchmarks.without_images import REAL
 from hypercompress.models import load_model
 from hypercompress.preparation import prepare
+from hypercompress.prepared import Plan
 from hypercompress.specs import Budget
 
 IMAGES = (16, 32, 128, 512)
-BATCH = 2  # small, so that of 16 images three quarters are measured
-KEY = ("teacher", "images", "unit", "share", "steady")
 REAL_BUDGETS = tuple(Budget(params=share) for share in (0.8, 0.65, 0.5, 0.35))
 
 
-def run(name: str, teacher: nn.Module, weights: str, data: str, counts: Sequence[int], results: Results) -> None:
-    """All rows of a teacher that are missing."""
-    test = read_set(teacher, data, train=False, limit=TEST)
-    for images, steady in ((images, steady) for images in counts for steady in (False, True)):
-        key = {"teacher": name, "images": images, "steady": steady, "weights": weights}
-        budgets = REAL_BUDGETS if name == REAL else BUDGETS
-        missing = [b for b in budgets if not results.has({**key, "unit": str(b.unit), "share": b.share})]
-        if not missing:
-            continue
-        train = read_set(teacher, data, train=True, limit=images)
-        plan = prepare(teacher, train.images.split(BATCH), "kfac", steady=steady)
-        assert plan.split is not None  # images were given
-        for budget in missing:
-            try:
-                student = finish(plan, budget)
-            except BudgetError as error:
-                say(f"{name}: {error}")
-                continue
-            found = fidelity(teacher, student, test)
-            made = {"measured": plan.split.samples, "refitted": student.report["refitted"]}
-            row = {**key, "unit": str(budget.unit), "share": budget.share, **made}
-            results.add({**row, "kl": found.kl, "agreement": found.agreement})
-        say(f"{name}, {images} images{', steadied' if steady else ''}")
+def _prepared(teacher: nn.Module, batches: Sequence[Tensor], steady: bool) -> Plan:
+    return prepare(teacher, batches, "kfac", steady=steady)
+
+
+PAIRS = Pairs("steady", "steadied", _prepared)
 
 
 def verdict(results: Results) -> str:
-    """A line for each number of images: the steadied KL over the plain one, and how often it is the larger;
-    EfficientNet-Lite0, whose images are few, stands for itself.
-    """
-    lines = []
-    for images in sorted({int(row["images"]) for row in results.rows}):
-        for real in (False, True):
-            rows = [r for r in results.rows if r["images"] == str(images) and (r["teacher"] == REAL) == real]
-            if text := compared(rows, "steady"):
-                lines.append(f"{REAL + ', ' if real else ''}{images} images, {text}")
-    return "\n".join(lines)
+    """A line for each number of images; EfficientNet-Lite0, whose images are few, stands for itself."""
+    others = [row for row in results.rows if row["teacher"] != REAL]
+    real = [row for row in results.rows if row["teacher"] == REAL]
+    return "\n".join([*PAIRS.verdict(others), *PAIRS.verdict(real, f"{REAL}, ")])
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, metavar="DATA", help="folder that the data sets lie in")
-    parser.add_argument("--teacher", type=Path, nargs="*", default=[], metavar="FOLDER", help="folders of the zoo")
+    parser = arguments(__doc__, IMAGES, required=False)
     parser.add_argument("--assets", type=Path, metavar="ASSETS", help="folder of EfficientNet-Lite0 and photographs")
-    parser.add_argument("--images", type=int, nargs="+", default=list(IMAGES), help="calibration images")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the file goes (default: benchmarks/results)")
     options = parser.parse_args(words)
-    results = Results(options.out / "steady.csv", KEY)
+    if not options.teacher and options.assets is None:
+        parser.error("received neither --teacher nor --assets; expected one of them")
+    results = Results(options.out / "steady.csv", PAIRS.key)
     for folder in options.teacher:
         teacher, _ = load_model(str(folder))
-        run(folder.name, teacher, digest(folder), data_of(folder, options.root), options.images, results)
+        data = data_of(folder, options.root)
+        PAIRS.run(Subject(folder.name, teacher, digest(folder), data, BUDGETS), options.images, results)
     if options.assets is not None:
         teacher, _ = open_teacher(options.assets)
-        run(REAL, teacher, digest(options.assets), str(options.assets / "photos"), options.images, results)
+        photographs = str(options.assets / "photos")
+        real = Subject(REAL, teacher, digest(options.assets), photographs, REAL_BUDGETS)
+        PAIRS.run(real, options.images, results)
     say(verdict(results))
 
 

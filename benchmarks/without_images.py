@@ -28,7 +28,7 @@ from torch import nn
 
 from benchmarks.common import RESULTS, Results, Set, digest, fidelity, read_set, say
 from benchmarks.efficientnet_lite0 import open_teacher
-from benchmarks.pairs import LEAST
+from benchmarks.pairs import LEAST, TEST
 from benchmarks.prediction import data_of
 from benchmarks.protocol.methods import CLOSED_FORMS, IMAGINED, NOISES, SYNTHETIC
 from benchmarks.protocol.noise import images_of
@@ -49,7 +49,6 @@ HYPERNET = "hypernet"
 METHODS = (*CLOSED_FORMS, HYPERNET, AUTO, UNLIKE, RENORMALIZED, MADE)
 DRAWN = (*NOISES, AUTO, MADE)  # depend on noise
 KEY = ("teacher", "share", "asked", "draw")
-TEST = 2000
 CLOTHES = "fashion_mnist"
 OTHERS = {True: "glyphs", False: "fashion_mnist_mini"}  # by whether the teacher knows clothes
 REAL = "efficientnet_lite0"

@@ -32,10 +32,14 @@ def images(count: int, seed: int = 1) -> list[Tensor]:
     return list(torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)).split(4))
 
 
+def nothing_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hypercompress.preparation.completed", lambda _spec, sketches, *_, **__: sketches)
+
+
 def measured(model: nn.Module, count: int, monkeypatch: pytest.MonkeyPatch, *, renormalize: bool = False) -> Plan:
     """The plan with nothing completed."""
     with monkeypatch.context() as patch:
-        patch.setattr("hypercompress.preparation.completed", lambda _spec, sketches, *_, **__: sketches)
+        nothing_completed(patch)
         return prepare(model.eval(), images(count), "kfac", renormalize=renormalize)
 
 
@@ -134,7 +138,7 @@ def test_a_budget_is_not_met_where_too_few_images_looked(monkeypatch: pytest.Mon
             return F.kl_div(ours, theirs, log_target=True, reduction="batchmean").item()
 
     nearer = lost()
-    monkeypatch.setattr("hypercompress.preparation.completed", lambda _spec, sketches, *_, **__: sketches)
+    nothing_completed(monkeypatch)
     assert nearer < 0.85 * lost()
 
 

@@ -19,7 +19,7 @@ def test_steadied_students_are_compared_with_plain_ones(
     (tmp_path / "digits" / "zoo.csv").write_text("name,data\nteacher,digits\n")
     words = ["--root", "unused", "--teacher", str(tmp_path / "digits" / "teacher"), "--images", "16", "--out"]
     steady.main([*words, str(tmp_path)])
-    results = Results(tmp_path / "steady.csv", steady.KEY)
+    results = Results(tmp_path / "steady.csv", steady.PAIRS.key)
     sizes = {(row["unit"], row["share"]) for row in results.rows}
     assert len(results.rows) == 2 * len(sizes) >= 2  # a size out of reach has no row
     assert {row["measured"] for row in results.rows} == {"12"}  # the other four judge
@@ -31,7 +31,7 @@ def test_steadied_students_are_compared_with_plain_ones(
 
 
 def test_the_verdict_is_a_geometric_mean_of_pairs(tmp_path: Path) -> None:
-    results = Results(tmp_path / "steady.csv", steady.KEY)
+    results = Results(tmp_path / "steady.csv", steady.PAIRS.key)
     made = {("a", False): (0.4, 0.5), ("a", True): (0.1, 0.9), ("b", False): (0.1, 0.8), ("b", True): (0.2, 0.7)}
     for (teacher, mixed), (kl, agreement) in made.items():
         key = {"teacher": teacher, "images": 16, "unit": "params", "share": 0.3, "steady": mixed}
