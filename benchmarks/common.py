@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from hypercompress.calling import call_model, evaluating
 from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.fidelity import Fidelity, compare
 from hypercompress.inspection import inspect
+from hypercompress.running.calling import call_model, evaluating
 from hypercompress.specs import Budget, ModelSpec
 
 ROOT = Path(__file__).resolve().parents[1]

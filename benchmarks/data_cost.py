@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from benchmarks.common import RESULTS, Results, say
 from benchmarks.efficientnet_lite0 import open_teacher
-from hypercompress.calibration import pieces
 from hypercompress.compress import finish
 from hypercompress.curvature import measure
 from hypercompress.data import Preprocess, loader, open_data
-from hypercompress.example import samples_of_a_pass
 from hypercompress.preparation import prepare
+from hypercompress.preparation.example import samples_of_a_pass
+from hypercompress.running.calibration import pieces
 from hypercompress.specs import Budget
 
 MODELS = ("resnet50", "vit_base_patch16_224")

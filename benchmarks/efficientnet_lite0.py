@@ -28,9 +28,8 @@ from benchmarks.figures import by_share, curves, save, values
 from benchmarks.sweep import DATA, KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
 from hypercompress.architecture import Architecture, load_timm
 from hypercompress.data import Preprocess, loader, open_data
-from hypercompress.inversion import synthesize
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
+from hypercompress.synthetic.inversion import synthesize
 
 SHARES = (0.8, 0.65, 0.5, 0.35, 0.25)
 CROPS = 2  # random crops of each photograph, beside the photograph itself

@@ -27,8 +27,7 @@ from benchmarks.efficientnet_lite0 import BATCH, CROPS, SHARES, open_teacher, ph
 from benchmarks.sweep import DATA, WITH_DATA, WITHOUT_DATA, Generators
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 
 SOURCES = ("images", "none")  # of the statistics
 STEPS = 300

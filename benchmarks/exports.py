@@ -29,11 +29,11 @@ from torch._dynamo.utils import counters
 
 from benchmarks.common import RESULTS, Results, say
 from benchmarks.families import FAMILIES, SHARE, student_of
-from hypercompress.calling import evaluating
 from hypercompress.export import export
 from hypercompress.export.checked import BATCH_SIZES, largest_difference, require_close
 from hypercompress.export.program import reason
 from hypercompress.report import bytes_of
+from hypercompress.running.calling import evaluating
 from hypercompress.student import Student
 
 FILES = {"onnx": "onnx", "torch.export": "torch-export"}  # way -> format of the file

@@ -18,8 +18,8 @@ from pathlib import Path
 from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
 from benchmarks.prediction import data_of
 from hypercompress.compress import finish
+from hypercompress.curvature.fisher import Probing
 from hypercompress.errors import BudgetError
-from hypercompress.fisher import Probing
 from hypercompress.models import load_model
 from hypercompress.preparation import prepare
 from hypercompress.sketch import sketch

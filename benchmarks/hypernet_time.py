@@ -21,8 +21,8 @@ from hypercompress.generator.hypernetwork import tokens_of
 from hypercompress.generator.registry import RELEASED
 from hypercompress.generator.start import start_of
 from hypercompress.preparation import prepare
+from hypercompress.running.timing import interleaved
 from hypercompress.specs import Budget
-from hypercompress.timing import interleaved
 
 LIMITS = {"resnet50": 1.0}  # seconds of one pass on two cores
 BUDGET = Budget(params=0.5)

@@ -30,9 +30,9 @@ from hypercompress.export.onnx_file import OnnxModel
 from hypercompress.fidelity import compare
 from hypercompress.models import load_model
 from hypercompress.preparation import prepare
+from hypercompress.running.timing import interleaved
 from hypercompress.specs import Budget
 from hypercompress.student import Student
-from hypercompress.timing import interleaved
 
 KEY = ("teacher", "params", "way")
 MADE_OF = ("weights", "images", "test_images", "seconds")

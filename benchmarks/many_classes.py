@@ -21,8 +21,7 @@ from benchmarks.few_images import arguments
 from benchmarks.pairs import Pairs, Subject
 from benchmarks.prediction import data_of
 from hypercompress.models import load_model
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 from hypercompress.specs import Budget
 
 IMAGES = (16, 48, 96)
@@ -30,7 +29,7 @@ BUDGETS = tuple(Budget(params=share) for share in (0.8, 0.6, 0.4, 0.25))
 
 
 def _prepared(teacher: nn.Module, batches: Sequence[Tensor], completed: bool) -> Plan:
-    as_seen = patch("hypercompress.preparation.completed", lambda _spec, sketches, *_, **__: sketches)
+    as_seen = patch("hypercompress.preparation.preparing.completed", lambda _spec, sketches, *_, **__: sketches)
     with nullcontext() if completed else as_seen:
         return prepare(teacher, batches, "kfac")
 

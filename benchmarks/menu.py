@@ -19,8 +19,7 @@ from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.generator import ANALYTIC
 from hypercompress.models import load_model
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 from hypercompress.specs import Budget
 
 KEY = ("teacher", "unit", "share", "forms", "seed")

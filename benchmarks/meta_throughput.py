@@ -23,7 +23,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from benchmarks.common import RESULTS, Results, named, say
-from hypercompress.timing import waiting
+from hypercompress.running.timing import waiting
 from lightning_modules import meta_training
 from lightning_modules.episodes import read_index
 from lightning_modules.meta_training import MetaTraining

@@ -19,7 +19,7 @@ from benchmarks.common import RESULTS, Results, digest, fidelity, markdown, say
 from benchmarks.distillation import Recipe, costs_of, distil
 from benchmarks.prediction import data_of
 from benchmarks.starts import BANDS, BATCH, log_ratio, open_starts, told
-from hypercompress.norms import remembering_norms
+from hypercompress.running.norms import remembering_norms
 from lightning_modules.norms import COSTS
 
 KEY = ("teacher", "share", "rate", "steps", "norms")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.common import Results, fidelity, read_set, say
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan
 from hypercompress.specs import Budget
 
 BATCH = 2  # small, so that of 16 images three quarters are measured

@@ -30,11 +30,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.common import RESULTS, Results, markdown, processor, say
 from benchmarks.speed import Pair, noise, planned
-from hypercompress.calling import evaluating
 from hypercompress.compress import finish
-from hypercompress.counting import counting
+from hypercompress.running.calling import evaluating
+from hypercompress.running.counting import counting
+from hypercompress.running.timing import threads
 from hypercompress.specs import Budget
-from hypercompress.timing import threads
 
 MODELS = ("deit_small_patch16_224", "vit_base_patch16_224", "resnet18", "resnet50")
 BATCH_SIZES = (1, 16)

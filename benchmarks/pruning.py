@@ -14,7 +14,7 @@ import torch_pruning
 from torch import nn
 
 from benchmarks.common import Set
-from hypercompress.calling import evaluating
+from hypercompress.running.calling import evaluating
 
 STEPS = 100  # each removes one in a hundred channels of the original network
 

@@ -18,8 +18,8 @@ from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model
+from hypercompress.packed.projection import NAME
 from hypercompress.preparation import prepare
-from hypercompress.projection import NAME
 from hypercompress.specs import Budget
 
 KEY = ("teacher", "unit", "share", "blocks", "seed")

@@ -36,8 +36,7 @@ from hypercompress.compress import finish
 from hypercompress.fidelity import Fidelity
 from hypercompress.generator import ANALYTIC, Generator, load_generator
 from hypercompress.models import load_model
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 from hypercompress.report import fidelity_json
 from hypercompress.specs import Budget, Unit
 from hypercompress.student import Student, from_pretrained

@@ -27,11 +27,10 @@ from benchmarks.sweep import DATA, KEY, WITH_DATA, WITHOUT_DATA, Generators, Swe
 from benchmarks.teacher import train_teacher
 from hypercompress.architecture import Architecture
 from hypercompress.compress import finish
-from hypercompress.inversion import synthesize
 from hypercompress.models import load_model
-from hypercompress.norms import reestimate_norms
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
+from hypercompress.running.norms import reestimate_norms
+from hypercompress.synthetic.inversion import synthesize
 
 SHARES = (0.25, 0.125, 0.0625, 0.05, 0.03, 0.02, 0.01)
 DISTILLED = ("kfac", "hypernet", "whitened", "svd", "random", "torch-pruning")

@@ -24,8 +24,7 @@ from hypercompress.allocation import hulls
 from hypercompress.generator import ANALYTIC
 from hypercompress.hull import Form, Point, lower_hull, tail
 from hypercompress.models import load_model
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 from hypercompress.specs import Curvature, LayerSpec, Unit
 
 KEY = ("teacher", "unit", "share", "forms")

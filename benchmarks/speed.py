@@ -38,11 +38,10 @@ from hypercompress.errors import BudgetError, ExportError
 from hypercompress.export import export
 from hypercompress.export.onnx_file import PACKAGES, OnnxModel
 from hypercompress.inspection import inspect
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
+from hypercompress.running.timing import interleaved, threads
 from hypercompress.specs import Budget, ModelSpec
 from hypercompress.student import Student
-from hypercompress.timing import interleaved, threads
 
 MODELS = (
     "resnet18",

@@ -23,8 +23,8 @@ from benchmarks.backbones import BATCH, Backbone
 from benchmarks.lora import Adapter
 from benchmarks.passes import Passes
 from benchmarks.tuning import VIEWED, Batches, Outcome, accuracy, learning, ridge_head, views_of
-from hypercompress.copying import copy_of
 from hypercompress.data import Episode
+from hypercompress.running.copying import copy_of
 from hypercompress.transfer.backbone import Backbone as Net
 from hypercompress.transfer.views import step_viewer
 

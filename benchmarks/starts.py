@@ -14,8 +14,7 @@ from hypercompress.architecture import Architecture
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 from hypercompress.specs import Budget
 
 TRAIN, CALIBRATION, TEST, BATCH, STATISTICS = 12_000, 1024, 2000, 128, 64

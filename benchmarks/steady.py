@@ -22,8 +22,7 @@ from benchmarks.pairs import Pairs, Subject
 from benchmarks.prediction import data_of
 from benchmarks.without_images import REAL
 from hypercompress.models import load_model
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 from hypercompress.specs import Budget
 
 IMAGES = (16, 32, 128, 512)

@@ -12,8 +12,8 @@ from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.generator import Generator, load_generator
 from hypercompress.generator.registry import RELEASED
-from hypercompress.norms import reestimate_norms
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan
+from hypercompress.running.norms import reestimate_norms
 from hypercompress.specs import Refit
 
 WITH_DATA = ("svd", "whitened", "kfac", "hypernet")

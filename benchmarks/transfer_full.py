@@ -25,9 +25,9 @@ from torch import nn
 from benchmarks.backbones import BACKBONES, BATCH, TEACHER, Backbone, check_assets, open_backbone
 from benchmarks.common import RESULTS, Results, markdown, say, spread
 from benchmarks.tuning import RATES, Batches, accuracy
-from hypercompress.copying import copy_of
 from hypercompress.data import Preprocess, open_data, read_pool
 from hypercompress.data.episodes import Pool
+from hypercompress.running.copying import copy_of
 from hypercompress.student import Student
 from hypercompress.transfer import adapt
 

@@ -17,9 +17,9 @@ from benchmarks.backbones import Backbone, features_of, frozen_features
 from benchmarks.clock import now
 from benchmarks.lora import RANK, add_adapters
 from benchmarks.passes import Passes, counting
-from hypercompress.copying import copy_of
 from hypercompress.data import Episode
-from hypercompress.tracing import NORMS
+from hypercompress.running.copying import copy_of
+from hypercompress.running.tracing import NORMS
 from hypercompress.transfer import fit_ridge
 from hypercompress.transfer.views import VIEWS, step_viewer
 

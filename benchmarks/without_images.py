@@ -35,12 +35,11 @@ from benchmarks.protocol.noise import images_of
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.generator.registry import RELEASED
-from hypercompress.inversion import usual_images
 from hypercompress.models import load_model
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 from hypercompress.specs import Budget
-from hypercompress.stand_in import BATCH
+from hypercompress.synthetic.inversion import usual_images
+from hypercompress.synthetic.stand_in import BATCH
 
 SHARES = (0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
 AUTO, MADE = "auto", SYNTHETIC[0]

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.calling import evaluating
 from hypercompress.errors import BenchmarkError
 from hypercompress.inspection import inspect
+from hypercompress.running.calling import evaluating
+from hypercompress.running.timing import Clock, Timing, interleaved, threads, waiting
 from hypercompress.student import Student, low_rank_layers
-from hypercompress.timing import Clock, Timing, interleaved, threads, waiting
 
 LAYER_SHARE = 0.2  # of `Settings.seconds` for each single layer: there are dozens
 

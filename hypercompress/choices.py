@@ -11,14 +11,14 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
-from hypercompress.calling import ForwardFn, batch_size
 from hypercompress.generator import AnalyticGenerator, HypernetGenerator, by_depth, weighted
 from hypercompress.guard import STRENGTHS, Judge, choose
 from hypercompress.kinds import LowRank, factors_of
-from hypercompress.memory import give_back
-from hypercompress.norms import rebase_norms, reestimate_norms, remembering_norms
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan
 from hypercompress.reconstruction import reconstruct, refit_batch
+from hypercompress.running.calling import ForwardFn, batch_size
+from hypercompress.running.memory import give_back
+from hypercompress.running.norms import rebase_norms, reestimate_norms, remembering_norms
 from hypercompress.specs import Budget, Factors, Finishing, Generation, Refit
 from hypercompress.student import Student
 

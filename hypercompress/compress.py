@@ -10,23 +10,21 @@ import torch
 from torch import nn
 
 from hypercompress.architecture import Architecture, architecture_of
-from hypercompress.calling import ForwardFn, Progress, batch_size, keeping_random_state
 from hypercompress.choices import guarded
-from hypercompress.copying import as_written
 from hypercompress.errors import GeneratorError
 from hypercompress.generator import Generator
 from hypercompress.guard import Judge
 from hypercompress.latency import times_of
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, Wanted, prepare
 from hypercompress.reconstruction import refit_batch
-from hypercompress.renormalization import moments_of, put_back
 from hypercompress.report import bytes_of, class_names, make_report, params_of, warn_if_larger
+from hypercompress.running.calling import ForwardFn, Progress, batch_size, keeping_random_state
+from hypercompress.running.copying import as_written
 from hypercompress.search import search as search_ranks
 from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit, require_budget
 from hypercompress.student import Student, build_student
+from hypercompress.synthetic.renormalization import moments_of, put_back
 from hypercompress.targeting import targeted
-from hypercompress.wanted import Wanted
 
 SEARCHED = ("hypernet", "kfac")  # generators whose start is `kfac`
 

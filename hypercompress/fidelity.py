@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
-from hypercompress.calling import ForwardFn, call_model, evaluating
 from hypercompress.errors import DataError, NonFiniteError
-from hypercompress.outputs import divergence, logits_of, named
+from hypercompress.running.calling import ForwardFn, call_model, evaluating
+from hypercompress.running.outputs import divergence, logits_of, named
 
 
 @dataclass(frozen=True)

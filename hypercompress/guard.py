@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from hypercompress.calling import ForwardFn
 from hypercompress.fidelity import Fidelity, compare, remembering
+from hypercompress.running.calling import ForwardFn
 
 Model = TypeVar("Model", bound=nn.Module)
 

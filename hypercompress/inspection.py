@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hypercompress.calling import ForwardFn, call_model
 from hypercompress.errors import ModelError, NonFiniteError
 from hypercompress.kinds import kind_of
+from hypercompress.packed.ties import Sharing
+from hypercompress.packed.unpacking import added, changed, holders, why_packed
+from hypercompress.running.calling import ForwardFn, call_model
+from hypercompress.running.tracing import NORMS, Trace, trace_pass
 from hypercompress.specs import LayerSpec, ModelSpec, Status
-from hypercompress.ties import Sharing
-from hypercompress.tracing import NORMS, Trace, trace_pass
-from hypercompress.unpacking import added, changed, holders, why_packed
 
 
 def _judge(name: str, module: nn.Module, trace: Trace, held: Mapping[int, Sequence[str]]) -> tuple[Status, str]:

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypercompress.calling import ForwardFn, Progress, call_model, evaluating
 from hypercompress.errors import ModelError
 from hypercompress.kinds import low_rank_like
+from hypercompress.running.calling import ForwardFn, Progress, call_model, evaluating
+from hypercompress.running.timing import interleaved, waiting
 from hypercompress.specs import COUNTED, LayerSpec, Measured, ModelSpec
-from hypercompress.timing import interleaved, waiting
 
 STEP = 16
 SIDES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # tried on both sides of a kernel

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.errors import ModelError
-from hypercompress.outputs import divergence, logits_of
+from hypercompress.running.outputs import divergence, logits_of
 
 
 def distillation_kl(

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from hypercompress.architecture import Architecture, load_timm
-from hypercompress.artefact import CONFIG
 from hypercompress.errors import ModelError
+from hypercompress.saved.artefact import CONFIG
 from hypercompress.student import Student, from_pretrained
 
 

@@ -10,13 +10,13 @@ import math
 from dataclasses import replace
 
 from hypercompress.allocation import pareto
-from hypercompress.calling import ForwardFn
 from hypercompress.errors import GeneratorError
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC
 from hypercompress.generator.protocol import Directions
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan
 from hypercompress.reconstruction import reconstruct, refit_batch
+from hypercompress.running.calling import ForwardFn
 from hypercompress.specs import Budget, KlScale, Unit
 from hypercompress.student import build_student
 

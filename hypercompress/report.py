@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from hypercompress.card import calibration, trained_line, transfer_line
-from hypercompress.copying import weights_of
 from hypercompress.fidelity import Fidelity
-from hypercompress.memory import overlapping
+from hypercompress.running.copying import weights_of
+from hypercompress.running.memory import overlapping
+from hypercompress.saved.card import calibration, trained_line, transfer_line
 from hypercompress.specs import Budget, Finishing, Generation, LayerSpec, ModelSpec, RankPlan, Refit, Status, Unit
 
 PIPED_WIDTH = 160  # columns of a table that no terminal limits

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from hypercompress.calling import ForwardFn, Progress
 from hypercompress.fidelity import compare, remembering
 from hypercompress.generator import ANALYTIC, WeightedKfac, weighted
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan
 from hypercompress.reconstruction import reconstruct
+from hypercompress.running.calling import ForwardFn, Progress
 from hypercompress.specs import Budget
 from hypercompress.student import build_student
 

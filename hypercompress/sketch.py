@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypercompress.calling import ForwardFn, Progress
 from hypercompress.curvature import measure
-from hypercompress.fisher import Probing
+from hypercompress.curvature.fisher import Probing
 from hypercompress.kinds import kind_of
+from hypercompress.running.calling import ForwardFn, Progress
 from hypercompress.specs import ModelSpec, NormStatistics, Sketch
 
 

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypercompress import artefact
 from hypercompress.architecture import Architecture, build
-from hypercompress.configuration import architecture_in, as_json, names_in, ranks_in
-from hypercompress.copying import copy_of, weights_of
-from hypercompress.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, frozen_as, low_rank_like
-from hypercompress.projection import SplitProjection
+from hypercompress.packed.projection import SplitProjection
+from hypercompress.packed.ties import Ties
+from hypercompress.packed.unpacking import pack_layers, replace_module, unpack_layers, unpacked_layers
 from hypercompress.report import print_report, recounted, trained_on, with_new_head, with_new_input_size
+from hypercompress.running.copying import copy_of, weights_of
+from hypercompress.saved import artefact
+from hypercompress.saved.configuration import architecture_in, as_json, names_in, ranks_in
+from hypercompress.saved.differences import differences
 from hypercompress.specs import Generation, ModelSpec, Unit
-from hypercompress.ties import Ties
-from hypercompress.unpacking import pack_layers, replace_module, unpack_layers, unpacked_layers
 
 
 class Student(nn.Module):

@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from hypercompress.allocation import least_share
-from hypercompress.calling import ForwardFn
 from hypercompress.errors import BudgetError
 from hypercompress.generator import Generator
 from hypercompress.generator.protocol import Sketches
 from hypercompress.latency import times_of
+from hypercompress.running.calling import ForwardFn
 from hypercompress.specs import Budget, Generation, ModelSpec, Unit
 
 ROUNDS = 8

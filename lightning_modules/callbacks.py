@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from hypercompress.artefact import refuse_existing
+from hypercompress.saved.artefact import refuse_existing
 from hypercompress.student import Student
 from lightning_modules.teacher import keeps
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import MeanMetric
 
-from hypercompress.calling import keeping_random_state, precision, single_
 from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
 from hypercompress.losses import distillation_kl, feature_loss, watching
-from hypercompress.norms import remembering_norms
-from hypercompress.outputs import divergence, named
 from hypercompress.report import class_names, fidelity_json, trained_on
+from hypercompress.running.calling import keeping_random_state, precision, single_
+from hypercompress.running.norms import remembering_norms
+from hypercompress.running.outputs import divergence, named
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.data import ImageDataModule
 from lightning_modules.held_out import described, measured, tell, validated

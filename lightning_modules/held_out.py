@@ -9,9 +9,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
-from hypercompress.calling import call_in_precision
 from hypercompress.fidelity import accuracy, compare
 from hypercompress.report import fidelity_json
+from hypercompress.running.calling import call_in_precision
 from lightning_modules.teacher import Batch
 
 LEAST = 1e-4  # nats: less is rounding

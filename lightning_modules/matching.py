@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.architecture.names import one_line
-from hypercompress.calling import call_model, evaluating
 from hypercompress.errors import HypercompressError, ModelError
+from hypercompress.running.calling import call_model, evaluating
 
 
 @dataclass(frozen=True)

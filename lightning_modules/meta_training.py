@@ -32,8 +32,8 @@ from hypercompress.meta import (
     sample_budget,
 )
 from hypercompress.models import load_model
+from hypercompress.packed.unpacking import unpack
 from hypercompress.specs import Budget, Unit
-from hypercompress.unpacking import unpack
 from lightning_modules.best import KeepsBest
 from lightning_modules.episodes import Entry, Episodes, Member, read_index
 from lightning_modules.images import CachedImages, open_part

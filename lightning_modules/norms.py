@@ -16,8 +16,8 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from hypercompress.calling import evaluating, keeping_random_state
-from hypercompress.norms import remembering_norms
+from hypercompress.running.calling import evaluating, keeping_random_state
+from hypercompress.running.norms import remembering_norms
 
 COSTS = 1.4  # above it norms are better frozen; chosen on teachers that meta-training has seen
 MANY = 1000  # more is not told

@@ -18,10 +18,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from hypercompress.calling import evaluating, keeping_random_state
 from hypercompress.errors import NonFiniteError
 from hypercompress.losses import distillation_kl
-from hypercompress.outputs import logits_of
+from hypercompress.running.calling import evaluating, keeping_random_state
+from hypercompress.running.outputs import logits_of
 from lightning_modules.teacher import Optimization, SettingError
 
 # Of the highest rate to Polyak's step: a schedule's mean is about half of its highest rate. Near the best of 1, 2 and 4

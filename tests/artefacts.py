@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypercompress.artefact import save
+from hypercompress.saved.artefact import save
 
 CONFIGURATION: dict[str, Any] = {"architecture": None, "ranks": {"0": 2}}
 COST = {"params": 4000, "macs": 50_000, "bytes": 16_000}

@@ -16,9 +16,9 @@ from hypercompress import Budget, Student, benchmark
 from hypercompress.benchmark import Settings, compare_layers, compare_models, dense_twin
 from hypercompress.errors import BenchmarkError
 from hypercompress.inspection import inspect
+from hypercompress.running.timing import Timing
 from hypercompress.specs import LayerSpec
 from hypercompress.student import low_rank_layers
-from hypercompress.timing import Timing
 from tests.benchmarked import CONTRACT, images
 from tests.cli.words import Run
 

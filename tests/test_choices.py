@@ -14,8 +14,7 @@ from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC, by_depth, weighted
 from hypercompress.models import load_model
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 from hypercompress.reconstruction import reconstruct, refit_batch
 from hypercompress.specs import Budget, Refit
 from hypercompress.student import Student

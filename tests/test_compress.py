@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hypercompress
-from hypercompress import example
-from hypercompress.calibration import require_batches, split_batches
 from hypercompress.compress import compress, finish
 from hypercompress.errors import DataError, GeneratorError, ModelError
-from hypercompress.example import INSPECTED, dtype_of, example_of
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator, Hypernetwork
-from hypercompress.preparation import prepare
+from hypercompress.preparation import example, prepare
+from hypercompress.preparation.example import INSPECTED, dtype_of, example_of
 from hypercompress.report import bytes_of
+from hypercompress.running.calibration import require_batches, split_batches
 from hypercompress.specs import Budget, Generation, ModelSpec
 from hypercompress.student import Student
 

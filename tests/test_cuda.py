@@ -20,8 +20,8 @@ from benchmarks.common import answered
 from benchmarks.distillation import Recipe, distil_each
 from hypercompress import Budget, adapt, compress, from_pretrained
 from hypercompress.benchmark import Settings, compare_layers, compare_models, dense_twin
-from hypercompress.inversion import synthesize
-from hypercompress.timing import waiting
+from hypercompress.running.timing import waiting
+from hypercompress.synthetic.inversion import synthesize
 from hypercompress.transfer import TransferNetwork
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a graphics card that CUDA reaches")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hypercompress.errors import DataError
 from hypercompress.fidelity import accuracy, compare, labels_of, remembering
-from hypercompress.outputs import divergence
+from hypercompress.running.outputs import divergence
 
 
 class Fixed(nn.Module):

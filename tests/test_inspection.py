@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hypercompress import Budget, compress
-from hypercompress.calling import call_model, evaluating
 from hypercompress.errors import ModelError, NonFiniteError
 from hypercompress.inspection import inspect, require_finite
+from hypercompress.running.calling import call_model, evaluating
 from hypercompress.specs import ModelSpec, Status, Unit
 from tests.lookup import row
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hypercompress import Budget, compress
 from hypercompress.inspection import inspect
+from hypercompress.packed.unpacking import unpack
 from hypercompress.specs import Status
-from hypercompress.unpacking import unpack
 from tests.lookup import row
 
 

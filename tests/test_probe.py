@@ -10,8 +10,7 @@ from hypercompress.compress import finish
 from hypercompress.errors import GeneratorError
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 from hypercompress.probe import PROBE, kl_scale
 from hypercompress.specs import Budget, KlScale, Refit
 

@@ -15,8 +15,7 @@ from hypercompress.errors import GeneratorError
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC, WeightedKfac
 from hypercompress.models import load_model
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 from hypercompress.search import search
 
 TEACHER = Path(hypercompress.__file__).parent / "pretrained" / "fashion_mnist_teacher"

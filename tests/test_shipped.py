@@ -17,8 +17,8 @@ import hypercompress
 from hypercompress import Budget, from_pretrained
 from hypercompress.allocation import least_share
 from hypercompress.inspection import inspect
+from hypercompress.packed.unpacking import unpack
 from hypercompress.specs import Status, Unit
-from hypercompress.unpacking import unpack
 from tests.battery.contract import CLASSES, accepted_size, enliven, macs, output
 
 NAMES = sorted(timm.list_models("test_*"))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.inversion import fading_noise, synthesize
+from hypercompress.synthetic.inversion import fading_noise, synthesize
 
 Kind = Literal["gauss", "pink", "synthetic"]
 

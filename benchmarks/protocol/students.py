@@ -32,9 +32,8 @@ from hypercompress.compress import finish, searched
 from hypercompress.errors import HypercompressError
 from hypercompress.fidelity import Fidelity
 from hypercompress.generator import ANALYTIC
-from hypercompress.norms import reestimate_norms
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
+from hypercompress.running.norms import reestimate_norms
 from hypercompress.specs import Refit, Unit
 
 PRUNING_STEPS = 100

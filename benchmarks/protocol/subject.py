@@ -13,8 +13,7 @@ from hypercompress.architecture import Architecture
 from hypercompress.data.registry import REGISTRY
 from hypercompress.errors import DataError
 from hypercompress.models import load_model
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 from lightning_modules.zoo import read_rows
 
 STATISTICS_BATCH = 64  # images; the guard gets whole batches

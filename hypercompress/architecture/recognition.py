@@ -17,8 +17,8 @@ from hypercompress.architecture.record import (
     is_json,
     public_cfg,
 )
-from hypercompress.copying import copy_of
 from hypercompress.errors import ModelError
+from hypercompress.running.copying import copy_of
 
 
 def architecture_of(module: nn.Module) -> Architecture | None:

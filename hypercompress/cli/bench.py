@@ -14,8 +14,8 @@ from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.errors import BenchmarkError, ModelError
 from hypercompress.models import is_student_folder
+from hypercompress.running.timing import Timing
 from hypercompress.student import Student, from_pretrained, low_rank_layers
-from hypercompress.timing import Timing
 
 BATCH_SIZES = (1, 32)  # an answer at once, and as many answers as possible
 

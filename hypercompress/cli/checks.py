@@ -17,8 +17,8 @@ from hypercompress.architecture.names import resolve
 from hypercompress.architecture.weights import SUFFIXES, read_weights
 from hypercompress.data import Preprocess, open_data, registered_names
 from hypercompress.errors import ArtefactError, DataError, HypercompressError, ModelError
-from hypercompress.inversion import FEWER
 from hypercompress.models import is_student_folder
+from hypercompress.synthetic.inversion import FEWER
 
 SYNTHETIC, NOISE = "synthetic", "noise"  # DATA that is made: from the model itself, or 1/f noise
 LEAST_IMAGES = 6  # three batches of two: some are held out

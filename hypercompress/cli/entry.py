@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
-from hypercompress.calling import out_of_memory
 from hypercompress.cli.bench import bench
 from hypercompress.cli.evaluate import evaluate
 from hypercompress.cli.export import export
@@ -22,6 +21,7 @@ from hypercompress.cli.parser import make_parser
 from hypercompress.cli.report import report
 from hypercompress.cli.transfer import transfer
 from hypercompress.errors import HypercompressError
+from hypercompress.running.calling import out_of_memory
 
 COMMANDS = {
     "generate": generate,

@@ -9,13 +9,13 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from hypercompress.calling import call_in_precision
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, loader, open_data, other_normalization, renormalize_
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.fidelity import accuracy, compare
 from hypercompress.models import described, is_student_folder
+from hypercompress.running.calling import call_in_precision
 
 
 def evaluate(arguments: Namespace) -> None:

@@ -11,7 +11,7 @@ from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import ExportError
 from hypercompress.export import Exported, check_request
 from hypercompress.export import export as export_model
-from hypercompress.whole_file import refuse_existing_file
+from hypercompress.saved.whole_file import refuse_existing_file
 
 DEVICE = "cpu"
 

@@ -10,25 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture
-from hypercompress.artefact import refuse_existing
 from hypercompress.cli import checks, inputs, pareto
 from hypercompress.cli.shown import show_no_data, show_student
 from hypercompress.cli.terminal import Terminal
 from hypercompress.compress import SEARCHED, finish, searched
+from hypercompress.curvature.steadying import COUNTS_AS, FEW
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, GeneratorError, HypercompressError
 from hypercompress.generator import load_generator
-from hypercompress.inversion import STEPS, passes_of, synthesize, usual_images
-from hypercompress.norms import remembering_norms
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
-from hypercompress.replacing import prepared_in
+from hypercompress.packed.unpacking import unpack
+from hypercompress.preparation import Plan, Wanted, prepare
 from hypercompress.report import warn_if_larger
+from hypercompress.running.norms import remembering_norms
+from hypercompress.saved.artefact import refuse_existing
+from hypercompress.saved.replacing import prepared_in
 from hypercompress.specs import Budget, Unit
-from hypercompress.steadying import COUNTS_AS, FEW
 from hypercompress.student import Student
-from hypercompress.unpacking import unpack
-from hypercompress.wanted import Wanted
+from hypercompress.synthetic.inversion import STEPS, passes_of, synthesize, usual_images
 
 
 def generate(arguments: Namespace) -> None:

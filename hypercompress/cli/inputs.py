@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from hypercompress import report
 from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
-from hypercompress.artefact import read_report
-from hypercompress.calibration import to_device
-from hypercompress.calling import evaluating, precision
 from hypercompress.cli.checks import LEAST_IMAGES
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, folder_read, loader, mismatch
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
+from hypercompress.running.calibration import to_device
+from hypercompress.running.calling import evaluating, precision
+from hypercompress.saved.artefact import read_report
 from hypercompress.specs import ModelSpec
 from hypercompress.student import from_pretrained, low_rank_layers
 

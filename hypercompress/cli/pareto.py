@@ -19,7 +19,7 @@ from hypercompress.cli import checks
 from hypercompress.cli.terminal import Terminal
 from hypercompress.errors import ArtefactError, GeneratorError, HypercompressError
 from hypercompress.generator import ANALYTIC
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan
 from hypercompress.probe import kl_scale
 from hypercompress.specs import COUNTED, KlScale, Unit
 

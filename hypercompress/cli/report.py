@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hypercompress import artefact
-from hypercompress.artefact import Saved
 from hypercompress.cli import checks
 from hypercompress.cli.terminal import Terminal
-from hypercompress.configuration import architecture_in
 from hypercompress.errors import ArtefactError, HypercompressError
 from hypercompress.report import print_report
-from hypercompress.whole_file import refuse_existing_file, whole_file
+from hypercompress.saved import artefact
+from hypercompress.saved.artefact import Saved
+from hypercompress.saved.configuration import architecture_in
+from hypercompress.saved.whole_file import refuse_existing_file, whole_file
 
 
 def report(arguments: Namespace) -> None:

@@ -10,9 +10,9 @@ from torch import nn
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.generator import ANALYTIC
-from hypercompress.inversion import usual_images
-from hypercompress.norms import remembering_norms
+from hypercompress.running.norms import remembering_norms
 from hypercompress.search import NAME as SEARCH
+from hypercompress.synthetic.inversion import usual_images
 
 REFITTED = {"none": "as generated", "outputs": "output factor refitted", "both": "both factors refitted"}
 

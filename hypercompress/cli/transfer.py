@@ -10,17 +10,17 @@ from rich.table import Table
 from torch import nn
 
 from hypercompress.architecture import Architecture
-from hypercompress.artefact import refuse_existing
-from hypercompress.calling import precision, single_
-from hypercompress.card import steps_line
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, check_splits, loader, open_data
 from hypercompress.errors import DataError
 from hypercompress.inspection import require_finite
 from hypercompress.models import is_student_folder
-from hypercompress.replacing import prepared_in
 from hypercompress.report import bytes_of
+from hypercompress.running.calling import precision, single_
+from hypercompress.saved.artefact import refuse_existing
+from hypercompress.saved.card import steps_line
+from hypercompress.saved.replacing import prepared_in
 from hypercompress.student import Student, from_pretrained
 from hypercompress.transfer import adapt, load_network
 from hypercompress.transfer.ridge import check_labels

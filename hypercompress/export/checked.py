@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from hypercompress.architecture import own_input_size
-from hypercompress.calling import evaluating
-from hypercompress.copying import as_written
 from hypercompress.errors import ExportError, ModelError
 from hypercompress.export import onnx_file, program
 from hypercompress.export.int8 import NOISE, Int8, quantize
 from hypercompress.report import bytes_of
+from hypercompress.running.calling import evaluating
+from hypercompress.running.copying import as_written
+from hypercompress.saved.whole_file import whole_file
 from hypercompress.student import Student
-from hypercompress.whole_file import whole_file
 
 FORMATS = ("onnx", "torch-export")
 BATCH_SIZES = (1, 3)  # that the file is compared at; it is traced at another

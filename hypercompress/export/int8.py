@@ -13,11 +13,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.calibration import split_batches
 from hypercompress.errors import DataError, ExportError
 from hypercompress.export.onnx_file import INPUT, OnnxModel
 from hypercompress.export.program import quiet, understood
 from hypercompress.fidelity import compare
+from hypercompress.running.calibration import split_batches
 
 NOISE = 64  # inputs to measure agreement with where there are no images
 

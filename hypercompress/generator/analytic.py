@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from hypercompress.allocation import allocate
-from hypercompress.calling import Progress
 from hypercompress.errors import GeneratorError
 from hypercompress.factorize import Frame, Metric, by_channel, plain_frame, weighted_frame
 from hypercompress.generator.lazy import OnDemand
 from hypercompress.generator.prior import ROOM, curvature_bytes, prior_curvature
 from hypercompress.generator.protocol import Directions, Frames, Sketches
 from hypercompress.generator.restoration import absorbs, give_back
+from hypercompress.running.calling import Progress
 from hypercompress.specs import (
     Budget,
     Curvature,

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.allocation import allocate
-from hypercompress.calling import Progress
 from hypercompress.generator.analytic import AnalyticGenerator
 from hypercompress.generator.config import HypernetConfig
 from hypercompress.generator.emission import emit
@@ -16,6 +15,7 @@ from hypercompress.generator.encoder import Encoder
 from hypercompress.generator.heads import Heads, Outputs
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.start import Start, corrected, start_of
+from hypercompress.running.calling import Progress
 from hypercompress.specs import Budget, Generation, ModelSpec, Unit
 from hypercompress.tokens import Known, Tokens, channel_features, tokenize
 

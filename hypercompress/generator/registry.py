@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hypercompress.calling import Progress
 from hypercompress.errors import GeneratorError
 from hypercompress.generator.analytic import ANALYTIC
 from hypercompress.generator.config import HypernetConfig
 from hypercompress.generator.hypernetwork import HypernetGenerator, Hypernetwork
 from hypercompress.generator.protocol import Generator
-from hypercompress.networks import read_network, write_network
+from hypercompress.running.calling import Progress
+from hypercompress.saved.networks import read_network, write_network
 
 RELEASED = Path(__file__).parents[1] / "pretrained" / "hypernet"
 NAMES = ("auto", "hypernet", *ANALYTIC)

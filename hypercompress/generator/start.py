@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hypercompress.calling import Progress
 from hypercompress.generator.analytic import ANALYTIC, AnalyticGenerator
 from hypercompress.generator.lazy import OnDemand
 from hypercompress.generator.prior import ROOM, curvature_bytes, guessed_inputs
 from hypercompress.generator.protocol import Directions, Frames, Sketches
+from hypercompress.running.calling import Progress
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side, Sketch
 
 

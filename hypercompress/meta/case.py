@@ -11,9 +11,9 @@ from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.start import Start, on_device, start_of
 from hypercompress.latency import measure_latency
 from hypercompress.meta.statistics import Statistics, measure_statistics
+from hypercompress.packed.unpacking import unpack
 from hypercompress.sketch import sketch
 from hypercompress.specs import COUNTED, Budget, ModelSpec, Unit
-from hypercompress.unpacking import unpack
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hypercompress.card import calibration, trained_line, transfer_line
 from hypercompress.page.words import counted, measured, share, size
 from hypercompress.report import history
+from hypercompress.saved.card import calibration, trained_line, transfer_line
 
 NAMES = {"params": "Parameters", "macs": "Multiply-accumulates (MACs)", "bytes": "Bytes"}
 UNITS = {"params": "parameters", "macs": "multiply-accumulates", "latency": "time of a forward pass"}

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture
-from hypercompress.calling import Progress, keeping_random_state
-from hypercompress.copying import as_written, copy_of
 from hypercompress.errors import GeneratorError
 from hypercompress.report import moved_report
+from hypercompress.running.calling import Progress, keeping_random_state
+from hypercompress.running.copying import as_written, copy_of
 from hypercompress.student import Student
 from hypercompress.transfer.closed_form import Start, start_from
 from hypercompress.transfer.network import TransferNetwork

@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, architecture_of
-from hypercompress.calling import evaluating
-from hypercompress.copying import copy_of
+from hypercompress.running.calling import evaluating
+from hypercompress.running.copying import copy_of
 from hypercompress.student import Student
 from hypercompress.transfer.adaptable import Role, Site, adaptable
 from hypercompress.transfer.apply import write

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hypercompress.calling import evaluating
+from hypercompress.running.calling import evaluating
 from hypercompress.transfer.adaptable import Site
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.network import TransferNetwork

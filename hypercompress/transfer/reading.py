@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hypercompress.architecture.names import one_line
-from hypercompress.calling import evaluating
 from hypercompress.errors import DataError
+from hypercompress.running.calling import evaluating
 from hypercompress.transfer.adaptable import Site
 from hypercompress.transfer.apply import adapted_parameters
 from hypercompress.transfer.backbone import Backbone

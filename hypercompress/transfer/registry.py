@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hypercompress.errors import GeneratorError
-from hypercompress.networks import read_network, write_network
+from hypercompress.saved.networks import read_network, write_network
 from hypercompress.transfer.adaptable import Role
 from hypercompress.transfer.config import TransferConfig
 from hypercompress.transfer.network import TransferNetwork

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hypercompress.calling import ordinary
 from hypercompress.errors import DataError
 from hypercompress.fidelity import labels_of
+from hypercompress.running.calling import ordinary
 from hypercompress.transfer.ridge import check_labels
 
 BATCH = 64  # images run together, where the caller did not batch them

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypercompress.calling import Progress, evaluating
 from hypercompress.errors import NonFiniteError
+from hypercompress.running.calling import Progress, evaluating
 from hypercompress.transfer.adaptable import Role, Site
 
 WARMUP, LEAST = (

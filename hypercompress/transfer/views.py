@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hypercompress.calling import evaluating
+from hypercompress.running.calling import evaluating
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.ridge import Ridge, fit_ridge
 from hypercompress.transfer.support import Support

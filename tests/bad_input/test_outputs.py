@@ -44,7 +44,7 @@ def test_a_full_disk(refused: Refused, weights: Path, old: Path, fresh: bool, mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     before = contents(old)
-    monkeypatch.setattr("hypercompress.artefact.save_file", full)
+    monkeypatch.setattr("hypercompress.saved.artefact.save_file", full)
     out = old.with_name("new") if fresh else old
     line = refused(*generate(out, weights, "--params", "0.3", "--generator", "svd", "--overwrite"))
     assert "No space left on device" in line
@@ -59,7 +59,7 @@ def script(root: Path, prelude: str, words: tuple[object, ...]) -> "subprocess.P
     lines = [
         "import sys, torch",
         "torch.set_num_threads(1)",
-        "from hypercompress import artefact",
+        "from hypercompress.saved import artefact",
         "from hypercompress.cli import main",
         prelude,
         f"sys.exit(main({[str(word) for word in words]!r}))",

@@ -18,16 +18,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hypercompress.architecture import Architecture, architecture_of
-from hypercompress.calling import call_model
 from hypercompress.generator import ANALYTIC, Generator, HypernetConfig, HypernetGenerator, Hypernetwork
 from hypercompress.inspection import inspect
 from hypercompress.kinds import LowRank
-from hypercompress.projection import SplitProjection
+from hypercompress.packed.projection import SplitProjection
+from hypercompress.packed.unpacking import unpack
 from hypercompress.report import bytes_of, make_report
+from hypercompress.running.calling import call_model
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Generation, LayerSpec, ModelSpec, Sketch, Status, Unit
 from hypercompress.student import Student, build_student, from_pretrained
-from hypercompress.unpacking import unpack
 
 CLASSES = 10
 SIDES = (64, 96, 128, 224)  # pixels, tried in turn where the size of the input is free

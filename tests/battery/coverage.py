@@ -20,8 +20,8 @@ import timm
 import torch
 
 from hypercompress.inspection import inspect
+from hypercompress.packed.unpacking import unpack
 from hypercompress.specs import LayerSpec, ModelSpec, Status
-from hypercompress.unpacking import unpack
 from tests.battery.contract import CLASSES, RUNS, Run, Subject, accepted_size, check
 from tests.battery.registry import HUGE, TIMM, Entry, read, smallest
 from tests.battery.shrunk import SHRUNK

@@ -1,8 +1,9 @@
 """Which operations of a forward pass nobody counts, and which of these need no count.
 
-An operation that neither torch's counter nor `hypercompress/counting.py` knows costs nothing in both, so the two agree
-whatever it does. Here each must be known to be no product: by what torch says of it (elementwise, a reduction, a view),
-or by name. A sum of elementwise products, written as these two, is none to either counter; this finds no such thing.
+An operation that neither torch's counter nor `hypercompress/running/counting.py` knows costs nothing in both, so the
+two agree whatever it does. Here each must be known to be no product: by what torch says of it (elementwise, a
+reduction, a view), or by name. A sum of elementwise products, written as these two, is none to either counter; this
+finds no such thing.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from hypercompress.counting import FORMULAS, counting
+from hypercompress.running.counting import FORMULAS, counting
 
 aten = torch.ops.aten
 TAGS = {torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.inplace_view}

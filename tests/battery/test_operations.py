@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
-from hypercompress.unpacking import unpack
+from hypercompress.packed.unpacking import unpack
 from tests.battery import registry
 from tests.battery.contract import CLASSES, accepted_size
 from tests.battery.operations import counted, operations, tagged, unexplained

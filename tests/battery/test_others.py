@@ -13,12 +13,12 @@ import torch
 import torchvision.models as zoo
 from torch import Tensor, nn
 
-from hypercompress.calling import call_model
 from hypercompress.compress import compress
 from hypercompress.inspection import inspect
+from hypercompress.packed.unpacking import unpack
+from hypercompress.running.calling import call_model
 from hypercompress.specs import Budget, Status
 from hypercompress.student import Student, from_pretrained
-from hypercompress.unpacking import unpack
 from tests.battery.contract import learning, unreached
 
 Maker = Callable[[], nn.Module]

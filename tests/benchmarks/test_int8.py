@@ -11,12 +11,12 @@ from torch import nn
 
 from benchmarks import int8
 from benchmarks.common import read_set
-from hypercompress.calibration import split_batches
 from hypercompress.compress import compress
 from hypercompress.errors import ExportError
 from hypercompress.export.int8 import quantize
 from hypercompress.export.onnx_file import PACKAGES, OnnxModel
 from hypercompress.models import load_model
+from hypercompress.running.calibration import split_batches
 from hypercompress.specs import Budget
 
 PACKAGED = files("hypercompress") / "pretrained" / "fashion_mnist_teacher"

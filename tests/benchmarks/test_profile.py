@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks import profile
 from benchmarks.profile import KINDS, gflop, in_turns, kind_of, medians
-from hypercompress.calling import evaluating
+from hypercompress.running.calling import evaluating
 
 
 def test_each_operation_has_one_kind() -> None:

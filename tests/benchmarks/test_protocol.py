@@ -17,12 +17,11 @@ from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator,
 from hypercompress.generator.heads import Outputs
 from hypercompress.generator.hypernetwork import tokens_of
 from hypercompress.generator.start import start_of
-from hypercompress.inversion import SHARED, mismatch
-from hypercompress.norms import remembering_norms
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
+from hypercompress.running.norms import remembering_norms
 from hypercompress.specs import Budget
 from hypercompress.student import build_student
+from hypercompress.synthetic.inversion import SHARED, mismatch
 
 BUDGET = Budget(params=0.3)
 

@@ -11,8 +11,8 @@ from benchmarks import (
 )
 from benchmarks.common import Results
 from hypercompress.architecture import load_timm
+from hypercompress.packed.unpacking import unpack
 from hypercompress.student import Student
-from hypercompress.unpacking import unpack
 
 
 def test_a_fused_projection_is_compared_with_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

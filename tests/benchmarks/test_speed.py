@@ -15,8 +15,8 @@ from benchmarks.common import Results, size_of
 from hypercompress.benchmark import Settings
 from hypercompress.compress import compress
 from hypercompress.latency import _forms
+from hypercompress.running.timing import Timing
 from hypercompress.specs import Budget, Unit
-from hypercompress.timing import Timing
 
 
 def test_speed_makes_every_row_once(

@@ -14,7 +14,7 @@ from hypercompress.student import Student
 def test_steadied_students_are_compared_with_plain_ones(
     network: tuple[nn.Module, Architecture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hypercompress.stand_in.usual_images", lambda _: 64)
+    monkeypatch.setattr("hypercompress.synthetic.stand_in.usual_images", lambda _: 64)
     Student(*network).save_pretrained(tmp_path / "digits" / "teacher")
     (tmp_path / "digits" / "zoo.csv").write_text("name,data\nteacher,digits\n")
     words = ["--root", "unused", "--teacher", str(tmp_path / "digits" / "teacher"), "--images", "16", "--out"]

@@ -20,8 +20,8 @@ from benchmarks.transfer import KEY, MADE_OF, merge, run_frozen, run_steps
 from benchmarks.trial import Trial
 from benchmarks.tuning import TUNED, learning, tune
 from hypercompress.architecture import load_timm
-from hypercompress.copying import copy_of
 from hypercompress.data import Pool, sample_episode
+from hypercompress.running.copying import copy_of
 from hypercompress.transfer import TransferNetwork, adapt, save_network, views
 from hypercompress.transfer.backbone import Backbone as Net
 

@@ -32,7 +32,7 @@ def zoo(tmp_path: Path) -> Path:
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(without_images, "SHARES", (0.5, 0.001))
     monkeypatch.setattr(without_images, "TEST", 100)
-    for module in ("hypercompress.stand_in", "benchmarks.without_images"):
+    for module in ("hypercompress.synthetic.stand_in", "benchmarks.without_images"):
         monkeypatch.setattr(f"{module}.usual_images", lambda _: 48)
 
 

@@ -11,10 +11,10 @@ import torch
 import hypercompress
 from hypercompress.cli.shown import show_student
 from hypercompress.cli.terminal import Terminal
+from hypercompress.curvature.steadying import FEW
 from hypercompress.generator import registry
 from hypercompress.latency import _forms
 from hypercompress.specs import Unit
-from hypercompress.steadying import FEW
 from tests.cli.words import ARGS, CALIBRATE, DATA, PRECISIONS, SIZE, Run, write_images
 
 

@@ -80,7 +80,7 @@ def test_a_full_disk_leaves_nothing(run: Run, student: Path, tmp_path: Path, mon
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hypercompress.whole_file.sync", full)
+    monkeypatch.setattr("hypercompress.saved.whole_file.sync", full)
     code, _, err = run("report", student, "--html", tmp_path / "report.html")
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: received '[Errno 28] No space left on device' while writing ")

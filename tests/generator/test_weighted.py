@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from hypercompress.allocation import predicted_kl
 from hypercompress.generator import ANALYTIC, by_depth, weighted
-from hypercompress.preparation import prepare
-from hypercompress.prepared import Plan
+from hypercompress.preparation import Plan, prepare
 from hypercompress.specs import Budget, Unit
 
 KFAC = ANALYTIC["kfac"]

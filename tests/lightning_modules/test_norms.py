@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hypercompress import Budget, compress, from_pretrained
 from hypercompress.data import Preprocess, open_data
-from hypercompress.norms import remembering_norms
+from hypercompress.running.norms import remembering_norms
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses

@@ -17,7 +17,7 @@ from hypercompress import from_pretrained
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import NonFiniteError
 from hypercompress.losses import distillation_kl
-from hypercompress.norms import remembering_norms
+from hypercompress.running.norms import remembering_norms
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses

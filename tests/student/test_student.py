@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 import hypercompress
-from hypercompress.copying import weights_of
 from hypercompress.errors import ModelError
 from hypercompress.generator import ANALYTIC
 from hypercompress.inspection import inspect
 from hypercompress.kinds import LowRankConv, LowRankLinear
-from hypercompress.memory import overlapping
+from hypercompress.packed.unpacking import replace_module
+from hypercompress.running.copying import weights_of
+from hypercompress.running.memory import overlapping
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Factors, Generation, ModelSpec, RankPlan, Unit
 from hypercompress.student import Student, build_student, from_pretrained, low_rank_layers
-from hypercompress.unpacking import replace_module
 from tests.student.networks import SMALL, Custom, compressed, images, randomised
 
 

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import hypercompress
 from hypercompress import Budget, Student, adapt, compress, from_pretrained
 from hypercompress.architecture import architecture_of
-from hypercompress.copying import copy_of
 from hypercompress.errors import ArtefactError, GeneratorError
 from hypercompress.report import bytes_of, summary
+from hypercompress.running.copying import copy_of
 from hypercompress.transfer import TransferNetwork, fit_ridge, load_network, registry, save_network, views
 from hypercompress.transfer.adapt import _generator
 from hypercompress.transfer.backbone import Backbone

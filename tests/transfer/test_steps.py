@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from hypercompress import adapt
-from hypercompress.card import steps_line
 from hypercompress.errors import GeneratorError
+from hypercompress.saved.card import steps_line
 from hypercompress.transfer import steps
 from hypercompress.transfer.steps import HALF, MANY, NEAR, go_back, share_of
 from hypercompress.transfer.views import Look

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hypercompress import adapt
-from hypercompress.card import transfer_line
 from hypercompress.errors import NonFiniteError
+from hypercompress.saved.card import transfer_line
 from hypercompress.transfer import fit_ridge, views
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.support import Support

@@ -12,9 +12,9 @@ from benchmarks.passes import counting, last_layer
 from benchmarks.trial import Trial
 from benchmarks.tuning import TUNED, accuracy, learning, tune
 from hypercompress.compress import compress
-from hypercompress.copying import copy_of
 from hypercompress.data import Episode, Pool, sample_episode
 from hypercompress.data.episodes import episode_at
+from hypercompress.running.copying import copy_of
 from hypercompress.specs import Budget
 from tests.benchmarks.transfer.made import SHOTS, made
 

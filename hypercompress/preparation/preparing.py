@@ -1,0 +1,209 @@
+"""Everything before the budget: the generator loaded, the teacher unpacked, inspected and measured."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from hypercompress.curvature import UNREACHED, reached
+from hypercompress.curvature.collapse import completed
+from hypercompress.curvature.fisher import Probing
+from hypercompress.curvature.steadying import noise_share, steadied
+from hypercompress.errors import BudgetError, DataError, GeneratorError
+from hypercompress.fidelity import compare, remembering
+from hypercompress.generator import AnalyticGenerator, Generator, load_generator
+from hypercompress.inspection import inspect
+from hypercompress.latency import measure_latency
+from hypercompress.packed.replaceable import replaceable
+from hypercompress.packed.unpacking import unpack
+from hypercompress.preparation.example import dtype_of, example_of, samples_of_a_pass
+from hypercompress.preparation.prepared import Plan
+from hypercompress.preparation.wanted import Wanted
+from hypercompress.running.calibration import CalibrationSplit, pieces, resized, split_batches
+from hypercompress.running.calling import ForwardFn, Progress, taking
+from hypercompress.running.copying import as_written
+from hypercompress.running.memory import give_back
+from hypercompress.running.norms import remembering_norms
+from hypercompress.sketch import sketch
+from hypercompress.specs import ModelSpec, Sketch
+from hypercompress.synthetic.renormalization import Moments, moments_of, renormalized
+from hypercompress.synthetic.stand_in import stand_in
+
+ANYTHING = Wanted()
+UNLIKE = 1.0  # share of the lost variance that is given back: more of it is lost of the model's own images
+
+
+def prepare(  # noqa: PLR0913  (each has a default)
+    teacher: nn.Module,
+    data: Iterable[Any] | None,
+    generator: str | Path | Generator,
+    *,
+    example: Any = None,
+    forward_fn: ForwardFn | None = None,
+    latency_batch: int | None = None,
+    renormalize: bool = False,
+    steady: bool = False,
+    wanted: Wanted = ANYTHING,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Plan:
+    """Load the generator, unpack and inspect the teacher and measure the sketches: everything but the budget.
+
+    Args:
+        latency_batch: samples of the batch that is timed; ``None``: no times are measured. If they are, only forms that
+            are faster than the dense layer are used.
+        renormalize, steady: see `compress`.
+        wanted: what cannot be had is refused before anything is measured.
+
+    Without data ``auto`` is `kfac` on noise, of which `Plan.stand_in` tells; where that cannot be, it is ``svd``.
+    """
+    _refuse(data is not None, renormalize, steady, forward_fn)
+    if data is None and str(generator) == "auto" and not renormalize and forward_fn is None:
+        options = {"example": example, "latency_batch": latency_batch, "seed": seed, "progress": progress}
+        if (plan := _on_noise(teacher, wanted, **options)) is not None:
+            return plan
+    original = as_written(teacher)
+    norms = remembering_norms(original) if renormalize else []
+    chosen = _generator(generator, data is not None, unlike=renormalize, progress=progress)
+    if norms and isinstance(chosen, AnalyticGenerator) and chosen.prior:
+        raise GeneratorError(
+            f"received generator '{chosen.name}' for a model that is renormalised to its data; expected one that does "
+            "not read the BatchNorms' moments, which are those of the data then; pass no data, or choose kfac"
+        )
+    teacher = unpack(original)
+    device, dtype = next(teacher.parameters()).device, dtype_of(teacher) if forward_fn is None else None
+    split = None if data is None else split_batches(data, device, dtype)
+    own: Moments = {}
+    if norms and split is not None:
+        own, teacher = moments_of(teacher), renormalized(teacher, split.statistics, forward_fn)
+    example = example_of(teacher, split, example)
+    noise = _steadying(original, example, seed) if steady else None
+    spec, timed = inspect(teacher, example, taking(forward_fn)), None
+    spec = replaceable(teacher, spec, example, forward_fn)
+    wanted.check(teacher, spec)
+    if latency_batch is not None:
+        timed = resized(example, latency_batch)
+        spec = measure_latency(teacher, spec, timed, forward_fn=forward_fn, progress=progress)
+        wanted.check(teacher, spec)  # again: of what is left no form may be fast enough
+    sketches = _sketched(teacher, spec, split, forward_fn, seed, progress)
+    spec = spec if split is None else reached(spec, sketches)
+    Wanted(strict=wanted.strict).check(teacher, spec)  # again: some layers turn out to be unsupported when they run
+    plan = Plan(original, teacher, spec, sketches, split, chosen, timed, unlike=renormalize, own=own)
+    if noise is not None:
+        plan = _steadied(plan, noise, seed, progress)
+    if split is None:
+        return plan
+    return replace(plan, sketches=completed(spec, plan.sketches, split.samples, unlike=renormalize))
+
+
+def _sketched(
+    teacher: nn.Module,
+    spec: ModelSpec,
+    split: CalibrationSplit | None,
+    forward_fn: ForwardFn | None,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Sketch]:
+    """The sketches of every candidate, with data of those that a gradient reaches."""
+    if split is None:
+        return sketch(teacher, spec, None)
+    batches: Iterable[Any] = split.statistics
+    if next(teacher.parameters()).is_cpu:  # where small batches take no longer, and memory is all there is
+        batches = pieces(batches, samples_of_a_pass(spec))
+    probing = Probing.of(split.samples)
+    found = sketch(teacher, spec, batches, forward_fn=forward_fn, probing=probing, seed=seed, progress=progress)
+    give_back()
+    return {name: one for name, one in found.items() if one.curvature is not None}
+
+
+def _refuse(has_data: bool, renormalize: bool, steady: bool, forward_fn: ForwardFn | None) -> None:
+    """Raises DataError for what needs images, or images of the model's own kind that are passed as they are."""
+    if renormalize and not has_data:
+        raise DataError(
+            "received renormalize=True without data; expected images whose moments the BatchNorms take; pass data, "
+            "such as inversion.synthesize(model, input_size, steps=0), which is noise"
+        )
+    if steady and (not has_data or renormalize or forward_fn is not None):
+        raise DataError(
+            "received steady (--steady) without images of the model's own kind that are passed as they are; expected "
+            "some, whose statistics noise steadies; leave it out"
+        )
+
+
+def _steadying(original: nn.Module, example: Any, seed: int) -> list[Tensor]:
+    """Noise for a model with BatchNorms that reads images."""
+    noise = stand_in(original, example, seed=seed)
+    if noise is None or not remembering_norms(original):
+        raise DataError(
+            "received steady (--steady) for a model without BatchNorms that keep moments, or for batches that are no "
+            "images; expected tensors [b, c, h, w] and norms that noise is fitted to; leave it out"
+        )
+    return noise
+
+
+def _steadied(plan: Plan, noise: list[Tensor], seed: int, progress: Progress | None) -> Plan:
+    """The plan with the statistics of noise mixed in; the progress of its phase is that of ``noise``."""
+    assert plan.split is not None  # `_refuse`
+
+    def told(_: str, done: int, at: str = "") -> None:
+        if progress is not None:
+            progress("noise", done, at)
+
+    device, samples = next(plan.teacher.parameters()).device, plan.split.samples
+    split = split_batches(noise, device, dtype_of(plan.teacher))
+    seen = renormalized(plan.teacher, split.statistics)
+    sketches = steadied(plan.sketches, _sketched(seen, plan.spec, split, None, seed, told), samples)
+    return replace(plan, sketches=sketches, noise_share=noise_share(samples))
+
+
+def _generator(
+    generator: str | Path | Generator, has_data: bool, *, unlike: bool, progress: Progress | None
+) -> Generator:
+    """The generator, loaded if it is a name; ``unlike``: for data of another kind than the model's own."""
+    if isinstance(generator, (str, Path)):
+        name = "kfac" if unlike and str(generator) == "auto" else generator  # the hypernetwork has learned from its own
+        generator = load_generator(name, has_data=has_data, progress=progress)
+        if unlike and isinstance(generator, AnalyticGenerator) and generator.spread:
+            generator = replace(generator, spread=UNLIKE)
+    if not has_data and getattr(generator, "needs_data", False):
+        raise GeneratorError(
+            f"received no calibration data; expected some for generator '{generator.name}', which weighs directions by "
+            "measured curvature; pass data, or choose svd, prior or hypernet"
+        )
+    return generator
+
+
+def _on_noise(teacher: nn.Module, wanted: Wanted, *, example: Any, seed: int, **options: Any) -> Plan | None:
+    """The plan of a teacher measured on noise; ``None`` where it reads no images, or, with a warning, where that fails.
+
+    The model reads images that its owner never passed, so whatever it raises then is no fault of the input.
+    """
+    original = as_written(teacher)
+    noise = stand_in(original, example, seed=seed)
+    if noise is None:
+        return None
+    plain = unpack(original)
+    seen = example_of(plain, None, example)
+    wanted.check(plain, replaceable(plain, inspect(plain, seen, taking(None)), seen))  # faults that are not noise's
+    try:
+        some = Wanted(wanted.budget)  # noise may reach layers that it has no gradient for: not the model's fault
+        plan = prepare(original, noise, "auto", example=example, renormalize=True, wanted=some, seed=seed, **options)
+        assert plan.split is not None  # noise was given
+        held_out = [*plan.split.select, *plan.split.confirm]  # the others were measured
+        compare(plan.teacher, plan.teacher, held_out, remembering(plan.teacher))
+    except BudgetError:  # no form is fast enough, which no noise was asked about
+        raise
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
+        why, made = " ".join(str(error).split()), None
+    else:
+        lost = [layer.name for layer in plan.spec.layers if layer.reason == UNREACHED]
+        why, made = f"no gradient reaches {', '.join(lost)}", None if lost else plan
+    if made is None:
+        # The caller of `compress`, between which and this are `prepare` and the decorator.
+        warnings.warn(f"noise cannot stand in for images: {why}. The weights alone are read", stacklevel=5)
+        return None
+    wanted.check(made.teacher, made.spec)
+    return replace(made, stand_in=sum(map(len, noise)))

@@ -1,0 +1,104 @@
+"""Copies of modules that depend on nothing that the original did before, or that was done to it."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from hypercompress.errors import ModelError
+from hypercompress.running.calling import flat
+
+Model = TypeVar("Model", bound=nn.Module)
+
+WRAPPED = "_orig_mod"  # where a compiled module keeps the one that it was made of
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """All that a model learns or keeps: its parameters and buffers."""
+    return [*model.parameters(), *model.buffers()]
+
+
+def copy_of(model: Model, shared: Iterable[Tensor] = ()) -> Model:
+    """A deep copy without what the model keeps from an earlier evaluation pass.
+
+    Args:
+        shared: tensors of the model that are not copied: both have them.
+
+    LeViT, EfficientFormer and TinyViT keep biases that they computed in evaluation mode, and drop them on ``train()``:
+    they hang on an autograd graph, which cannot be copied, and would be stale in a model with other weights. Other
+    tensors of a graph, such as activations that a model keeps for its user, are copied without it.
+    """
+    flags = [module.training for module in model.modules()]
+    model.train()
+    left = (value for module in model.modules() for value in flat(list(vars(module).values())))
+    known = {id(value): value.detach().clone() for value in left if isinstance(value, Tensor) and not value.is_leaf}
+    try:
+        copied = copy.deepcopy(model, known | {id(tensor): tensor for tensor in shared})
+    finally:
+        for module, training in zip(model.modules(), flags, strict=True):
+            module.training = training
+    for module, training in zip(copied.modules(), flags, strict=True):
+        module.training = training
+    return copied
+
+
+def as_written(model: nn.Module) -> nn.Module:
+    """The model without `torch.compile`, whose graphs do not run the hooks and the layers that are put into a model.
+
+    Returns:
+        the model itself if nothing of it is compiled; else one with the same parameters and buffers.
+
+    Raises:
+        ModelError: a scripted or traced model, one without parameters, or parameters that hold no values, have no shape
+            yet or were made in inference mode.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "received a model of torch.jit, whose layers are no Python modules; expected an nn.Module; pass the model "
+            "that was scripted or traced"
+        )
+    parameters = list(model.parameters())
+    if not parameters:
+        raise ModelError(
+            f"received a {type(model).__name__} without parameters; expected a model with some; pass the model as it "
+            "was before it was quantized or its weights were taken out"
+        )
+    named = (*model.named_parameters(), *model.named_buffers())
+    lazy = [name for name, tensor in named if is_lazy(tensor)]
+    if lazy:
+        raise ModelError(
+            f"received a model whose {lazy[0]} has no shape yet (a lazy layer of torch); expected one that has run; "
+            "run one batch through the model first"
+        )
+    if any(parameter.is_meta for parameter in parameters):
+        raise ModelError(
+            "received a model on the meta device, whose parameters hold no values; expected one on a CPU or GPU; load "
+            "its weights first"
+        )
+    made = [name for name, tensor in named if tensor.is_inference()]
+    if made:
+        raise ModelError(
+            f"received a model whose {made[0]} was made in torch.inference_mode, so that autograd cannot use it; "
+            "expected ordinary parameters and buffers; build or load the model outside of it"
+        )
+    if not any(_compiled(module) for module in model.modules()):
+        return model
+    copied = copy_of(model, shared=weights_of(model))  # a copy of a module that was compiled in place is not compiled
+    for module in list(copied.modules()):
+        for name, child in module._modules.items():
+            module._modules[name] = _unwrapped(child)
+    whole: nn.Module = _unwrapped(copied)
+    return whole
+
+
+def _unwrapped(module: Any) -> Any:
+    """What `torch.compile` was given, if it made this; a place may hold ``None``."""
+    return getattr(module, WRAPPED, module)
+
+
+def _compiled(module: nn.Module) -> bool:
+    """By `torch.compile(module)` or `module.compile()`."""
+    return hasattr(module, WRAPPED) or getattr(module, "_compiled_call_impl", None) is not None

@@ -1,0 +1,138 @@
+"""BatchNorm's running moments in a student, whose layers give other outputs than the teacher's: estimated anew, or made
+those that its inputs have, the function as it was.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hypercompress.errors import DataError
+from hypercompress.running.calling import ForwardFn, batch_size, call_model, evaluating, first_argument
+
+
+def remembering_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorms that keep running moments."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+@torch.no_grad()
+def reestimate_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None = None) -> None:
+    """Replace the running moments of every BatchNorm of ``model`` by those over ``batches``, in place.
+
+    Helps where the batches resemble the training data, and hurts where they are few and unlike it: a caller keeps the
+    model as it was to go back to. A batch of a single sample has no variance and is left out.
+
+    Raises:
+        DataError: no batch of at least two samples.
+    """
+    batches = [batch for batch in batches if batch_size(batch) > 1]
+    if not batches:
+        raise DataError(
+            "received no batch of two or more samples; expected one to estimate a variance from; add images"
+        )
+    norms = remembering_norms(model)
+    momenta = [norm.momentum for norm in norms]
+    handles = [norm.register_forward_pre_hook(_Averaging(), with_kwargs=True) for norm in norms]
+    try:
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.train()
+            for batch in batches:
+                (forward_fn or call_model)(model, batch)
+            moments = [buffer.clone() for norm in norms for buffer in norm.buffers()]
+        for buffer, value in zip((b for norm in norms for b in norm.buffers()), moments, strict=True):
+            buffer.copy_(value)  # `evaluating` has put back what was there before
+    finally:
+        for norm, momentum, handle in zip(norms, momenta, handles, strict=True):
+            norm.momentum = momentum
+            handle.remove()
+
+
+class _Averaging:
+    """Before each call of a norm: its momentum makes its running moments the mean so far, each sample weighing alike.
+
+    torch's own cumulative average lets a last batch of two weigh as much as one of 256.
+    """
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, norm: _BatchNorm, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        count = len(first_argument(args, named))
+        self.seen += count
+        norm.momentum = count / max(1, self.seen)
+
+
+@torch.no_grad()
+def rebase_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None = None) -> None:
+    """Make the running moments of every BatchNorm those of its own inputs over ``batches``, and its scale and shift
+    such that in evaluation the model computes what it did, to rounding; in place.
+
+    ``g / s (x - m) + b  =  (g s'/s) / s' (x - m') + b + g / s (m' - m)``, with ``s^2 = variance + eps``.
+
+    A refitted student was fitted to the teacher's moments, and its layers give less variance than that. In training
+    mode a norm takes the moments of the batch instead, which undoes the fit: the first steps would have to find it
+    again (LOG.md, 2026-11-27). Rebased, it computes nearly the same in either mode. Norms without scale and shift, or
+    that share them, and channels that are not finite, stay as they are.
+    """
+    held = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    norms = [norm for norm in remembering_norms(model) if norm.affine]
+    sums = {norm: _Sums() for norm in norms if all(held[id(parameter)] == 1 for parameter in norm.parameters())}
+    if not sums:
+        return
+    handles = [norm.register_forward_pre_hook(found, with_kwargs=True) for norm, found in sums.items()]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                (forward_fn or call_model)(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for norm, found in sums.items():
+        if found.count:
+            _rebase(norm, *found.moments())
+
+
+class _Sums:
+    """Before each call of a norm: what the moments of all its inputs are made of."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def __call__(self, _norm: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        x = first_argument(args, named)
+        if not x.numel():
+            return
+        others = [axis for axis in range(x.ndim) if axis != 1]
+        # Of each call in single precision, which takes no copy; together in double.
+        variance, mean = (value.double() for value in torch.var_mean(x.float(), others, correction=0))
+        count = x.numel() // x.shape[1]
+        self.count += count
+        self.total = self.total.to(mean) + count * mean
+        self.squares = self.squares.to(mean) + count * (variance + mean.square())
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel."""
+        mean = self.total / self.count
+        return mean, (self.squares / self.count - mean.square()).clamp_min(0)
+
+
+def _rebase(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    old, new = ((v.double() + norm.eps).sqrt() for v in (norm.running_var, variance))
+    slope = norm.weight.double() / old
+    changes = (
+        (norm.bias, norm.bias.double() + slope * (mean - norm.running_mean.double())),
+        (norm.weight, slope * new),
+        (norm.running_mean, mean),
+        (norm.running_var, variance),
+    )
+    sound = torch.stack([value.to(tensor.dtype).isfinite() for tensor, value in changes]).all(0)
+    for tensor, value in changes:
+        tensor.copy_(torch.where(sound, value.to(tensor.dtype), tensor))

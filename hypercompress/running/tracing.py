@@ -1,0 +1,187 @@
+"""A forward pass of a model under hooks: which modules run, in what order, at how many positions, which norm reads
+whose output, and who uses a layer's weight besides the layer.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from hypercompress.kinds import kind_of
+from hypercompress.running.calibration import resized
+from hypercompress.running.calling import ForwardFn, batch_size, evaluating, first_argument, flat, frozen
+from hypercompress.running.counting import counting
+
+# BatchNormAct2d and LayerNorm2d of timm are subclasses. Read only, so isinstance is enough.
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# Functions that tell of a tensor what does not depend on its values.
+LOOKS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "__len__", "__hash__"}
+LOOKS |= {"is_floating_point", "is_complex", "element_size", "get_device"}
+
+
+@dataclass
+class Trace:
+    """What one forward pass showed."""
+
+    order: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    inputs: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    sources: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    calls: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    rows: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # output positions of the whole batch
+    producers: dict[int, tuple[str, int, int]] = field(default_factory=dict)  # output's id -> layer, version, channels
+    readings: dict[str, set[str | None]] = field(default_factory=lambda: defaultdict(set))  # norm -> what it read
+    read: set[str] = field(default_factory=set)  # layers whose output not only norms read
+    feeders: dict[str, str] = field(default_factory=dict)
+    readers: dict[str, str] = field(default_factory=dict)
+    instructed: set[str] = field(default_factory=set)  # modules that got more than one argument
+    keep: list[Any] = field(default_factory=list)  # tensors kept alive, so that an id means one tensor
+    stack: list[str] = field(default_factory=list)
+    last_norm: str | None = None
+    norming: int = 0  # norms that are running
+    macs: int = 0
+
+    def enter(
+        self, name: str, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], batch: int
+    ) -> None:
+        """Before ``module`` runs."""
+        self.stack.append(name)
+        self.order.setdefault(name, len(self.order))
+        kind, given = kind_of(module), (*inputs, *named.values())
+        if len(given) > 1:
+            self.instructed.add(name)
+        if kind is not None and kind.spreads:
+            self.sources[name] += max(1, given[0].numel() // (given[0].shape[kind.channel_axis] * batch))
+        if isinstance(module, NORMS):
+            self.norming += 1
+            self.readings[name].add(source := self._source(module, given[0]) if given else None)
+            if source is None:
+                self.reading(given)
+        if self.last_norm is not None:
+            self.feeders.setdefault(name, self.last_norm)
+
+    def _source(self, norm: nn.Module, x: Any) -> str | None:
+        """The layer whose output ``norm`` reads, each channel with a scale of its own; ``None`` if it reads another."""
+        source, version, axis = self.producers.get(id(x), (None, 0, 0))
+        # An output that was changed in place since (an in-place activation) is no longer the layer's own.
+        if source is None or x._version != version:
+            return None
+        # A BatchNorm scales axis 1, which is another than a linear layer's channels where there are positions.
+        return None if isinstance(norm, BATCH_NORMS) and axis % x.ndim != 1 else source
+
+    def reading(self, values: Any) -> None:
+        """Somebody reads these values, as no follower of a layer does."""
+        self.read.update(self.producers[id(value)][0] for value in flat(values) if id(value) in self.producers)
+
+    def leave(
+        self, name: str, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any, batch: int
+    ) -> None:
+        """After ``module`` ran."""
+        self.stack.pop()
+        if isinstance(module, NORMS):
+            self.last_norm = name
+            self.norming -= 1
+        kind = kind_of(module)
+        if isinstance(output, Tensor) and kind is not None:
+            self.producers[id(output)] = (name, output._version, kind.channel_axis)
+            self.keep.append(output)
+            channels = output.shape[kind.channel_axis]
+            # A layer may also run on something without a batch axis (a table of positions): never less than one.
+            self.calls[name] += 1
+            self.rows[name] += output.numel() // channels
+            self.positions[name] += max(1, output.numel() // (channels * batch))
+            x = first_argument(inputs, named)
+            rows = kind.input_channels(module, x) if isinstance(x, Tensor) else None
+            self.inputs[name] += 0 if rows is None else max(1, len(rows) // batch)
+
+    def correct(self, alone: "Trace") -> None:
+        """Count what runs once for a batch whole, as one sample needs it.
+
+        Args:
+            alone: of a pass of one sample. One in which other modules run (routing) says nothing of the batch.
+        """
+        once = [name for name, rows in self.rows.items() if rows == alone.rows[name]]
+        if not once or self.calls != alone.calls:
+            return
+        for name in once:
+            self.positions[name], self.inputs[name] = alone.positions[name], alone.inputs[name]
+            if name in self.sources:
+                self.sources[name] = alone.sources[name]
+        self.macs = alone.macs
+
+    def follower(self, name: str) -> str | None:
+        """The norm that reads the output of layer ``name``, if nobody else does and it reads nothing else."""
+        if name in self.read:
+            return None
+        found = [norm for norm, sources in self.readings.items() if name in sources]
+        return found[0] if len(found) == 1 and len(self.readings[found[0]]) == 1 else None
+
+
+class _Reads(TorchFunctionMode):
+    """Notes the layers of which a torch function gets the weight outside of them, or the output outside of a norm."""
+
+    def __init__(self, trace: Trace, owners: Mapping[int, Sequence[str]]) -> None:
+        super().__init__()
+        self.trace, self.owners = trace, owners
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
+        # Reading `.dtype` or `.shape` arrives here as a property getter and does no harm; `.T` or `.data` is a tensor.
+        if name == "__get__" and not isinstance(result, Tensor):
+            return result
+        current = self.trace.stack[-1] if self.trace.stack else ""
+        for value in flat((args, kwargs or {})):
+            owners = self.owners.get(id(value), ())
+            for owner in owners if current not in owners else ():
+                self.trace.readers.setdefault(owner, current or "the model itself")
+        # What returns the very tensor (`contiguous`, dropout in evaluation) passes it on to who reads it.
+        if self.trace.norming == 0 and name not in LOOKS:
+            self.trace.reading([value for value in flat((args, kwargs or {})) if value is not result])
+        return result
+
+
+def trace_pass(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
+    """Run the model on ``example`` in evaluation mode, and say what was seen. The model is left as it was.
+
+    Of several samples the first runs alone, too: relative positions (Swin v2, XCiT) are computed once for a batch, and
+    would be counted as if its samples shared them.
+    """
+    trace, batch = _traced(model, example, forward_fn), batch_size(example)
+    if batch > 1 and {len(value) for value in flat(example) if isinstance(value, Tensor) and value.ndim} == {batch}:
+        with suppress(Exception):  # a model may be unable to run one sample; then the batch is all there is
+            trace.correct(_traced(model, resized(example, 1), forward_fn))
+    return trace
+
+
+def _traced(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
+    """What one pass shows."""
+    trace, handles, batch = Trace(), [], batch_size(example)
+    modules = {name: module for name, module in model.named_modules() if name}
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, module in modules.items():
+        if kind_of(module) is not None:
+            owners[id(module.weight)].append(name)
+
+    def before(name: str) -> Callable[..., None]:
+        return lambda module, inputs, named: trace.enter(name, module, inputs, named, batch)
+
+    def after(name: str) -> Callable[..., None]:
+        return lambda module, inputs, named, output: trace.leave(name, module, inputs, named, output, batch)
+
+    for name, module in modules.items():
+        handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(after(name), with_kwargs=True))
+    try:
+        with evaluating(model), frozen(model), torch.no_grad(), counting() as counter, _Reads(trace, owners):
+            trace.reading(forward_fn(model, example))
+    finally:
+        for handle in handles:
+            handle.remove()
+    trace.macs = counter.get_total_flops() // (2 * batch)
+    return trace

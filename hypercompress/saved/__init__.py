@@ -1,0 +1,1 @@
+"""What lies on disk: student folders and networks, written whole or not at all."""

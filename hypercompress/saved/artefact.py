@@ -1,0 +1,215 @@
+"""A student folder on disk: data only, hashed, and written all or nothing.
+
+config.json         format version, architecture, ranks, SHA-256 of the weights
+model.safetensors   every parameter and buffer; tied tensors once
+report.json         what was compressed and how well
+README.md           the model card
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hypercompress.errors import ArtefactError
+from hypercompress.saved.card import model_card
+from hypercompress.saved.replacing import leftover, name_fault, replaced
+
+FORMAT = 2  # 1: every layer factored on one side, nothing unpacked
+KEYS = frozenset({"format", "sha256", "aliases", "architecture", "ranks"})  # of every student's config.json
+AS_SAVED = "expected the folder as it was saved; copy it again"
+WEIGHTS, CONFIG, REPORT, CARD = "model.safetensors", "config.json", "report.json", "README.md"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a student folder holds."""
+
+    config: Mapping[str, Any]
+    report: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``folder`` when the block ends well; see `replaced`.
+
+    Raises:
+        ArtefactError: ``folder`` exists and ``overwrite`` is false, or the disk refuses.
+    """
+    refuse_existing(folder, overwrite)
+    try:
+        with replaced(folder, last=CONFIG) as staging:
+            yield staging
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, ArtefactError):
+            raise
+        raise ArtefactError(
+            f"received '{error}' while writing {folder}; expected room and permission there; what was there before "
+            "is unchanged"
+        ) from error
+
+
+def refuse_existing(folder: Path, overwrite: bool) -> None:
+    """Raises ArtefactError if ``folder`` is in the way or no name; cheap, so call it before the work starts."""
+    if (fault := name_fault(folder)) is not None:
+        raise ArtefactError(f"received the output {folder}, {fault}; choose another path")
+    if folder.exists() and not folder.is_dir():
+        raise ArtefactError(f"received the output {folder}, a file; expected a folder; choose another path")
+    if folder.is_dir() and not all(leftover(path, folder.resolve()) for path in folder.iterdir()):
+        if not overwrite:
+            raise ArtefactError(
+                f"received the output folder {folder}, which exists; expected a new path; choose another or pass "
+                "--overwrite (overwrite=True)"
+            )
+        if not _is_student(folder):
+            raise ArtefactError(
+                f"received --overwrite for {folder}, which is no student folder (no {CONFIG} of one); expected one; "
+                "remove it yourself or choose another path"
+            )
+
+
+def _is_student(folder: Path) -> bool:
+    """Other programs' folders have a ``config.json``, too: only a student's has all of `KEYS`."""
+    try:
+        return set(json.loads((folder / CONFIG).read_text(encoding="utf-8"))) >= KEYS
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def save(
+    folder: Path, *, state: Mapping[str, Tensor], config: Mapping[str, Any], report: Mapping[str, Any], overwrite: bool
+) -> None:
+    """Write a student folder; see `whole_folder` for what a failure leaves."""
+    with whole_folder(folder, overwrite) as staging:
+        stored, aliases = _untied(state)
+        save_file(stored, staging / WEIGHTS, metadata={"format": "pt"})
+        header = {
+            "format": FORMAT,
+            "hypercompress": version("hypercompress"),
+            "torch": torch.__version__,
+            "timm": version("timm"),
+            "sha256": _sha256(staging / WEIGHTS),
+            "aliases": aliases,
+        }
+        _write_text(staging / CONFIG, json.dumps({**header, **config}, indent=2, sort_keys=True) + "\n")
+        _write_text(staging / REPORT, json.dumps(report, indent=2) + "\n")
+        _write_text(staging / CARD, model_card(config, report))
+
+
+def _write_text(path: Path, text: str) -> None:
+    """In one encoding everywhere; names of files that are no text in it are written as escapes."""
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """``report.json`` of a student folder, alone; empty if there is none.
+
+    Raises:
+        ArtefactError: what other commands read in it is not what was written.
+    """
+    file = folder / REPORT
+    found: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    tables = [found, found.get("transfer", {})] if isinstance(found, dict) else [found]
+    if not all(isinstance(table, dict) and is_names(table.get("classes") or []) for table in tables):
+        raise ArtefactError(f"received {file} that is no report; {AS_SAVED}")
+    return dict(found)
+
+
+def is_names(value: Any) -> TypeGuard[list[str]]:
+    """Whether it is a list of texts."""
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors that are one and the same are stored under their first name; the others become aliases."""
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name, tensor in state.items():
+        key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            stored[name] = tensor.detach().cpu().contiguous().clone()
+    return stored, aliases
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load(folder: Path) -> Saved:
+    """Read and verify a student folder.
+
+    Raises:
+        ArtefactError: missing, incomplete, altered, unreadable, or of a later format.
+    """
+    missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise ArtefactError(
+            f"received {folder} without {' and '.join(missing)}; expected a student folder; check the path"
+        )
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        report = read_report(folder)
+        known = isinstance(config, dict) and set(config) >= KEYS
+    except (ValueError, TypeError) as error:
+        raise ArtefactError(f"received {folder} with unreadable JSON ({error}); expected a student folder") from error
+    if not known:
+        raise ArtefactError(f"received {folder / CONFIG} without the keys of a student; expected a student folder")
+    aliases = config["aliases"]
+    if type(config["format"]) is not int or not (isinstance(aliases, dict) and is_names([*aliases.values()])):
+        raise ArtefactError(
+            f"received {folder / CONFIG} with a format that is no whole number, or aliases that are no table of names; "
+            f"{AS_SAVED}"
+        )
+    if config["format"] > FORMAT:
+        raise ArtefactError(
+            f"received a student of format {config['format']}; expected at most {FORMAT}; upgrade hypercompress"
+        )
+    if _sha256(folder / WEIGHTS) != config["sha256"]:
+        raise ArtefactError(
+            f"received {folder / WEIGHTS} whose SHA-256 differs from {CONFIG}; expected the file as it was saved; "
+            "copy the folder again"
+        )
+    try:
+        state = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ArtefactError(f"received a corrupt {folder / WEIGHTS} ({error}); copy the folder again") from error
+    try:
+        state.update({alias: state[name] for alias, name in aliases.items()})
+    except KeyError as error:
+        raise ArtefactError(
+            f"received {folder / CONFIG} with an alias of {error}, which {WEIGHTS} lacks; expected the folder as it "
+            "was saved; copy it again"
+        ) from error
+    return Saved(config, report, state)
+
+
+def load_state(model: nn.Module, saved: Saved, folder: Path) -> None:
+    """Strict load; every key and shape that does not fit is listed at once."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    got = {name: tuple(tensor.shape) for name, tensor in saved.state.items()}
+    faults = [f"missing {name}" for name in expected.keys() - got.keys()]
+    faults += [f"unexpected {name}" for name in got.keys() - expected.keys()]
+    faults += [f"{n} is {got[n]} not {expected[n]}" for n in expected.keys() & got.keys() if expected[n] != got[n]]
+    if faults:
+        raise ArtefactError(
+            f"received {folder} whose weights do not fit its network: {'; '.join(sorted(faults))}; expected the "
+            "network that was saved; check the skeleton and the timm version"
+        )
+    state = model.state_dict()  # it carries the versions that some modules ask for (MNASNet)
+    state.update(saved.state)
+    model.load_state_dict(state, strict=True)

@@ -1,0 +1,1 @@
+"""Images that nobody took: noise, and images made from the model itself."""

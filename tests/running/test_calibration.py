@@ -1,0 +1,166 @@
+"""Calibration batches: no image lost or shared, whatever a batch is made of."""
+
+from collections import UserDict
+from collections.abc import Iterator
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from hypercompress.errors import DataError
+from hypercompress.running.calibration import cut, join, pieces, require_batches, resized, split_batches, to_device
+
+CPU = torch.device("cpu")
+
+
+class Pair(NamedTuple):
+    """A batch as some loaders give it."""
+
+    image: Tensor
+    label: Tensor
+
+
+class Streamed(IterableDataset[Tensor]):
+    """Batches that come from a stream."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([torch.zeros(3, 1)])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 9, 20])
+def test_splits_share_no_image_and_lose_none(count: int) -> None:
+    data = list(torch.arange(6 * count).float().reshape(count, 6, 1).unbind())
+    split = split_batches(data, CPU)
+    parts = [torch.cat(list(part)).flatten().tolist() for part in (split.statistics, split.select, split.confirm)]
+    assert sorted(chain.from_iterable(parts)) == list(range(6 * count))
+    assert all(parts)
+    if count >= 3:
+        assert len(parts[0]) >= len(parts[1]) >= len(parts[2])
+
+
+def test_too_little_data_is_refused() -> None:
+    with pytest.raises(DataError, match="without a single batch"):
+        split_batches([], CPU)
+    with pytest.raises(DataError, match="received 2 calibration samples in one batch; expected at least 3; add images"):
+        split_batches([torch.zeros(2, 1)], CPU)
+
+
+def test_batches_without_a_sample_are_left_out() -> None:
+    data = list(torch.arange(24.0).reshape(4, 6, 1).unbind())
+    wanted, found = split_batches(data, CPU), split_batches([data[0][:0], data[0], data[1][:0], *data[1:]], CPU)
+    for part in ("statistics", "select", "confirm"):
+        assert all(map(torch.equal, getattr(wanted, part), getattr(found, part)))
+    with pytest.raises(DataError, match="without a single batch"):
+        split_batches([data[0][:0]], CPU)
+
+
+def test_single_samples_are_not_taken_for_batches() -> None:
+    images = torch.zeros(9, 1, 8, 8)
+    with pytest.raises(DataError, match=r"received a Tensor as calibration data, whose items .* pass data.split\(32\)"):
+        split_batches(images, CPU)
+    with pytest.raises(DataError, match=r"received a TensorDataset .* pass torch.utils.data.DataLoader\(data, batch"):
+        require_batches(TensorDataset(images))  # not `split_batches`: the tests' type checks would come first
+    for data in (list(images), iter(images), DataLoader(TensorDataset(images), batch_size=2), Streamed()):
+        require_batches(data)
+
+
+def test_real_numbers_are_cast_and_others_are_not() -> None:
+    batches = [{"x": torch.rand(2, 3), "ids": torch.arange(2), "mask": torch.ones(2).bool()} for _ in range(3)]
+    for part in split_batches(batches, CPU, torch.float64).statistics:
+        assert [value.dtype for value in part.values()] == [torch.float64, torch.int64, torch.bool]
+    assert split_batches(batches, CPU).statistics[0]["x"].dtype is torch.float32
+
+
+def test_batches_are_cut_whatever_they_are() -> None:
+    batch = {"x": torch.arange(7), "y": (torch.arange(7), "text")}
+    parts = list(cut(batch, 3))
+    assert torch.equal(torch.cat([part["x"] for part in parts]), batch["x"])
+    assert [part["y"][1] for part in parts] == ["text"] * 3
+    assert all(torch.equal(part["x"], part["y"][0]) for part in parts)
+
+
+def test_named_tuples_stay_named() -> None:
+    pair = Pair(torch.arange(6), torch.arange(6))
+    assert to_device(pair, CPU)._fields == ("image", "label")
+    assert isinstance(next(cut(pair, 3)), Pair)
+    assert torch.equal(join([pair, pair], 20).label, torch.cat([pair.label, pair.label]))
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(9, [5, 8]), (8, [5, 8]), (5, [5, 4, 4]), (3, [3, 2, 3, 3, 2]), (1, 13 * [1])]
+)
+def test_pieces_are_even_and_keep_every_sample_in_order(most: int, sizes: list[int]) -> None:
+    data = torch.arange(13.0)[:, None]
+    found = list(pieces([Pair(data[:5], data[:5] + 1), Pair(data[5:], data[5:] + 1)], most))
+    assert [len(pair.image) for pair in found] == sizes
+    assert all(isinstance(pair, Pair) and torch.equal(pair.label, pair.image + 1) for pair in found)
+    torch.testing.assert_close(torch.cat([pair.image for pair in found]), data)
+
+
+def test_what_cannot_be_cut_stays_whole() -> None:
+    """Packed sequences: as many rows as there are words, and a length for each sample."""
+    packed = {"words": torch.zeros(12), "lengths": torch.tensor([5, 4, 3]), "scale": torch.tensor(2.0)}
+    (found,) = pieces([packed], 2)
+    assert found is packed
+    assert len(list(pieces([{**packed, "words": torch.zeros(3)}], 2))) == 2
+
+
+@pytest.mark.parametrize("most", [1, 4, 7, 100])
+def test_join_takes_the_first_samples_in_order(most: int) -> None:
+    batches = [{"x": x, "y": (x * 2, "text", torch.tensor(3))} for x in torch.arange(10.0).split(4)]
+    joined = join(batches, most)
+    assert torch.equal(joined["x"], torch.arange(10.0)[:most])
+    assert torch.equal(joined["y"][0], joined["x"] * 2)
+    assert joined["y"][1:] == ("text", torch.tensor(3))
+
+
+def test_join_leaves_out_batches_of_another_shape() -> None:
+    assert join([torch.zeros(2, 3), torch.ones(2, 4), torch.zeros(1, 3)], 10).shape == (3, 3)
+
+
+def test_join_takes_the_shape_of_most_samples_wherever_it_comes_first() -> None:
+    odd, usual = torch.ones(3, 4), torch.zeros(2, 3)
+    assert join([odd, usual, usual], 10).shape == (4, 3)
+    assert join([usual, odd], 10).shape == (3, 4)
+    assert join([usual, torch.ones(2, 4)], 10).shape == (2, 3)
+
+
+def test_batches_of_any_form_are_brought_to_a_size() -> None:
+    class Pair(NamedTuple):
+        x: torch.Tensor
+        name: str
+
+    x = torch.arange(3)
+    assert resized(x, 5).tolist() == [0, 1, 2, 0, 1]
+    assert resized(Pair(x, "name"), 2).x.tolist() == [0, 1]
+    assert resized({"a": [x, None, torch.tensor(7)]}, 1)["a"][0].tolist() == [0]
+    assert resized([x, torch.tensor(7)], 2)[1].item() == 7
+
+
+class Features(UserDict[str, Tensor]):
+    """A batch as Hugging Face gives it: a mapping that is no dict, whose values are attributes, too."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name == "data":
+            raise AttributeError(name)
+        return self.data[name]
+
+
+@pytest.mark.parametrize("kind", [Features, MappingProxyType])
+def test_mappings_that_are_no_dict_are_split_joined_and_moved(kind: Any) -> None:
+    split = split_batches([kind({"pixels": torch.arange(7)})], CPU)
+    parts = [*split.select, *split.confirm, *split.statistics]
+    assert [len(part["pixels"]) for part in parts] == [3, 2, 2]
+    assert join(parts, 6)["pixels"].tolist() == list(range(6))
+    assert to_device(parts[0], torch.device("meta"))["pixels"].is_meta
+    if kind is Features:
+        assert join(parts, 6).pixels.tolist() == list(range(6))
+
+
+def test_a_batch_without_a_tensor_is_refused() -> None:
+    with pytest.raises(DataError, match="received a calibration batch of type dict in which no tensor is found"):
+        split_batches([{"x": torch.zeros(3)}, {"x": [1.0, 2.0]}], CPU)
