@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import efficientnet_lite0, generate_cost, generate_large, latency, menu, pilot, resnet18, transfer
-from benchmarks.common import say
-from benchmarks.teacher import train_teacher
+from benchmarks.shared.common import say
+from benchmarks.shared.teacher import train_teacher
 
 
 def main(words: Sequence[str] | None = None) -> None:

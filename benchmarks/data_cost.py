@@ -24,8 +24,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, Results, say
 from benchmarks.efficientnet_lite0 import open_teacher
+from benchmarks.shared.common import RESULTS, Results, say
 from hypercompress.compress import finish
 from hypercompress.curvature import measure
 from hypercompress.data import Preprocess, loader, open_data

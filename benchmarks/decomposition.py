@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, Results, say
+from benchmarks.shared.common import RESULTS, Results, say
 from hypercompress.architecture import load_timm
 from hypercompress.factorize import plain_frame
 from hypercompress.preparation import prepare

@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, Results, digest, read_set, say
-from benchmarks.figures import by_share, curves, save, values
-from benchmarks.sweep import DATA, KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
+from benchmarks.shared.common import RESULTS, Results, digest, read_set, say
+from benchmarks.shared.figures import by_share, curves, save, values
+from benchmarks.shared.sweep import DATA, KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
 from hypercompress.architecture import Architecture, load_timm
 from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.preparation import Plan, prepare

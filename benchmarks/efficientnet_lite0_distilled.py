@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.common import RESULTS, Results, Set, answered, budget_of, digest, read_set, say
-from benchmarks.distillation import Recipe, distilled
 from benchmarks.efficientnet_lite0 import BATCH, CROPS, SHARES, open_teacher, photographs
-from benchmarks.sweep import DATA, WITH_DATA, WITHOUT_DATA, Generators
+from benchmarks.shared.common import RESULTS, Results, Set, answered, budget_of, digest, read_set, say
+from benchmarks.shared.distillation import Recipe, distilled
+from benchmarks.shared.sweep import DATA, WITH_DATA, WITHOUT_DATA, Generators
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.preparation import Plan, prepare

@@ -16,9 +16,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.common import RESULTS, Results, markdown, say
-from benchmarks.distillation import distilled, orders
 from benchmarks.efficientnet_lite0_distilled import Bench
+from benchmarks.shared.common import RESULTS, Results, markdown, say
+from benchmarks.shared.distillation import distilled, orders
 from benchmarks.start_rates import rate_of
 from lightning_modules.rates import kl_and_slope
 

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from benchmarks.common import RESULTS, Results, say
-from benchmarks.families import FAMILIES, SHARE, student_of
+from benchmarks.shared.common import RESULTS, Results, say
+from benchmarks.shared.families import FAMILIES, SHARE, student_of
 from hypercompress.export import export
 from hypercompress.export.checked import BATCH_SIZES, largest_difference, require_close
 from hypercompress.export.program import reason

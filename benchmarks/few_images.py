@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
 from benchmarks.prediction import data_of
+from benchmarks.shared.common import RESULTS, Results, digest, fidelity, read_set, say
 from hypercompress.compress import finish
 from hypercompress.curvature.fisher import Probing
 from hypercompress.errors import BudgetError

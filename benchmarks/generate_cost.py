@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common import RESULTS, ROOT, Results, digest, say
+from benchmarks.shared.common import RESULTS, ROOT, Results, digest, say
 
 SECONDS, BYTES = 40.0, 1.5e9  # the limits
 PROBE = """

@@ -16,8 +16,8 @@ from pathlib import Path
 import timm
 import torch
 
-from benchmarks.common import RESULTS, Results, named, processor, say
 from benchmarks.generate_cost import cost
+from benchmarks.shared.common import RESULTS, Results, named, processor, say
 
 KEY = ("model", "generator", "params")
 LIMITS = {"resnet50": 20.0, "vit_base_patch16_224": 60.0, "vit_large_patch16_224": 240.0}

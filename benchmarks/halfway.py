@@ -19,10 +19,10 @@ from statistics import fmean, stdev
 import torch
 from torch import nn
 
-from benchmarks.backbones import BATCH, Backbone, fashion, open_backbone
-from benchmarks.common import RESULTS, Results, markdown, say
-from benchmarks.intervals import BLOCKS, student_t
-from benchmarks.tuning import accuracy
+from benchmarks.few_shot.backbones import BATCH, Backbone, fashion, open_backbone
+from benchmarks.few_shot.intervals import BLOCKS, student_t
+from benchmarks.few_shot.tuning import accuracy
+from benchmarks.shared.common import RESULTS, Results, markdown, say
 from hypercompress.data import Episode, Pool, sample_episode
 from hypercompress.transfer import adapt
 from hypercompress.transfer.adapt import RATES

@@ -19,7 +19,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, Results, say
 from benchmarks.protocol import budgets, rows
 from benchmarks.protocol.budgets import LEVELS, Cell, cells, find_budgets
 from benchmarks.protocol.figures import distilled_figure, free_figure
@@ -39,6 +38,7 @@ from benchmarks.protocol.rows import Settings, measure
 from benchmarks.protocol.students import Starts
 from benchmarks.protocol.subject import Entry, Sizes, Subject, open_subject, read_entries
 from benchmarks.protocol.verdict import verdict
+from benchmarks.shared.common import RESULTS, Results, say
 from hypercompress.errors import DataError, HypercompressError
 from hypercompress.specs import COUNTED, Unit
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import timm
 import torch
 
-from benchmarks.common import RESULTS, Results, digest, say
+from benchmarks.shared.common import RESULTS, Results, digest, say
 from hypercompress.generator import load_hypernetwork
 from hypercompress.generator.hypernetwork import tokens_of
 from hypercompress.generator.registry import RELEASED

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, Results, Set, digest, markdown, read_set, say
+from benchmarks.shared.common import RESULTS, Results, Set, digest, markdown, read_set, say
 from hypercompress.compress import finish
 from hypercompress.errors import ExportError
 from hypercompress.export import export

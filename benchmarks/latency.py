@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from benchmarks.common import RESULTS, Results, say
+from benchmarks.shared.common import RESULTS, Results, say
 from hypercompress import Budget, compress
 from hypercompress.errors import BudgetError
 from hypercompress.latency import times_of

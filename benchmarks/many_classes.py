@@ -16,10 +16,10 @@ from unittest.mock import patch
 
 from torch import Tensor, nn
 
-from benchmarks.common import Results, digest, say
 from benchmarks.few_images import arguments
-from benchmarks.pairs import Pairs, Subject
 from benchmarks.prediction import data_of
+from benchmarks.shared.common import Results, digest, say
+from benchmarks.shared.pairs import Pairs, Subject
 from hypercompress.models import load_model
 from hypercompress.preparation import Plan, prepare
 from hypercompress.specs import Budget

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import RESULTS, Results, Set, digest, fidelity, markdown, read_set, say, spread
-from benchmarks.figures import values
+from benchmarks.shared.common import RESULTS, Results, Set, digest, fidelity, markdown, read_set, say, spread
+from benchmarks.shared.figures import values
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.generator import ANALYTIC

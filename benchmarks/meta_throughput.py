@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 from jsonargparse import ArgumentParser
 
-from benchmarks.common import RESULTS, Results, named, say
+from benchmarks.shared.common import RESULTS, Results, named, say
 from hypercompress.running.timing import waiting
 from lightning_modules import meta_training
 from lightning_modules.episodes import read_index

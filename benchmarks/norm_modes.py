@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common import RESULTS, Results, digest, fidelity, markdown, say
-from benchmarks.distillation import Recipe, costs_of, distil
 from benchmarks.prediction import data_of
-from benchmarks.starts import BANDS, BATCH, log_ratio, open_starts, told
+from benchmarks.shared.common import RESULTS, Results, digest, fidelity, markdown, say
+from benchmarks.shared.distillation import Recipe, costs_of, distil
+from benchmarks.shared.starts import BANDS, BATCH, log_ratio, open_starts, told
 from hypercompress.running.norms import remembering_norms
 from lightning_modules.norms import COSTS
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.common import RESULTS, Results, Set, markdown, say, spread
-from benchmarks.distillation import PILOT, PILOT_KEY, RECIPES, Recipe, distilled
 from benchmarks.resnet18 import DISTILLED, DISTILLED_SHARE, Bench, open_bench, starts
+from benchmarks.shared.common import RESULTS, Results, Set, markdown, say, spread
+from benchmarks.shared.distillation import PILOT, PILOT_KEY, RECIPES, Recipe, distilled
 
 KEPT_OUT = 5000
 

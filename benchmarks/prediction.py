@@ -16,8 +16,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
-from benchmarks.figures import save, values
+from benchmarks.shared.common import RESULTS, Results, digest, fidelity, read_set, say
+from benchmarks.shared.figures import save, values
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.common import RESULTS, Results, markdown, processor, say
+from benchmarks.shared.common import RESULTS, Results, markdown, processor, say
 from benchmarks.speed import Pair, noise, planned
 from hypercompress.compress import finish
 from hypercompress.running.calling import evaluating

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.common import RESULTS, Results, digest, fidelity, read_set, say
+from benchmarks.shared.common import RESULTS, Results, digest, fidelity, read_set, say
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model

@@ -28,8 +28,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from benchmarks.common import ROOT, Set, fidelity, read_set, size_of, stamp
-from benchmarks.figures import quickstart_figure
+from benchmarks.shared.common import ROOT, Set, fidelity, read_set, size_of, stamp
+from benchmarks.shared.figures import quickstart_figure
 from hypercompress.allocation import pareto
 from hypercompress.architecture import Architecture
 from hypercompress.compress import finish

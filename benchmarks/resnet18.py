@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.common import RESULTS, Results, Set, budget_of, digest, read_set, say
-from benchmarks.distillation import PILOT, PILOT_KEY, Recipe, best_recipe, distilled, from_random
-from benchmarks.figures import resnet18_figure, resnet18_tables
-from benchmarks.pruning import STEPS, prune
-from benchmarks.sweep import DATA, KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
-from benchmarks.teacher import train_teacher
+from benchmarks.shared.common import RESULTS, Results, Set, budget_of, digest, read_set, say
+from benchmarks.shared.distillation import PILOT, PILOT_KEY, Recipe, best_recipe, distilled, from_random
+from benchmarks.shared.figures import resnet18_figure, resnet18_tables
+from benchmarks.shared.pruning import STEPS, prune
+from benchmarks.shared.sweep import DATA, KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
+from benchmarks.shared.teacher import train_teacher
 from hypercompress.architecture import Architecture
 from hypercompress.compress import finish
 from hypercompress.models import load_model

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.common import RESULTS, Results, digest, markdown, read_set, say
+from benchmarks.shared.common import RESULTS, Results, digest, markdown, read_set, say
 from hypercompress.allocation import hulls
 from hypercompress.generator import ANALYTIC
 from hypercompress.hull import Form, Point, lower_hull, tail

@@ -31,7 +31,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, Results, markdown, named, processor, say
+from benchmarks.shared.common import RESULTS, Results, markdown, named, processor, say
 from hypercompress.benchmark import ModelSpeed, Settings, Speed, compare_layers, compare_models
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError, ExportError

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.common import RESULTS, Results, digest, fidelity, markdown, say
-from benchmarks.distillation import Recipe, costs_of, distil
 from benchmarks.prediction import data_of
-from benchmarks.starts import BANDS, BATCH, log_ratio, open_starts, told
+from benchmarks.shared.common import RESULTS, Results, digest, fidelity, markdown, say
+from benchmarks.shared.distillation import Recipe, costs_of, distil
+from benchmarks.shared.starts import BANDS, BATCH, log_ratio, open_starts, told
 from lightning_modules.norms import COSTS
 from lightning_modules.rates import kl_and_slope
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from benchmarks.common import Results, digest, say
 from benchmarks.efficientnet_lite0 import open_teacher
 from benchmarks.few_images import BUDGETS, arguments
-from benchmarks.pairs import Pairs, Subject
 from benchmarks.prediction import data_of
+from benchmarks.shared.common import Results, digest, say
+from benchmarks.shared.pairs import Pairs, Subject
 from benchmarks.without_images import REAL
 from hypercompress.models import load_model
 from hypercompress.preparation import Plan, prepare

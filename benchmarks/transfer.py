@@ -32,16 +32,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.adapted import ADAPTED, network_digest, steps_of
-from benchmarks.backbones import BACKBONES, TEACHER, Backbone, check_assets, open_backbone
-from benchmarks.common import RESULTS, Results, say
-from benchmarks.frozen import FROZEN
-from benchmarks.intervals import block
-from benchmarks.rates import RATES_CSV, RATES_KEY, RATES_MADE_OF, choose_rates, try_rates
-from benchmarks.solving import Solving
-from benchmarks.transfer_table import figure, tables
-from benchmarks.trial import QUERIES, Trial, open_trials
-from benchmarks.tuning import TUNED, Outcome
+from benchmarks.few_shot.adapted import ADAPTED, network_digest, steps_of
+from benchmarks.few_shot.backbones import BACKBONES, TEACHER, Backbone, check_assets, open_backbone
+from benchmarks.few_shot.frozen import FROZEN
+from benchmarks.few_shot.intervals import block
+from benchmarks.few_shot.rates import RATES_CSV, RATES_KEY, RATES_MADE_OF, choose_rates, try_rates
+from benchmarks.few_shot.solving import Solving
+from benchmarks.few_shot.transfer_table import figure, tables
+from benchmarks.few_shot.trial import QUERIES, Trial, open_trials
+from benchmarks.few_shot.tuning import TUNED, Outcome
+from benchmarks.shared.common import RESULTS, Results, say
 
 METHODS = (*FROZEN, *TUNED, *ADAPTED)
 SHOTS = (1, 2, 4, 8, 16)

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.backbones import BACKBONES, BATCH, TEACHER, Backbone, check_assets, open_backbone
-from benchmarks.common import RESULTS, Results, markdown, say, spread
-from benchmarks.tuning import RATES, Batches, accuracy
+from benchmarks.few_shot.backbones import BACKBONES, BATCH, TEACHER, Backbone, check_assets, open_backbone
+from benchmarks.few_shot.tuning import RATES, Batches, accuracy
+from benchmarks.shared.common import RESULTS, Results, markdown, say, spread
 from hypercompress.data import Preprocess, open_data, read_pool
 from hypercompress.data.episodes import Pool
 from hypercompress.running.copying import copy_of

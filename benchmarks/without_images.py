@@ -26,12 +26,12 @@ from statistics import fmean
 
 from torch import nn
 
-from benchmarks.common import RESULTS, Results, Set, digest, fidelity, read_set, say
 from benchmarks.efficientnet_lite0 import open_teacher
-from benchmarks.pairs import LEAST, TEST
 from benchmarks.prediction import data_of
 from benchmarks.protocol.methods import CLOSED_FORMS, IMAGINED, NOISES, SYNTHETIC
 from benchmarks.protocol.noise import images_of
+from benchmarks.shared.common import RESULTS, Results, Set, digest, fidelity, read_set, say
+from benchmarks.shared.pairs import LEAST, TEST
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.generator.registry import RELEASED

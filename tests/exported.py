@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import hypercompress
-from benchmarks import families
+from benchmarks.shared import families
 from hypercompress import Budget, Student
 
 

@@ -15,9 +15,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks import distillation
-from benchmarks.common import answered
-from benchmarks.distillation import Recipe, distil_each
+from benchmarks.shared import distillation
+from benchmarks.shared.common import answered
+from benchmarks.shared.distillation import Recipe, distil_each
 from hypercompress import Budget, adapt, compress, from_pretrained
 from hypercompress.benchmark import Settings, compare_layers, compare_models, dense_twin
 from hypercompress.running.timing import waiting

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.common import Results, fidelity, say
 from benchmarks.protocol.subject import Entry, Sizes, Subject
+from benchmarks.shared.common import Results, fidelity, say
 from hypercompress.allocation import least_share
 from hypercompress.compress import finish
 from hypercompress.specs import COUNTED, Budget, Unit

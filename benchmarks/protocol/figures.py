@@ -6,10 +6,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.common import Results
-from benchmarks.figures import COLOURS, save
 from benchmarks.protocol.gaps import Column, Gaps, Place, mean
 from benchmarks.protocol.methods import IMAGES, NONE
+from benchmarks.shared.common import Results
+from benchmarks.shared.figures import COLOURS, save
 
 
 def distilled_figure(results: Results, path: Path) -> None:

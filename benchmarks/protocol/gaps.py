@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.common import Results
+from benchmarks.shared.common import Results
 
 Place = tuple[str, str]  # unit and level, as they stand in the table
 

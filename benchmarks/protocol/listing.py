@@ -4,9 +4,9 @@ import math
 import statistics
 from collections.abc import Collection, Iterator
 
-from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import Column, Gaps, Place
 from benchmarks.protocol.methods import CLOSED_FORMS, IMAGES, NONE, OUTPUTS, RENORMALIZED
+from benchmarks.shared.common import Results, markdown
 
 SHOWN = {
     "no images: hypernet": Column("hypernet", NONE),

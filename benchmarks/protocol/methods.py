@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.common import digest
 from benchmarks.protocol.ablation import ALLOCATION, CHANNELS, GROUPS, AblatedHypernetwork, Unguarded
 from benchmarks.protocol.noise import Kind
+from benchmarks.shared.common import digest
 from hypercompress.errors import GeneratorError
 from hypercompress.generator import ANALYTIC, Generator, HypernetGenerator, Hypernetwork, load_hypernetwork
 from hypercompress.generator.registry import RELEASED

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.common import fidelity, size_of
-from benchmarks.distillation import Recipe, costs_of, distil_each
 from benchmarks.protocol.budgets import Cell
 from benchmarks.protocol.methods import NORMS, Case
 from benchmarks.protocol.students import Starts
 from benchmarks.protocol.subject import Sizes, Subject
+from benchmarks.shared.common import fidelity, size_of
+from benchmarks.shared.distillation import Recipe, costs_of, distil_each
 from hypercompress.fidelity import Fidelity
 from lightning_modules.norms import COSTS
 

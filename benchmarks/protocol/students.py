@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.common import fidelity, size_of
-from benchmarks.distillation import from_random
 from benchmarks.protocol.budgets import Cell
 from benchmarks.protocol.methods import (
     IMAGINED,
@@ -25,7 +23,9 @@ from benchmarks.protocol.methods import (
 )
 from benchmarks.protocol.noise import Kind, images_of
 from benchmarks.protocol.subject import STATISTICS_BATCH, Subject
-from benchmarks.pruning import parameters, prune
+from benchmarks.shared.common import fidelity, size_of
+from benchmarks.shared.distillation import from_random
+from benchmarks.shared.pruning import parameters, prune
 from hypercompress.architecture import Architecture, build
 from hypercompress.cli.inputs import LEAST_BATCHES
 from hypercompress.compress import finish, searched

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.common import Set, digest, read_set
 from benchmarks.pilot import kept_out
+from benchmarks.shared.common import Set, digest, read_set
 from hypercompress.architecture import Architecture
 from hypercompress.data.registry import REGISTRY
 from hypercompress.errors import DataError

@@ -4,10 +4,10 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from benchmarks.common import Results, markdown
 from benchmarks.protocol.gaps import NOTHING, Column, Estimate, Gaps, Place, mean, ratio
 from benchmarks.protocol.listing import closed_form, every_network, over_draws, place_name, refused, sizes
 from benchmarks.protocol.methods import IMAGES, MADE, NONE, NORMS, OUTPUTS, REFITTED
+from benchmarks.shared.common import Results, markdown
 
 GENERATED, HARD = 0.7, ("0.8", "0.5")  # of kfac's gap at 0 steps, at these levels
 DISTILLED, LATER = 0.8, (100, 500)  # of kfac's gap after these steps, at all levels

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.common import Set, read_set
+from benchmarks.shared.common import Set, read_set
 from hypercompress.architecture import Architecture, load_timm
 
 

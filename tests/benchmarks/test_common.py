@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.common import Results, Set, budget_of, fidelity, markdown, size_of, spread
-from benchmarks.distillation import from_random
-from benchmarks.sweep import KEY
+from benchmarks.shared.common import Results, Set, budget_of, fidelity, markdown, size_of, spread
+from benchmarks.shared.distillation import from_random
+from benchmarks.shared.sweep import KEY
 from hypercompress.architecture import Architecture
 from hypercompress.fidelity import compare
 from hypercompress.inspection import inspect

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.common import Set, fidelity
-from benchmarks.distillation import Recipe, distil, from_random
-from benchmarks.pruning import prune
+from benchmarks.shared.common import Set, fidelity
+from benchmarks.shared.distillation import Recipe, distil, from_random
+from benchmarks.shared.pruning import prune
 from hypercompress.architecture import Architecture
 
 

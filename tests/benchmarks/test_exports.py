@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import exports, families
-from benchmarks.common import Results
+from benchmarks import exports
+from benchmarks.shared import families
+from benchmarks.shared.common import Results
 from hypercompress.errors import ExportError
 from hypercompress.export import FORMATS
 

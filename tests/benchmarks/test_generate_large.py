@@ -7,7 +7,7 @@ import pytest
 from benchmarks import (
     generate_large,
 )
-from benchmarks.common import Results
+from benchmarks.shared.common import Results
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import halfway
-from benchmarks.common import Results
+from benchmarks.shared.common import Results
 from hypercompress import adapt
 from hypercompress.models import load_model
 from hypercompress.transfer import steps

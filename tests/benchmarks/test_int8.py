@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import int8
-from benchmarks.common import read_set
+from benchmarks.shared.common import read_set
 from hypercompress.compress import compress
 from hypercompress.errors import ExportError
 from hypercompress.export.int8 import quantize

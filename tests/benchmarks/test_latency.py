@@ -7,7 +7,7 @@ import pytest
 from benchmarks import (
     latency,
 )
-from benchmarks.common import Results
+from benchmarks.shared.common import Results
 
 
 def test_the_latency_program_says_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from torch import nn
 
 from benchmarks import efficientnet_lite0_distilled as bench
 from benchmarks import efficientnet_lite0_rates
-from benchmarks.common import Results, answered
-from benchmarks.distillation import Recipe, distil
+from benchmarks.shared.common import Results, answered
+from benchmarks.shared.distillation import Recipe, distil
 from hypercompress.architecture import Architecture, load_timm
 
 

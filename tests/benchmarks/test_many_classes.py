@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import few_images, many_classes, steady
-from benchmarks.common import Results
+from benchmarks.shared.common import Results
 from hypercompress.architecture import Architecture
 from hypercompress.specs import Budget
 from hypercompress.student import Student

@@ -7,7 +7,7 @@ from torch import nn
 from benchmarks import (
     menu,
 )
-from benchmarks.common import Results, Set
+from benchmarks.shared.common import Results, Set
 from hypercompress.architecture import Architecture
 from hypercompress.preparation import prepare
 

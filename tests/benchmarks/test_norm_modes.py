@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from benchmarks import (
-    norm_modes,
-    starts,
-)
-from benchmarks.common import Results
+from benchmarks import norm_modes
+from benchmarks.shared import starts
+from benchmarks.shared.common import Results
 from hypercompress.architecture import Architecture
 from hypercompress.student import Student
 

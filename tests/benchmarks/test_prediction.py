@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks import (
     prediction,
 )
-from benchmarks.common import Results
+from benchmarks.shared.common import Results
 from hypercompress.architecture import Architecture
 from hypercompress.student import Student
 

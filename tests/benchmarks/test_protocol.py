@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import hypernet_time
-from benchmarks.common import Results
 from benchmarks.protocol.ablation import ALLOCATION, GROUPS, AblatedHypernetwork, Unguarded, like, noisy
 from benchmarks.protocol.noise import Kind, images_of
+from benchmarks.shared.common import Results
 from hypercompress.compress import finish
 from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator, Hypernetwork
 from hypercompress.generator.heads import Outputs

@@ -9,7 +9,7 @@ import torch
 from benchmarks import (
     qkv,
 )
-from benchmarks.common import Results
+from benchmarks.shared.common import Results
 from hypercompress.architecture import load_timm
 from hypercompress.packed.unpacking import unpack
 from hypercompress.student import Student

@@ -12,9 +12,9 @@ from benchmarks import (
     pilot,
     resnet18,
 )
-from benchmarks.common import Results, Set, budget_of, fidelity
-from benchmarks.distillation import PILOT, PILOT_KEY, RECIPES, Recipe, best_recipe
-from benchmarks.sweep import DATA, Generators
+from benchmarks.shared.common import Results, Set, budget_of, fidelity
+from benchmarks.shared.distillation import PILOT, PILOT_KEY, RECIPES, Recipe, best_recipe
+from benchmarks.shared.sweep import DATA, Generators
 from hypercompress.architecture import Architecture
 from hypercompress.compress import finish
 from hypercompress.generator import Hypernetwork, save_hypernetwork

@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks import (
     speed,
 )
-from benchmarks.common import Results, size_of
+from benchmarks.shared.common import Results, size_of
 from hypercompress.benchmark import Settings
 from hypercompress.compress import compress
 from hypercompress.latency import _forms

@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 
 import hypercompress
-from benchmarks import (
-    start_rates,
-    starts,
-)
-from benchmarks.common import Results
+from benchmarks import start_rates
+from benchmarks.shared import starts
+from benchmarks.shared.common import Results
 
 
 def test_rates_by_the_kl_stand_beside_a_fixed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from benchmarks import steady
-from benchmarks.common import Results
+from benchmarks.shared.common import Results
 from hypercompress.architecture import Architecture
 from hypercompress.student import Student
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from benchmarks import transfer_full
-from benchmarks.backbones import Backbone
-from benchmarks.common import Results
+from benchmarks.few_shot.backbones import Backbone
+from benchmarks.shared.common import Results
 from benchmarks.transfer_full import KEY, MADE_OF, STARTS, Schedule, curve, reached, run, start_of, table, top1
 from hypercompress.architecture import load_timm
 from hypercompress.data import Pool

@@ -7,18 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import adapted, common, stacked, transfer, tuning
-from benchmarks import rates as rates_module
-from benchmarks.adapted import ADAPTED, adapt_episode, adapt_together
-from benchmarks.backbones import Backbone
-from benchmarks.common import COMMIT, Results, stamp
-from benchmarks.passes import last_layer
-from benchmarks.rates import RATES_KEY, RATES_MADE_OF, choose_rates, try_rates
-from benchmarks.solving import Solving
-from benchmarks.stacked import Stack, batch_norm, learned, patches_product, tune_together
+from benchmarks import transfer
+from benchmarks.few_shot import adapted, stacked, tuning
+from benchmarks.few_shot import rates as rates_module
+from benchmarks.few_shot.adapted import ADAPTED, adapt_episode, adapt_together
+from benchmarks.few_shot.backbones import Backbone
+from benchmarks.few_shot.passes import last_layer
+from benchmarks.few_shot.rates import RATES_KEY, RATES_MADE_OF, choose_rates, try_rates
+from benchmarks.few_shot.solving import Solving
+from benchmarks.few_shot.stacked import Stack, batch_norm, learned, patches_product, tune_together
+from benchmarks.few_shot.trial import Trial
+from benchmarks.few_shot.tuning import TUNED, learning, tune
+from benchmarks.shared import common
+from benchmarks.shared.common import COMMIT, Results, stamp
 from benchmarks.transfer import KEY, MADE_OF, merge, run_frozen, run_steps
-from benchmarks.trial import Trial
-from benchmarks.tuning import TUNED, learning, tune
 from hypercompress.architecture import load_timm
 from hypercompress.data import Pool, sample_episode
 from hypercompress.running.copying import copy_of

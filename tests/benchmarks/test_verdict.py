@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.common import Results
 from benchmarks.protocol import budgets, rows
 from benchmarks.protocol.figures import colour, distilled_figure, free_figure
 from benchmarks.protocol.gaps import Column, Gaps, mean, ratio
 from benchmarks.protocol.listing import every_network, over_draws, refused, sizes
 from benchmarks.protocol.verdict import KFAC, beside_kfac, verdict, with_images, without_images, worse
+from benchmarks.shared.common import Results
 
 
 class Table:

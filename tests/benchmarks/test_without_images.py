@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import without_images
-from benchmarks.common import Results
+from benchmarks.shared.common import Results
 from hypercompress import Student
 from hypercompress.architecture import load_timm
 

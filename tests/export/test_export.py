@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hypercompress
-from benchmarks import families
+from benchmarks.shared import families
 from hypercompress import Student
 from hypercompress.errors import ArtefactError, ExportError, ModelError
 from hypercompress.export import FORMATS, Exported, checked, export, onnx_file, program

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import heldout
-from benchmarks.common import fidelity
-from benchmarks.distillation import Recipe
 from benchmarks.protocol import budgets, students
 from benchmarks.protocol.budgets import Cell, bisect
 from benchmarks.protocol.methods import (
@@ -21,6 +19,8 @@ from benchmarks.protocol.methods import (
 )
 from benchmarks.protocol.students import Starts
 from benchmarks.protocol.subject import Subject, _data, read_entries
+from benchmarks.shared.common import fidelity
+from benchmarks.shared.distillation import Recipe
 from hypercompress.errors import DataError, GeneratorError
 from hypercompress.inspection import inspect
 from hypercompress.specs import Unit

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.backbones import Backbone
-from benchmarks.passes import last_layer
-from benchmarks.trial import Trial
+from benchmarks.few_shot.backbones import Backbone
+from benchmarks.few_shot.passes import last_layer
+from benchmarks.few_shot.trial import Trial
 from hypercompress.data import Pool
 from tests.benchmarks.transfer.made import made
 

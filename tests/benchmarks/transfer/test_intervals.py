@@ -6,7 +6,7 @@ import statistics
 import pytest
 import torch
 
-from benchmarks.intervals import block, combine, paired, student_t
+from benchmarks.few_shot.intervals import block, combine, paired, student_t
 from benchmarks.transfer import blocks
 
 

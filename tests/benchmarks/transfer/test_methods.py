@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.backbones import Backbone, features_of, frozen_features
-from benchmarks.frozen import answer
-from benchmarks.lora import add_adapters
-from benchmarks.passes import counting, last_layer
-from benchmarks.trial import Trial
-from benchmarks.tuning import TUNED, accuracy, learning, tune
+from benchmarks.few_shot.backbones import Backbone, features_of, frozen_features
+from benchmarks.few_shot.frozen import answer
+from benchmarks.few_shot.lora import add_adapters
+from benchmarks.few_shot.passes import counting, last_layer
+from benchmarks.few_shot.trial import Trial
+from benchmarks.few_shot.tuning import TUNED, accuracy, learning, tune
 from hypercompress.compress import compress
 from hypercompress.data import Episode, Pool, sample_episode
 from hypercompress.data.episodes import episode_at

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import backbones, transfer
-from benchmarks import rates as rates_module
-from benchmarks.adapted import adapt_episode
-from benchmarks.backbones import LITE0_LIMIT, Backbone, open_backbone
-from benchmarks.common import Results
-from benchmarks.passes import last_layer
-from benchmarks.rates import RATES_KEY, RATES_MADE_OF, choose_rates, validation_pool
-from benchmarks.tuning import tune
+from benchmarks import transfer
+from benchmarks.few_shot import backbones
+from benchmarks.few_shot import rates as rates_module
+from benchmarks.few_shot.adapted import adapt_episode
+from benchmarks.few_shot.backbones import LITE0_LIMIT, Backbone, open_backbone
+from benchmarks.few_shot.passes import last_layer
+from benchmarks.few_shot.rates import RATES_KEY, RATES_MADE_OF, choose_rates, validation_pool
+from benchmarks.few_shot.tuning import tune
+from benchmarks.shared.common import Results
 from hypercompress.data import Pool, sample_episode
 from tests.benchmarks.transfer.made import SHOTS
 

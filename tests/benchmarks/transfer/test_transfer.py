@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import rates as rates_module
 from benchmarks import transfer
-from benchmarks.adapted import adapt_episode, steps_of
-from benchmarks.backbones import Backbone
-from benchmarks.common import Results
-from benchmarks.intervals import student_t
-from benchmarks.solving import Solving
+from benchmarks.few_shot import rates as rates_module
+from benchmarks.few_shot.adapted import adapt_episode, steps_of
+from benchmarks.few_shot.backbones import Backbone
+from benchmarks.few_shot.intervals import student_t
+from benchmarks.few_shot.solving import Solving
+from benchmarks.few_shot.transfer_table import estimate, figure, tables
+from benchmarks.few_shot.trial import Trial
+from benchmarks.few_shot.tuning import accuracy
+from benchmarks.shared.common import Results
 from benchmarks.transfer import KEY, MADE_OF, run_frozen, run_steps
-from benchmarks.transfer_table import estimate, figure, tables
-from benchmarks.trial import Trial
-from benchmarks.tuning import accuracy
 from hypercompress.data import Pool
 from hypercompress.data.episodes import episode_at
 from hypercompress.transfer import TransferNetwork, save_network

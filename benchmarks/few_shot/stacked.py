@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.backbones import BATCH, Backbone
-from benchmarks.lora import Adapter
-from benchmarks.passes import Passes
-from benchmarks.tuning import VIEWED, Batches, Outcome, accuracy, learning, ridge_head, views_of
+from benchmarks.few_shot.backbones import BATCH, Backbone
+from benchmarks.few_shot.lora import Adapter
+from benchmarks.few_shot.passes import Passes
+from benchmarks.few_shot.tuning import VIEWED, Batches, Outcome, accuracy, learning, ridge_head, views_of
 from hypercompress.data import Episode
 from hypercompress.running.copying import copy_of
 from hypercompress.transfer.backbone import Backbone as Net

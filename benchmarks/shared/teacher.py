@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.common import ROOT, say
+from benchmarks.shared.common import ROOT, say
 
 FOLDER = ROOT / "runs" / "teacher" / "teacher"  # as the config says
 

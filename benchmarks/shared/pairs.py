@@ -7,7 +7,7 @@ from statistics import fmean
 
 from torch import Tensor, nn
 
-from benchmarks.common import Results, fidelity, read_set, say
+from benchmarks.shared.common import Results, fidelity, read_set, say
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.preparation import Plan

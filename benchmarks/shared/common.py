@@ -25,7 +25,7 @@ from hypercompress.inspection import inspect
 from hypercompress.running.calling import call_model, evaluating
 from hypercompress.specs import Budget, ModelSpec
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 BATCH = 500  # images in a batch of evaluation
 COMMIT = "HYPERCOMPRESS_COMMIT"  # names the commit of a copy that is no repository

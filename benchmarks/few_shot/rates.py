@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.backbones import Backbone
-from benchmarks.common import Results, say
-from benchmarks.intervals import block
-from benchmarks.solving import Solving
-from benchmarks.tuning import RATES, Outcome
+from benchmarks.few_shot.backbones import Backbone
+from benchmarks.few_shot.intervals import block
+from benchmarks.few_shot.solving import Solving
+from benchmarks.few_shot.tuning import RATES, Outcome
+from benchmarks.shared.common import Results, say
 from hypercompress.data import Pool, sample_episode
 
 RATES_CSV = "transfer_rates.csv"

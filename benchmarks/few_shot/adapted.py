@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.backbones import BATCH, Backbone
-from benchmarks.clock import now
-from benchmarks.common import digest
-from benchmarks.passes import counting
-from benchmarks.stacked import Stack, each_loss, judge, together
-from benchmarks.tuning import Outcome, accuracy, views_of
+from benchmarks.few_shot.backbones import BATCH, Backbone
+from benchmarks.few_shot.clock import now
+from benchmarks.few_shot.passes import counting
+from benchmarks.few_shot.stacked import Stack, each_loss, judge, together
+from benchmarks.few_shot.tuning import Outcome, accuracy, views_of
+from benchmarks.shared.common import digest
 from hypercompress.data import Episode
 from hypercompress.student import Student
 from hypercompress.transfer import adapt

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.common import Results, markdown, spread
+from benchmarks.shared.common import Results, markdown, spread
 from hypercompress.allocation import ParetoPoint
 from hypercompress.fidelity import Fidelity
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from benchmarks.common import Results, markdown
-from benchmarks.figures import save, values
-from benchmarks.intervals import Estimate, combine, paired
+from benchmarks.few_shot.intervals import Estimate, combine, paired
+from benchmarks.shared.common import Results, markdown
+from benchmarks.shared.figures import save, values
 
 COLOURS = {
     "ncm": "tab:gray",

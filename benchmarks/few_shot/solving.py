@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.adapted import ADAPTED, adapt_episode, adapt_together
-from benchmarks.backbones import Backbone
-from benchmarks.stacked import tune_together
-from benchmarks.tuning import BATCH, Outcome, tune
+from benchmarks.few_shot.adapted import ADAPTED, adapt_episode, adapt_together
+from benchmarks.few_shot.backbones import Backbone
+from benchmarks.few_shot.stacked import tune_together
+from benchmarks.few_shot.tuning import BATCH, Outcome, tune
 from hypercompress.data import Episode
 
 
@@ -17,7 +17,7 @@ class Solving:
 
     Args:
         network: of ours, see `network_folder`.
-        stack: images of one step of several episodes together, see `benchmarks.stacked`; 0: episodes one by one.
+        stack: images of one step of several episodes together, see `stacked`; 0: episodes one by one.
         claims: a folder that processes share: a part of the work belongs to the one that first makes its file there.
             ``None``: all of it is done here.
     """

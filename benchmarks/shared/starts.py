@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.common import Set, read_set, say
-from benchmarks.distillation import Recipe, orders
+from benchmarks.shared.common import Set, read_set, say
+from benchmarks.shared.distillation import Recipe, orders
 from hypercompress.architecture import Architecture
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError

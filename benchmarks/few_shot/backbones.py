@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from benchmarks.common import ROOT, digest, say
 from benchmarks.efficientnet_lite0 import photographs
+from benchmarks.shared.common import ROOT, digest, say
 from hypercompress.architecture import load_timm
 from hypercompress.compress import compress
 from hypercompress.data import Preprocess, open_data, read_pool

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from benchmarks.backbones import Backbone, frozen_features
-from benchmarks.clock import now
-from benchmarks.frozen import answer
-from benchmarks.passes import counting, last_layer
-from benchmarks.tuning import Outcome, accuracy
+from benchmarks.few_shot.backbones import Backbone, frozen_features
+from benchmarks.few_shot.clock import now
+from benchmarks.few_shot.frozen import answer
+from benchmarks.few_shot.passes import counting, last_layer
+from benchmarks.few_shot.tuning import Outcome, accuracy
 from hypercompress.data.episodes import Episode, Places, Pool, draw_places, episode_at
 
 WAYS, QUERIES = 5, 10

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from benchmarks.captured import Captured
-from benchmarks.common import Results, Set, fidelity, say, size_of
+from benchmarks.shared.captured import Captured
+from benchmarks.shared.common import Results, Set, fidelity, say, size_of
 from hypercompress.losses import distillation_kl
 from lightning_modules.norms import batch_costs, freeze_norms
 

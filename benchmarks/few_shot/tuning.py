@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.backbones import Backbone, features_of, frozen_features
-from benchmarks.clock import now
-from benchmarks.lora import RANK, add_adapters
-from benchmarks.passes import Passes, counting
+from benchmarks.few_shot.backbones import Backbone, features_of, frozen_features
+from benchmarks.few_shot.clock import now
+from benchmarks.few_shot.lora import RANK, add_adapters
+from benchmarks.few_shot.passes import Passes, counting
 from hypercompress.data import Episode
 from hypercompress.running.copying import copy_of
 from hypercompress.running.tracing import NORMS

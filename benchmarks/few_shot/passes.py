@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from benchmarks.backbones import features_of
+from benchmarks.few_shot.backbones import features_of
 
 
 @dataclass

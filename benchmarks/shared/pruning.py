@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import torch_pruning
 from torch import nn
 
-from benchmarks.common import Set
+from benchmarks.shared.common import Set
 from hypercompress.running.calling import evaluating
 
 STEPS = 100  # each removes one in a hundred channels of the original network

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Results, Set, budget_of, digest, fidelity, say
+from benchmarks.shared.common import Results, Set, budget_of, digest, fidelity, say
 from hypercompress.architecture import Architecture
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
