@@ -9,21 +9,23 @@ at random; agreement with the teacher and KL are measured on those of ``val``. N
 the parameters of the layers that may be factored. Without photographs: weights alone, 256 synthetic images, and 256
 images of 1/f noise with the BatchNorms renormalised. Writes ``efficientnet_lite0.csv`` and ``efficientnet_lite0.png``;
 rows that are there are not made again. Two CPU cores, about ten minutes a seed; 96 synthetic images took 26. Rows do
-not say how many those were: for another number another --out.
+not say how many those were: for another number another --out. As a yardstick ``efficientnet_lite0_itself.csv`` has the
+network against itself on photographs that are slightly changed.
 """
 
 import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from benchmarks.shared.common import RESULTS, Results, digest, read_set, say
+from benchmarks.shared.common import RESULTS, Results, Set, digest, fidelity, read_set, say
 from benchmarks.shared.figures import by_share, curves, save, values
 from benchmarks.shared.sweep import DATA, KEY, WITH_DATA, WITHOUT_DATA, Generators, Sweep
 from hypercompress.architecture import Architecture, load_timm
@@ -34,6 +36,12 @@ from hypercompress.synthetic.inversion import synthesize
 SHARES = (0.8, 0.65, 0.5, 0.35, 0.25)
 CROPS = 2  # random crops of each photograph, beside the photograph itself
 BATCH = 32
+ITSELF = "efficientnet_lite0_itself.csv"
+MOVE = 4  # pixels
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mirrored": lambda images: images.flip(-1),
+    f"moved by {MOVE} pixels": lambda images: F.pad(images, (MOVE, 0, 0, 0), mode="replicate")[..., :-MOVE],
+}
 
 
 def photographs(teacher: nn.Module, folder: str, seed: int, crops: int = CROPS) -> list[Tensor]:
@@ -83,6 +91,32 @@ def make_sweep(
     return Sweep(measure, architecture, digest(assets), Generators(hypernet), test, shares)
 
 
+class Changed(nn.Module):
+    """A network that sees other images than it is given."""
+
+    def __init__(self, model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer: Tensor = self.model(self.change(images))
+        return answer
+
+
+def against_itself(teacher: nn.Module, weights: str, test: Set, results: Results) -> None:
+    """Agreement and KL of a network with itself on the same images, changed: what a student can be held against.
+
+    Args:
+        weights: their digest.
+    """
+    for name, change in CHANGES.items():
+        made = {"change": name, "weights": weights}
+        if not results.has(made):
+            found = fidelity(teacher, Changed(teacher, change), test)
+            results.add({**made, "agreement": found.agreement, "kl": found.kl, "images": found.images})
+            say(f"the network itself, {name}: agreement {found.agreement:.3f}, KL {found.kl:.3f}")
+
+
 def draw(results: Results, path: Path) -> None:
     """Agreement and KL against size."""
     figure = Figure((11, 4.2), layout="constrained")
@@ -112,6 +146,8 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     results = Results(options.out / "efficientnet_lite0.csv", KEY)
     sweep = make_sweep(options.assets, options.hypernet, synthetic=options.synthetic_images)
+    itself = Results(options.out / ITSELF, ("change",))
+    against_itself(open_teacher(options.assets)[0], sweep.teacher, sweep.test, itself)
     sweep.run(results, options.seeds, options.only, options.statistics)
     draw(results, options.out / "efficientnet_lite0.png")
     for data in values(results, "data"):

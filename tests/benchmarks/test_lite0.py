@@ -10,6 +10,7 @@ from torch import nn
 
 from benchmarks import efficientnet_lite0_distilled as bench
 from benchmarks import efficientnet_lite0_rates
+from benchmarks.efficientnet_lite0 import against_itself
 from benchmarks.shared.common import Results, answered
 from benchmarks.shared.distillation import Recipe, distil
 from hypercompress.architecture import Architecture, load_timm
@@ -99,3 +100,22 @@ def test_rates_are_of_the_first_batch(assets: Path, monkeypatch: pytest.MonkeyPa
     before = path.read_bytes()
     efficientnet_lite0_rates.main(words)
     assert path.read_bytes() == before
+
+
+def test_the_network_is_held_against_itself_on_changed_images(tmp_path: Path) -> None:
+    model, _ = small(Path())
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(6, 3, 32, 16, generator=generator)
+    images = torch.cat([half, half.flip(-1)], -1)  # mirrored they are what they were
+    results = Results(tmp_path / "itself.csv", ("change",))
+    against_itself(model, "abc", answered(model, images), results)
+    mirrored, moved = results.rows
+    assert (mirrored["change"], float(mirrored["agreement"]), mirrored["images"]) == ("mirrored", 1.0, "6")
+    assert float(mirrored["kl"]) == pytest.approx(0, abs=1e-6)
+    with torch.inference_mode():
+        shifted = torch.cat([images[..., :1].expand(-1, -1, -1, 4), images[..., :-4]], -1)
+        log_p, log_q = model(images).log_softmax(1), model(shifted).log_softmax(1)
+    assert moved["change"] == "moved by 4 pixels"
+    assert float(moved["kl"]) == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum(1).mean()), rel=1e-3)
+    against_itself(model, "abc", answered(model, images), results)
+    assert len(results.rows) == 2
