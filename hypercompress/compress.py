@@ -20,10 +20,10 @@ from hypercompress.reconstruction import refit_batch
 from hypercompress.report import bytes_of, class_names, make_report, params_of, warn_if_larger
 from hypercompress.running.calling import ForwardFn, Progress, batch_size, keeping_random_state
 from hypercompress.running.copying import as_written
+from hypercompress.running.renormalization import moments_of, put_back
 from hypercompress.search import search as search_ranks
 from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit, require_budget
 from hypercompress.student import Student, build_student
-from hypercompress.synthetic.renormalization import moments_of, put_back
 from hypercompress.targeting import targeted
 
 SEARCHED = ("hypernet", "kfac")  # generators whose start is `kfac`
@@ -65,16 +65,16 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         example: one batch to inspect the model with; needed only without data for models that are not timm's.
         forward_fn: ``(model, batch) -> tensor`` for batches that are not passed as they are.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
-        refit: with data, reconstruct the layers' outputs one after another (`reconstruction.py`) if held-out images
+        refit: with data, reconstruct the layers' outputs one after another (`reconstruction/`) if held-out images
             say that it helps.
         norms: with data, give BatchNorms other moments: of a refitted student those of their own inputs, the function
-            as it was (`norms.py`); else new ones if held-out images say that it helps.
+            as it was (`running/norms.py`); else new ones if held-out images say that it helps.
         renormalize: the images are not of the kind that the model was trained on, noise for instance: measure, refit
             and judge with a copy of it whose BatchNorms have the moments of these images, and put its own back in the
-            end (`renormalization.py`). ``auto`` is `kfac` then, and no KL is predicted, nor fidelity reported. A model
-            without BatchNorm is measured as it is.
+            end (`running/renormalization.py`). ``auto`` is `kfac` then, and no KL is predicted, nor fidelity reported.
+            A model without BatchNorm is measured as it is.
         steady: with few images, of a model with BatchNorms: mix the statistics of noise into theirs, weighing as much
-            as eight images (`steadying.py`), which takes as long as a generation without data.
+            as eight images (`curvature/steadying.py`), which takes as long as a generation without data.
         fast: time the forms of every layer on this machine, and use only those that are faster than the dense layer; a
             latency budget always does.
         latency_batch: samples of the batch that is timed.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, build
+from hypercompress.architecture.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, frozen_as, low_rank_like
 from hypercompress.packed.projection import SplitProjection
@@ -18,7 +19,6 @@ from hypercompress.report import print_report, recounted, trained_on, with_new_h
 from hypercompress.running.copying import copy_of, weights_of
 from hypercompress.saved import artefact
 from hypercompress.saved.configuration import architecture_in, as_json, names_in, ranks_in
-from hypercompress.saved.differences import differences
 from hypercompress.specs import Generation, ModelSpec, Unit
 
 

@@ -86,7 +86,7 @@ def tokenize(
     Args:
         known: what the analytic start is made of.
         start: its ranks at this budget.
-        refit: whether the student will be refitted (`reconstruction.py`).
+        refit: whether the student will be refitted (`reconstruction/sequential.py`).
     """
     candidates, energies, curvatures = spec.candidates, known.energies, known.curvatures
     totals = torch.tensor([float(energies[layer.name].sum()) for layer in candidates], dtype=torch.float64)

@@ -5,7 +5,7 @@ were images; every other looks free, and budgets are met there. Noise moves pool
 But in a trained network the features of a class lie along its row of the classifier (neural collapse: Papyan, Han and
 Donoho 2020, PNAS 117:24652), so that about their mean ``S ~ W^T W``. A share of the variance is put there (LOG.md,
 2026-11-28). The classifier is the layer whose output, untouched, is the model's, if that is read as logits
-(`outputs.py`); a convolution that is flattened afterwards is none.
+(`running/outputs.py`); a convolution that is flattened afterwards is none.
 """
 
 from collections.abc import Mapping

@@ -2,7 +2,7 @@
 
 The second moments of some tens of images are noisy themselves. To shrink them towards a multiple of one (Ledoit and
 Wolf 2004) would forget the network. Those of 1/f noise, to which the model's BatchNorms are renormalised
-(`renormalization.py`), are a guess that needs no images, and that images then correct (LOG.md, 2026-11-28).
+(`running/renormalization.py`), are a guess that needs no images, and that images then correct (LOG.md, 2026-11-28).
 """
 
 from collections.abc import Mapping

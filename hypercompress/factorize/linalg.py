@@ -1,6 +1,6 @@
 """Curvature-weighted SVD: the directions of a layer, ordered by the KL they carry.
 
-Replacing ``W`` by a rank-r matrix costs ``1/2 || G^(1/2) (W - W_r) S^(1/2) ||_F^2`` nats (`curvature.py`), so the best
+Replacing ``W`` by a rank-r matrix costs ``1/2 || G^(1/2) (W - W_r) S^(1/2) ||_F^2`` nats (`curvature/`), so the best
 ``W_r`` truncates the SVD of ``G^(1/2) W S^(1/2) = U diag(s) V^T`` and undoes the roots (EigenDamage, Wang et al. 2019;
 generalised Fisher-weighted SVD, arXiv 2505.17974). Only one root is ever formed, on the smaller side: there the
 *metric* ``A = B B^T`` (G or S) and the *moment* M (``W S W^T`` or ``W^T G W``) give ``B^T M B = U diag(s^2) U^T``, and

@@ -1,7 +1,7 @@
 """The loss of one meta-training step, and the KL that validation compares.
 
 The loss is the KL to the teacher plus a share of un-pooled feature error, of the student that the user will have: as
-generated, after k steps of distillation, or after the refit of `reconstruction.py`. The teacher is called with the
+generated, after k steps of distillation, or after the refit of `reconstruction/`. The teacher is called with the
 student's weights (`torch.func.functional_call`). Both adaptations are first order. Look-ahead (FOMAML, Finn et al.
 2017, sec. 5.2): the gradient with respect to the *matrix* ``expand @ reduce`` at the adapted point is applied at the
 generated one. The matrix, and not the factors, because a discarded direction has no gradient in the factors: that is

@@ -1,1 +1,1 @@
-"""Layers that hold other layers or share weights: taken apart, or left as they are with the reason."""
+"""Layers that cannot simply be replaced: packed in another, holding one weight, or called by a reference."""

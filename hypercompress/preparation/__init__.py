@@ -1,6 +1,6 @@
-"""All that is known of a teacher before there is a budget, and how it is found out."""
+"""A teacher made ready for any budget: what is wanted is checked, what is known is measured."""
 
-from hypercompress.preparation.prepared import Plan
+from hypercompress.preparation.plan import Plan
 from hypercompress.preparation.preparing import prepare
 from hypercompress.preparation.wanted import Wanted
 

@@ -20,16 +20,16 @@ from hypercompress.latency import measure_latency
 from hypercompress.packed.replaceable import replaceable
 from hypercompress.packed.unpacking import unpack
 from hypercompress.preparation.example import dtype_of, example_of, samples_of_a_pass
-from hypercompress.preparation.prepared import Plan
+from hypercompress.preparation.plan import Plan
 from hypercompress.preparation.wanted import Wanted
 from hypercompress.running.calibration import CalibrationSplit, pieces, resized, split_batches
 from hypercompress.running.calling import ForwardFn, Progress, taking
 from hypercompress.running.copying import as_written
 from hypercompress.running.memory import give_back
 from hypercompress.running.norms import remembering_norms
+from hypercompress.running.renormalization import Moments, moments_of, renormalized
 from hypercompress.sketch import sketch
 from hypercompress.specs import ModelSpec, Sketch
-from hypercompress.synthetic.renormalization import Moments, moments_of, renormalized
 from hypercompress.synthetic.stand_in import stand_in
 
 ANYTHING = Wanted()

@@ -1,1 +1,1 @@
-"""How a model is run, and on what: calls, batches, outputs, passes that are watched, counted or timed."""
+"""A model as it runs: calls, batches and outputs, its copies and BatchNorms, passes watched, counted and timed."""

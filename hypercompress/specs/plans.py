@@ -88,7 +88,7 @@ class Generation:
 
 
 class Refit(StrEnum):
-    """Which factors are fitted to a layer's real inputs (`reconstruction.py`); the last needs more images."""
+    """Which factors are fitted to a layer's real inputs (`reconstruction/`); the last needs more images."""
 
     NONE = "none"
     OUTPUTS = "outputs"

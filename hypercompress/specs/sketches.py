@@ -10,7 +10,7 @@ from hypercompress.specs.layers import Side
 
 @dataclass(frozen=True)
 class Curvature:
-    """Kronecker-factored Fisher of one layer, kept on its smaller side (see ``curvature.py``).
+    """Kronecker-factored Fisher of one layer, kept on its smaller side (see ``curvature/kronecker.py``).
 
     With ``S = E[x x^T]`` (mean over positions), ``G = E[sum over positions of g g^T]`` and ``out <= d``
     (``side="output"``): ``signal = W S W^T`` and ``fisher = G``. With ``d < out`` (``side="input"``):

@@ -1,1 +1,1 @@
-"""Images that nobody took: noise, and images made from the model itself."""
+"""Images that nobody took: noise, and those made from the model itself."""

@@ -1,4 +1,4 @@
-"""The program of EfficientNet-Lite0 after some steps, on a small network and images of noise."""
+"""The programs of EfficientNet-Lite0, on a small network and images of noise."""
 
 from pathlib import Path
 
@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from benchmarks import efficientnet_lite0, efficientnet_lite0_rates
 from benchmarks import efficientnet_lite0_distilled as bench
-from benchmarks import efficientnet_lite0_rates
-from benchmarks.efficientnet_lite0 import against_itself
 from benchmarks.shared.common import Results, answered
 from benchmarks.shared.distillation import Recipe, distil
 from hypercompress.architecture import Architecture, load_timm
@@ -19,6 +18,14 @@ from hypercompress.architecture import Architecture, load_timm
 def small(_assets: Path) -> tuple[nn.Module, Architecture]:
     torch.manual_seed(0)
     return load_timm("test_efficientnet", pretrained=False, pretrained_cfg={"input_size": [3, 32, 32]})
+
+
+def sharper(path: Path) -> tuple[nn.Module, Architecture]:
+    """A random network that does not say nearly the same of every image."""
+    model, architecture = small(path)
+    with torch.no_grad():
+        model.get_classifier().weight.mul_(1e4)  # type: ignore[operator]
+    return model, architecture
 
 
 @pytest.fixture
@@ -80,13 +87,6 @@ def test_starts_are_distilled_at_the_rate_of_their_pilot_and_rows_are_kept(
 
 
 def test_rates_are_of_the_first_batch(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def sharper(path: Path) -> tuple[nn.Module, Architecture]:
-        """The random network says nearly the same of every image."""
-        model, architecture = small(path)
-        with torch.no_grad():
-            model.get_classifier().weight.mul_(1e4)  # type: ignore[operator]
-        return model, architecture
-
     monkeypatch.setattr(bench, "open_teacher", sharper)
     words = ["--assets", str(assets), "--shares", "0.8", "--steps", "3", "--batch", "8", "--crops", "1"]
     words += ["--ways", "2 x step", "1 x step", "0.1 x root", "--out", str(assets / "out")]
@@ -102,20 +102,21 @@ def test_rates_are_of_the_first_batch(assets: Path, monkeypatch: pytest.MonkeyPa
     assert path.read_bytes() == before
 
 
-def test_the_network_is_held_against_itself_on_changed_images(tmp_path: Path) -> None:
-    model, _ = small(Path())
-    generator = torch.Generator().manual_seed(0)
-    half = torch.randn(6, 3, 32, 16, generator=generator)
-    images = torch.cat([half, half.flip(-1)], -1)  # mirrored they are what they were
-    results = Results(tmp_path / "itself.csv", ("change",))
-    against_itself(model, "abc", answered(model, images), results)
-    mirrored, moved = results.rows
-    assert (mirrored["change"], float(mirrored["agreement"]), mirrored["images"]) == ("mirrored", 1.0, "6")
-    assert float(mirrored["kl"]) == pytest.approx(0, abs=1e-6)
-    with torch.inference_mode():
-        shifted = torch.cat([images[..., :1].expand(-1, -1, -1, 4), images[..., :-4]], -1)
-        log_p, log_q = model(images).log_softmax(1), model(shifted).log_softmax(1)
-    assert moved["change"] == "moved by 4 pixels"
-    assert float(moved["kl"]) == pytest.approx(float((log_p.exp() * (log_p - log_q)).sum(1).mean()), rel=1e-3)
-    against_itself(model, "abc", answered(model, images), results)
-    assert len(results.rows) == 2
+def test_the_network_is_held_against_itself_on_changed_images(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficientnet_lite0, "open_teacher", sharper)
+    sweep, results = efficientnet_lite0.make_sweep(assets), Results(assets / "itself.csv", ("change",))
+    efficientnet_lite0.against_itself(assets, sweep, results)
+    (model, _), images = sharper(assets), sweep.test.images
+    moved = torch.cat([images[..., :1].expand(-1, -1, -1, 4), images[..., :-4]], -1)
+    assert [row["change"] for row in results.rows] == ["mirrored", "moved right by 4 pixels"]
+    for row, changed in zip(results.rows, (images.flip(-1), moved), strict=True):
+        with torch.inference_mode():
+            right, other = model(images).double(), model(changed).double()
+        kl = (right.softmax(1) * (right.log_softmax(1) - other.log_softmax(1))).sum(1).mean()
+        assert kl > 0.1
+        assert float(row["kl"]) == pytest.approx(float(kl), rel=1e-3)
+        assert float(row["agreement"]) == pytest.approx(float((right.argmax(1) == other.argmax(1)).double().mean()))
+        assert row["images"] == "4"
+    before = results.path.read_bytes()
+    efficientnet_lite0.against_itself(assets, sweep, results)
+    assert results.path.read_bytes() == before

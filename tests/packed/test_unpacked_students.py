@@ -65,7 +65,7 @@ def test_a_model_known_by_name_is_recognised_as_it_was_given(monkeypatch: pytest
     asked: list[nn.Module] = []
     facade = sys.modules["hypercompress.compress"]  # the package has a function of the name
     monkeypatch.setattr(facade, "architecture_of", lambda model: (asked.append(model), known)[1])
-    for module in ("student", "saved.differences"):
+    for module in ("student", "architecture.differences"):
         monkeypatch.setattr(f"hypercompress.{module}.build", lambda architecture: small_vit())
     teacher, images = small_vit(), torch.randn(2, 3, 32, 32)
     plan = prepare(teacher, None, "svd", example=images)

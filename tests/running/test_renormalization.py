@@ -18,9 +18,9 @@ from hypercompress.models import load_model
 from hypercompress.preparation import prepare
 from hypercompress.preparation.preparing import UNLIKE
 from hypercompress.running.norms import rebase_norms, remembering_norms
+from hypercompress.running.renormalization import TOGETHER, moments_of, put_back, renormalized
 from hypercompress.specs import Budget
 from hypercompress.synthetic.inversion import synthesize
-from hypercompress.synthetic.renormalization import TOGETHER, moments_of, put_back, renormalized
 
 
 def network(seed: int = 0) -> nn.Sequential:

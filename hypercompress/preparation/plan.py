@@ -7,8 +7,8 @@ from torch import nn
 
 from hypercompress.generator import Generator
 from hypercompress.running.calibration import CalibrationSplit
+from hypercompress.running.renormalization import Moments
 from hypercompress.specs import KlScale, ModelSpec
-from hypercompress.synthetic.renormalization import Moments
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Plan:
         unlike: the data are of another kind than the model's own: they say nothing of what a student is worth on that.
         own: the BatchNorms' moments that a student is given back; empty if ``teacher`` is not renormalised.
         stand_in: images of noise that it was made with for want of others.
-        noise_share: the weight of noise in the statistics of images (`steadying.py`).
+        noise_share: the weight of noise in the statistics of images (`curvature/steadying.py`).
     """
 
     original: nn.Module
