@@ -11,8 +11,9 @@ steps on it and on nothing else, the norms' scales and shifts, rank-4 adapters, 
 transfer network generates and then its own steps on norms, biases and the head; ``adapt-all``: on everything;
 ``adapt-plain``: ``adapt`` without the network. With ``-views`` the same on random views of the images, the baselines in
 their steps, ours in the head too; ``ridge-views`` is ours without the network and without steps; `adapt`'s defaults are
-``adapt-views`` and, with steps, ``adapt-all-views``. Each with the images that passed through the backbone, counted, as
-a multiple of the support set.
+``adapt-views`` and, with steps, ``adapt-default-views``, which is ``adapt-all-views`` but for the rate and how far the
+steps are followed: it finds them itself, in up to three times as many steps. Each with the images that passed through
+the backbone, counted, as a multiple of the support set.
 
 The rates of all that takes steps, ours too, are chosen once for each backbone and number of steps, from one grid, on
 episodes of another data set (``transfer_rates.csv``). Backbones: ``lite0``, EfficientNet-Lite0 with ImageNet weights;
@@ -32,7 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.few_shot.adapted import ADAPTED, network_digest, steps_of
+from benchmarks.few_shot.adapted import ADAPTED, DEFAULT, network_digest, steps_of
 from benchmarks.few_shot.backbones import BACKBONES, TEACHER, Backbone, check_assets, open_backbone
 from benchmarks.few_shot.frozen import FROZEN
 from benchmarks.few_shot.intervals import block
@@ -50,7 +51,7 @@ BLOCK, BLOCK_TUNED = 100, 10  # episodes of a row
 CSV = "transfer.csv"
 KEY = ("backbone", "data", "method", "shots", "steps", "first")
 MADE_OF = ("weights", "rate", "episodes", "ways", "queries")
-UNUSED = 1.0  # rate where there are no steps
+UNUSED = 1.0  # rate where there are no steps, or where it is found on the spot
 SOLVING = Solving()
 
 
@@ -108,7 +109,9 @@ def run_steps(
     """
 
     def key(numbers: range, steps: int) -> dict[str, Any]:
-        found = _key(trial, method, shots, numbers, steps=steps, rate=rates[steps] if steps else None)
+        found = _key(
+            trial, method, shots, numbers, steps=steps, rate=rates[steps] if steps and method != DEFAULT else None
+        )
         return {**found, "weights": found["weights"] + network_digest(method, solving.network)}
 
     def missing(numbers: range, steps: int) -> bool:
@@ -123,7 +126,9 @@ def run_steps(
                 continue
             places = [index for numbers in group for index in numbers]
             drawn = [trial.episode(shots, index) for index in places]
-            runs = solving.solve(trial.backbone, trial.last, drawn, method, rate, steps, places)
+            runs = solving.solve(
+                trial.backbone, trial.last, drawn, method, None if method == DEFAULT else rate, steps, places
+            )
             found = dict(zip(places, runs, strict=True))
             for numbers in group:
                 for s in (s for s in steps if missing(numbers, s)):
@@ -146,7 +151,10 @@ def run(backbone: Backbone, options: argparse.Namespace) -> None:
                 for shots in options.shots:
                     run_steps(trial, method, shots, options.episodes, {0: UNUSED}, results, solving)
             tuned = [count for count in counts if count]
-            best = choose_rates(backbone, trial.last, method, tuned, options.episodes_rates, rates, solving)
+            if method == DEFAULT:
+                best = dict.fromkeys(tuned, UNUSED)
+            else:
+                best = choose_rates(backbone, trial.last, method, tuned, options.episodes_rates, rates, solving)
             for shots in options.shots if tuned else ():
                 run_steps(trial, method, shots, options.episodes_tuned, best, results, solving)
 
@@ -155,7 +163,7 @@ def run_rates(backbone: Backbone, options: argparse.Namespace) -> None:
     """The grid of rates alone."""
     _, rates = _results(options.out)
     solving, trial = Solving(options.network, options.stack, options.claims), next(open_trials(backbone, max(SHOTS)))
-    for method in (m for m in (*TUNED, *ADAPTED) if m in options.methods):
+    for method in (m for m in (*TUNED, *ADAPTED) if m in options.methods and m != DEFAULT):
         steps = [s for s in options.steps if s]
         try_rates(backbone, trial.last, method, steps, options.episodes_rates, rates, solving)
 

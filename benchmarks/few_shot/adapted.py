@@ -16,16 +16,17 @@ from benchmarks.shared.common import digest
 from hypercompress.data import Episode
 from hypercompress.student import Student
 from hypercompress.transfer import adapt
-from hypercompress.transfer.adapt import RATES
 from hypercompress.transfer.adaptable import Role, adaptable
+from hypercompress.transfer.rates import RATES
 from hypercompress.transfer.registry import RELEASED
 from hypercompress.transfer.support import as_support
 from hypercompress.transfer.tuning import Tuned, schedule, tuned_names
 from hypercompress.transfer.views import step_viewer
 
-ADAPTED = ("adapt", "adapt-plain", "adapt-all", "ridge-views", "adapt-views", "adapt-all-views")
+DEFAULT = "adapt-default-views"  # as users have it: rates tried on far tasks, half of the way on near ones
+ADAPTED = ("adapt", "adapt-plain", "adapt-all", "ridge-views", "adapt-views", "adapt-all-views", DEFAULT)
 CLOSED = ("adapt", "ridge-views", "adapt-views")  # those that are something of their own without steps
-STEPPING = ("adapt", "adapt-plain", "adapt-all", "adapt-all-views")
+STEPPING = ("adapt", "adapt-plain", "adapt-all", "adapt-all-views", DEFAULT)
 PLAIN = ("adapt-plain", "ridge-views")  # without the network
 
 
@@ -41,7 +42,7 @@ def network_folder(method: str, network: str) -> Path | None:
 
 def tuned_by(method: str) -> Tuned:
     """What the steps of a method tune."""
-    return Tuned.ALL if method.startswith("adapt-all") else Tuned.NORMS
+    return Tuned.ALL if method.startswith("adapt-all") or method == DEFAULT else Tuned.NORMS
 
 
 def steps_of(method: str, network: str, steps: list[int]) -> list[int]:
@@ -69,7 +70,7 @@ def adapt_episode(
     seed: int,
     rate: float | None = None,
 ) -> Outcome:
-    """One episode by one of `ADAPTED`, steps followed all of the way (`benchmarks.halfway` compares that).
+    """One episode by one of `ADAPTED`, steps followed all of the way but by `DEFAULT`; see `benchmarks.halfway`.
 
     Args:
         last: see `counting`.
@@ -88,7 +89,7 @@ def adapt_episode(
             network=folder or "none",
             tuned=tuned_by(method),
             rate=rate,
-            follow=1.0,
+            follow=None if method == DEFAULT else 1.0,
             seed=seed,
         )
         seconds = now(backbone.device) - start
@@ -112,7 +113,7 @@ def adapt_together(
     """`adapt_episode` for episodes of one size and several numbers of steps.
 
     What needs no steps is `adapt` itself, episode by episode and once for all numbers of steps; the steps are those of
-    `hypercompress.transfer.tuning.tune` on a stack.
+    `hypercompress.transfer.tuning.tune` on a stack, at ``rate`` or the least of those that `adapt` tries.
     """
     folder, views = network_folder(method, network), views_of(method)
     with counting(backbone.model, last) as passes:
@@ -128,7 +129,7 @@ def adapt_together(
             stack = student_stack([students[place] for place in places], tuned_by(method))
             stack.passes.forward = before
             change = together([step_viewer(several, seed) for seed in drawn])
-            rated = RATES[tuned_by(method)] if rate is None else rate
+            rated = RATES[tuned_by(method)][0] if rate is None else rate
             tune_stack(stack, _batches(some, drawn), count, rated, change)
             for place, outcome in zip(places, judge(stack, (), some), strict=True):
                 found[place][count] = outcome

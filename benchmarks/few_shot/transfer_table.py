@@ -28,8 +28,9 @@ COLOURS = {
     "full-views": "mediumorchid",
     "adapt-views": "darkred",
     "adapt-all-views": "darkgreen",
+    "adapt-default-views": "limegreen",
 }
-OURS = "adapt-all-views"  # as `hypercompress transfer --steps` is
+OURS = "adapt-all-views"  # as `hypercompress transfer --steps` is, but for the rate
 
 
 def cells(results: Results, **chosen: object) -> list[Mapping[str, str]]:

@@ -1,5 +1,6 @@
 """The facade: a trained model and a few labelled images of a new task in, a student for that task out."""
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,16 +17,13 @@ from hypercompress.running.copying import as_written, copy_of
 from hypercompress.student import Student
 from hypercompress.transfer.closed_form import Start, start_from
 from hypercompress.transfer.network import TransferNetwork
+from hypercompress.transfer.rates import rates_of, tune_at_best
 from hypercompress.transfer.registry import load_network
 from hypercompress.transfer.ridge import Ridge
 from hypercompress.transfer.steps import go_back, share_of
 from hypercompress.transfer.support import as_support
-from hypercompress.transfer.tuning import Tuned, tune, tuned_names
+from hypercompress.transfer.tuning import Tuned, tuned_names
 from hypercompress.transfer.views import VIEWS, step_viewer
-
-# Learning rates of the steps, from grids on other data (benchmarks/results/transfer_rates.csv). On everything a small
-# network bears 1e-3 in fifty steps, EfficientNet-Lite0 does not (LOG.md, 2026-11-27).
-RATES = {Tuned.NORMS: 3e-3, Tuned.ALL: 3e-4}
 
 
 @torch.inference_mode(False)
@@ -67,15 +65,15 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         tuned: what they tune: ``all`` parameters, or ``norms`` (scales and shifts of norms, biases and the head), which
             is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
         network: ``auto`` (the released one; nothing is generated if there is none), ``none``, a folder, or a network.
-        rate: highest learning rate of the steps; ``None``: 3e-4 on all, 3e-3 on norms, as grids for trained networks
-            have it; others may need less.
+        rate: highest learning rate of the steps; ``None``: on norms 3e-3, on all 3e-4, but on a far task the one of
+            3e-4, 1e-3 and 2e-3 at which views end best after fifty steps of each (see `tune_at_best`).
         follow: how far the steps are followed, in (0, 1]: the weights at that share of the way from those before them;
             ``None``: half of the way where the first view hardly moves the features, which is so on tasks near to what
             the model was trained on, else all of it; with many images, and without views, all of it (see `share_of`).
         names: of the classes by label, for the report.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         seed: of the shots drawn.
-        progress: called with ``steps`` and the number of them that are done.
+        progress: called with ``steps``, the number of them that are done, and the rate in words.
 
     Returns:
         the model with the new head; ``report["transfer"]`` says what was done, ``report["teacher"]`` is ``model``.
@@ -89,10 +87,9 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     """
     start, model = time.perf_counter(), as_written(model)
     what = _tuned(tuned)
-    rate = RATES[what] if rate is None else rate
-    if min(steps, views) < 0 or not rate > 0:
+    if min(steps, views) < 0 or not (rate is None or rate > 0):
         raise GeneratorError(
-            f"received {steps} steps at a learning rate of {rate:g} and {views} views; expected 0 or more of either at "
+            f"received {steps} steps at a learning rate of {rate} and {views} views; expected 0 or more of either at "
             "a rate above 0; change them"
         )
     if follow is not None and not 0 < follow <= 1:
@@ -103,15 +100,16 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         fitted = start_from(model, architecture, generator, found, views, seed)
         inner, images = fitted.backbone.model, len(fitted.reading.labels)
         share = share_of(fitted.look, images, found.classes) if follow is None else float(follow)
+        rates, losses = rates_of(what, fitted.look) if rate is None else (float(rate),), dict[float, float]()
         if steps:
             before = {name: p.detach().clone() for name, p in inner.named_parameters()} if share < 1 else {}
-            tune(
+            losses = tune_at_best(
                 inner,
                 tuned_names(fitted.sites, inner, fitted.backbone.classifier, what),
                 lambda: found.on(_device(model)),
                 steps,
-                rate,
-                step_viewer(fitted.in_steps, seed),
+                rates,
+                lambda: step_viewer(fitted.in_steps, seed),
                 progress,
             )
             if share < 1:
@@ -119,7 +117,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     student, seconds = fitted.student, time.perf_counter() - start
     told = transfer_report(fitted) | {
         "steps": steps,
-        "rate": rate if steps else None,
+        "rate": (min(losses, key=losses.__getitem__) if losses else rates[0]) if steps else None,
+        "rates": [{"rate": tried, "loss": loss if math.isfinite(loss) else None} for tried, loss in losses.items()],
         "tuned": str(what) if steps else None,
         "followed": share if steps else None,
         "shots": shots,

@@ -1,6 +1,7 @@
 """Ordinary steps after the closed form, by AdamW: on norms, biases and the head, or on everything."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from itertools import islice
@@ -13,10 +14,11 @@ from hypercompress.errors import NonFiniteError
 from hypercompress.running.calling import Progress, evaluating
 from hypercompress.transfer.adaptable import Role, Site
 
-WARMUP, LEAST = (
-    0.25,
-    2,
-)  # of the steps, and steps; AdamW's first ones move every weight by the rate, whatever its gradient
+WARMUP = 0.25  # of the steps: AdamW's first ones move every weight by the rate, whatever its gradient
+LEAST = 2  # steps of it
+LAST = 5  # steps whose loss says how well all of them went
+
+Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # of the images and labels of a step
 
 
 class Tuned(StrEnum):
@@ -43,9 +45,9 @@ def tune(
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     steps: int,
     rate: float,
-    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda images, labels: (images, labels),
+    change: Change = lambda images, labels: (images, labels),
     progress: Progress | None = None,
-) -> None:
+) -> float:
     """Cross-entropy on the support set, one batch a step, in place. BatchNorm uses its running moments, as in use.
 
     Args:
@@ -54,8 +56,11 @@ def tune(
         batches: the support set from its first batch; one batch a step, and called again when they end.
         steps: 0 or more.
         rate: AdamW's highest learning rate, see `schedule`.
-        change: of the images and labels of a step, such as `views.step_viewer`.
-        progress: called with ``steps`` and the number of them that are done.
+        change: such as `views.step_viewer`.
+        progress: called with ``steps``, the number of them that are done, and the rate in words.
+
+    Returns:
+        the mean loss of the last `LAST` steps, in nats; NaN without any.
 
     Raises:
         NonFiniteError: the loss became NaN or infinite.
@@ -65,6 +70,7 @@ def tune(
     tuned = [p.requires_grad_(name in chosen) for name, p in model.named_parameters()]
     optimizer = torch.optim.AdamW([p for p in tuned if p.requires_grad], lr=rate, weight_decay=0.0)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(steps))
+    losses = deque[Tensor](maxlen=LAST)
     try:
         with evaluating(model), torch.enable_grad():
             for step, (images, labels) in enumerate(islice(_again(batches), steps)):
@@ -75,15 +81,17 @@ def tune(
                         f"received a loss of {float(loss.detach())} while tuning; expected a finite one; lower the "
                         "learning rate or take fewer steps"
                     )
+                losses.append(loss.detach())
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 rates.step()
                 if progress is not None:
-                    progress("steps", step + 1)
+                    progress("steps", step + 1, f"at a rate of {rate:g}")
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(asking[name])
+    return float(torch.stack(list(losses)).mean()) if losses else math.nan
 
 
 def schedule(steps: int) -> Callable[[int], float]:

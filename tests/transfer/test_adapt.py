@@ -127,7 +127,7 @@ def test_the_result_is_an_ordinary_student_folder(name: str, make_task: Make, tr
         told = f"Moved to 3 classes by 12 images: {again.report['transfer']['kept']} backbone (leave-one-out loss)"
         assert told in (tmp_path / f"{steps}" / "README.md").read_text()
         assert told in summary(again.report)
-        assert ("2 steps on all parameters," if steps else "0 steps,") in summary(again.report)
+        assert ("2 steps on all parameters at a rate of " if steps else "0 steps,") in summary(again.report)
 
 
 def test_a_moved_student_has_the_report_of_any_student(make_task: Make, tmp_path: Path) -> None:
