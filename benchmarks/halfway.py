@@ -5,7 +5,7 @@
 
 Episodes of five classes and eight query images of each, drawn from the held-out images of DATA (of a folder with
 ``train`` and ``val`` from both), with `adapt`'s defaults but one rate for all tasks. Backbones: the packaged
-Fashion-MNIST network, EfficientNet- Lite0 with its ImageNet weights (``--assets``), or student folders such as a zoo's.
+Fashion-MNIST network, EfficientNet-Lite0 with its ImageNet weights (``--assets``), or student folders such as a zoo's.
 Writes ``halfway.csv``, a row an episode, and prints points of accuracy above the start with 95 % intervals, for each
 backbone, DATA and number of images a class. One core: five seconds an episode of a small network, five minutes of
 EfficientNet-Lite0 with four images a class.
@@ -25,7 +25,7 @@ from benchmarks.few_shot.tuning import accuracy
 from benchmarks.shared.common import RESULTS, Results, markdown, say
 from hypercompress.data import Episode, Pool, sample_episode
 from hypercompress.transfer import adapt
-from hypercompress.transfer.rates import RATES
+from hypercompress.transfer.rates import CANDIDATES
 from hypercompress.transfer.steps import HALF, go_back, share_of
 from hypercompress.transfer.tuning import Tuned
 from hypercompress.transfer.views import VIEWS, Look
@@ -125,7 +125,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, help="of the steps (default: the least of adapt's)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the CSV goes (default: benchmarks/results)")
     options = parser.parse_args(words)
-    options.rate = options.rate or RATES[options.tuned][0]
+    options.rate = options.rate or CANDIDATES[options.tuned][0]
     results = Results(options.out / "halfway.csv", KEY, MADE_OF)
     for name in options.backbones:
         known = name in ("fashion", "lite0")

@@ -15,7 +15,7 @@ their steps, ours in the head too; ``ridge-views`` is ours without the network a
 steps are followed: it finds them itself, in up to three times as many steps. Each with the images that passed through
 the backbone, counted, as a multiple of the support set.
 
-The rates of all that takes steps, ours too, are chosen once for each backbone and number of steps, from one grid, on
+The rates of all other methods that take steps are chosen once for each backbone and number of steps, from one grid, on
 episodes of another data set (``transfer_rates.csv``). Backbones: ``lite0``, EfficientNet-Lite0 with ImageNet weights;
 ``lite0-0.7``, its student of 0.7 times the parameters, calibrated on the photographs of ``train`` without their labels;
 ``fashion``, a network trained on Fashion-MNIST. Photographs: both parts, classes that can fill an episode of the most
@@ -30,6 +30,7 @@ all with one folder for ``--claims``; then ``--merge``. Such rows have no second
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ from benchmarks.few_shot.transfer_table import figure, tables
 from benchmarks.few_shot.trial import QUERIES, Trial, open_trials
 from benchmarks.few_shot.tuning import TUNED, Outcome
 from benchmarks.shared.common import RESULTS, Results, say
+from hypercompress.transfer.rates import CANDIDATES
+from hypercompress.transfer.tuning import Tuned
 
 METHODS = (*FROZEN, *TUNED, *ADAPTED)
 SHOTS = (1, 2, 4, 8, 16)
@@ -51,7 +54,7 @@ BLOCK, BLOCK_TUNED = 100, 10  # episodes of a row
 CSV = "transfer.csv"
 KEY = ("backbone", "data", "method", "shots", "steps", "first")
 MADE_OF = ("weights", "rate", "episodes", "ways", "queries")
-UNUSED = 1.0  # rate where there are no steps, or where it is found on the spot
+TRIED = "/".join(f"{rate:g}" for rate in CANDIDATES[Tuned.ALL])  # the cell of those that find their rate
 SOLVING = Solving()
 
 
@@ -98,20 +101,21 @@ def run_steps(
     method: str,
     shots: int,
     episodes: int,
-    rates: Mapping[int, float],
+    rates: Mapping[int, float | None],
     results: Results,
     solving: Solving = SOLVING,
 ) -> None:
     """All blocks of a tuned baseline, or of ours, that are missing; numbers of steps with one rate share a run.
 
     Args:
-        rates: by number of steps, 0 among them only for ours.
+        rates: by number of steps, 0 among them only for ours; ``None`` without steps and where `adapt` finds it.
     """
+    if method == DEFAULT:
+        solving = replace(solving, stack=0)  # its steps are those of `adapt`
 
     def key(numbers: range, steps: int) -> dict[str, Any]:
-        found = _key(
-            trial, method, shots, numbers, steps=steps, rate=rates[steps] if steps and method != DEFAULT else None
-        )
+        rate = TRIED if method == DEFAULT else rates[steps]
+        found = _key(trial, method, shots, numbers, steps=steps, rate=rate)
         return {**found, "weights": found["weights"] + network_digest(method, solving.network)}
 
     def missing(numbers: range, steps: int) -> bool:
@@ -120,15 +124,13 @@ def run_steps(
     waiting = [n for n in blocks(episodes, BLOCK_TUNED if any(rates) else BLOCK) if any(missing(n, s) for s in rates)]
     name = (trial.backbone.name, trial.data, method, shots, *rates)
     for group in solving.groups(waiting, trial.ways * shots, *name):
-        for rate in sorted(set(rates.values())):
+        for rate in dict.fromkeys(rates.values()):
             steps = [s for s in rates if rates[s] == rate and any(missing(n, s) for n in group)]
             if not steps:
                 continue
             places = [index for numbers in group for index in numbers]
             drawn = [trial.episode(shots, index) for index in places]
-            runs = solving.solve(
-                trial.backbone, trial.last, drawn, method, None if method == DEFAULT else rate, steps, places
-            )
+            runs = solving.solve(trial.backbone, trial.last, drawn, method, rate, steps, places)
             found = dict(zip(places, runs, strict=True))
             for numbers in group:
                 for s in (s for s in steps if missing(numbers, s)):
@@ -149,11 +151,10 @@ def run(backbone: Backbone, options: argparse.Namespace) -> None:
             counts = steps_of(method, options.network, options.steps) if method in ADAPTED else steps
             if 0 in counts:
                 for shots in options.shots:
-                    run_steps(trial, method, shots, options.episodes, {0: UNUSED}, results, solving)
+                    run_steps(trial, method, shots, options.episodes, {0: None}, results, solving)
             tuned = [count for count in counts if count]
-            if method == DEFAULT:
-                best = dict.fromkeys(tuned, UNUSED)
-            else:
+            best: Mapping[int, float | None] = dict.fromkeys(tuned)
+            if method != DEFAULT:
                 best = choose_rates(backbone, trial.last, method, tuned, options.episodes_rates, rates, solving)
             for shots in options.shots if tuned else ():
                 run_steps(trial, method, shots, options.episodes_tuned, best, results, solving)
@@ -191,7 +192,9 @@ def _results(out: Path) -> tuple[Results, Results]:
     return Results(out / CSV, KEY, MADE_OF), Results(out / RATES_CSV, RATES_KEY, RATES_MADE_OF)
 
 
-def _key(trial: Trial, method: str, shots: int, numbers: range, *, steps: int, rate: float | None) -> dict[str, Any]:
+def _key(
+    trial: Trial, method: str, shots: int, numbers: range, *, steps: int, rate: float | str | None
+) -> dict[str, Any]:
     return {
         "backbone": trial.backbone.name,
         "data": trial.data,

@@ -17,7 +17,7 @@ from hypercompress.data import Episode
 from hypercompress.student import Student
 from hypercompress.transfer import adapt
 from hypercompress.transfer.adaptable import Role, adaptable
-from hypercompress.transfer.rates import RATES
+from hypercompress.transfer.rates import CANDIDATES
 from hypercompress.transfer.registry import RELEASED
 from hypercompress.transfer.support import as_support
 from hypercompress.transfer.tuning import Tuned, schedule, tuned_names
@@ -129,7 +129,7 @@ def adapt_together(
             stack = student_stack([students[place] for place in places], tuned_by(method))
             stack.passes.forward = before
             change = together([step_viewer(several, seed) for seed in drawn])
-            rated = RATES[tuned_by(method)][0] if rate is None else rate
+            rated = CANDIDATES[tuned_by(method)][0] if rate is None else rate
             tune_stack(stack, _batches(some, drawn), count, rated, change)
             for place, outcome in zip(places, judge(stack, (), some), strict=True):
                 found[place][count] = outcome

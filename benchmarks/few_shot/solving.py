@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.few_shot.adapted import ADAPTED, DEFAULT, adapt_episode, adapt_together
+from benchmarks.few_shot.adapted import ADAPTED, adapt_episode, adapt_together
 from benchmarks.few_shot.backbones import Backbone
 from benchmarks.few_shot.stacked import tune_together
 from benchmarks.few_shot.tuning import BATCH, Outcome, tune
@@ -77,21 +77,22 @@ class Solving:
         steps: Sequence[int],
         seeds: Sequence[int],
     ) -> list[dict[int, Outcome]]:
-        """Outcomes of each episode by number of steps. `DEFAULT` is run episode by episode in any case.
+        """Outcomes of each episode by number of steps.
 
         Args:
             last: see `counting`.
             episodes: of one size.
             method: of `TUNED` or `ADAPTED`.
-            rate: ``None`` with `DEFAULT` only.
+            rate: ``None`` without steps, and where `adapt` finds it.
             seeds: one for each episode.
         """
         size, found = self.together(len(episodes[0].support)), list[dict[int, Outcome]]()
         for first in range(0, len(episodes), size):
             some, drawn = episodes[first : first + size], seeds[first : first + size]
-            if self.stack and method in ADAPTED and method != DEFAULT:
+            if self.stack and method in ADAPTED:
                 found += adapt_together(backbone, last, some, method, steps, self.network, drawn, rate)
-            elif self.stack and rate is not None and method not in ADAPTED:
+            elif self.stack:
+                assert rate is not None
                 found += tune_together(backbone, some, method, rate, steps, drawn)
             else:
                 found += [

@@ -30,7 +30,7 @@ COLOURS = {
     "adapt-all-views": "darkgreen",
     "adapt-default-views": "limegreen",
 }
-OURS = "adapt-all-views"  # as `hypercompress transfer --steps` is, but for the rate
+OURS = "adapt-all-views"  # as `hypercompress transfer --steps` is, but for the rate and near tasks
 
 
 def cells(results: Results, **chosen: object) -> list[Mapping[str, str]]:

@@ -217,7 +217,7 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("method")
     method.add_argument("--shots", type=int, metavar="K", help="use K images of each class (default: all)")
     method.add_argument(
-        "--steps", type=int, default=0, metavar="N", help="ordinary steps; on a far task at the best of three rates"
+        "--steps", type=int, default=0, metavar="N", help="ordinary steps afterwards; far tasks: the best of 3 rates"
     )
     method.add_argument(
         "--follow",

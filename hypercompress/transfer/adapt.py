@@ -66,14 +66,14 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
             is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
         network: ``auto`` (the released one; nothing is generated if there is none), ``none``, a folder, or a network.
         rate: highest learning rate of the steps; ``None``: on norms 3e-3, on all 3e-4, but on a far task the one of
-            3e-4, 1e-3 and 2e-3 at which views end best after fifty steps of each (see `tune_at_best`).
+            3e-4, 1e-3 and 2e-3 at which views end best after up to fifty steps of each (see `rates.tune_at_best`).
         follow: how far the steps are followed, in (0, 1]: the weights at that share of the way from those before them;
             ``None``: half of the way where the first view hardly moves the features, which is so on tasks near to what
             the model was trained on, else all of it; with many images, and without views, all of it (see `share_of`).
         names: of the classes by label, for the report.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         seed: of the shots drawn.
-        progress: called with ``steps``, the number of them that are done, and the rate in words.
+        progress: called with ``steps``, the number of them that are done, from 1 for each rate, and the rate in words.
 
     Returns:
         the model with the new head; ``report["transfer"]`` says what was done, ``report["teacher"]`` is ``model``.
@@ -100,10 +100,11 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         fitted = start_from(model, architecture, generator, found, views, seed)
         inner, images = fitted.backbone.model, len(fitted.reading.labels)
         share = share_of(fitted.look, images, found.classes) if follow is None else float(follow)
-        rates, losses = rates_of(what, fitted.look) if rate is None else (float(rate),), dict[float, float]()
+        rates = rates_of(what, fitted.look, steps) if rate is None else (float(rate),)
+        taken, losses = rates[0], dict[float, float]()
         if steps:
             before = {name: p.detach().clone() for name, p in inner.named_parameters()} if share < 1 else {}
-            losses = tune_at_best(
+            taken, losses = tune_at_best(
                 inner,
                 tuned_names(fitted.sites, inner, fitted.backbone.classifier, what),
                 lambda: found.on(_device(model)),
@@ -117,7 +118,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     student, seconds = fitted.student, time.perf_counter() - start
     told = transfer_report(fitted) | {
         "steps": steps,
-        "rate": (min(losses, key=losses.__getitem__) if losses else rates[0]) if steps else None,
+        "rate": taken if steps else None,
         "rates": [{"rate": tried, "loss": loss if math.isfinite(loss) else None} for tried, loss in losses.items()],
         "tuned": str(what) if steps else None,
         "followed": share if steps else None,

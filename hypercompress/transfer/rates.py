@@ -1,4 +1,4 @@
-"""The learning rate of the steps: on a far task that of a few at which views end best, on a near one the least.
+"""The learning rate of the steps: on a far task that of a few at which views end best, else a small one.
 
 What a network bears in fifty steps differs by an order of magnitude from network to network. Each step sees new views,
 so the loss of the last ones says how well a rate went: one that the network does not bear ends high, one that gets
@@ -14,18 +14,20 @@ from torch import Tensor, nn
 from hypercompress.errors import NonFiniteError
 from hypercompress.running.calling import Progress
 from hypercompress.transfer.apply import write
-from hypercompress.transfer.steps import is_far
-from hypercompress.transfer.tuning import Change, Tuned, tune
-from hypercompress.transfer.views import Look
+from hypercompress.transfer.tuning import LAST, Change, Tuned, tune
+from hypercompress.transfer.views import MOVED, Look
 
-# From grids on other data (benchmarks/results/transfer_rates.csv); every network that was tried bears the first.
-RATES = {Tuned.NORMS: (3e-3,), Tuned.ALL: (3e-4, 1e-3, 2e-3)}
-TRIED = 50  # steps at each, at most
+CANDIDATES = {Tuned.NORMS: (3e-3,), Tuned.ALL: (3e-4, 1e-3, 2e-3)}  # every network that was tried bears the first
+TRIAL_STEPS = 50  # of each, at most
+FEWEST = 2 * LAST  # steps that are worth a choice: of fewer the last ones are nearly all of them
 
 
-def rates_of(what: Tuned, look: Look) -> tuple[float, ...]:
-    """The rates to try: one where the task is near or nothing is known of it, as without views."""
-    return RATES[what] if is_far(look) else RATES[what][:1]
+def rates_of(what: Tuned, look: Look, steps: int) -> tuple[float, ...]:
+    """The rates to try. One where views move the features by `MOVED` at most, which is more cautious than what counts
+    as near in `steps`, where nothing is known of views, and for fewer steps than `FEWEST`.
+    """
+    far = look.moved is not None and look.moved > MOVED
+    return CANDIDATES[what] if far and steps >= FEWEST else CANDIDATES[what][:1]
 
 
 def tune_at_best(
@@ -36,39 +38,54 @@ def tune_at_best(
     rates: Sequence[float],
     change: Callable[[], Change],
     progress: Progress | None = None,
-) -> dict[float, float]:
-    """`tune` at the rate after `TRIED` steps of which, or all if there are fewer, the loss is least; in place.
+) -> tuple[float, dict[float, float]]:
+    """`tune` at each rate for up to `TRIAL_STEPS`; the run whose last views cost least is kept. With more steps all of
+    them are taken anew at that rate, and at the next best if it diverges later. In place.
 
     Args:
         rates: at least one; of a single one nothing is tried.
-        change: makes what changes a step's images anew, so that all rates see the same views.
+        change: makes what changes a step's images anew, so that each rate sees the same views of images in memory (a
+            loader may mix them).
 
     Returns:
-        the loss of each rate that was tried, in nats; infinite where it became so.
+        the rate of the steps that were kept, and the loss of each that was tried, in nats; infinite where it became so.
 
     Raises:
-        NonFiniteError: see `tune`; at every rate, or of the one that was chosen after more steps.
+        NonFiniteError: the loss became so at every rate. The model is then left on the way.
     """
-    chosen, tried = list(names), min(steps, TRIED)
+    chosen, trial = list(names), min(steps, TRIAL_STEPS)
     if len(rates) == 1:
         tune(model, chosen, batches, steps, rates[0], change(), progress)
-        return {}
-    before = {name: model.get_parameter(name).detach().clone() for name in chosen}
-    losses, after = dict[float, float](), before
-    for rate in rates:
+        return rates[0], {}
+    before = after = copies(model, chosen)
+    losses, least = dict[float, float](), math.inf
+
+    def run(rate: float, count: int) -> float:
+        """From where all began; the loss in the end, infinite if it became so."""
         write(model, before)
         try:
-            losses[rate] = tune(model, chosen, batches, tried, rate, change(), progress)
+            return tune(model, chosen, batches, count, rate, change(), progress)
         except NonFiniteError:
-            if rate == rates[-1] and not any(map(math.isfinite, losses.values())):
-                raise
-            losses[rate] = math.inf
-        else:
-            if losses[rate] == min(losses.values()):
-                after = {name: model.get_parameter(name).detach().clone() for name in chosen}
-    if tried < steps:
-        write(model, before)
-        tune(model, chosen, batches, steps, min(losses, key=losses.__getitem__), change(), progress)
-    else:
+            return math.inf
+
+    for rate in rates:
+        losses[rate] = run(rate, trial)
+        if trial == steps and losses[rate] < least:
+            least, after = losses[rate], copies(model, chosen)
+    order = sorted((rate for rate in rates if math.isfinite(losses[rate])), key=losses.__getitem__)
+    if order and trial == steps:
         write(model, after)
-    return losses
+        return order[0], losses
+    for rate in order:
+        if math.isfinite(run(rate, steps)):
+            return rate, losses
+    tried = ", ".join(f"{rate:g}" for rate in rates)
+    raise NonFiniteError(
+        f"received a loss that became NaN or infinite while tuning, at each learning rate of {tried}; expected a "
+        "finite one; pass a lower rate, or take fewer steps"
+    )
+
+
+def copies(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Copies of parameters by name."""
+    return {name: model.get_parameter(name).detach().clone() for name in names}

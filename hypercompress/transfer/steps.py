@@ -18,16 +18,6 @@ NEAR = 0.5  # of `Look.moved`: where the task counts as near
 MANY = 32  # images of a class: with so many the end still loses on a near task, with 100 it no longer does
 
 
-def is_near(look: Look) -> bool:
-    """Whether a view hardly moves the features; unknown without views, and then neither near nor far."""
-    return look.moved is not None and look.moved <= NEAR
-
-
-def is_far(look: Look) -> bool:
-    """Whether a view moves the features by more than `NEAR`."""
-    return look.moved is not None and look.moved > NEAR
-
-
 def share_of(look: Look, images: int, classes: int) -> float:
     """How far the steps are followed: half of the way where a view moves the features by `NEAR` at most, else
     all of it; where there are many images all of it, too.
@@ -36,7 +26,8 @@ def share_of(look: Look, images: int, classes: int) -> float:
         look: at the views; without any nothing is known.
         images, classes: of the support set.
     """
-    return HALF if is_near(look) and images <= MANY * classes else 1.0
+    near = look.moved is not None and look.moved <= NEAR
+    return HALF if near and images <= MANY * classes else 1.0
 
 
 @torch.no_grad()

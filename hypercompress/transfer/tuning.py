@@ -89,6 +89,7 @@ def tune(
                 if progress is not None:
                     progress("steps", step + 1, f"at a rate of {rate:g}")
     finally:
+        optimizer.zero_grad()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(asking[name])
     return float(torch.stack(list(losses)).mean()) if losses else math.nan

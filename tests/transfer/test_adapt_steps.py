@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hypercompress import Budget, adapt, compress
-from hypercompress.transfer.rates import RATES
+from hypercompress.transfer.rates import CANDIDATES
 from hypercompress.transfer.tuning import WARMUP, Tuned, schedule
 from tests.transfer.models import Make, model_of
 
@@ -41,7 +41,7 @@ def test_steps_on_everything(factored: bool, make_task: Make) -> None:
     assert same == []
     assert all(torch.equal(b, ridge.model.get_buffer(n)) for n, b in tuned.model.named_buffers())
     assert (tuned.report["transfer"]["tuned"], ridge.report["transfer"]["tuned"]) == ("all", None)
-    assert adapt(start, x, y, network="none", views=0, steps=1).report["transfer"]["rate"] == RATES[Tuned.ALL][0]
+    assert adapt(start, x, y, network="none", views=0, steps=1).report["transfer"]["rate"] == CANDIDATES[Tuned.ALL][0]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 50, 201])
