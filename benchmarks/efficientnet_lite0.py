@@ -38,8 +38,9 @@ CROPS = 2  # random crops of each photograph, beside the photograph itself
 BATCH = 32
 ITSELF = "efficientnet_lite0_itself.csv"
 MOVE = 4  # pixels
+# What comes in at the left of a moved photograph repeats its edge.
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
-    "mirrored": lambda images: images.flip(-1),  # what comes in at the left of a moved one repeats the edge
+    "mirrored": lambda images: images.flip(-1),
     f"moved right by {MOVE} pixels": lambda images: F.pad(images, (MOVE, 0, 0, 0), mode="replicate")[..., :-MOVE],
 }
 
@@ -105,13 +106,13 @@ class Changed(nn.Module):
 
 def against_itself(assets: Path, sweep: Sweep, results: Results) -> None:
     """Agreement and KL of the network with itself on the same images, changed: what a student can be held against."""
-    missing = {name: made for name in CHANGES if not results.has(made := {"change": name, "weights": sweep.teacher})}
-    teacher = open_teacher(assets)[0] if missing else None
-    for name, made in missing.items():
-        assert teacher is not None
-        found = fidelity(teacher, Changed(teacher, CHANGES[name]), sweep.test)
-        results.add({**made, "agreement": found.agreement, "kl": found.kl, "images": found.images})
-        say(f"the network itself, {name}: agreement {found.agreement:.3f}, KL {found.kl:.3f}")
+    teacher, _ = open_teacher(assets)
+    for name, change in CHANGES.items():
+        made = {"change": name, "weights": sweep.teacher}
+        if not results.has(made):
+            found = fidelity(teacher, Changed(teacher, change), sweep.test)
+            results.add({**made, "agreement": found.agreement, "kl": found.kl, "images": found.images})
+            say(f"the network itself, {name}: agreement {found.agreement:.3f}, KL {found.kl:.3f}")
 
 
 def draw(results: Results, path: Path) -> None:

@@ -15,6 +15,7 @@ from hypercompress.report import moved_report
 from hypercompress.running.calling import Progress, keeping_random_state
 from hypercompress.running.copying import as_written, copy_of
 from hypercompress.student import Student
+from hypercompress.transfer.apply import copies
 from hypercompress.transfer.closed_form import Start, start_from
 from hypercompress.transfer.network import TransferNetwork
 from hypercompress.transfer.rates import rates_of, tune_at_best
@@ -103,18 +104,18 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         rates = rates_of(what, fitted.look, steps) if rate is None else (float(rate),)
         taken, losses = rates[0], dict[float, float]()
         if steps:
-            before = {name: p.detach().clone() for name, p in inner.named_parameters()} if share < 1 else {}
+            names_tuned = tuned_names(fitted.sites, inner, fitted.backbone.classifier, what)
+            before = copies(inner, names_tuned) if share < 1 else {}
             taken, losses = tune_at_best(
                 inner,
-                tuned_names(fitted.sites, inner, fitted.backbone.classifier, what),
+                names_tuned,
                 lambda: found.on(_device(model)),
                 steps,
                 rates,
                 lambda: step_viewer(fitted.in_steps, seed),
                 progress,
             )
-            if share < 1:
-                go_back(inner, before, share)
+            go_back(inner, before, share)
     student, seconds = fitted.student, time.perf_counter() - start
     told = transfer_report(fitted) | {
         "steps": steps,

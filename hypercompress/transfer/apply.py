@@ -1,6 +1,6 @@
 """Changes put into a model: as parameters for a functional forward pass, and in place."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -40,6 +40,11 @@ def adapted_parameters(
             core = torch.diag(scale) + left @ right.T
             found |= _core(site, model, core)
     return found
+
+
+def copies(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Copies of parameters by name, for `write` to put back."""
+    return {name: model.get_parameter(name).detach().clone() for name in names}
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hypercompress.errors import NonFiniteError
 from hypercompress.running.calling import Progress
-from hypercompress.transfer.apply import write
+from hypercompress.transfer.apply import copies, write
 from hypercompress.transfer.tuning import LAST, Change, Tuned, tune
 from hypercompress.transfer.views import MOVED, Look
 
@@ -84,8 +84,3 @@ def tune_at_best(
         f"received a loss that became NaN or infinite while tuning, at each learning rate of {tried}; expected a "
         "finite one; pass a lower rate, or take fewer steps"
     )
-
-
-def copies(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Copies of parameters by name."""
-    return {name: model.get_parameter(name).detach().clone() for name in names}

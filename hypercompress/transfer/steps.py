@@ -32,6 +32,7 @@ def share_of(look: Look, images: int, classes: int) -> float:
 
 @torch.no_grad()
 def go_back(model: nn.Module, before: Mapping[str, Tensor], share: float) -> None:
-    """Put the parameters at a share of the way from those before the steps to those that the model has, in place."""
-    for name, parameter in model.named_parameters():
-        parameter.copy_(torch.lerp(before[name], parameter, share))
+    """Put the parameters of ``before`` at a share of the way from there to where the model has them, in place."""
+    for name, value in before.items():
+        parameter = model.get_parameter(name)
+        parameter.copy_(torch.lerp(value, parameter, share))

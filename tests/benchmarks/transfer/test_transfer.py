@@ -10,18 +10,18 @@ import torch
 
 from benchmarks import transfer
 from benchmarks.few_shot import rates as rates_module
-from benchmarks.few_shot.adapted import adapt_episode, steps_of
+from benchmarks.few_shot.adapted import DEFAULT, adapt_episode, steps_of
 from benchmarks.few_shot.backbones import Backbone
 from benchmarks.few_shot.intervals import student_t
 from benchmarks.few_shot.solving import Solving
 from benchmarks.few_shot.transfer_table import estimate, figure, tables
-from benchmarks.few_shot.trial import Trial
+from benchmarks.few_shot.trial import Trial, open_trials
 from benchmarks.few_shot.tuning import accuracy
 from benchmarks.shared.common import Results
 from benchmarks.transfer import KEY, MADE_OF, run_frozen, run_steps
 from hypercompress.data import Pool
 from hypercompress.data.episodes import episode_at
-from hypercompress.transfer import TransferNetwork, save_network
+from hypercompress.transfer import TransferNetwork, adapt, save_network
 from tests.benchmarks.transfer.made import SHOTS
 
 
@@ -100,6 +100,33 @@ def test_rows_are_paired_with_ridge_and_are_not_made_again(
     assert results.path.read_bytes() == before
     run_steps(trial, "norm", SHOTS, 3, {1: 3e-3}, results)
     assert [r["rate"] for r in results.rows if r["steps"] == "1"] == ["0.003"] * 2, "another rate replaces the row"
+
+
+@pytest.mark.parametrize("stack", [0, 64])
+def test_the_default_finds_its_rate_itself(
+    backbone: Backbone, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: int
+) -> None:
+    """Episode by episode whatever the stack; no grid is asked, and the cell of the rate says what was tried."""
+    monkeypatch.setattr(transfer, "open_backbone", lambda *_, **__: backbone)
+    monkeypatch.setattr(transfer, "SHOTS", (2,))
+    monkeypatch.setattr(Backbone, "pool", lambda *_: pool)
+    words = f"--backbones fashion --shots 2 --steps 10 --episodes-tuned 2 --stack {stack} --methods {DEFAULT}"
+    transfer.main([*words.split(), "--out", str(tmp_path)])
+    results = Results(tmp_path / "transfer.csv", KEY, MADE_OF)
+    (row,) = results.rows
+    assert (row["method"], row["steps"], row["rate"]) == (DEFAULT, "10", "0.0003/0.001/0.002")
+    assert not (tmp_path / "transfer_rates.csv").exists()
+    trial = next(open_trials(backbone, 2))
+    right = []
+    for index in range(2):
+        episode = trial.episode(2, index)
+        student = adapt(backbone.model, episode.support, episode.support_labels, steps=10, seed=index)
+        with torch.no_grad():
+            right.append(accuracy(student(episode.query), episode.query_labels))
+    assert float(row["accuracy"]) == pytest.approx(statistics.fmean(right), rel=1e-5)
+    before = results.path.read_bytes()
+    transfer.main([*words.split(), "--out", str(tmp_path)])
+    assert results.path.read_bytes() == before
 
 
 def test_the_whole_program_writes_table_and_plot(
