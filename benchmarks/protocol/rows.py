@@ -12,7 +12,7 @@ from benchmarks.protocol.methods import NORMS, Case
 from benchmarks.protocol.students import Starts
 from benchmarks.protocol.subject import Sizes, Subject
 from benchmarks.shared.common import fidelity, size_of
-from benchmarks.shared.distillation import Recipe, costs_of, distil_each
+from benchmarks.shared.distillation import Recipe, changed, costs_of, distil_each
 from hypercompress.fidelity import Fidelity
 from lightning_modules.norms import COSTS
 
@@ -59,14 +59,7 @@ def measure(subject: Subject, starts: Starts, case: Case, cell: Cell, settings: 
         after, rate = starts.test(start.network), None
     return {
         **blank,
-        "params": params,
-        "macs": macs,
-        "top1_start": before.top1_student,
-        "kl_start": before.kl,
-        "top1": after.top1_student,
-        "agreement": after.agreement,
-        "kl": after.kl,
-        "top1_teacher": after.top1_teacher,
+        **changed((params, macs), before, after),
         "rate": rate,
         **start.facts,
         "note": "norms frozen" if frozen else start.note,

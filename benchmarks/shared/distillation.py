@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.shared.captured import Captured
 from benchmarks.shared.common import Results, Set, fidelity, say, size_of
+from hypercompress.fidelity import Fidelity
 from hypercompress.losses import distillation_kl
 from lightning_modules.norms import batch_costs, freeze_norms
 
@@ -173,6 +174,16 @@ def distilled(teacher: nn.Module, start: nn.Module, train: Set, test: Set, recip
     before, clock = fidelity(teacher, start, test), time.perf_counter()
     trained = distil(start, train, recipe, seed)
     seconds, after = time.perf_counter() - clock, fidelity(teacher, trained, test)
+    return {**changed((params, macs), before, after), "seconds": seconds}
+
+
+def changed(size: tuple[int, int], before: Fidelity, after: Fidelity) -> dict[str, Any]:
+    """The columns of a student before and after steps.
+
+    Args:
+        size: parameters and multiply-accumulates.
+    """
+    params, macs = size
     return {
         "params": params,
         "macs": macs,
@@ -182,5 +193,4 @@ def distilled(teacher: nn.Module, start: nn.Module, train: Set, test: Set, recip
         "agreement": after.agreement,
         "kl": after.kl,
         "top1_teacher": after.top1_teacher,
-        "seconds": seconds,
     }
