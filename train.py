@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hypercompress.errors import HypercompressError
+from hypercompress.running.memory import keep_freed
 from lightning_modules.callbacks import SaveWhenStopped, StepLines, TellReplaced
 
 OUTPUTS = ("default_root_dir", "save_dir", "dirpath", "folder", "out")  # what the configs call the places they write to
@@ -116,6 +117,7 @@ def move_outputs(config: Any, old: Path, new: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0, or 2 with one line on bad input, or 143 when SIGTERM has stopped it."""
+    keep_freed()
     # Small sets are batched in memory (lightning_modules/data.py), where more processes would only cost.
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # said by TellReplaced

@@ -18,6 +18,7 @@ from hypercompress.inspection import require_finite
 from hypercompress.models import is_student_folder
 from hypercompress.report import bytes_of
 from hypercompress.running.calling import precision, single_
+from hypercompress.running.memory import keep_freed
 from hypercompress.saved.artefact import refuse_existing
 from hypercompress.saved.card import steps_line
 from hypercompress.saved.replacing import prepared_in
@@ -47,6 +48,8 @@ def transfer(arguments: Namespace) -> None:
         *checks.common(arguments),
     )
     torch.manual_seed(arguments.seed)
+    if arguments.steps:
+        keep_freed()
     with Terminal(arguments.json) as terminal:
         terminal.finish(_run(arguments, terminal))
 

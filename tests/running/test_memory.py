@@ -1,7 +1,10 @@
-"""Which tensors lie in the same memory: one storage is not one weight, and parts that overlap are."""
+"""Which tensors lie in the same memory: one storage is not one weight, and parts that overlap are. Freed memory."""
 
+import ctypes
 import math
 import os
+import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from torch import nn
 from hypercompress import Budget, compress
 from hypercompress.inspection import inspect
 from hypercompress.report import bytes_of
-from hypercompress.running.memory import finite, give_back, overlapping
+from hypercompress.running.memory import CHOSEN, finite, give_back, keep_freed, overlapping
 
 
 def test_one_storage_is_not_one_weight() -> None:
@@ -61,6 +64,45 @@ def test_freed_memory_is_given_back() -> None:
     give_back()
     assert resident() < held - 400
     assert len(ends) == 256
+
+
+RESIDENT = """
+import os, torch
+from pathlib import Path
+from hypercompress.running.memory import give_back, keep_freed
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+def make_and_free():
+    torch.ones(2**26)  # 256 MiB in one block
+
+make_and_free()
+before = resident()
+assert keep_freed()
+make_and_free()
+print(resident() - before)
+give_back()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+def test_freed_memory_is_kept_until_it_is_given_back() -> None:
+    """In a process of its own, because what the allocator was told holds to the end."""
+    others = {name: value for name, value in os.environ.items() if name not in CHOSEN}
+    command = [sys.executable, "-c", RESIDENT]
+    printed = subprocess.run(command, env=others, capture_output=True, text=True, check=True).stdout
+    kept, after = map(float, printed.split())
+    assert kept > 200
+    assert after < 50
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_what_the_environment_says_of_the_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "100000")
+    monkeypatch.setattr(ctypes, "CDLL", None)  # what is not asked cannot be called
+    assert not keep_freed()
 
 
 def test_parts_that_overlap_are_one() -> None:
