@@ -69,11 +69,11 @@ def main(words: Sequence[str] | None = None) -> None:
         for _ in range(options.rounds):
             for kept, runs in found.items():
                 runs.append(measured(name, options.batch, options.threads, kept))
-        freed, kept = (statistics.median(time for times, _ in found[k] for time in times) for k in (False, True))
+        seconds = [statistics.median(time for times, _ in found[k] for time in times) for k in (False, True)]
         peaks = [max(peak for _, peak in found[k]) for k in (False, True)]
-        row = {"seconds_freed": freed, "seconds_kept": kept, "gib_freed": peaks[0], "gib_kept": peaks[1]}
+        row = {"seconds_freed": seconds[0], "seconds_kept": seconds[1], "gib_freed": peaks[0], "gib_kept": peaks[1]}
         results.add({**key, **row})
-        say(f"{name}: {freed:.2f} -> {kept:.2f} s a step, {peaks[0]:.2f} -> {peaks[1]:.2f} GiB")
+        say(f"{name}: {seconds[0]:.2f} -> {seconds[1]:.2f} s a step, {peaks[0]:.2f} -> {peaks[1]:.2f} GiB")
 
 
 if __name__ == "__main__":
