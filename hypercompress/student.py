@@ -99,7 +99,9 @@ class Student(nn.Module):
         self.report = with_new_input_size(self.report, self.model)
         size = args[0] if args else kwargs.get("img_size")
         if size is not None:
-            self._built_with(img_size=[size, size] if isinstance(size, int) else list(size))
+            height, width = (size, size) if isinstance(size, int) else size
+            self._built_with(img_size=[height, width])
+            self._prepared_for(height, width)
 
     def count_steps(self, steps: int) -> None:
         """After so many steps of training of your own: the report has them, and null for what was measured before."""
@@ -110,6 +112,17 @@ class Student(nn.Module):
         old = self.architecture
         if old is not None:
             self.architecture = Architecture(old.name, {**old.args, **changed}, old.pretrained_cfg)
+
+    def _prepared_for(self, height: int, width: int) -> None:
+        """Let images be prepared in another size, whole, as `load_timm` does where the size is not that of training."""
+        cfg = dict(getattr(self.model, "pretrained_cfg", None) or {})
+        if "input_size" not in cfg:
+            return
+        changed = {"input_size": (cfg["input_size"][0], height, width), "crop_pct": 1.0}
+        vars(self.model).update(pretrained_cfg=cfg | changed, default_cfg=cfg | changed)
+        old = self.architecture
+        if old is not None:
+            self.architecture = Architecture(old.name, old.args, {**old.pretrained_cfg, **changed})
 
     def to_dense(self) -> nn.Module:
         """A copy with each pair of factors multiplied out and attention packed again, of the teacher's own structure (a

@@ -1,9 +1,12 @@
 """Callbacks: the trained network leaves the run as a student folder, and a run that is stopped can go on."""
 
 import math
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -131,10 +134,46 @@ class StepLines(Callback):
 class SaveWhenStopped(Callback):
     """On SIGTERM, as a scheduler sends it before it takes a machine away: a checkpoint of the step that was just done.
 
-    Lightning raises between two steps or, in a validation, between two batches. The checkpoint goes where the run's
-    `ModelCheckpoint` keeps its own. During the validation of an average of the weights that average is in the place of
-    the weights: then the latest checkpoint has to do.
+    All ranks stop after the same step, with no gradient accumulated; a validation is stopped between two batches if
+    there is one process, else it ends first. The checkpoint goes where the run's `ModelCheckpoint` keeps its own.
+    During the validation of an average of the weights that average is in the place of the weights: then the latest
+    checkpoint has to do.
     """
+
+    def __init__(self) -> None:
+        self._told = False
+        self._step = 0  # the last one that ended
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
+        """Take the signal over from Lightning, which puts back in the end what was there before it.
+
+        Its own handler broadcasts from within, and stops between the batches of one step. A scheduler that signals all
+        processes of a group then leaves them waiting for one another.
+        """
+        self._told, self._step = False, trainer.global_step
+        before = trainer._signal_connector._original_handlers.get(signal.SIGTERM)
+
+        def note(number: int, frame: FrameType | None) -> None:
+            launcher = trainer.strategy.launcher
+            if launcher is not None and not self._told:
+                launcher.kill(signal.Signals(number))  # the processes that this one has started
+            self._told = True
+            if callable(before):
+                before(number, frame)  # type: ignore[arg-type]  # a handler may be given no frame
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, note)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
+        if trainer.global_step == self._step:  # gradients are being accumulated
+            return
+        self._step = trainer.global_step
+        if trainer.strategy.reduce_boolean_decision(self._told, all=False):
+            trainer._signal_connector.received_sigterm = True  # Lightning stops where it looks at this
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
+        if self._told and trainer.world_size == 1:
+            trainer._signal_connector.received_sigterm = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         saving = trainer.checkpoint_callback

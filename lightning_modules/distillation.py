@@ -204,7 +204,7 @@ class Distillation(LightningModule):
 
     @staticmethod
     def _answer(teacher: nn.Module, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
-        """In its own precision, which no plugin of the trainer's converts."""
+        """With weights of its own precision, which no plugin of the trainer's converts."""
         answer: Tensor = teacher(images.to(precision(teacher)))
         return answer
 
@@ -212,7 +212,8 @@ class Distillation(LightningModule):
         """What the first batch is to say."""
         target = None
         if self.teacher is not None:
-            with torch.no_grad():
+            # As exact as the student's answer is there: rounding to half precision is no distance to go.
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
                 target = self._answer(self.teacher, images)
         if self.rate is None:
             assert target is not None  # by __init__

@@ -37,6 +37,7 @@ from hypercompress.specs import Budget, Unit
 from lightning_modules.best import KeepsBest
 from lightning_modules.episodes import Entry, Episodes, Member, read_index
 from lightning_modules.images import CachedImages, open_part
+from lightning_modules.randomness import seeded
 from lightning_modules.statistics import recall
 from lightning_modules.teacher import Optimization, SettingError, device_of_run, require_finite
 
@@ -148,9 +149,9 @@ class MetaTraining(KeepsBest):
         refit = float(torch.rand((), generator=generator)) < self.episodes.refit and measured and steps == 0
         batches = [self._batch(member, generator) for _ in range(steps + 1)]
         emission, regression = generate(self.network, member.case, budget, measured=measured, refit=refit)
-        loss, kl = meta_loss(
-            member.case, emission, batches, self.objective, refit=member.calibration if refit else None
-        )
+        given = member.calibration if refit else None
+        with seeded(_draw(2**31, generator), self.device):  # a teacher in training mode may have dropout
+            loss, kl = meta_loss(member.case, emission, batches, self.objective, refit=given)
         # Every parameter takes part in every step, as DDP without find_unused_parameters asks.
         touched = sum((p.sum() for p in self.network.parameters()), loss.new_zeros(()))
         loss = loss + self.objective.curvature * regression + 0.0 * touched
@@ -170,7 +171,9 @@ class MetaTraining(KeepsBest):
         for split, members in self.members.items():
             columns: dict[str, list[float]] = {}
             for member in members:
-                for key, value in self._judge(member, thorough=split != "train").items():
+                with seeded(self.seed, self.device):
+                    judged = self._judge(member, thorough=split != "train")
+                for key, value in judged.items():
                     columns.setdefault(key, []).append(value)
             row.update({f"val/{split}_{key}": math.fsum(v) / len(v) for key, v in columns.items()})
         self.judged(row, score_of(row))

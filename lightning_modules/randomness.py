@@ -25,13 +25,22 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """The states of the CPU follow from ``seed`` in the block, and are what they were afterwards."""
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """The states of the CPU, and of a GPU that is named, follow from ``seed`` in the block, and are what they were
+    afterwards.
+    """
+    gpu = device if device is not None and device.type == "cuda" else None
     python, cpu = random.getstate(), torch.get_rng_state()
+    cuda = None if gpu is None else torch.cuda.get_rng_state(gpu)
     random.seed(seed)
     torch.default_generator.manual_seed(seed)
     try:
+        if gpu is not None:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
         yield
     finally:
         random.setstate(python)
         torch.set_rng_state(cpu)
+        if gpu is not None and cuda is not None:
+            torch.cuda.set_rng_state(cuda, gpu)

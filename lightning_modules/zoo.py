@@ -57,6 +57,7 @@ def train(recipe: Recipe, data: str, folder: Path) -> None:
             return
     trainer = Trainer(
         max_epochs=recipe.epochs,
+        devices=1,  # so small a network gains nothing by more, and each process would write the folder
         limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,

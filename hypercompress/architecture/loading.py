@@ -1,5 +1,6 @@
 """A timm model with its weights, from the command line's words to a module in eval mode."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ def load_timm(
         ModelError: unknown name, arguments or entries the model does not take, weights that cannot be had, read or
             fitted (with every key at fault).
         NonFiniteError: NaN or infinity in the weights.
+
+    Warns:
+        of pretrained weights for another number of classes, because timm then draws the classifier at random.
     """
     known, cfg, saved_args = resolve(name)
     wanted = Architecture(known, {**saved_args, **(model_args or {})}, pretrained_cfg or {})
@@ -43,11 +47,23 @@ def load_timm(
     model = create(name, args, pretrained=pretrained and checkpoint is None)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint, name, args)
+    elif pretrained:
+        _warn_of_drawn_head(name, cfg, model)
     check_finite(model, str(checkpoint or name))
     final = {**cfg_of(model), **overlay}
     final["input_size"] = input_size(final, args)
     vars(model).update(pretrained_cfg=final, default_cfg=final)
     return model.eval(), Architecture(known, args, public_cfg(final))
+
+
+def _warn_of_drawn_head(name: str, cfg: Mapping[str, Any], model: nn.Module) -> None:
+    there, wanted = cfg.get("num_classes"), getattr(model, "num_classes", None)
+    if there and wanted and wanted != there:
+        warnings.warn(
+            f"{name}: the pretrained weights are of {there} classes, the model has {wanted}; its classifier is drawn "
+            "at random and what is compared with it means nothing; pass a checkpoint with a trained one",
+            stacklevel=3,
+        )
 
 
 def _requested(cfg: Mapping[str, Any], overlay: Mapping[str, Any], args: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hypercompress.architecture.weights import SUFFIXES, read_weights
 from hypercompress.data import Preprocess, open_data, registered_names
 from hypercompress.errors import ArtefactError, DataError, HypercompressError, ModelError
 from hypercompress.models import is_student_folder
+from hypercompress.saved.artefact import CARD, CONFIG, REPORT, WEIGHTS
 from hypercompress.synthetic.inversion import FEWER
 
 SYNTHETIC, NOISE = "synthetic", "noise"  # DATA that is made: from the model itself, or 1/f noise
@@ -189,4 +190,12 @@ def writable(folder: Path) -> None:
         raise ArtefactError(
             f"received the output {folder} below {there}, where nothing can be written; expected a folder with write "
             "permission; choose another path"
+        )
+
+
+def apart(file: Path, folder: Path) -> None:
+    """The file is none of those that a student in this folder is made of."""
+    if os.path.realpath(file) in {os.path.realpath(folder / name) for name in (CONFIG, WEIGHTS, REPORT, CARD)}:
+        raise ArtefactError(
+            f"received the output {file}, a part of the student itself; expected another file; choose another path"
         )

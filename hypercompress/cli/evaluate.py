@@ -60,7 +60,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
 
     terminal.phase("read images")
     names = inputs.class_names(arguments.student) or inputs.class_names(arguments.against)
-    images = _named(open_data(arguments.data, preprocess, train=False), shapes[0], names, terminal)
+    read = open_data(arguments.data, preprocess, train=False)
+    images = _named(read, shapes[0], names, terminal, compared=teacher is not None)
     if teacher is None and not images.labelled:
         raise DataError(
             f"received images of {arguments.data} without labels of the model's classes and no --against; expected "
@@ -137,10 +138,14 @@ def _sources(arguments: Namespace) -> tuple[inputs.Source, inputs.Source | None]
     return source(arguments.student), None if arguments.against is None else source(arguments.against)
 
 
-def _named(images: ImageData, outputs: tuple[int, ...], names: list[str], terminal: Terminal) -> ImageData:
-    """The images, labelled where top-1 means something; more classes than the model can name are a mistake."""
+def _named(
+    images: ImageData, outputs: tuple[int, ...], names: list[str], terminal: Terminal, *, compared: bool
+) -> ImageData:
+    """The images, labelled where top-1 means something; more classes than the model can name are a mistake where there
+    is nothing else to measure.
+    """
     classes = len(images.classes)
-    if images.labelled and outputs and classes > outputs[0]:
+    if images.labelled and outputs and classes > outputs[0] and not compared:
         raise DataError(
             f"received images of {classes} classes for a model of {outputs[0]} outputs; expected a class for each "
             "label; use the data set the model was trained for"

@@ -1,6 +1,7 @@
 """``hypercompress export``: a student as one file that runs elsewhere, run and compared before it is kept."""
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ def export(arguments: Namespace) -> None:
         lambda: _preprocessing(arguments),
         lambda: _device(arguments),
         lambda: refuse_existing_file(arguments.file, arguments.overwrite),
+        lambda: checks.apart(arguments.file, Path(arguments.student)),
         lambda: checks.writable(arguments.file.parent),
         *checks.common(arguments, batch_size=2),
     )

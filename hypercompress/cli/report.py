@@ -1,6 +1,5 @@
 """``hypercompress report``: a student's report as a table, as a page, or as it is."""
 
-import os
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,11 +47,7 @@ def _writable(folder: Path, file: Path | None, *, overwrite: bool) -> None:
         return
     refuse_existing_file(file, overwrite)
     checks.writable(file.parent)
-    own = (artefact.CONFIG, artefact.WEIGHTS, artefact.REPORT, artefact.CARD)
-    if os.path.realpath(file) in {os.path.realpath(folder / name) for name in own}:
-        raise ArtefactError(
-            f"received the output {file}, a part of the student itself; expected another file; choose another path"
-        )
+    checks.apart(file, folder)
 
 
 def _page(saved: Saved, folder: Path) -> str:

@@ -123,8 +123,12 @@ def _choose(root: Path, train: bool) -> tuple[Path, list[str], list[str]]:
 
 
 def _choose_split(training: Path, held_out: Path, train: bool) -> tuple[Path, list[str], list[str]]:
-    """As `_choose`; the classes are the folders of ``training`` with images in one of the splits."""
+    """As `_choose`; the classes are the folders of ``training`` with images in one of the splits, and where it has no
+    folders, for want of labels, those of the other split.
+    """
     (found, empty), (others, _) = _folders(training), _folders(held_out)
+    if not train and not found and not empty:
+        return held_out, others, []
     strange = sorted(set(others) - {*found, *empty})
     if strange and not train:
         raise DataError(

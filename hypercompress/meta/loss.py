@@ -200,6 +200,7 @@ def _adapt(
         for tensor, gradient in zip(point.trainable(), gradients, strict=True):
             tensor.grad = gradient
         optimiser.step()
+        torch.clear_autocast_cache()  # it holds the casts of what has just been changed
     return point
 
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from hypercompress.architecture import Architecture
 from hypercompress.errors import GeneratorError
 from hypercompress.report import moved_report
-from hypercompress.running.calling import Progress, keeping_random_state
+from hypercompress.running.calling import Progress, keeping_random_state, precision
 from hypercompress.running.copying import as_written, copy_of
 from hypercompress.student import Student
 from hypercompress.transfer.apply import copies
@@ -59,7 +60,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         support: images [n, c, h, w] prepared for the model, or batches ``(images, labels)``.
         labels: of the images, from 0; every class at least once.
         shots: use so many images of each class, drawn by ``seed``; ``None``: all.
-        steps: ordinary steps of AdamW afterwards.
+        steps: ordinary steps of AdamW afterwards, in single precision where the model is in half.
         views: of each image, slightly turned, scaled and shifted, for the head; with any, each step sees new ones, one
             of each image or, where they move the features, so many that 64 images are together. 0: the images alone,
             for tasks in which place, size or direction is what tells the classes apart.
@@ -97,8 +98,11 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         raise GeneratorError(f"received follow={follow:g}; expected a share of the way in (0, 1]; change it")
     with keeping_random_state(model):
         generator = _generator(network, _device(model))
-        found = as_support(support, labels, shots, seed, names)
-        fitted = start_from(model, architecture, generator, found, views, seed)
+        own = precision(model)
+        half = steps > 0 and own.itemsize < torch.float32.itemsize
+        moved = copy_of(model).float() if half else model
+        found = replace(as_support(support, labels, shots, seed, names), dtype=torch.float32 if half else None)
+        fitted = start_from(moved, architecture, generator, found, views, seed)
         inner, images = fitted.backbone.model, len(fitted.reading.labels)
         share = share_of(fitted.look, images, found.classes) if follow is None else float(follow)
         rates = rates_of(what, fitted.look, steps) if rate is None else (float(rate),)
@@ -116,7 +120,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
                 progress,
             )
             go_back(inner, before, share)
-    student, seconds = fitted.student, time.perf_counter() - start
+    student, seconds = fitted.student.to(own) if half else fitted.student, time.perf_counter() - start
     told = transfer_report(fitted) | {
         "steps": steps,
         "rate": taken if steps else None,

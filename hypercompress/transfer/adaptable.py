@@ -176,9 +176,11 @@ def channels_first(x: Tensor, axis: int) -> Float[Tensor, "n c p"]:
 
 
 def _axis(module: nn.Module) -> int:
-    """Where a norm has its channels."""
+    """Where a norm has its channels. timm has many that subclass `torch.nn.LayerNorm` and have them first: ``2d`` is in
+    their names.
+    """
     first = (*BATCH_NORMS, nn.GroupNorm, LayerNorm2d, LayerNormAct2d)
-    return 1 if isinstance(module, first) else -1
+    return 1 if isinstance(module, first) or "2d" in type(module).__name__ else -1
 
 
 def _affine(module: nn.Module) -> Tensor:

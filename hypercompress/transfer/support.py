@@ -23,10 +23,12 @@ class Support:
     Args:
         batches: ``(images, labels)``, labels from 0.
         classes: how many; 0: not known yet.
+        dtype: that images of floating point are cast to; ``None``: as they come.
     """
 
     batches: Iterable[Any]
     classes: int
+    dtype: torch.dtype | None = None
 
     @property
     def fixed(self) -> bool:
@@ -53,7 +55,10 @@ class Support:
                     f"received the label {int(labels.max())} for {self.classes} classes; expected 0 to "
                     f"{self.classes - 1}; number the classes from 0"
                 )
-            yield ordinary(batch[0].to(device)), ordinary(labels.to(device, torch.int64))
+            images = batch[0].to(device)
+            if self.dtype is not None and images.is_floating_point():
+                images = images.to(self.dtype)
+            yield ordinary(images), ordinary(labels.to(device, torch.int64))
 
 
 def as_support(

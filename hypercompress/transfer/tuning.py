@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hypercompress.errors import NonFiniteError
 from hypercompress.running.calling import Progress, evaluating
+from hypercompress.running.memory import finite
 from hypercompress.transfer.adaptable import Role, Site
 
 WARMUP = 0.25  # of the steps: AdamW's first ones move every weight by the rate, whatever its gradient
@@ -63,7 +64,7 @@ def tune(
         the mean loss of the last `LAST` steps, in nats; NaN without any.
 
     Raises:
-        NonFiniteError: the loss became NaN or infinite.
+        NonFiniteError: the loss, or a weight after the last step, became NaN or infinite.
     """
     asking = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     chosen = set(names)
@@ -88,6 +89,11 @@ def tune(
                 rates.step()
                 if progress is not None:
                     progress("steps", step + 1, f"at a rate of {rate:g}")
+        if losses and not all(finite(p) for p in tuned if p.requires_grad):
+            raise NonFiniteError(
+                "received NaN or infinity in the weights after the last step; expected finite ones; lower the learning "
+                "rate or take fewer steps"
+            )
     finally:
         optimizer.zero_grad()
         for name, parameter in model.named_parameters():

@@ -232,3 +232,11 @@ def test_real_pretrained_weights_load(assets: Path) -> None:
     assert recognised is not None
     assert recognised.name.startswith("tf_efficientnet_lite0")
     assert architecture.args == {}
+
+
+def test_a_head_that_is_drawn_is_told_of(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    name = _local(tmp_path / "model", weights)
+    with pytest.warns(UserWarning, match="of 10 classes, the model has 3; its classifier is drawn at random"):
+        model, _ = load_timm(name, model_args={"num_classes": 3})
+    assert model.num_classes == 3
+    load_timm(name, model_args={"num_classes": 3}, pretrained=False)  # all of it is drawn, as was asked for

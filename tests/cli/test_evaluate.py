@@ -87,6 +87,18 @@ def test_unlabelled_images(run: Run, student: Path, tmp_path: Path) -> None:
     assert "without labels of the model's classes and no --against" in err
 
 
+def test_more_classes_than_outputs_are_no_labels(run: Run, student: Path, tmp_path: Path) -> None:
+    for name in "abcdefghijkl":
+        write_images(tmp_path / "many" / name, 1)
+    words = ("evaluate", student, "--data", tmp_path / "many")
+    code, out, err = run(*words, "--against", student)
+    assert (code, err) == (0, "")
+    assert "top1: not measured (" in out
+    code, _, err = run(*words)
+    assert code == 2
+    assert "received images of 12 classes for a model of 10 outputs" in err
+
+
 def test_a_teacher_of_another_normalisation_gets_its_own_images(run: Run, student: Path, tmp_path: Path) -> None:
     """STUDENT is the teacher, said to want other images; what is given on the command line is for both."""
     small = hypercompress.from_pretrained(student)

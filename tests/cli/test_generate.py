@@ -214,7 +214,11 @@ def test_a_student_of_a_student_that_is_larger_is_told(run: Run, student: Path, 
     assert f"MODEL: a student of {count:,} parameters: shares are of its dense form, {dense:,} parameters" in out
     assert err.startswith(f"warning: received a student of {count:,} parameters, of which one of ")
     assert f"pass a smaller budget (as parameters below {count / dense:.3g})" in err
-    code, _, err = run("generate", student, tmp_path / "smaller", "--params", 0.2, "--generator", "svd")
+    words = ("generate", student, tmp_path / "smaller", "--params", 0.2, "--generator", "svd")
+    code, _, err = run(*words, "--model-args", '{"num_classes": 7}')
+    assert code == 2
+    assert "student folder" in err
+    code, _, err = run(*words)
     assert (code, err) == (0, "")
 
 

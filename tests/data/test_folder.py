@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hypercompress.data import Preprocess, folder, open_data
+from hypercompress.data import Preprocess, check_splits, folder, open_data
 from hypercompress.errors import DataError
 
 PLAIN = Preprocess((1, 8, 8), (0.0,), (1.0,))
@@ -98,6 +98,16 @@ def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
     paint(tmp_path / "val" / "b" / "1.png")
     with pytest.raises(DataError, match=r"with classes b that .*train lacks"):
         open_data(str(tmp_path), PLAIN, train=False)
+
+
+def test_labels_of_the_held_out_images_alone(tmp_path: Path) -> None:
+    paint(tmp_path / "train" / "1.png")
+    for name in "ab":
+        paint(tmp_path / "val" / name / "1.png")
+    check_splits(tmp_path)
+    assert not open_data(str(tmp_path), PLAIN, train=True).labelled
+    held_out = open_data(str(tmp_path), PLAIN, train=False)
+    assert (held_out.classes, held_out.labels.tolist()) == (("a", "b"), [0, 1])
 
 
 def test_a_folder_without_images_is_no_class(tmp_path: Path) -> None:

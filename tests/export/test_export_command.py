@@ -49,6 +49,14 @@ def test_the_command_writes_a_program_of_torch(run: Run, folder: Path, tmp_path:
     assert run_elsewhere(tmp_path / "student.pt2", "torch-export", torch.randn(4, 3, 32, 32)).shape == (4, 10)
 
 
+def test_an_export_never_replaces_a_part_of_the_student(run: Run, folder: Path) -> None:
+    held = (folder / "model.safetensors").read_bytes()
+    code, _, err = run("export", folder, folder / "model.safetensors", "--overwrite", *TORCH)
+    assert code == 2
+    assert "a part of the student itself" in err
+    assert (folder / "model.safetensors").read_bytes() == held
+
+
 def test_the_command_quantizes(run: Run, folder: Path, tmp_path: Path) -> None:
     data = ("--data", "fashion_mnist_mini", "--mean", 0.286, "--std", 0.353, "--images", 64)
     code, out, err = run("export", folder, tmp_path / "file", "--int8", *SIZE, *data)

@@ -36,7 +36,7 @@ def distilled(
     settings = {"max_steps": 2, "limit_val_batches": 0, "enable_checkpointing": True, **options}
     system = Distillation(folders[1], TeacherSource(str(folders[0])))
     data = ImageDataModule("fashion_mnist_mini", limit=64, batch_size=16, val_limit=32, augment="flip")
-    run = trainer(**settings, callbacks=[saving, SaveWhenStopped(), *callbacks])
+    run = trainer(**settings, callbacks=[saving, *callbacks, SaveWhenStopped()])
     run.fit(system, data, ckpt_path=ckpt_path, weights_only=True)
     return system
 

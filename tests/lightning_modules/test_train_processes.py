@@ -1,8 +1,10 @@
 """train.py in processes of its own: two that keep in step, and one that is told to stop."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +46,36 @@ def test_sigterm_leaves_a_checkpoint_and_143(root: Path, here: Path, folders: Fo
 
 
 TWO = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
+
+
+def test_two_processes_stop_together_after_the_same_whole_step(root: Path, here: Path, folders: Folders) -> None:
+    """A scheduler signals all processes of a group at once, and the middle of an accumulated step is no place to stop."""
+    words = ["fit", "--config", config(root, "distill"), *start(folders), *TWO, "--trainer.max_steps", "100000"]
+    words += [
+        "--trainer.max_epochs",
+        "-1",
+        "--trainer.limit_val_batches",
+        "0",
+        "--trainer.accumulate_grad_batches",
+        "3",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command, checkpoint = [sys.executable, str(root / "train.py"), *words], here / "runs/debug/distill/last.ckpt"
+    with (here / "said").open("w+") as said:
+        process = subprocess.Popen(command, cwd=here, env=environment, stdout=said, stderr=said, start_new_session=True)
+        try:
+            while process.poll() is None and not checkpoint.exists():
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGTERM)
+            assert process.wait(timeout=60) == 143
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        found = re.search(r"stopped by SIGTERM after step (\d+)", (here / "said").read_text())
+    assert found is not None
+    content = torch.load(checkpoint, weights_only=True)
+    batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
+    assert (content["global_step"], batches) == (int(found[1]), 3 * int(found[1]))
 
 
 @pytest.mark.parametrize("name", ["distill", "finetune"])

@@ -24,7 +24,7 @@ from hypercompress.meta import (
     meta_loss,
     prepare_case,
 )
-from hypercompress.meta.loss import _adapt, _others
+from hypercompress.meta.loss import _adapt, _others, _Point
 from hypercompress.reconstruction import reconstruct
 from hypercompress.specs import Budget, Side
 from hypercompress.student import build_student
@@ -231,3 +231,21 @@ def test_look_ahead_trains_with_norms_as_distillation_does(case: Case) -> None:
     moved = {name for name, buffer in point.buffers.items() if not torch.equal(buffer, before[name])}
     assert moved == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
     assert all(torch.equal(before[name], tensor) for name, tensor in case.teacher.state_dict().items())
+
+
+def test_look_ahead_under_autocast_takes_its_steps_from_where_the_last_one_led(case: Case) -> None:
+    """Casts of the weights that a step has changed are made anew: the way is that of single precision, not of one
+    gradient again and again.
+    """
+    emission = generate(small(), case, BUDGET, measured=True)[0]
+    options = (case, emission, _others(case, emission), images(13), Objective(inner_rate=1e-2))
+    single = _adapt(*options)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = _adapt(*options)
+
+    def way(point: _Point) -> Tensor:
+        return torch.cat([tensor.detach().flatten() for tensor in point.trainable()])
+
+    start = way(_adapt(case, emission, _others(case, emission), images(1)[:0], Objective()))
+    moved, other = way(single)[: len(start)], way(half)[: len(start)]
+    assert float((moved - other).norm()) < 0.2 * float((moved - start).norm())

@@ -121,3 +121,13 @@ def test_a_changed_input_size_survives_a_reload(tmp_path: Path) -> None:
     assert (report["student"]["macs"], report["predicted_kl"]) == (None, None)
     with torch.no_grad():
         assert torch.equal(from_pretrained(tmp_path / "s")(x), student(x))
+
+
+@pytest.mark.parametrize("size", [96, (96, 64)])
+def test_images_are_prepared_in_the_changed_size(tmp_path: Path, size: int | tuple[int, int]) -> None:
+    student, wanted = vit_student(), (3, 96, 96 if size == 96 else 64)
+    student.set_input_size(size)
+    student.save_pretrained(tmp_path / "s")
+    for one in (student, from_pretrained(tmp_path / "s")):
+        assert Preprocess.of(one).input_size == Preprocess.of(one.model).input_size == wanted
+        assert Preprocess.of(one).crop_pct == 1

@@ -1,14 +1,17 @@
 """Steps of gradient descent after the closed form: what they touch, and their rate."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hypercompress import Budget, adapt, compress
+from hypercompress.errors import NonFiniteError
+from hypercompress.report import bytes_of
 from hypercompress.transfer.rates import CANDIDATES
-from hypercompress.transfer.tuning import WARMUP, Tuned, schedule
+from hypercompress.transfer.tuning import WARMUP, Tuned, schedule, tune
 from tests.transfer.models import Make, model_of
 
 
@@ -62,3 +65,31 @@ def test_a_single_step_is_a_third_of_the_rate(make_task: Make) -> None:
     start, moved = (dict(adapt(model, x, y, steps=steps, **options).named_parameters()) for steps in (0, 1))
     furthest = max(float((moved[name] - value).detach().abs().max()) for name, value in start.items())
     assert furthest == pytest.approx(1e-3, rel=0.01), "AdamW's first step is the rate wherever there is a gradient"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_steps_of_a_model_in_half_precision_are_taken_in_single(dtype: torch.dtype, make_task: Make) -> None:
+    model, (x, y) = model_of().to(dtype), make_task(shots=4)
+    x, some = x.to(dtype), {"network": "none", "views": 2, "steps": 3, "rate": 1e-5}
+    tuned = adapt(model, x, y, **some)
+    single = adapt(copy.deepcopy(model).float(), x.float(), y, **some).to(dtype)
+    assert {p.dtype for p in tuned.parameters()} == {p.dtype for p in model.parameters()} == {dtype}
+    assert all(torch.equal(value, single.state_dict()[name]) for name, value in tuned.state_dict().items())
+    assert all(bool(p.isfinite().all()) for p in tuned.parameters())
+    assert tuned.report["student"]["bytes"] == tuned.report["teacher"]["bytes"] == bytes_of(tuned)
+
+
+class _Kink(nn.Module):
+    """Finite outputs with a gradient that is none: the root's at 0, times 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (0 * self.weight).sqrt()
+
+
+def test_weights_that_the_last_step_breaks_are_told_of() -> None:
+    with pytest.raises(NonFiniteError, match="NaN or infinity in the weights after the last step"):
+        tune(_Kink(), ["weight"], lambda: [(torch.randn(3, 2), torch.tensor([0, 1, 0]))], 1, 1e-3)

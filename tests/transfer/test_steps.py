@@ -10,7 +10,7 @@ from torch import nn
 
 from hypercompress import adapt
 from hypercompress.errors import GeneratorError
-from hypercompress.saved.card import steps_line
+from hypercompress.saved.card import steps_line, transfer_line
 from hypercompress.transfer import steps
 from hypercompress.transfer.steps import HALF, MANY, NEAR, go_back, share_of
 from hypercompress.transfer.views import Look
@@ -72,6 +72,9 @@ def test_without_steps_nothing_is_followed(make_task: Make) -> None:
     model, (x, y) = timm.create_model("test_resnet", in_chans=1).eval(), make_task()
     told = adapt(model, x, y, network="none", follow=0.5).report["transfer"]
     assert (told["steps"], told["followed"]) == (0, None)
+    told = {"loo": {"plain": {"accuracy": 0.5}}, "kept": "plain", "ways": 2, "images": 6, "why": "", "penalty": 1}
+    assert "accuracy before the steps 0.5000" in transfer_line({**told, "steps": 4})
+    assert "accuracy 0.5000" in transfer_line({**told, "steps": 0})
     assert steps_line({"steps": 4, "tuned": "all"}) == "4 steps on all parameters", "of a student that is older"
 
 
