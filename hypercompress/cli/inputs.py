@@ -21,7 +21,7 @@ from hypercompress.running.calibration import to_device
 from hypercompress.running.calling import evaluating, precision
 from hypercompress.saved.artefact import read_report
 from hypercompress.specs import ModelSpec
-from hypercompress.student import Student, low_rank_layers
+from hypercompress.student import from_pretrained, low_rank_layers
 
 LEAST_BATCHES = 16  # the calibration images are cut finer where there are few, so that held-out batches exist
 
@@ -92,8 +92,9 @@ def load_dense(
     """
     if not is_student_folder(source.text):
         return *load(source, input_size), None
-    student, _ = load(source)
-    assert isinstance(student, Student)
+    if source.checkpoint is not None or source.model_args:
+        load(source)  # which refuses them
+    student = from_pretrained(source.text)
     other = [name for name, layer in low_rank_layers(student.model).items() if not layer.restores_class]
     if other:
         raise ModelError(

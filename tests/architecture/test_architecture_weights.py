@@ -235,7 +235,8 @@ def test_real_pretrained_weights_load(assets: Path) -> None:
 
 
 def test_a_head_that_is_drawn_is_told_of(tmp_path: Path, weights: dict[str, Tensor]) -> None:
-    name = _local(tmp_path / "model", weights)
+    cfg = {"input_size": [1, 40, 40], "num_classes": 10, "first_conv": "conv1.0", "classifier": "fc"}
+    name = _local(tmp_path / "model", weights, pretrained_cfg=cfg)
     with pytest.warns(UserWarning, match="of 10 classes, the model has 3; its classifier is drawn at random"):
         model, _ = load_timm(name, model_args={"num_classes": 3})
     assert model.num_classes == 3

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from hypercompress.data import Preprocess
 from hypercompress.report import bytes_of, class_names, params_of, summary, with_new_head, with_new_input_size
 from hypercompress.student import Student, from_pretrained
 from tests.student.networks import vit_student
