@@ -246,6 +246,24 @@ def test_the_one_left_out_chooses_nothing(zoo: Path) -> None:
             assert written.call_count == count
 
 
+@IGNORED
+def test_what_a_teacher_draws_follows_from_seed_and_step(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as of dropout, in the steps to come: a resumed run has to see the same, and others are not disturbed."""
+    system = MetaTraining(zoo, Path("out"), episodes=Episodes(calibration=32, refit_images=8, look_ahead=(0,)))
+    system.setup("fit")
+    monkeypatch.setattr(meta_training, "meta_loss", lambda *_, **__: (torch.rand(()), 0.0))
+    system._trainer = Mock(spec=Trainer, global_rank=0, global_step=0)
+    losses = list[float]()
+    with patch.object(system, "log_dict"):
+        for step, seed in ((3, 0), (3, 1), (4, 0)):
+            torch.manual_seed(seed)
+            losses.append(float(system.training_step(step).detach()))
+            after = torch.rand(())
+            torch.manual_seed(seed)
+            assert torch.equal(after, torch.rand(()))
+    assert losses[0] == losses[1] != losses[2]
+
+
 def test_a_named_part_of_the_zoo(zoo: Path) -> None:
     add(zoo, "four", "train")
     assert [entry.name for entry in read_index(zoo, ["four", "two"])] == ["two", "four"]

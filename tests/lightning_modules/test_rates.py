@@ -94,10 +94,13 @@ def test_each_fit_chooses_anew(
 
 
 @pytest.mark.filterwarnings("ignore:the student answers as its teacher does")
-def test_a_student_that_is_its_teacher_does_not_move(folders: Folders, trainer: Callable[..., Trainer]) -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_student_that_is_its_teacher_does_not_move(
+    precision: str, folders: Folders, trainer: Callable[..., Trainer]
+) -> None:
     system = distilled(folders, folders[0])
     before = {name: value.clone() for name, value in system.network.state_dict().items()}
-    run = trainer(max_steps=4, limit_val_batches=0)
+    run = trainer(max_steps=4, limit_val_batches=0, precision=precision)
     run.fit(system, images())
     assert (system.rate, run.global_step) == (0, 1), "nor goes on to no purpose"
     after = system.network.state_dict()
