@@ -3,6 +3,7 @@
 import math
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -28,9 +29,14 @@ class KeepsBest(LightningModule):
         """Write the network as it is; called on rank zero."""
         raise NotImplementedError
 
+    def validation_step(self, step: int) -> None:
+        """Judge the network; with the gradients that the caller asks for."""
+        raise NotImplementedError
+
     def judged(self, row: dict[str, float], score: float | None) -> None:
         """Log what a validation found, and in a fit write the network if it is the best; without a score the latest."""
-        self.log_dict({k: v for k, v in row.items() if k != "step"}, batch_size=1, sync_dist=True)
+        if self.trainer.validating or self.trainer.testing:  # elsewhere Lightning takes no such numbers
+            self.log_dict({k: v for k, v in row.items() if k != "step"}, batch_size=1, sync_dist=True)
         rank_zero_info(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
         if keeps(self.trainer):
             self.curve.append(row)
@@ -45,6 +51,29 @@ class KeepsBest(LightningModule):
     def test_step(self, step: int) -> None:
         """As validation: what was held out of training is all that there is."""
         self.validation_step(step)
+
+    def on_train_start(self) -> None:
+        self._catch_up()
+
+    def on_fit_end(self) -> None:
+        """A fit that goes on from the checkpoint of its last step trains nothing, and nothing else would be called."""
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Judge what was never judged.
+
+        A checkpoint is written before the validation of the same step, and Lightning skips that one when it goes on.
+        Without it a run that crashed later would have forgotten the network that lies there, and replace it by a worse.
+        """
+        every, seen = self.trainer.val_check_batch, {row["step"] for row in self.curve}
+        passes = self.trainer.global_step * self.trainer.accumulate_grad_batches
+        due = self.trainer.enable_validation and isinstance(every, int) and passes > 0 and passes % every == 0
+        if due and keeps(self.trainer) and self.trainer.global_step not in seen:
+            training = self.training
+            self.eval()
+            with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
+                self.validation_step(0)
+            self.train(training)
 
     def on_train_end(self) -> None:
         """A run too short for a validation keeps its last network."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
@@ -31,8 +31,8 @@ class HasStudent(Protocol):
 class SaveStudent(Callback):
     """At the end of a fit, rank zero writes the student folder; before the first step a folder in the way is refused.
 
-    A fit that takes no step (one that goes on from its end, or has no batches) and a trial run (``fast_dev_run``)
-    leave what is there.
+    A fit that goes on from the checkpoint of its last step writes what that run was to leave. One that has no batches
+    and a trial run (``fast_dev_run``) leave what is there.
 
     Buffers are taken from rank zero (BatchNorm moments differ between ranks by their last batch); parameters must be
     equal on all ranks.
@@ -68,22 +68,30 @@ class SaveStudent(Callback):
         """Lightning calls it only if there was something to train."""
         self._trained = True
 
-    def _stopped_at_the_end(self, trainer: Trainer) -> bool:
-        """Whether the checkpoint is of a run that had no step left but had not written its student."""
-        return trainer.global_step > 0 and not self.folder.exists()
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not keeps(trainer) or not (self._trained or self._stopped_at_the_end(trainer)):
+        if keeps(trainer) and not self._trained and trainer.global_step > 0 and trainer.limit_train_batches != 0:
+            self._trained = _ended(trainer, pl_module)
+        if not keeps(trainer) or not self._trained:
             rank_zero_warn(f"no student folder is written to {self.folder}: no step was taken, or none that counts")
             return
-        if not self._trained:
-            rank_zero_warn("an earlier run was stopped after its last step: its student is written as it was left then")
         assert isinstance(pl_module, HasStudent)  # by setup
         check_ranks(trainer, pl_module)
         student = pl_module.student()
         if trainer.is_global_zero:
             student.save_pretrained(self.folder, overwrite=self.overwrite)
             rank_zero_info(f"student folder: {self.folder}")
+
+
+def _ended(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Do what Lightning leaves out where no step is left: put the average in place and measure. Whether it can."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        return False  # its average takes one epoch more, for the moments of BatchNorms
+    for callback in callbacks:
+        if isinstance(callback, WeightAveraging):
+            callback.on_train_end(trainer, pl_module)
+    pl_module.on_train_end()
+    return True
 
 
 class TellReplaced(Callback):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from hypercompress import from_pretrained
 from hypercompress.errors import ArtefactError
-from lightning_modules.callbacks import SaveStudent, SaveWhenStopped, StepLines, TellReplaced, _name, checksum
+from lightning_modules.callbacks import SaveStudent, SaveWhenStopped, StepLines, TellReplaced, _ended, _name, checksum
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.source import TeacherSource
@@ -125,23 +126,32 @@ def test_lines_stand_in_for_a_bar_where_no_terminal_shows_one(
 @pytest.mark.filterwarnings(
     "ignore:Checkpoint directory .* exists and is not empty", "ignore:no student folder", "ignore:on validation images"
 )
-def test_a_fit_that_takes_no_step_leaves_what_is_there(
-    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
-) -> None:
-    """One that goes on from its own end, whose average of the weights is not in place; none; and a trial run."""
-    out = tmp_path / "out"
+def test_a_fit_that_takes_no_step(folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    """From the checkpoint of its end it writes what was to be left; without batches and on trial it writes nothing."""
+    out, point = tmp_path / "out", tmp_path / "last.ckpt"
 
-    def run(**options: Any) -> None:
+    def run(**options: Any) -> dict[str, bytes]:
         callbacks = (SaveStudent(out), EMAWeightAveraging(decay=0.5))
-        distilled(folders, trainer, tmp_path, *callbacks, every=2, limit_val_batches=1.0, **options)
+        distilled(folders, trainer, tmp_path, *callbacks, every=2, **{"limit_val_batches": 1.0, **options})
+        return {path.name: path.read_bytes() for path in out.iterdir()}
 
-    run()
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert json.loads(before["report.json"])["fidelity"]["kl"] is not None
-    run(ckpt_path=tmp_path / "last.ckpt")
-    run(limit_train_batches=0)
-    run(fast_dev_run=True)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    whole = run()
+    assert json.loads(whole["report.json"])["fidelity"]["kl"] is not None
+    assert run(ckpt_path=point) == whole
+    shutil.rmtree(out)
+    assert run(ckpt_path=point) == whole  # with the average of the weights, and measured
+    shutil.copy(point, tmp_path / "end.ckpt")
+    another = run(max_steps=1)  # an older run's
+    assert another != whole
+    assert run(limit_train_batches=0) == run(fast_dev_run=True) == another
+    assert run(limit_train_batches=0, ckpt_path=tmp_path / "end.ckpt") == another
+    assert run(ckpt_path=tmp_path / "end.ckpt") == whole
+
+
+def test_an_average_that_takes_an_epoch_more_is_not_made_up_for(trainer: Callable[..., Trainer]) -> None:
+    run = trainer(callbacks=[StochasticWeightAveraging(swa_lrs=1e-3)])
+    assert not _ended(run, LightningModule())
+    assert _ended(trainer(), LightningModule())
 
 
 class Stop(Callback):
@@ -159,9 +169,7 @@ class Stop(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:stopped by SIGTERM", "ignore:Checkpoint directory .* exists", "ignore:an earlier run was stopped"
-)
+@pytest.mark.filterwarnings("ignore:stopped by SIGTERM", "ignore:Checkpoint directory .* exists")
 def test_what_sigterm_stops_in_its_last_step_is_written_by_the_run_that_goes_on(
     folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from hypercompress.data import Preprocess
 from hypercompress.data.episodes import Pool, sample_episode
 from hypercompress.errors import DataError
 from hypercompress.transfer import load_network
+from lightning_modules.best import KeepsBest
 from lightning_modules.transfer import Sources, TransferTraining, clipped, moved
 
 Folders = tuple[Path, Path]
@@ -39,10 +40,15 @@ def last_weights() -> dict[str, torch.Tensor]:
 def test_a_run_leaves_a_network_and_a_resumed_one_ends_the_same(
     root: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A checkpoint is older than the validation of its step: the run that goes on from it makes up for it."""
     monkeypatch.chdir(tmp_path)
+    rows: list[dict[str, float]] = []
+    judged = KeepsBest.judged
+    monkeypatch.setattr(KeepsBest, "judged", lambda self, row, score: (rows.append(row), judged(self, row, score))[1])
     constant = ("--model.optimization.schedule", "constant")
     fit(root, folders, *constant)
-    whole = last_weights()
+    whole, found = last_weights(), [*rows]
+    assert [row["step"] for row in found] == [2, 4]
     out = Path("network")
     assert load_network(out) is not None
     card = json.loads((out / "config.json").read_text())["training"]
@@ -53,8 +59,11 @@ def test_a_run_leaves_a_network_and_a_resumed_one_ends_the_same(
     shutil.rmtree("runs")
     fit(root, folders, *constant, "--trainer.max_steps", "2")
     shutil.rmtree("runs/debug/transfer/logs")
-    fit(root, folders, *constant, "--ckpt_path", "runs/debug/transfer/last.ckpt")
-    assert all(torch.equal(value, whole[name]) for name, value in last_weights().items())
+    for expected in (found, found[1:]):  # the second goes on from its end, where no step is left
+        rows.clear()
+        fit(root, folders, *constant, "--ckpt_path", "runs/debug/transfer/last.ckpt")
+        assert all(torch.equal(value, whole[name]) for name, value in last_weights().items())
+        assert rows == expected
 
 
 @pytest.mark.filterwarnings(
