@@ -28,7 +28,6 @@ from hypercompress.transfer import adapt
 from hypercompress.transfer.rates import CANDIDATES
 from hypercompress.transfer.steps import HALF, go_back, share_of
 from hypercompress.transfer.tuning import Tuned
-from hypercompress.transfer.views import VIEWS, Look
 
 KEY = ("backbone", "data", "tuned", "shots", "steps", "episode")
 MADE_OF = ("weights", "rate")
@@ -66,6 +65,7 @@ def followed(model: nn.Module, episode: Episode, options: argparse.Namespace, se
             tuned=options.tuned,
             rate=options.rate,
             follow=1.0,
+            levels=False,  # which near tasks do without
             seed=seed,
         )
         for steps in (0, options.steps)
@@ -83,7 +83,7 @@ def answers(model: nn.Module, episode: Episode) -> float:
 
 def as_adapt(row: Mapping[str, str]) -> str:
     """The column of the share that `adapt` would take."""
-    share = share_of(Look(VIEWS, False, "", moved=float(row["moved"])), WAYS * int(row["shots"]), WAYS)
+    share = share_of(float(row["moved"]), WAYS * int(row["shots"]), WAYS)
     return next(column for column, other in COLUMNS.items() if other == share)
 
 

@@ -34,7 +34,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.few_shot.adapted import ADAPTED, DEFAULT, network_digest, steps_of
+from benchmarks.few_shot.adapted import ADAPTED, DEFAULT, LEVELS, network_digest, steps_of
 from benchmarks.few_shot.backbones import BACKBONES, TEACHER, Backbone, check_assets, open_backbone
 from benchmarks.few_shot.frozen import FROZEN
 from benchmarks.few_shot.intervals import block
@@ -110,8 +110,8 @@ def run_steps(
     Args:
         rates: by number of steps, 0 among them only for ours; ``None`` without steps and where `adapt` finds it.
     """
-    if method == DEFAULT:
-        solving = replace(solving, stack=0)  # its steps are those of `adapt`
+    if method in LEVELS:
+        solving = replace(solving, stack=0)  # heads differ in what they read, and the steps are those of `adapt`
 
     def key(numbers: range, steps: int) -> dict[str, Any]:
         rate = TRIED if method == DEFAULT else rates[steps]

@@ -62,7 +62,7 @@ def start_of(name: str, model: nn.Module, train: Pool, seed: int) -> Student:
     device, classes = next(model.parameters()).device, max(train.classes) + 1
     batches = [(images.to(device), labels.to(device)) for images, labels in _batches(train)]
     names = [str(label) for label in range(classes)]
-    found = adapt(model, batches, names=names, network=NETWORKS[name], views=0)  # the steps see none either
+    found = adapt(model, batches, names=names, network=NETWORKS[name], views=0, levels=False)  # steps see no views
     if name == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class Student(nn.Module):
         """Let the network be built with other arguments after a reload."""
         old = self.architecture
         if old is not None:
-            self.architecture = Architecture(old.name, {**old.args, **changed}, old.pretrained_cfg)
+            self.architecture = replace(old, args={**old.args, **changed})
 
     def _prepared_for(self, height: int, width: int) -> None:
         """Let images be prepared in another size, whole, as `load_timm` does where the size is not that of training."""
@@ -122,7 +123,7 @@ class Student(nn.Module):
         vars(self.model).update(pretrained_cfg=cfg | changed, default_cfg=cfg | changed)
         old = self.architecture
         if old is not None:
-            self.architecture = Architecture(old.name, old.args, {**old.pretrained_cfg, **changed})
+            self.architecture = replace(old, pretrained_cfg={**old.pretrained_cfg, **changed})
 
     def to_dense(self) -> nn.Module:
         """A copy with each pair of factors multiplied out and attention packed again, of the teacher's own structure (a

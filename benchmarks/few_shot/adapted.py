@@ -1,4 +1,4 @@
-"""Ours in the transfer benchmark: `hypercompress.transfer.adapt`, with and without the transfer network, views, all."""
+"""Ours in the transfer benchmark: `hypercompress.transfer.adapt`, with and without its network, views, levels, all."""
 
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
@@ -23,9 +23,10 @@ from hypercompress.transfer.support import as_support
 from hypercompress.transfer.tuning import Tuned, schedule, tuned_names
 from hypercompress.transfer.views import step_viewer
 
-DEFAULT = "adapt-default-views"  # as users have it: rates tried on far tasks, half of the way on near ones
-ADAPTED = ("adapt", "adapt-plain", "adapt-all", "ridge-views", "adapt-views", "adapt-all-views", DEFAULT)
-CLOSED = ("adapt", "ridge-views", "adapt-views")  # those that are something of their own without steps
+DEFAULT = "adapt-default-views"  # as users have it: levels, rates tried on far tasks, half of the way on near ones
+LEVELS = ("adapt-levels", DEFAULT)  # those whose head may read levels
+ADAPTED = ("adapt", "adapt-plain", "adapt-all", "ridge-views", "adapt-views", "adapt-all-views", *LEVELS)
+CLOSED = ("adapt", "ridge-views", "adapt-views", *LEVELS)  # those that are something of their own without steps
 STEPPING = ("adapt", "adapt-plain", "adapt-all", "adapt-all-views", DEFAULT)
 PLAIN = ("adapt-plain", "ridge-views")  # without the network
 
@@ -86,6 +87,7 @@ def adapt_episode(
             episode.support_labels,
             steps=steps,
             views=views_of(method),
+            levels=method in LEVELS,
             network=folder or "none",
             tuned=tuned_by(method),
             rate=rate,
@@ -115,10 +117,10 @@ def adapt_together(
     What needs no steps is `adapt` itself, episode by episode and once for all numbers of steps; the steps are those of
     `hypercompress.transfer.tuning.tune` on a stack, at ``rate`` or the least of those that `adapt` tries.
     """
-    folder, views = network_folder(method, network), views_of(method)
+    folder, views, model = network_folder(method, network), views_of(method), backbone.model
     with counting(backbone.model, last) as passes:
         students = [
-            adapt(backbone.model, e.support, e.support_labels, views=views, network=folder or "none", seed=seed)
+            adapt(model, e.support, e.support_labels, views=views, levels=False, network=folder or "none", seed=seed)
             for e, seed in zip(episodes, seeds, strict=True)
         ]
     before = passes.forward // len(episodes)

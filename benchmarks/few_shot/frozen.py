@@ -1,4 +1,4 @@
-"""The heads on frozen features that need no step: nearest class mean and ridge regression.
+"""The heads on frozen features that need no step: nearest class mean, ridge regression, and ridge regression on pixels.
 
 Shape letters: ``n`` support images; ``m`` query images; ``d`` features.
 """
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hypercompress.transfer import fit_ridge
 
-FROZEN = ("ncm", "ridge")
+FROZEN = ("ncm", "ridge", "pixels")
+SIDE = 8  # pixels of a side that images are pooled to for the last of them
 
 
 def answer(
@@ -20,9 +21,14 @@ def answer(
     classes: int,
 ) -> Float[Tensor, "m classes"]:
     """Logits of the query images by one of `FROZEN`."""
-    if method == "ridge":
+    if method in ("ridge", "pixels"):
         return fit_ridge(support, labels, classes).logits(query)
     return nearest_class_mean(support, labels, query, classes)
+
+
+def pixels(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+    """What a head reads that needs no network."""
+    return F.adaptive_avg_pool2d(images, SIDE).flatten(1)
 
 
 def nearest_class_mean(

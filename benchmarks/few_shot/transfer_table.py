@@ -15,6 +15,7 @@ from benchmarks.shared.figures import save, values
 COLOURS = {
     "ncm": "tab:gray",
     "ridge": "black",
+    "pixels": "tab:olive",
     "probe": "tab:brown",
     "norm": "tab:blue",
     "lora": "tab:orange",
@@ -28,6 +29,7 @@ COLOURS = {
     "full-views": "mediumorchid",
     "adapt-views": "darkred",
     "adapt-all-views": "darkgreen",
+    "adapt-levels": "salmon",
     "adapt-default-views": "limegreen",
 }
 OURS = "adapt-all-views"  # as `hypercompress transfer --steps` is, but for the rate and near tasks

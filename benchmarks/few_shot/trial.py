@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.few_shot.backbones import Backbone, frozen_features
 from benchmarks.few_shot.clock import now
-from benchmarks.few_shot.frozen import answer
+from benchmarks.few_shot.frozen import answer, pixels
 from benchmarks.few_shot.passes import counting, last_layer
 from benchmarks.few_shot.tuning import Outcome, accuracy
 from hypercompress.data.episodes import Episode, Places, Pool, draw_places, episode_at
@@ -59,7 +59,10 @@ class Trial:
 
     def frozen(self, method: str, places: Places) -> float:
         """Accuracy of a closed-form head, from the features that are known."""
-        support, query = self.features[places.support], self.features[places.query]
+        if method == "pixels":
+            support, query = (pixels(self.pool.images[part]) for part in (places.support, places.query))
+        else:
+            support, query = self.features[places.support], self.features[places.query]
         logits = answer(method, support, places.support_labels, query, len(places.classes))
         return accuracy(logits, places.query_labels)
 
@@ -74,6 +77,9 @@ class Trial:
         """The same with nothing known beforehand: what it costs."""
         episode, query, device = episode_at(self.pool, places), self.features[places.query], self.backbone.device
         start = now(device)
+        if method == "pixels":
+            right = self.frozen(method, places)
+            return Outcome(right, 0.0, 0.0, now(device) - start)
         with counting(self.backbone.model, self.last) as passes:
             support = frozen_features(self.backbone.model, episode.support).cpu()
             right = accuracy(

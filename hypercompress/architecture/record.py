@@ -13,6 +13,7 @@ import timm
 from timm.models import PretrainedCfg
 from torch import nn
 
+from hypercompress.architecture.levels import Levels, read_levels
 from hypercompress.architecture.names import one_line, quiet_hub, registered_cfg
 from hypercompress.errors import ModelError
 
@@ -38,6 +39,7 @@ class Architecture:
         args: arguments of ``timm.create_model``, such as ``{"in_chans": 1, "num_classes": 10}``; JSON values.
         pretrained_cfg: what the model's ``pretrained_cfg`` says about its input (``input_size`` in pixels as
             [c, h, w], ``mean``, ``std``, ``interpolation``, ``crop_pct`` ...); laid over timm's own entries.
+        levels: what the classifier reads beside the last features; ``None``: nothing.
 
     Raises:
         ModelError: values that JSON cannot hold, or entries that name files, code or a network address.
@@ -46,6 +48,7 @@ class Architecture:
     name: str
     args: Mapping[str, Any] = field(default_factory=dict)
     pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)
+    levels: Levels | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "args", _checked("model arguments", self.args, RESERVED_ARGS))
@@ -60,7 +63,8 @@ def build(architecture: Architecture) -> nn.Module:
         ModelError: a name that timm does not know, or arguments the model does not take.
     """
     registered_cfg(architecture.name)
-    return create(architecture.name, architecture.args, overlay=tuples(architecture.pretrained_cfg)).eval()
+    model = create(architecture.name, architecture.args, overlay=tuples(architecture.pretrained_cfg)).eval()
+    return model if architecture.levels is None else read_levels(model, architecture.levels)
 
 
 def create(

@@ -223,9 +223,8 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         "--follow",
         type=float,
         metavar="SHARE",
-        help="how far the steps are followed, in (0, 1]: 0.5 takes the weights half way between those before and those "
-        "after them (default: 0.5 with 32 images a class or fewer on a task near to what MODEL was trained on, where a "
-        "view hardly moves the features, else 1)",
+        help="how far the steps are followed, in (0, 1]: 0.5 takes the weights half way between those before and after "
+        "them (default: 0.5 with 32 images a class or fewer where a view hardly moves the features, else 1)",
     )
     method.add_argument(
         "--views",
@@ -233,9 +232,10 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         default=VIEWS,
         metavar="N",
         help=f"random views of each image, slightly turned, scaled and shifted, for the head (default: {VIEWS}, used "
-        "where leaving one out finds them no worse), and new ones in each step; 0: none, where place, size or "
-        "direction tells the classes apart",
+        "where leaving one out finds them no worse) and steps; 0: none, where place or direction tells classes apart",
     )
+    levels = "let the head read the last features alone (default: maps of all stages too, where that is better)"
+    method.add_argument("--no-levels", action="store_true", help=levels)
     method.add_argument(
         "--tune",
         choices=("norms", "all"),
@@ -246,8 +246,7 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         "--network",
         default="auto",
         metavar="auto|none|PATH",
-        help="what generates new norms, biases and cores; none: nothing does; PATH: folder of a meta-trained "
-        "network (default: auto, the released one)",
+        help="what generates new norms, biases and cores: nothing, or a meta-trained network (default: the released)",
     )
     _model(parser, "MODEL")
     data = _data(parser, "train split; labelled", required=True)

@@ -81,6 +81,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         list(batches) if arguments.shots else batches,  # a few images are prepared once, a data set in each pass
         steps=arguments.steps,
         views=arguments.views,
+        levels=not arguments.no_levels,
         tuned=arguments.tune,
         follow=arguments.follow,
         network=arguments.network,

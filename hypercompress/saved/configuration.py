@@ -1,9 +1,11 @@
 """What config.json says about a student's network, as `save_pretrained` writes it; anybody may have written it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hypercompress.architecture import Architecture
+from hypercompress.architecture.levels import levels_from
 from hypercompress.errors import ArtefactError
 from hypercompress.saved.artefact import AS_SAVED, is_names
 
@@ -44,14 +46,15 @@ def architecture_in(value: Any, folder: Path) -> Architecture | None:
     keys = {"name": str, "args": dict, "pretrained_cfg": dict}
     if (
         not isinstance(value, dict)
-        or set(value) != set(keys)
+        or set(value) - {"levels"} != set(keys)
         or not all(isinstance(value[key], kind) for key, kind in keys.items())
     ):
         raise ArtefactError(
             f"received {folder}/config.json with an architecture that is no name with args and pretrained_cfg; "
             f"{AS_SAVED}"
         )
-    return Architecture(**value)
+    levels = levels_from(value["levels"]) if "levels" in value else None
+    return Architecture(**{key: value[key] for key in keys}, levels=levels)
 
 
 def as_json(architecture: Architecture | None) -> dict[str, Any] | None:
@@ -62,4 +65,6 @@ def as_json(architecture: Architecture | None) -> dict[str, Any] | None:
         "name": architecture.name,
         "args": dict(architecture.args),
         "pretrained_cfg": dict(architecture.pretrained_cfg),
+        # Only where there are any: earlier versions refuse what they do not know.
+        **({} if architecture.levels is None else {"levels": asdict(architecture.levels)}),
     }

@@ -37,6 +37,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     shots: int | None = None,
     steps: int = 0,
     views: int = VIEWS,
+    levels: bool = True,
     network: str | Path | TransferNetwork = "auto",
     tuned: str = Tuned.ALL,
     rate: float | None = None,
@@ -64,6 +65,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         views: of each image, slightly turned, scaled and shifted, for the head; with any, each step sees new ones, one
             of each image or, where they move the features, so many that 64 images are together. 0: the images alone,
             for tasks in which place, size or direction is what tells the classes apart.
+        levels: whether the head may read the maps of all stages beside the last features (`hypercompress.architecture
+            .levels`), which it does where leaving one out finds that better.
         tuned: what they tune: ``all`` parameters, or ``norms`` (scales and shifts of norms, biases and the head), which
             is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
         network: ``auto`` (the released one; nothing is generated if there is none), ``none``, a folder, or a network.
@@ -102,10 +105,10 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         half = steps > 0 and own.itemsize < torch.float32.itemsize
         moved = copy_of(model).float() if half else model
         found = replace(as_support(support, labels, shots, seed, names), dtype=torch.float32 if half else None)
-        fitted = start_from(moved, architecture, generator, found, views, seed)
+        fitted = start_from(moved, architecture, generator, found, views, seed, levels=levels)
         inner, images = fitted.backbone.model, len(fitted.reading.labels)
-        share = share_of(fitted.look, images, found.classes) if follow is None else float(follow)
-        rates = rates_of(what, fitted.look, steps) if rate is None else (float(rate),)
+        share = share_of(fitted.look.moved, images, found.classes) if follow is None else float(follow)
+        rates = rates_of(what, fitted.look.moved, steps) if rate is None else (float(rate),)
         taken, losses = rates[0], dict[float, float]()
         if steps:
             names_tuned = tuned_names(fitted.sites, inner, fitted.backbone.classifier, what)
@@ -141,7 +144,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
 
 def transfer_report(start: Start) -> dict[str, Any]:
     """What was chosen and by which numbers; null where leaving one out was impossible."""
-    reading, choice, look = start.reading, start.choice, start.look
+    reading, choice, weighed, look = start.reading, start.choice, start.look.plain, start.look
+    levels = start.backbone.levels
 
     def left_out(head: Ridge | None) -> dict[str, float | None]:
         return {"accuracy": head.loo_accuracy if head else None, "loss": head.loo_loss if head else None}
@@ -160,6 +164,13 @@ def transfer_report(start: Start) -> dict[str, Any]:
             "why": look.why,
             "moved": look.moved,
             "in_steps": start.in_steps,  # at most
+        },
+        "levels": {
+            "kept": levels is not None,
+            "weighing": str(weighed.weighing),
+            "why": start.no_levels or weighed.why,
+            "width": len(start.head.weight[0]),
+            "loo_loss": {str(weighing): loss for weighing, loss in weighed.losses.items()},
         },
         "loo": {
             "plain": left_out(reading.head),

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hypercompress.architecture import Levels, ReadsLevels
 from hypercompress.errors import ModelError
 
 
@@ -59,6 +60,15 @@ class Backbone(nn.Module):
         """Features with other values for some of the model's parameters; differentiable in these."""
         features: Tensor = functional_call(self, {f"model.{name}": p for name, p in parameters.items()}, (x,))
         return features
+
+    @property
+    def levels(self) -> Levels | None:
+        """What the features are beside the last ones."""
+        return self.model.levels if isinstance(self.model, ReadsLevels) else None
+
+    def last(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d2"]:
+        """The last features among all."""
+        return features if self.levels is None else features[:, : self.levels.last]
 
     @property
     def classifier(self) -> str:

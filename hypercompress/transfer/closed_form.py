@@ -1,22 +1,24 @@
-"""What is made of a model and a support set before any step: generated parameters, a ridge head, views."""
+"""What is made of a model and a support set before any step: generated parameters, a ridge head, levels, views."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hypercompress.architecture import Architecture, architecture_of
+from hypercompress.architecture import Architecture, Levels, architecture_of, read_last, read_levels
 from hypercompress.running.calling import evaluating
 from hypercompress.running.copying import copy_of
 from hypercompress.student import Student
 from hypercompress.transfer.adaptable import Role, Site, adaptable
 from hypercompress.transfer.apply import write
 from hypercompress.transfer.backbone import Backbone
+from hypercompress.transfer.levels import Weighing, find_levels, weigh
 from hypercompress.transfer.network import TransferNetwork
 from hypercompress.transfer.reading import Reading, generate_parameters, read_support
-from hypercompress.transfer.ridge import Ridge, fit_ridge
+from hypercompress.transfer.ridge import Ridge, evenly, fit_ridge
 from hypercompress.transfer.support import Support
 from hypercompress.transfer.views import Look, look_again, views_in_steps
 
@@ -31,7 +33,7 @@ class Choice:
         why: in words.
         other: the head of the adapted model, where there was one.
         passes: forward passes over the support set.
-        features: that the head in use is fitted on.
+        features, labels: of the model as it is then, of all levels; the head in use is fitted on the last ones.
     """
 
     head: Ridge
@@ -40,6 +42,7 @@ class Choice:
     other: Ridge | None
     passes: int
     features: Float[Tensor, "n d"]
+    labels: Int[Tensor, " n"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Start:
         in_steps: views of an image that a step may see, at most.
         sites: norms, biases and what else can be adapted.
         refused: why other parts of the model are not adapted, by name.
+        no_levels: why the head cannot read levels, if so.
     """
 
     student: Student
@@ -65,6 +69,7 @@ class Start:
     in_steps: int
     sites: tuple[Site, ...]
     refused: Mapping[str, str]
+    no_levels: str
 
 
 def start_from(
@@ -74,19 +79,25 @@ def start_from(
     support: Support,
     views: int,
     seed: int,
+    *,
+    levels: bool = True,
 ) -> Start:
-    """A copy of the model with the head, and the generated parameters where they are better, in place.
+    """A copy of the model with the head, and the generated parameters and levels where they are better, in place.
 
     Args:
         architecture: how to rebuild the model; ``None``: a timm model is recognised.
         network: what generates; ``None``: nothing does.
         views: of each image, for the head.
         seed: of the views.
+        levels: whether the head may read some.
 
     Raises:
         DataError, ModelError, NonFiniteError: see `hypercompress.transfer.adapt`.
     """
     student, backbone = new_student(model, support.classes, architecture)
+    there, no_levels = _levels(student, backbone, support, views) if levels else (None, "not asked for")
+    if there is not None:
+        read_levels(backbone.model, there)
     roles = () if network is None else network.config.roles
     # Norms and biases are what steps may tune, whatever the network adapts.
     places = adaptable(backbone.model, backbone.classifier, tuple({Role.NORM, Role.BIAS, *roles}))
@@ -94,13 +105,37 @@ def start_from(
     device = next(model.parameters()).device
     reading = read_support(backbone, support.on(device), sites, support.classes)
     choice = choose_head(network, backbone, reading, support)
-    look = look_again(backbone, choice.head, choice.features, support, views, seed)
-    head = look.head if look.kept and look.head is not None else choice.head
+    judge = partial(weigh, choice.features, choice.labels, support.classes, there, choice.head)
+    look = look_again(backbone, judge, choice.features, support, views, seed)
+    head = look.head if look.kept and look.head is not None else look.plain.head
+    if look.plain.weighing is Weighing.LAST:
+        read_last(backbone.model)
+    elif student.architecture is not None:
+        student.architecture = replace(student.architecture, levels=there)
     backbone.set_classifier(head.weight, head.bias)
-    refused = {**places.refused, **reading.unread}
     return Start(
-        student, backbone, reading, choice, look, head, views_in_steps(look, views), tuple(places.sites), refused
+        student,
+        backbone,
+        reading,
+        choice,
+        look,
+        head,
+        views_in_steps(look.moved, views),
+        tuple(places.sites),
+        {**places.refused, **reading.unread},
+        no_levels,
     )
+
+
+def _levels(student: Student, backbone: Backbone, support: Support, views: int) -> tuple[Levels | None, str]:
+    """The levels that a head may read, and if there are none why not."""
+    images = support.images
+    if student.architecture is None:
+        return None, "a model that timm does not build by name could not be loaded with them"
+    if images is None:
+        return None, "how many images there are is not known"
+    first = next(iter(support.on(next(student.parameters()).device)))[0][:1]
+    return find_levels(backbone, first, images * (1 + views), support.classes)
 
 
 def new_student(model: nn.Module, classes: int, architecture: Architecture | None) -> tuple[Student, Backbone]:
@@ -115,6 +150,9 @@ def new_student(model: nn.Module, classes: int, architecture: Architecture | Non
     else:
         Backbone(model)
         student = Student(copy_of(model), architecture or architecture_of(model))
+    read_last(student.model)  # the task before this one may have wanted levels
+    if student.architecture is not None:
+        student.architecture = replace(student.architecture, levels=None)
     some = next(model.parameters())
     with torch.random.fork_rng(devices=[]):  # the new head is drawn, and then overwritten
         student.reset_classifier(classes)
@@ -128,28 +166,27 @@ def choose_head(network: TransferNetwork | None, backbone: Backbone, reading: Re
     """The head on the adapted model if leaving one out finds it no worse, which is then written into the model. With
     one image a class it is that of the model as it was, on even features (`ridge.evenly`).
     """
-    plain = reading.head
+    plain, known = reading.head, (reading.features, reading.labels)
     if plain.loo_loss is None:
-        head = fit_ridge(reading.features, reading.labels, support.classes, even=True)
+        last = backbone.last(reading.features)
+        head = fit_ridge(last, reading.labels, support.classes, factors=evenly(last.double()))
         why = "one image a class: nothing can be left out to judge a change; features weigh more evenly"
-        return Choice(head, False, why, None, 1, reading.features)
+        return Choice(head, False, why, None, 1, *known)
     if network is None:
-        return Choice(plain, False, "ridge regression alone: no network", None, 1, reading.features)
+        return Choice(plain, False, "ridge regression alone: no network", None, 1, *known)
     if not reading.sites:
-        return Choice(
-            plain, False, "ridge regression alone: nothing in the model can be adapted", None, 1, reading.features
-        )
+        return Choice(plain, False, "ridge regression alone: nothing in the model can be adapted", None, 1, *known)
     with torch.no_grad():
         parameters = generate_parameters(network, backbone, reading)
         features, labels = _features(backbone, parameters, support)
     if not bool(features.isfinite().all()):
-        return Choice(plain, False, "the adapted features are not finite", None, 2, reading.features)
-    head = fit_ridge(features, labels, support.classes)
+        return Choice(plain, False, "the adapted features are not finite", None, 2, *known)
+    head = fit_ridge(backbone.last(features), labels, support.classes)
     better = head.loo_loss is not None and head.loo_loss <= plain.loo_loss
     if better:
         write(backbone.model, parameters)
-    used = (head, features) if better else (plain, reading.features)
-    return Choice(used[0], better, "leave-one-out loss", head, 2, used[1])
+    used = (features, labels) if better else known
+    return Choice(head if better else plain, better, "leave-one-out loss", head, 2, *used)
 
 
 def _features(

@@ -26,8 +26,8 @@ class Reading:
     """A support set as the model sees it.
 
     Args:
-        features, labels: of all images, in the order of the batches.
-        head: ridge regression on these features.
+        features, labels: of all images, in the order of the batches; features of levels behind the last ones.
+        head: ridge regression on the last features.
         sites: the sites that were called.
         moments: of these, by name.
         unread: why others were not, by name.
@@ -56,7 +56,7 @@ def read_support(backbone: Backbone, batches: Iterable[Batch], sites: Sequence[S
                 features.append(_features(backbone, images))
             labels.append(named)
     every, all_labels = torch.cat(features), torch.cat(labels)
-    head, moments = fit_ridge(every, all_labels, classes), recorder.finish()
+    head, moments = fit_ridge(backbone.last(every), all_labels, classes), recorder.finish()
     read = tuple(site for site in sites if site.name in moments)
     return Reading(every, all_labels, head, read, moments, recorder.unread)
 

@@ -63,7 +63,12 @@ class Choice:
 
 
 def fit_ridge(
-    features: Float[Tensor, "m d"], labels: Int[Tensor, " n"], classes: int, views: int = 0, *, even: bool = False
+    features: Float[Tensor, "m d"],
+    labels: Int[Tensor, " n"],
+    classes: int,
+    views: int = 0,
+    *,
+    factors: Float[Tensor, " d"] | None = None,
 ) -> Ridge:
     """Fit the head. Its penalty is the one of `PENALTIES` with the least leave-one-out loss, each at its best scale.
 
@@ -76,7 +81,7 @@ def fit_ridge(
         labels: of the images, from 0 to ``classes - 1``, each at least once.
         classes: two or more.
         views: of each image. The head is judged on the images alone.
-        even: multiply the features by `evenly` first.
+        factors: what the features are multiplied by first, such as `evenly`.
 
     Raises:
         DataError: fewer than two classes, a class without an image, or a label outside.
@@ -89,11 +94,10 @@ def fit_ridge(
             "and the model's weights"
         )
     x, y = features.detach().double(), F.one_hot(labels.long(), classes).double()
-    factors = evenly(x) if even else torch.ones_like(x[0])
-    x = x * factors
+    x = x if factors is None else x * factors.to(x)
     choice = choose(x - x.mean(0), y, counts[labels.long()] > 1)
     weight, bias = solve(x, labels.repeat(1 + views), classes, choice.penalty)
-    weight = weight * factors
+    weight = weight if factors is None else weight * factors.to(x)
     return Ridge(weight * choice.scale, bias * choice.scale, choice.penalty, choice.scale, choice.accuracy, choice.loss)
 
 

@@ -11,22 +11,20 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from hypercompress.transfer.views import Look
-
 HALF = 0.5
 NEAR = 0.5  # of `Look.moved`: where the task counts as near
 MANY = 32  # images of a class: with so many the end still loses on a near task, with 100 it no longer does
 
 
-def share_of(look: Look, images: int, classes: int) -> float:
+def share_of(moved: float | None, images: int, classes: int) -> float:
     """How far the steps are followed: half of the way where a view moves the features by `NEAR` at most, else
     all of it; where there are many images all of it, too.
 
     Args:
-        look: at the views; without any nothing is known.
+        moved: see `Look.moved`.
         images, classes: of the support set.
     """
-    near = look.moved is not None and look.moved <= NEAR
+    near = moved is not None and moved <= NEAR
     return HALF if near and images <= MANY * classes else 1.0
 
 

@@ -1,6 +1,6 @@
 """The support set: labelled images of the new task, in whatever form they come, as batches that can be run twice."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,14 @@ class Support:
     def fixed(self) -> bool:
         """Whether the images come in the same order each time: batches in memory, and not a loader that may mix."""
         return isinstance(self.batches, list)
+
+    @property
+    def images(self) -> int | None:
+        """How many there are; ``None`` where a loader does not say."""
+        if isinstance(self.batches, list):
+            return sum(len(batch[0]) for batch in self.batches)
+        dataset = getattr(self.batches, "dataset", None)
+        return len(dataset) if isinstance(dataset, Sized) else None
 
     def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches on a device, one at a time; empty ones are left out.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hypercompress.running.calling import evaluating
 from hypercompress.transfer.backbone import Backbone
+from hypercompress.transfer.levels import Weighed, Weighing, factors, seen
 from hypercompress.transfer.ridge import Ridge, fit_ridge
 from hypercompress.transfer.support import Support
 
@@ -37,14 +38,16 @@ class Look:
     """What the views were good for.
 
     Args:
+        plain: the head on the images alone.
         count: views of each image that were asked for, or as many as there is room for.
         kept: whether the head is fitted on them too.
         why: in words.
-        head: on the images and their views; ``None``: not fitted.
-        moved: mean squared distance of a view's features from its image's, as a share of the images' variance.
+        head: on the images and their views, of the same levels; ``None``: not fitted.
+        moved: mean squared distance of a view's last features from its image's, as a share of the images' variance.
         passed: images that were run for it.
     """
 
+    plain: Weighed
     count: int
     kept: bool
     why: str
@@ -97,7 +100,7 @@ def step_viewer(views: int, seed: int) -> Callable[[Tensor, Tensor], tuple[Tenso
     return several
 
 
-def views_in_steps(look: Look, views: int) -> int:
+def views_in_steps(moved: float | None, views: int) -> int:
     """How many views of an image a step may see: ``views``, or one where the first moved the features by
     `MOVED_IN_STEPS` at most.
 
@@ -105,21 +108,27 @@ def views_in_steps(look: Look, views: int) -> int:
     below it, of EfficientNet-Lite0 on photographs every one. The bar is lower than that of the head, because the
     measure is noisy where images are few (LOG.md, 2026-11-27).
     """
-    return views if look.moved is None or look.moved > MOVED_IN_STEPS else min(views, 1)
+    return views if moved is None or moved > MOVED_IN_STEPS else min(views, 1)
 
 
 def look_again(
-    backbone: Backbone, plain: Ridge, known: Float[Tensor, "n d"], support: Support, views: int, seed: int
+    backbone: Backbone,
+    judge: Callable[[float | None], Weighed],
+    known: Float[Tensor, "n d"],
+    support: Support,
+    views: int,
+    seed: int,
 ) -> Look:
     """A head fitted on the images and on ``views`` of each, in as many passes; one more where a loader may mix them.
 
     It is kept if it is no worse where an image and all its views are left out; with one image a class nothing can be
-    left out. It is not even fitted where the first view of the first batch moves the features by less than `MOVED` of
-    these images' variance: backbones that hardly see the difference learn nothing from views (LOG.md, 2026-11-27).
+    left out. On the last features alone it is not even fitted where the first view of the first batch moves them by
+    less than `MOVED` of these images' variance: backbones that hardly see the difference learn nothing from views
+    (LOG.md, 2026-11-27).
 
     Args:
-        plain: the head on the images alone.
-        known: their features.
+        judge: the head on the images alone, by how far the first view moves their last features, if that is known.
+        known: the images' features, of all levels.
         views: of each image; fewer are made where all would be more than `MOST` together.
 
     Raises:
@@ -128,9 +137,10 @@ def look_again(
     images, fresh = len(known), 0 if support.fixed else 1
     count = min(views, MOST // images - 1)
     if count < 1:
-        return Look(0, False, "not asked for" if not views else f"there are {images} images")
+        return Look(judge(None), 0, False, "not asked for" if not views else f"there are {images} images")
     change, device = viewer(count, seed), next(backbone.parameters()).device
-    sets, labels, moved = [list[Tensor]() for _ in range(1 + count)], list[Tensor](), None
+    sets, labels = [list[Tensor]() for _ in range(1 + count)], list[Tensor]()
+    plain, moved = None, None
     with evaluating(backbone), torch.no_grad():
         for batch, named in support.on(device):
             start = sum(map(len, labels))
@@ -138,17 +148,21 @@ def look_again(
             sets[0].append(backbone(batch) if fresh else known[start : start + len(batch)])
             for place, found in enumerate(sets[1:]):
                 found.append(backbone(change(batch)))
-                if place == 0 and moved is None and len(batch) > 1:  # of one image there is no variance
-                    moved = _moved(torch.stack([sets[0][-1], found[-1]]))
-                    if moved <= MOVED:
+                if place == 0 and plain is None and len(batch) > 1:  # of one image there is no variance
+                    moved = _moved(torch.stack([backbone.last(x) for x in (sets[0][-1], found[-1])]))
+                    plain = judge(moved)
+                    if moved <= MOVED and plain.weighing is Weighing.LAST:
                         passed = (1 + fresh) * len(batch)
-                        return Look(count, False, "they hardly move the features", None, moved, passed)
-    features = torch.stack([torch.cat(found) for found in sets])
-    head = fit_ridge(features.flatten(0, 1), torch.cat(labels), support.classes, views=count)
-    passed = (count + fresh) * images
-    if head.loo_loss is None or plain.loo_loss is None:
-        return Look(count, True, "one image a class: by how far they move the features", head, moved, passed)
-    return Look(count, head.loo_loss <= plain.loo_loss, "leave-one-out loss", head, moved, passed)
+                        return Look(plain, count, False, "they hardly move the features", None, moved, passed)
+    plain = plain or judge(None)
+    first = torch.cat(sets[0])
+    every = seen(torch.cat([first, *map(torch.cat, sets[1:])]), backbone.levels, plain.weighing)
+    weights = factors(first, backbone.levels, plain.weighing)
+    head = fit_ridge(every, torch.cat(labels), support.classes, views=count, factors=weights)
+    kept, why = True, "one image a class: by how far they move the features"
+    if head.loo_loss is not None and plain.head.loo_loss is not None:
+        kept, why = head.loo_loss <= plain.head.loo_loss, "leave-one-out loss"
+    return Look(plain, count, kept, why, head, moved, (count + fresh) * images)
 
 
 def _moved(features: Float[Tensor, "sets n d"]) -> float:

@@ -16,7 +16,7 @@ from hypercompress.errors import NonFiniteError
 from hypercompress.transfer import rates
 from hypercompress.transfer.rates import CANDIDATES, FEWEST, rates_of, tune_at_best
 from hypercompress.transfer.tuning import LAST, Change, Tuned, tune
-from hypercompress.transfer.views import MOVED, Look, step_viewer
+from hypercompress.transfer.views import MOVED, step_viewer
 
 Make = Callable[..., Any]
 TRIED = (1e-4, 1e-2, 3e-1)
@@ -52,9 +52,8 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     ],
 )
 def test_rates_are_tried_on_far_tasks_only(moved: float | None, steps: int, all_of_them: bool) -> None:
-    look = Look(8, True, "", moved=moved)
-    assert rates_of(Tuned.ALL, look, steps) == CANDIDATES[Tuned.ALL][: None if all_of_them else 1]
-    assert rates_of(Tuned.NORMS, look, steps) == CANDIDATES[Tuned.NORMS]
+    assert rates_of(Tuned.ALL, moved, steps) == CANDIDATES[Tuned.ALL][: None if all_of_them else 1]
+    assert rates_of(Tuned.NORMS, moved, steps) == CANDIDATES[Tuned.NORMS]
     assert len(CANDIDATES[Tuned.ALL]) > len(CANDIDATES[Tuned.NORMS]) == 1
 
 

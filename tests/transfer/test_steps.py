@@ -13,7 +13,6 @@ from hypercompress.errors import GeneratorError
 from hypercompress.saved.card import steps_line, transfer_line
 from hypercompress.transfer import steps
 from hypercompress.transfer.steps import HALF, MANY, NEAR, go_back, share_of
-from hypercompress.transfer.views import Look
 
 Make = Callable[..., Any]
 
@@ -29,7 +28,7 @@ Make = Callable[..., Any]
     ],
 )
 def test_the_share_follows_from_the_views_and_the_images(moved: float | None, images: int, share: float) -> None:
-    assert share_of(Look(8, True, "", moved=moved), images, 5) == share
+    assert share_of(moved, images, 5) == share
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])

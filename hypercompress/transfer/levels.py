@@ -1,0 +1,165 @@
+"""Which levels a head reads, and how much each of them weighs.
+
+A linear head on the maps of all stages tells digits apart by a network of clothes as well as fifty steps on all weights
+do, in one pass; on tasks near to what the network was trained on it is worse than one on the last features. Leaving one
+out tells which it is (LOG.md, 2026-11-29; Evci et al. 2022, Head2Toe, arXiv 2201.03529).
+
+Shape letters: ``n`` images; ``m`` images and their views; ``d`` features.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hypercompress.architecture import Levels
+from hypercompress.running.calling import evaluating
+from hypercompress.transfer.backbone import Backbone
+from hypercompress.transfer.ridge import Ridge, fit_ridge, mean_square
+
+SIDES = (4, 2, 1)  # cells of a side that maps are pooled to, the most that there is room for
+MOST_MAPS = 6  # of so many at most, evenly spaced
+MOST_SHARE = 0.25  # of the model's parameters, for a head
+MOST_NUMBERS = 2**27  # features of all images and views
+NEAREST = 0.3  # of `moved`: at most so much, and the last features are read alone
+NEAR = 0.5  # the same with one image a class
+MARGIN = 0.02  # of the loss
+RATIO = 0.7  # of the weight of a level to that of the one before it
+
+
+class Weighing(StrEnum):
+    """How much each level weighs in what a head takes for alike."""
+
+    LAST = "last"  # the last features alone
+    EVEN = "even"  # half of all for these, the rest in equal parts
+    EARLY = "early"  # each less than the one before it, by `RATIO`; the last features least
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A head, and what it reads.
+
+    Args:
+        weighing: of the levels.
+        head: on what `seen` gives.
+        why: in words.
+        losses: left out, by weighing, of those that were tried; ``None`` with one image a class.
+    """
+
+    weighing: Weighing
+    head: Ridge
+    why: str
+    losses: dict[Weighing, float | None]
+
+
+def find_levels(
+    backbone: Backbone, image: Float[Tensor, "1 c h w"], images: int, classes: int
+) -> tuple[Levels | None, str]:
+    """The levels of a timm model, and if there are none the reason in words. The model runs once.
+
+    Args:
+        images: and views of them, whose features are in memory at once.
+        classes: of the head.
+    """
+    model: Any = backbone.model
+    if not hasattr(model, "forward_intermediates"):
+        return None, f"{type(model).__name__} has no forward_intermediates"
+    with evaluating(backbone), torch.no_grad():
+        last = backbone(image)
+        try:
+            final, maps = model.forward_intermediates(image, output_fmt="NCHW")
+            again = model.forward_head(final, pre_logits=True)
+        except Exception as error:  # noqa: BLE001 - whatever a model raises there, its last features are at hand
+            return None, f"its forward_intermediates raised {type(error).__name__}"
+    if again.shape != last.shape or not torch.allclose(again, last, rtol=1e-3, atol=1e-4 * float(last.abs().max())):
+        return None, "its forward_intermediates does not end in what the classifier reads"
+    chosen = [index for index in _spread(len(maps), MOST_MAPS) if maps[index].ndim == 4]
+    if not chosen:
+        return None, "it has no maps"
+    parameters = sum(p.numel() for p in model.parameters())
+    for side in SIDES:
+        channels = tuple(int(maps[index].shape[1]) for index in chosen)
+        sides = tuple(min(side, *maps[index].shape[-2:]) for index in chosen)
+        levels = Levels(last.shape[1], tuple(chosen), channels, sides)
+        if levels.width * classes <= MOST_SHARE * parameters and levels.width * images <= MOST_NUMBERS:
+            return levels, ""
+    return None, "a head on them would be too large"
+
+
+def weigh(
+    features: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    classes: int,
+    levels: Levels | None,
+    last: Ridge,
+    moved: float | None,
+) -> Weighed:
+    """The weighing whose head costs least where an image is left out, by `MARGIN` less than the last features where
+    nothing else is known. Where views hardly move the last features, the task is near and they are read alone.
+
+    With one image a class nothing can be left out: it is far as views move the last features.
+
+    Args:
+        features: of all levels.
+        last: the head on the last features.
+        moved: how far a view moves these, as a share of the images' variance, if it is known.
+    """
+    unjudged = last.loo_loss is None
+    why = "leave-one-out loss" if not unjudged else "one image a class: by how far views move the last features"
+    found = Weighed(Weighing.LAST, last, why, {Weighing.LAST: last.loo_loss})
+    if levels is None or (moved is not None and moved <= NEAREST):
+        return replace(found, why="views hardly move the last features") if levels is not None else found
+    if last.loo_loss is None:
+        if moved is None or moved <= NEAR:
+            return found
+        head = fit_ridge(features, labels, classes, factors=factors(features, levels, Weighing.EARLY))
+        return replace(found, weighing=Weighing.EARLY, head=head)
+    best = last.loo_loss * (1 if moved is not None else 1 - MARGIN)
+    for weighing in (Weighing.EVEN, Weighing.EARLY):
+        head = fit_ridge(features, labels, classes, factors=factors(features, levels, weighing))
+        assert head.loo_loss is not None  # as there is one on the last features
+        losses = found.losses | {weighing: head.loo_loss}
+        found = replace(found, losses=losses)
+        if head.loo_loss < best:
+            best, found = head.loo_loss, replace(found, weighing=weighing, head=head)
+    return found
+
+
+def seen(features: Float[Tensor, "m d"], levels: Levels | None, weighing: Weighing) -> Float[Tensor, "m d2"]:
+    """The features that a weighing reads: all, or the last ones."""
+    return features[:, : levels.last] if levels is not None and weighing is Weighing.LAST else features
+
+
+def factors(features: Float[Tensor, "m d"], levels: Levels | None, weighing: Weighing) -> Float[Tensor, " d"] | None:
+    """What to multiply what is `seen` by so that each level has its weight in the squared distance of two images."""
+    if levels is None or weighing is Weighing.LAST:
+        return None
+    parts = features.detach().double().split([levels.last, *levels.widths], dim=1)
+    weights = shares(len(parts) - 1, weighing)
+    scales = [
+        math.sqrt(weight / float(mean_square(part - part.mean(0)))) * torch.ones_like(part[0])
+        for part, weight in zip(parts, weights, strict=True)
+    ]
+    return torch.cat(scales)
+
+
+def shares(maps: int, weighing: Weighing) -> Sequence[float]:
+    """Of the last features, and of each map from the first on; together 1."""
+    if weighing is Weighing.LAST:
+        return [1.0, *[0.0] * maps]
+    if weighing is Weighing.EVEN:
+        return [0.5, *[0.5 / maps] * maps]
+    weights = [RATIO**maps, *(RATIO**place for place in range(maps))]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many of ``range(count)``, the last among them."""
+    if count <= most:
+        return list(range(count))
+    return [(place + 1) * count // most - 1 for place in range(most)]
