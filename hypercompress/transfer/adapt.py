@@ -65,8 +65,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         views: of each image, slightly turned, scaled and shifted, for the head; with any, each step sees new ones, one
             of each image or, where they move the features, so many that 64 images are together. 0: the images alone,
             for tasks in which place, size or direction is what tells the classes apart.
-        levels: whether the head may read the maps of all stages beside the last features (`hypercompress.architecture
-            .levels`), which it does where leaving one out finds that better.
+        levels: whether the head may read the maps of all stages beside the last features (see `Levels`), which it does
+            where leaving one out finds that better or, with one image a class, the model gives these the same names.
         tuned: what they tune: ``all`` parameters, or ``norms`` (scales and shifts of norms, biases and the head), which
             is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
         network: ``auto`` (the released one; nothing is generated if there is none), ``none``, a folder, or a network.
@@ -177,7 +177,7 @@ def transfer_report(start: Start) -> dict[str, Any]:
             "adapted": left_out(choice.other),
             "views": left_out(look.head),
         },
-        "passes": choice.passes + look.passed / len(reading.labels),
+        "passes": choice.passes + (look.passed + start.tried) / len(reading.labels),
         "sites": len(reading.sites),
         "refused": dict(start.refused),
     }

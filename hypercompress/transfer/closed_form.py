@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hypercompress.architecture import Architecture, Levels, architecture_of, read_last, read_levels
+from hypercompress.architecture import Architecture, Levels, ReadsLevels, architecture_of, read_last, read_levels
 from hypercompress.running.calling import evaluating
 from hypercompress.running.copying import copy_of
 from hypercompress.student import Student
 from hypercompress.transfer.adaptable import Role, Site, adaptable
 from hypercompress.transfer.apply import write
 from hypercompress.transfer.backbone import Backbone
-from hypercompress.transfer.levels import Weighing, find_levels, weigh
+from hypercompress.transfer.levels import Weighing, find_levels, told_apart, weigh
 from hypercompress.transfer.network import TransferNetwork
-from hypercompress.transfer.reading import Reading, generate_parameters, read_support
+from hypercompress.transfer.reading import Reading, features_of, generate_parameters, read_support
 from hypercompress.transfer.ridge import Ridge, evenly, fit_ridge
 from hypercompress.transfer.support import Support
 from hypercompress.transfer.views import Look, look_again, views_in_steps
@@ -58,6 +58,7 @@ class Start:
         sites: norms, biases and what else can be adapted.
         refused: why other parts of the model are not adapted, by name.
         no_levels: why the head cannot read levels, if so.
+        tried: images that were run to find that out.
     """
 
     student: Student
@@ -70,6 +71,7 @@ class Start:
     sites: tuple[Site, ...]
     refused: Mapping[str, str]
     no_levels: str
+    tried: int
 
 
 def start_from(
@@ -95,7 +97,7 @@ def start_from(
         DataError, ModelError, NonFiniteError: see `hypercompress.transfer.adapt`.
     """
     student, backbone = new_student(model, support.classes, architecture)
-    there, no_levels = _levels(student, backbone, support, views) if levels else (None, "not asked for")
+    there, no_levels, tried = _levels(student, backbone, support, views) if levels else (None, "not asked for", 0)
     if there is not None:
         read_levels(backbone.model, there)
     roles = () if network is None else network.config.roles
@@ -105,7 +107,8 @@ def start_from(
     device = next(model.parameters()).device
     reading = read_support(backbone, support.on(device), sites, support.classes)
     choice = choose_head(network, backbone, reading, support)
-    judge = partial(weigh, choice.features, choice.labels, support.classes, there, choice.head)
+    apart = told_apart(backbone.last(reading.features), reading.labels, _classifier(model, backbone))
+    judge = partial(weigh, choice.features, choice.labels, support.classes, there, choice.head, apart)
     look = look_again(backbone, judge, choice.features, support, views, seed)
     head = look.head if look.kept and look.head is not None else look.plain.head
     if look.plain.weighing is Weighing.LAST:
@@ -124,18 +127,27 @@ def start_from(
         tuple(places.sites),
         {**places.refused, **reading.unread},
         no_levels,
+        tried,
     )
 
 
-def _levels(student: Student, backbone: Backbone, support: Support, views: int) -> tuple[Levels | None, str]:
-    """The levels that a head may read, and if there are none why not."""
+def _classifier(model: nn.Module, backbone: Backbone) -> nn.Module | None:
+    """What reads the last features in the model as it was."""
+    before = model.model if isinstance(model, Student) else model
+    return None if isinstance(before, ReadsLevels) else before.get_submodule(backbone.classifier)
+
+
+def _levels(student: Student, backbone: Backbone, support: Support, views: int) -> tuple[Levels | None, str, int]:
+    """The levels that a head may read, if there are none why not, and how many images were run."""
     images = support.images
     if student.architecture is None:
-        return None, "a model that timm does not build by name could not be loaded with them"
+        return None, "a model that timm does not build by name could not be loaded with them", 0
     if images is None:
-        return None, "how many images there are is not known"
-    first = next(iter(support.on(next(student.parameters()).device)))[0][:1]
-    return find_levels(backbone, first, images * (1 + views), support.classes)
+        return None, "how many images there are is not known", 0
+    image = next(iter(support.on(next(student.parameters()).device)))[0][:1]
+    with evaluating(backbone), torch.no_grad():
+        last = features_of(backbone, image)
+    return *find_levels(backbone, image, last, images * (1 + views), support.classes), 2
 
 
 def new_student(model: nn.Module, classes: int, architecture: Architecture | None) -> tuple[Student, Backbone]:

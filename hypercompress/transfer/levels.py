@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from hypercompress.architecture import Levels
 from hypercompress.running.calling import evaluating
@@ -27,8 +27,8 @@ MOST_MAPS = 6  # of so many at most, evenly spaced
 MOST_SHARE = 0.25  # of the model's parameters, for a head
 MOST_NUMBERS = 2**27  # features of all images and views
 NEAREST = 0.3  # of `moved`: at most so much, and the last features are read alone
-NEAR = 0.5  # the same with one image a class
-MARGIN = 0.02  # of the loss
+APART = 0.7  # of `told_apart`: at most so much, and a task of one image a class is far
+MARGIN = 0.02  # of the loss; half of it where views tell near tasks
 RATIO = 0.7  # of the weight of a level to that of the one before it
 
 
@@ -58,11 +58,12 @@ class Weighed:
 
 
 def find_levels(
-    backbone: Backbone, image: Float[Tensor, "1 c h w"], images: int, classes: int
+    backbone: Backbone, image: Float[Tensor, "1 c h w"], last: Float[Tensor, "1 d"], images: int, classes: int
 ) -> tuple[Levels | None, str]:
     """The levels of a timm model, and if there are none the reason in words. The model runs once.
 
     Args:
+        last: the features of the image.
         images: and views of them, whose features are in memory at once.
         classes: of the head.
     """
@@ -70,7 +71,6 @@ def find_levels(
     if not hasattr(model, "forward_intermediates"):
         return None, f"{type(model).__name__} has no forward_intermediates"
     with evaluating(backbone), torch.no_grad():
-        last = backbone(image)
         try:
             final, maps = model.forward_intermediates(image, output_fmt="NCHW")
             again = model.forward_head(final, pre_logits=True)
@@ -97,29 +97,32 @@ def weigh(
     classes: int,
     levels: Levels | None,
     last: Ridge,
+    apart: float | None,
     moved: float | None,
 ) -> Weighed:
-    """The weighing whose head costs least where an image is left out, by `MARGIN` less than the last features where
-    nothing else is known. Where views hardly move the last features, the task is near and they are read alone.
+    """The weighing whose head costs least where an image is left out, by a margin of the last features' loss. Where
+    views hardly move the last features, the task is near and they are read alone.
 
-    With one image a class nothing can be left out: it is far as views move the last features.
+    With one image a class nothing can be left out: levels are read where the classifier before gives images of
+    different classes the same name, which it does not on a task that is near to its own.
 
     Args:
         features: of all levels.
         last: the head on the last features.
-        moved: how far a view moves these, as a share of the images' variance, if it is known.
+        apart: see `told_apart`; ``None``: nothing is known.
+        moved: how far a view moves the last features, as a share of the images' variance, if it is known.
     """
     unjudged = last.loo_loss is None
-    why = "leave-one-out loss" if not unjudged else "one image a class: by how far views move the last features"
+    why = "one image a class: by the names that MODEL gives" if unjudged else "leave-one-out loss"
     found = Weighed(Weighing.LAST, last, why, {Weighing.LAST: last.loo_loss})
     if levels is None or (moved is not None and moved <= NEAREST):
         return replace(found, why="views hardly move the last features") if levels is not None else found
     if last.loo_loss is None:
-        if moved is None or moved <= NEAR:
+        if apart is None or apart > APART:
             return found
         head = fit_ridge(features, labels, classes, factors=factors(features, levels, Weighing.EARLY))
         return replace(found, weighing=Weighing.EARLY, head=head)
-    best = last.loo_loss * (1 if moved is not None else 1 - MARGIN)
+    best = last.loo_loss * (1 - (MARGIN if moved is None else MARGIN / 2))
     for weighing in (Weighing.EVEN, Weighing.EARLY):
         head = fit_ridge(features, labels, classes, factors=factors(features, levels, weighing))
         assert head.loo_loss is not None  # as there is one on the last features
@@ -128,6 +131,22 @@ def weigh(
         if head.loo_loss < best:
             best, found = head.loo_loss, replace(found, weighing=weighing, head=head)
     return found
+
+
+def told_apart(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classifier: nn.Module | None) -> float | None:
+    """How many different names a classifier gives to the first image of each new class, as a share of the most that
+    there can be; ``None`` without a classifier.
+
+    Args:
+        features: that it reads.
+    """
+    with torch.no_grad():
+        logits = None if classifier is None else classifier(features)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+        return None
+    firsts = [int((labels == label).nonzero()[0]) for label in labels.unique()]
+    names = logits[firsts].argmax(1).unique()
+    return len(names) / min(len(firsts), logits.shape[1])
 
 
 def seen(features: Float[Tensor, "m d"], levels: Levels | None, weighing: Weighing) -> Float[Tensor, "m d2"]:

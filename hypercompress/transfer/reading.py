@@ -53,7 +53,7 @@ def read_support(backbone: Backbone, batches: Iterable[Batch], sites: Sequence[S
     with evaluating(backbone):
         for images, named in batches:
             with recorder.batch(named):
-                features.append(_features(backbone, images))
+                features.append(features_of(backbone, images))
             labels.append(named)
     every, all_labels = torch.cat(features), torch.cat(labels)
     head, moments = fit_ridge(backbone.last(every), all_labels, classes), recorder.finish()
@@ -61,7 +61,12 @@ def read_support(backbone: Backbone, batches: Iterable[Batch], sites: Sequence[S
     return Reading(every, all_labels, head, read, moments, recorder.unread)
 
 
-def _features(backbone: Backbone, images: Tensor) -> Float[Tensor, "n d"]:
+def features_of(backbone: Backbone, images: Tensor) -> Float[Tensor, "n d"]:
+    """What the backbone says of images.
+
+    Raises:
+        DataError: the model does not take them.
+    """
     try:
         found: Tensor = backbone(images)
     except torch.OutOfMemoryError:

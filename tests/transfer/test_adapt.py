@@ -17,13 +17,14 @@ from hypercompress.running.copying import copy_of
 from hypercompress.transfer import TransferNetwork, fit_ridge, load_network, registry, save_network, views
 from hypercompress.transfer.adapt import _generator
 from hypercompress.transfer.backbone import Backbone
+from hypercompress.transfer.ridge import evenly
 from hypercompress.transfer.support import draw_shots
 from tests.transfer.models import Make, model_of
 
 
 def test_without_a_network_it_is_ridge_regression_on_the_features(make_task: Make) -> None:
     model, (x, y) = model_of(), make_task()
-    student = adapt(model, x, y, network="none", views=0)
+    student = adapt(model, x, y, network="none", views=0, levels=False)
     head = fit_ridge(Backbone(model)(x), y, 3)
     torch.testing.assert_close(student(x), head.logits(Backbone(model)(x)), rtol=1e-4, atol=1e-4)
     told = student.report["transfer"]
@@ -60,7 +61,7 @@ def test_both_answers_of_the_guard_occur_and_the_student_is_what_was_judged(make
     for seed in range(12):
         torch.manual_seed(seed)
         x, y = make_task()
-        student = adapt(model, x, y, network=trained(0.3), views=0)
+        student = adapt(model, x, y, network=trained(0.3), views=0, levels=False)
         kept = student.report["transfer"]["kept"]
         seen.setdefault(kept, student)
         features = Backbone(student.model)(x)
@@ -97,17 +98,23 @@ def test_no_more_than_two_passes_over_the_support_set_and_those_of_the_views(
     architecture = architecture_of(model)
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     first.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    told = adapt(model, x, y, network=trained(), architecture=architecture, views=0).report["transfer"]
+    known = {"network": trained(), "architecture": architecture}
+    told = adapt(model, x, y, **known, views=0, levels=False).report["transfer"]
     assert told["passes"] == 2
     assert sum(seen) == 2 * len(x), "not an image more"
     seen.clear()
+    told = adapt(model, x, y, **known, views=0).report["transfer"]
+    assert told["levels"]["loo_loss"].keys() == {"last", "even", "early"}
+    assert sum(seen) == told["passes"] * len(x) == 2 * len(x) + 2, "one image twice, for what the stages give"
+    seen.clear()
     monkeypatch.setattr(views, "MOVED", -1.0)  # the weights are random, and features hardly move
-    told = adapt(model, x, y, network=trained(), architecture=architecture, views=3).report["transfer"]
+    told = adapt(model, x, y, **known, views=3, levels=False).report["transfer"]
     assert told["passes"] == 5
     assert sum(seen) == 5 * len(x), "three views, and the images not again"
     seen.clear()
     loader, names = DataLoader(TensorDataset(x, y), batch_size=len(x)), ["a", "b", "c"]
-    told = adapt(model, loader, network="none", architecture=architecture, views=3, names=names).report["transfer"]
+    known |= {"network": "none", "names": names}
+    told = adapt(model, loader, **known, views=3, levels=False).report["transfer"]
     assert told["passes"] == 5
     assert sum(seen) == 5 * len(x), "a loader may mix them: the images again, and three views"
 
@@ -165,11 +172,11 @@ def test_one_image_a_class_is_ridge_regression_on_even_features_and_says_so(make
     student = adapt(model_of(), x, y, network=trained(), views=0)
     backbone = Backbone(model_of())
     features = backbone(x)
-    wanted = fit_ridge(features, y, 4, even=True).logits(features)
+    wanted = fit_ridge(features, y, 4, factors=evenly(features.double())).logits(features)
     torch.testing.assert_close(student(x), wanted, rtol=1e-4, atol=1e-4)
     told = student.report["transfer"]
     assert told["why"] == "one image a class: nothing can be left out to judge a change; features weigh more evenly"
-    assert (told["kept"], told["passes"]) == ("plain", 1)
+    assert (told["kept"], told["passes"]) == ("plain", 1.5), "one image twice, for what the stages give"
     assert torch.equal(student(x), adapt(model_of(), x, y, network="none", views=0)(x))
     assert told["loo"]["plain"] == told["loo"]["adapted"] == {"accuracy": None, "loss": None}
 

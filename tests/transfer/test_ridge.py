@@ -222,7 +222,7 @@ def test_evenly_is_ridge_regression_on_features_divided_by_the_root_of_their_dev
     x = x * torch.logspace(-2, 2, 12, dtype=torch.float64)
     deviation = x.std(0, correction=0)
     divided = x / (deviation / deviation.mean() + FLOOR).sqrt()
-    wanted, got = fit_ridge(divided, labels, 4), fit_ridge(x, labels, 4, even=True)
+    wanted, got = fit_ridge(divided, labels, 4), fit_ridge(x, labels, 4, factors=evenly(x))
     torch.testing.assert_close(got.logits(x), wanted.logits(divided))
     assert (got.penalty, got.loo_loss) == (wanted.penalty, pytest.approx(wanted.loo_loss))
     assert not torch.allclose(got.logits(x), fit_ridge(x, labels, 4).logits(x))
@@ -231,7 +231,7 @@ def test_evenly_is_ridge_regression_on_features_divided_by_the_root_of_their_dev
 def test_evenly_does_not_depend_on_the_unit_and_bears_features_that_do_not_vary() -> None:
     x, labels = clusters(10, 6, 5)
     x[:, 2] = 7.0
-    head = fit_ridge(x, labels, 5, even=True)
-    torch.testing.assert_close(head.logits(x), fit_ridge(1000 * x, labels, 5, even=True).logits(1000 * x))
+    head, other = (fit_ridge(scale * x, labels, 5, factors=evenly(scale * x)) for scale in (1, 1000))
+    torch.testing.assert_close(head.logits(x), other.logits(1000 * x))
     assert bool(head.weight.isfinite().all())
     assert torch.equal(evenly(torch.ones(4, 3)), torch.ones(3))

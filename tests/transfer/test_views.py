@@ -11,8 +11,9 @@ from torch import Tensor
 from hypercompress import adapt
 from hypercompress.errors import NonFiniteError
 from hypercompress.saved.card import transfer_line
-from hypercompress.transfer import fit_ridge, views
+from hypercompress.transfer import Ridge, fit_ridge, views
 from hypercompress.transfer.backbone import Backbone
+from hypercompress.transfer.levels import Weighed, Weighing
 from hypercompress.transfer.support import Support
 from hypercompress.transfer.views import (
     FILLED,
@@ -118,6 +119,11 @@ def test_what_comes_in_from_outside_repeats_the_edge() -> None:
     torch.testing.assert_close(random_views(flat, seeded()), flat)
 
 
+def judged(head: Ridge) -> Callable[[float | None], Weighed]:
+    """Always this head, on the last features."""
+    return lambda moved: Weighed(Weighing.LAST, head, "", {})
+
+
 def look(make_backbone: Make, shots: int) -> tuple[Any, Backbone, Tensor, Tensor]:
     backbone, _ = make_backbone()
     torch.manual_seed(0)
@@ -126,7 +132,7 @@ def look(make_backbone: Make, shots: int) -> tuple[Any, Backbone, Tensor, Tensor
     with torch.no_grad():
         known = backbone(x)
     plain = fit_ridge(known, labels, 3)
-    return look_again(backbone, plain, known, Support([(x, labels)], 3), 4, 0), backbone, x, labels
+    return look_again(backbone, judged(plain), known, Support([(x, labels)], 3), 4, 0), backbone, x, labels
 
 
 def test_the_head_is_that_of_the_images_and_their_views(make_backbone: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +175,7 @@ def test_batches_of_one_image_say_nothing_of_how_far_they_move(make_backbone: Ma
     with torch.no_grad():
         known = backbone(x)
     single = Support([(x[i : i + 1], labels[i : i + 1]) for i in range(6)], 3)
-    found = look_again(backbone, fit_ridge(known, labels, 3), known, single, 2, 0)
+    found = look_again(backbone, judged(fit_ridge(known, labels, 3)), known, single, 2, 0)
     assert (found.moved, found.why, found.passed) == (None, "leave-one-out loss", 12)
 
 
@@ -182,8 +188,8 @@ def test_a_loader_that_mixes_is_read_with_its_views(make_backbone: Make, monkeyp
     with torch.no_grad():
         known = backbone(x)
     plain, order = fit_ridge(known, labels, 3), torch.randperm(12)
-    kept = look_again(backbone, plain, known, Support([(x, labels)], 3), 2, 0)
-    mixed = look_again(backbone, plain, known, Support(((x[order], labels[order]),), 3), 2, 0)
+    kept = look_again(backbone, judged(plain), known, Support([(x, labels)], 3), 2, 0)
+    mixed = look_again(backbone, judged(plain), known, Support(((x[order], labels[order]),), 3), 2, 0)
     torch.testing.assert_close(mixed.head.weight, kept.head.weight, rtol=1e-4, atol=1e-6)
     assert (kept.passed, mixed.passed) == (24, 36)
 
@@ -205,11 +211,12 @@ def test_steps_see_views(make_task: Make, make_backbone: Make, monkeypatch: pyte
     model, (x, y) = make_backbone(classes=3)[0].model, make_task()
     monkeypatch.setattr(views, "MOVED", float("inf"))  # the heads are the same
     with_views, without = (
-        adapt(model, x, y, network="none", steps=2, rate=1e-4, follow=1, views=count) for count in (2, 0)
+        adapt(model, x, y, network="none", steps=2, rate=1e-4, follow=1, views=count, levels=False) for count in (2, 0)
     )
     assert not torch.equal(with_views(x), without(x))
     monkeypatch.setattr(views, "random_views", lambda images, *_: images)
-    assert torch.equal(adapt(model, x, y, network="none", steps=2, rate=1e-4, follow=1, views=2)(x), without(x))
+    again = adapt(model, x, y, network="none", steps=2, rate=1e-4, follow=1, views=2, levels=False)
+    assert torch.equal(again(x), without(x))
 
 
 @pytest.mark.parametrize("moved", [0.9 * MOVED_IN_STEPS, 1.1 * MOVED_IN_STEPS, None])
@@ -245,11 +252,11 @@ def test_the_student_has_the_head_that_was_kept(make_task: Make, make_backbone: 
         torch.manual_seed(seed)
         x, y = make_task(shots=2)
         for spoilt in (x, x.roll(3, -1)):
-            student = adapt(model, spoilt, y, network="none", views=2)
+            student = adapt(model, spoilt, y, network="none", views=2, levels=False)
             kept.setdefault(student.report["transfer"]["views"]["kept"], (student, spoilt, y))
     assert set(kept) == {True, False}
     for known, (student, images, labels) in kept.items():
-        alone = adapt(model, images, labels, network="none", views=0)
+        alone = adapt(model, images, labels, network="none", views=0, levels=False)
         assert torch.equal(student(images), alone(images)) == (not known)
         told, left_out = student.report["transfer"], student.report["transfer"]["loo"]
         assert known == (left_out["views"]["loss"] <= left_out["plain"]["loss"])
