@@ -6,7 +6,6 @@ What tells the classes of a far task apart is often gone from the last features 
 Shape letters: ``n`` images; ``c h w`` channels, height and width of a map; ``g`` cells of a side; ``d`` features.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -166,13 +165,15 @@ def _empty(plain: type[Any]) -> Any:
     return kind.__new__(kind)
 
 
-def levels_from(value: Sequence[Any] | Any) -> Levels:
+def levels_from(value: Any) -> Levels:
     """Levels as JSON has them.
 
     Raises:
         ModelError: something else.
     """
     keys = ("last", "indices", "channels", "sides")
-    if not isinstance(value, dict) or set(value) != set(keys) or not all(isinstance(value[k], list) for k in keys[1:]):
+    known = isinstance(value, dict) and set(value) == set(keys) and all(isinstance(value[k], list) for k in keys[1:])
+    numbers = [value["last"], *(number for key in keys[1:] for number in value[key])] if known else [None]
+    if not all(type(number) is int for number in numbers):
         raise ModelError(f"received levels {value!r}; expected a table of {', '.join(keys)}; save the student again")
     return Levels(value["last"], *(tuple(value[key]) for key in keys[1:]))

@@ -132,16 +132,16 @@ def _model(arguments: Namespace, overrides: inputs.Overrides) -> tuple[nn.Module
 
 def table(told: Mapping[str, Any]) -> Table:
     """What was done, and what leaving one out says."""
-    views = told["views"]
-    shown = Table("", "ridge on MODEL", "adapted", f"and {views['count']} views")
+    views, levels = told["views"], told["levels"]
+    shown = Table("", "ridge on MODEL", "adapted", "on all stages", f"and {views['count']} views")
     for name, form in {"accuracy": "{:.4f}", "loss": "{:.4f}"}.items():
-        values = (told["loo"][kind][name] for kind in ("plain", "adapted", "views"))
+        values = (told["loo"][kind][name] for kind in ("plain", "adapted", "levels", "views"))
         shown.add_row(f"leave-one-out {name}", *("unknown" if v is None else form.format(v) for v in values))
     kept = ["yes" if told["kept"] == kind else "" for kind in ("plain", "adapted")]
-    shown.add_row("kept", *kept, "yes" if views["kept"] else "")
-    shown.add_row("why", told["why"], "", views["why"])
+    shown.add_row("kept", *kept, *("yes" if part["kept"] else "" for part in (levels, views)))
+    shown.add_row("why", told["why"], "", levels["why"], views["why"])
     shown.add_row("network", told["network"])
-    shown.add_row("steps", steps_line(told), "", "")
+    shown.add_row("steps", steps_line(told))
     for name in ("penalty", "passes", "seconds"):
         shown.add_row(name, f"{told[name]:.4g}")
     return shown

@@ -7,12 +7,15 @@ from typing import Any
 def transfer_line(transfer: Mapping[str, Any]) -> str:
     """One sentence of what `adapt` did, from its report."""
     views = transfer.get("views", {"kept": False})  # students that are older have none
-    left_out = transfer["loo"]["views" if views["kept"] else transfer["kept"]]["accuracy"]
+    levels = transfer.get("levels", {"kept": False})["kept"]  # nor these
+    judged = "views" if views["kept"] else "levels" if levels else transfer["kept"]
+    left_out = transfer["loo"][judged]["accuracy"]
     before = " before the steps" if transfer["steps"] else ""
     beside = f", {views['count']} views of each" if views["kept"] else ""
+    read = " on the maps of all stages" if levels else ""
     return (
         f"Moved to {transfer['ways']} classes by {transfer['images']} images{beside}: {transfer['kept']} backbone "
-        f"({transfer['why']}), ridge head of penalty {transfer['penalty']:.3g}, {steps_line(transfer)}, "
+        f"({transfer['why']}), ridge head{read} of penalty {transfer['penalty']:.3g}, {steps_line(transfer)}, "
         f"leave-one-out accuracy{before} {'unknown' if left_out is None else f'{left_out:.4f}'}."
     )
 

@@ -18,6 +18,7 @@ from hypercompress.running.copying import as_written, copy_of
 from hypercompress.student import Student
 from hypercompress.transfer.apply import copies
 from hypercompress.transfer.closed_form import Start, start_from
+from hypercompress.transfer.levels import Weighing
 from hypercompress.transfer.network import TransferNetwork
 from hypercompress.transfer.rates import rates_of, tune_at_best
 from hypercompress.transfer.registry import load_network
@@ -145,7 +146,6 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
 def transfer_report(start: Start) -> dict[str, Any]:
     """What was chosen and by which numbers; null where leaving one out was impossible."""
     reading, choice, weighed, look = start.reading, start.choice, start.look.plain, start.look
-    levels = start.backbone.levels
 
     def left_out(head: Ridge | None) -> dict[str, float | None]:
         return {"accuracy": head.loo_accuracy if head else None, "loss": head.loo_loss if head else None}
@@ -166,7 +166,7 @@ def transfer_report(start: Start) -> dict[str, Any]:
             "in_steps": start.in_steps,  # at most
         },
         "levels": {
-            "kept": levels is not None,
+            "kept": weighed.weighing is not Weighing.LAST,
             "weighing": str(weighed.weighing),
             "why": start.no_levels or weighed.why,
             "width": len(start.head.weight[0]),
@@ -175,6 +175,7 @@ def transfer_report(start: Start) -> dict[str, Any]:
         "loo": {
             "plain": left_out(reading.head),
             "adapted": left_out(choice.other),
+            "levels": left_out(weighed.head if weighed.weighing is not Weighing.LAST else None),
             "views": left_out(look.head),
         },
         "passes": choice.passes + (look.passed + start.tried) / len(reading.labels),

@@ -31,9 +31,8 @@ def test_rows_are_of_the_weights_that_adapt_would_have(
         episode = halfway.episode_of(backbone.pool("digits"), 2, index)
         wanted = {"start": (0, None), "half": (2, 0.5), "end": (2, 1.0)}
         for column, (count, share) in wanted.items():
-            student = adapt(
-                model, episode.support, episode.support_labels, steps=count, rate=0.01, follow=share, seed=index
-            )
+            given = {"steps": count, "rate": 0.01, "follow": share, "levels": False, "seed": index}
+            student = adapt(model, episode.support, episode.support_labels, **given)
             with torch.no_grad():
                 right = (student(episode.query).argmax(1) == episode.query_labels).double().mean()
             assert float(row[column]) == pytest.approx(float(right), abs=1e-6)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks import transfer
 from benchmarks.few_shot import adapted, stacked, tuning
 from benchmarks.few_shot import rates as rates_module
-from benchmarks.few_shot.adapted import ADAPTED, DEFAULT, adapt_episode, adapt_together
+from benchmarks.few_shot.adapted import ADAPTED, LEVELS, adapt_episode, adapt_together
 from benchmarks.few_shot.backbones import Backbone
 from benchmarks.few_shot.passes import last_layer
 from benchmarks.few_shot.rates import RATES_KEY, RATES_MADE_OF, choose_rates, try_rates
@@ -112,7 +112,7 @@ def test_a_stack_goes_where_its_episodes_go_alone(
             assert one[count].seconds is None
 
 
-@pytest.mark.parametrize("method", [method for method in ADAPTED if method != DEFAULT])
+@pytest.mark.parametrize("method", [method for method in ADAPTED if method not in LEVELS])
 @pytest.mark.parametrize("shots", [2, SHOTS * 2])  # 72 images: a whole batch of `adapt` and a part
 def test_our_stack_goes_where_its_episodes_go_alone(
     method: str, shots: int, backbone: Backbone, pool: Pool, network: str, monkeypatch: pytest.MonkeyPatch

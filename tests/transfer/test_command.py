@@ -145,7 +145,7 @@ def test_one_image_a_class_is_told(run: Run, tmp_path: Path, monkeypatch: pytest
 
 def test_views_are_told_and_counted(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "MOVED", -1.0)  # the weights are random, and features hardly move
-    given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2)
+    given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--no-levels")
     out = run("test_resnet", tmp_path / "told", *given)[1]
     assert "and 8 views" in out
     told = json.loads(run("test_resnet", tmp_path / "out", *given, "--views", 3, "--json")[1])["transfer"]
