@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hypercompress.errors import BenchmarkError
 from hypercompress.inspection import inspect
-from hypercompress.running.calling import evaluating
+from hypercompress.running.calling import evaluating, first_argument
 from hypercompress.running.timing import Clock, Timing, interleaved, threads, waiting
 from hypercompress.student import Student, low_rank_layers
 
@@ -246,10 +246,10 @@ def _inputs(model: nn.Module, batch: Tensor) -> Mapping[str, Tensor]:
     handles = []
     for name, layer in low_rank_layers(model).items():
 
-        def note(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            seen.setdefault(name, torch.empty_like(inputs[0], device="meta"))
+        def note(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], name: str = name) -> None:
+            seen.setdefault(name, torch.empty_like(first_argument(inputs, named), device="meta"))
 
-        handles.append(layer.register_forward_pre_hook(note))
+        handles.append(layer.register_forward_pre_hook(note, with_kwargs=True))
     try:
         with torch.inference_mode():
             model(batch)

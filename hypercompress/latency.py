@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hypercompress.errors import ModelError
 from hypercompress.kinds import low_rank_like
-from hypercompress.running.calling import ForwardFn, Progress, call_model, evaluating
+from hypercompress.running.calling import ForwardFn, Progress, call_model, evaluating, first_argument
 from hypercompress.running.timing import interleaved, waiting
 from hypercompress.specs import COUNTED, LayerSpec, Measured, ModelSpec
 
@@ -102,8 +102,8 @@ def _inside(
     taken: dict[str, list[float]] = {layer.name: [] for layer in spec.candidates}
 
     def before(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, given: tuple[Any, ...]) -> None:
-            inputs.setdefault(name, given[0].detach().clone())
+        def hook(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            inputs.setdefault(name, first_argument(given, named).detach().clone())
             wait()
             begun[name] = time.perf_counter()
 
@@ -121,7 +121,8 @@ def _inside(
     for layer in spec.candidates:
         for module in map(model.get_submodule, layer.paths):
             hooks = before(layer.name), after(layer.name)
-            handles += [module.register_forward_pre_hook(hooks[0]), module.register_forward_hook(hooks[1])]
+            handles += [module.register_forward_pre_hook(hooks[0], with_kwargs=True)]
+            handles += [module.register_forward_hook(hooks[1])]
     try:
         for _ in range(PASSES):
             run()
@@ -129,7 +130,9 @@ def _inside(
         for handle in handles:
             handle.remove()
     # The least of the passes: whatever else the machine does only adds. Several calls in one pass cost their sum.
-    return whole, {name: 1e9 * min(map(sum, batched(t, len(t) // PASSES))) for name, t in taken.items()}, inputs
+    # A layer that this batch does not reach, as an expert of a mixture, has no time.
+    reached = {name: t for name, t in taken.items() if len(t) >= PASSES}
+    return whole, {name: 1e9 * min(map(sum, batched(t, len(t) // PASSES))) for name, t in reached.items()}, inputs
 
 
 def batched(values: Sequence[float], size: int) -> list[Sequence[float]]:
@@ -170,8 +173,12 @@ def _key(module: nn.Module, x: Tensor) -> str:
     """A layer's class and geometry, its input, and all that its time depends on besides."""
     device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else platform.machine()
     parts = (
+        type(module).__module__,
         type(module).__qualname__,
         repr(module),
+        [
+            (name, tuple(parameter.shape)) for name, parameter in module.named_parameters()
+        ],  # not every class prints them
         tuple(x.shape),
         str(x.dtype),
         x.is_contiguous(),

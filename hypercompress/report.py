@@ -223,9 +223,9 @@ def layers_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
     """A table of every layer with its status, and the totals; of a student that was moved, as they were before."""
-    console = console or Console()
+    console = console or Console(markup=False, highlight=False)  # brackets in paths are brackets
     if not console.is_terminal and console.width < PIPED_WIDTH:
-        console = Console(file=console.file, width=PIPED_WIDTH)
+        console = Console(file=console.file, width=PIPED_WIDTH, markup=False, highlight=False)
     # Paths and statuses are what one searches for: they fold, never lose letters.
     table = Table(Column("layer", overflow="fold"), "kind", Column("status", no_wrap=True))
     for name in ("rank", "params", "MACs", "reason"):

@@ -20,6 +20,7 @@ from hypercompress.report import print_report, recounted, trained_on, with_new_h
 from hypercompress.running.copying import copy_of, weights_of
 from hypercompress.saved import artefact
 from hypercompress.saved.configuration import architecture_in, as_json, names_in, ranks_in
+from hypercompress.saved.precision import cast
 from hypercompress.specs import Generation, ModelSpec, Unit
 
 
@@ -266,9 +267,7 @@ def _loaded(folder: Path, skeleton: nn.Module | None) -> Student:
         model = build(architecture)
     else:
         model = copy_of(skeleton).eval()
-    dtypes = {tensor.dtype for tensor in saved.state.values() if tensor.is_floating_point()}
-    if len(dtypes) == 1:  # a student in half precision comes back in it; of a mixture the network decides
-        model.to(dtypes.pop())
+    cast(model, saved.state, ranks)
     try:
         unpack_layers(model, unpacked)
     except (AttributeError, TypeError) as error:

@@ -196,6 +196,45 @@ def test_real_times_are_positive_and_inside_the_whole() -> None:
     assert all(share > 0 for _, _, share in found)
 
 
+class Routed(nn.Module):
+    """An expert that a single image does not reach, and a layer that is called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.expert, self.last = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(input=x.flatten(1)).relu()
+        if len(x) > 1:
+            x = self.expert(x)
+        out: Tensor = self.last(x)
+        return out
+
+
+def test_a_layer_that_does_not_run_has_no_time() -> None:
+    torch.manual_seed(0)
+    model, x = Routed(), torch.randn(4, 1, 8, 8)
+    spec = measure_latency(model, inspect(model, x), x[:1])
+    assert {layer.name: layer.measured is not None for layer in spec.layers} == {
+        "first": True,
+        "expert": False,
+        "last": True,
+    }
+
+
+class Quiet(nn.Linear):
+    """Does not print its sizes."""
+
+    def extra_repr(self) -> str:
+        return ""
+
+
+def test_layers_that_print_alike_are_not_taken_for_one_another() -> None:
+    x = torch.randn(2, 8)
+    assert latency._key(Quiet(8, 4), x) != latency._key(Quiet(8, 5), x)
+    assert latency._key(Quiet(8, 4), x) == latency._key(Quiet(8, 4), x)
+
+
 @pytest.mark.parametrize(
     ("true", "share"),
     [

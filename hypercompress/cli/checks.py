@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 
 from hypercompress.architecture.names import resolve
 from hypercompress.architecture.weights import SUFFIXES, read_weights
-from hypercompress.data import Preprocess, open_data, registered_names
+from hypercompress.data import Preprocess, expanded, open_data, registered_names
 from hypercompress.errors import ArtefactError, DataError, HypercompressError, ModelError
 from hypercompress.models import is_student_folder
 from hypercompress.saved.artefact import CARD, CONFIG, REPORT, WEIGHTS
@@ -57,7 +58,8 @@ def model(text: str) -> None:
     """A student folder, a name timm knows, or a repository that only the hub can judge."""
     if is_student_folder(text) or text.startswith(("hf-hub:", "hf_hub:")):
         return
-    if Path(text).exists() or text.startswith((".", "/", "~")):
+    path = text.startswith((".", "/", "~"))
+    if path or (Path(text).exists() and not timm.is_model(text)):  # a folder may be called as a model is
         what = "is there but is no student folder (no config.json)" if Path(text).exists() else "does not exist"
         raise ModelError(
             f"received model {text}, which {what}; expected a timm name or a student folder; check the path (a folder "
@@ -129,7 +131,7 @@ def data(text: str | None, *, made: bool = False) -> None:
             f"received data {text!r}; expected real images: made ones only calibrate generate; pass a folder (./{name} "
             "if it is one)"
         )
-    if text is not None and text.partition(":")[0] not in registered_names() and not Path(text).expanduser().is_dir():
+    if text is not None and text.partition(":")[0] not in registered_names() and not (text and expanded(text).is_dir()):
         open_data(text, Preprocess((1, 1, 1), (0.0,), (1.0,)), train=True)  # raises, with the nearest names
 
 

@@ -13,7 +13,7 @@ from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
 from hypercompress.cli.checks import LEAST_IMAGES
 from hypercompress.cli.terminal import Terminal
-from hypercompress.data import ImageData, Preprocess, folder_read, loader, mismatch
+from hypercompress.data import ImageData, Preprocess, expanded, folder_read, loader, mismatch
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
@@ -185,7 +185,7 @@ def calibrated_on(text: str, data: str) -> bool:
     used = read_report(Path(text)).get("calibration") if is_student_folder(text) else None
     if not isinstance(used, str):
         return False
-    before, now = (Path(name).expanduser() for name in (used, data))
+    before, now = (expanded(name) for name in (used, data))
     if not before.is_dir() or not now.is_dir():
         return False
     try:

@@ -4,6 +4,7 @@ from hypercompress.data.episodes import Episode, Pool, read_pool, sample_episode
 from hypercompress.data.folder import check_splits, folder_read, open_folder
 from hypercompress.data.images import ImageData, loader
 from hypercompress.data.numbering import mismatch
+from hypercompress.data.places import expanded
 from hypercompress.data.preprocess import Preprocess
 from hypercompress.data.registry import open_data, registered_names
 from hypercompress.data.renormalized import other_normalization, renormalize_
@@ -14,6 +15,7 @@ __all__ = [
     "Pool",
     "Preprocess",
     "check_splits",
+    "expanded",
     "folder_read",
     "loader",
     "mismatch",

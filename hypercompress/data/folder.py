@@ -148,9 +148,10 @@ def _split(inside: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def _refuse_unnamed_split(root: Path, training: str, inside: Sequence[str]) -> None:
-    """A folder beside ``train`` with the same classes is the other split, whatever it is called, and no class."""
+    """A folder beside ``train`` with its classes, or some, is the other split, whatever it is called, and no class."""
     classes, _ = _folders(root / training)
-    same = [name for name in inside if name != training and _folders(root / name)[0] == classes]
+    found = {name: _folders(root / name)[0] for name in inside if name != training}
+    same = [name for name, some in found.items() if some and set(some) <= set(classes)]
     if classes and same:
         raise DataError(
             f"received {root} with {', '.join(same)} beside {training}, of the same classes; expected the held-out "

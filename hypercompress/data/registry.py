@@ -19,6 +19,7 @@ from hypercompress.data.folder import open_folder
 from hypercompress.data.glyphs import glyphs
 from hypercompress.data.images import ImageData, ImageSource
 from hypercompress.data.packaged import digits, mnist_5k, needs, solar_cells
+from hypercompress.data.places import expanded
 from hypercompress.data.preprocess import Preprocess
 from hypercompress.data.tiny_imagenet import tiny_imagenet
 from hypercompress.errors import DataError
@@ -41,8 +42,8 @@ def open_data(text: str, preprocess: Preprocess, *, train: bool, augment: bool =
     """
     name, colon, root = text.partition(":")
     if name not in REGISTRY:
-        if Path(text).expanduser().is_dir():
-            return open_folder(Path(text).expanduser(), preprocess, train=train, augment=augment)
+        if text and expanded(text).is_dir():
+            return open_folder(expanded(text), preprocess, train=train, augment=augment)
         near = difflib.get_close_matches(name, REGISTRY, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "check the path"
         raise DataError(
@@ -75,7 +76,7 @@ class _Torchvision:
     files: str
 
     def __call__(self, root: Path, train: bool) -> tuple[ImageSource, Sequence[str]]:
-        root = root.expanduser()
+        root = expanded(root)
         arguments = self.splits[0 if train else 1]
         try:
             try:

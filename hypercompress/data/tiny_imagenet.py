@@ -9,6 +9,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from hypercompress.data.folder import FileImages
 from hypercompress.data.images import ImageSource
+from hypercompress.data.places import expanded
 from hypercompress.errors import DataError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -27,7 +28,7 @@ def tiny_imagenet(root: Path, train: bool) -> tuple[ImageSource, Sequence[str]]:
     Raises:
         DataError: neither folder nor archive, and no download; a list of images that is empty or damaged.
     """
-    root = root.expanduser()
+    root = expanded(root)
     home = root if (root / "wnids.txt").is_file() else root / HOME
     if not _complete(home):
         _fetch(root, home)

@@ -46,8 +46,10 @@ def trace(model: nn.Module, batch: Float[Tensor, "b ..."]) -> ExportedProgram:
 
 def write(program: ExportedProgram, file: Path) -> None:
     """Save the program as ``torch.export.load`` reads it, whatever the file is called."""
-    with file.open("wb") as stream:
-        torch.export.save(program, stream)
+    # Into memory first: where a disk is full, torch's writer of files ends the whole process.
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    file.write_bytes(content.getbuffer())
 
 
 def read(file: Path) -> nn.Module:

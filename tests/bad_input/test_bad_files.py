@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from hypercompress.cli import checks
+from hypercompress.data import expanded
+from hypercompress.errors import ModelError
 from tests.bad_input.words import SVD, Refused, generate, network
 
 
@@ -18,6 +22,21 @@ def test_a_folder_that_is_no_student(refused: Refused, tmp_path: Path, there: bo
         (tmp_path / "folder").mkdir()
     line = refused("evaluate", tmp_path / "folder", "--data", "fashion_mnist_mini")
     assert ("no student folder" if there else "does not exist") in line
+
+
+@pytest.mark.parametrize("data", ["", "~nobody-of-this-name/photos"])
+def test_data_that_is_nowhere(refused: Refused, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty, as of an unset variable, it is not the working folder; nor has an unknown user a home."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (8, 8)).save(tmp_path / "1.png")
+    assert f"received data {data!r}" in refused("generate", "test_resnet", "s", "--params", "0.5", "--data", data)
+
+
+def test_a_home_that_is_there_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expanded("~").is_absolute()
+    (tmp_path / "~root").mkdir()
+    assert expanded("~root") == Path("~root")
 
 
 def test_a_checkpoint_that_does_not_fit(refused: Refused, tmp_path: Path) -> None:
@@ -94,3 +113,11 @@ def test_weights_that_are_no_numbers(refused: Refused, tmp_path: Path, value: fl
     save_file(state, tmp_path / "bad.safetensors")
     line = refused(*generate(tmp_path / "s", tmp_path / "bad.safetensors", *SVD))
     assert "NaN or infinity in fc.bias" in line
+
+
+def test_a_folder_called_like_a_model_is_not_in_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test_resnet").mkdir()
+    checks.model("test_resnet")
+    with pytest.raises(ModelError, match="is there but is no student folder"):
+        checks.model("./test_resnet")

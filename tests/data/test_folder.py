@@ -71,9 +71,10 @@ def test_a_split_has_more_than_one_name(training: str, held_out: str, tmp_path: 
         assert round(float(data[0][0].mean()) * 255) == grey
 
 
-def test_a_split_of_an_unknown_name_is_no_class(tmp_path: Path) -> None:
-    for name in ("train", "holdout"):
-        for label in "ab":
+@pytest.mark.parametrize("held_out", ["ab", "a"])
+def test_a_split_of_an_unknown_name_is_no_class(held_out: str, tmp_path: Path) -> None:
+    for name, labels in (("train", "ab"), ("holdout", held_out)):
+        for label in labels:
             paint(tmp_path / name / label / "1.png")
     with pytest.raises(DataError, match=r"with holdout beside train, of the same classes; .* val, valid, .*; rename"):
         open_data(str(tmp_path), PLAIN, train=True)
