@@ -26,7 +26,7 @@ from hypercompress.errors import ModelError
 from hypercompress.kinds import low_rank_like
 from hypercompress.running.calling import ForwardFn, Progress, call_model, evaluating, first_argument
 from hypercompress.running.timing import interleaved, waiting
-from hypercompress.specs import COUNTED, LayerSpec, Measured, ModelSpec
+from hypercompress.specs import COUNTED, LayerSpec, Measured, ModelSpec, Status
 
 STEP = 16
 SIDES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # tried on both sides of a kernel
@@ -34,6 +34,7 @@ MARGIN = 0.97  # a form that saves less than this is no faster, within what can 
 PASSES = 15  # of the whole model, for the time of each layer inside it
 SECONDS = 0.02  # for each form and as much for its dense layer
 MOST = 0.9  # multiply-accumulates of a form as a share of the dense layer's: above it nothing is gained
+UNTIMED = "does not run in the batch that was timed"
 
 
 def measure_latency(
@@ -46,6 +47,8 @@ def measure_latency(
     progress: Progress | None = None,
 ) -> ModelSpec:
     """``spec`` with the time of the model, of each candidate layer, and of the forms that are faster.
+
+    A layer that the batch does not reach, as an expert of a mixture, has no time and stays dense.
 
     Args:
         model: the teacher, on the device that counts, with the threads that count.
@@ -73,8 +76,11 @@ def measure_latency(
                 known[key] = _ratios(layer, module, x, wait)
                 _write(cache, known)
             dense = max(1, round(times[layer.name]))
-            forms = tuple((r, q, max(1, round(ratio * dense))) for r, q, ratio in known[key] if ratio < MARGIN)
+            faster = [(r, q, ratio) for r, q, ratio in known[key] if ratio < MARGIN and _fits(layer, r, q)]
+            forms = tuple((r, q, max(1, round(ratio * dense))) for r, q, ratio in faster)
             measured = Measured(dense, tuple(form for form in forms if form[2] < dense))
+        elif layer.status is Status.FACTORED:
+            layer = replace(layer, status=Status.KEPT, reason=UNTIMED)  # noqa: PLW2901
         layers.append(replace(layer, measured=measured))
         if progress is not None:
             progress("latency", place + 1, layer.name)
@@ -130,7 +136,6 @@ def _inside(
         for handle in handles:
             handle.remove()
     # The least of the passes: whatever else the machine does only adds. Several calls in one pass cost their sum.
-    # A layer that this batch does not reach, as an expert of a mixture, has no time.
     reached = {name: t for name, t in taken.items() if len(t) >= PASSES}
     return whole, {name: 1e9 * min(map(sum, batched(t, len(t) // PASSES))) for name, t in reached.items()}, inputs
 
@@ -150,6 +155,13 @@ def _forms(layer: LayerSpec) -> Iterator[tuple[int, int]]:
             for r in (r for r in SIDES if r < layer.out):
                 if all(layer.cost(unit, r, q) < MOST * layer.dense_cost(unit) for unit in COUNTED):
                     yield r, q
+
+
+def _fits(layer: LayerSpec, rank: int, inner: int) -> bool:
+    """Whether the layer has such a form: a cache holds what was written into it."""
+    if inner:
+        return layer.projects and inner < layer.channels and rank <= layer.full_rank
+    return rank <= layer.max_rank
 
 
 def _ratios(layer: LayerSpec, module: nn.Module, x: Tensor, wait: Callable[[], None]) -> list[tuple[int, int, float]]:
@@ -172,13 +184,12 @@ def default_cache() -> Path:
 def _key(module: nn.Module, x: Tensor) -> str:
     """A layer's class and geometry, its input, and all that its time depends on besides."""
     device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else platform.machine()
+    shapes = [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]
     parts = (
         type(module).__module__,
         type(module).__qualname__,
         repr(module),
-        [
-            (name, tuple(parameter.shape)) for name, parameter in module.named_parameters()
-        ],  # not every class prints them
+        shapes,  # not every class prints them
         tuple(x.shape),
         str(x.dtype),
         x.is_contiguous(),

@@ -17,7 +17,7 @@ from hypercompress.packed.projection import SplitProjection
 from hypercompress.packed.ties import Ties
 from hypercompress.packed.unpacking import pack_layers, replace_module, unpack_layers, unpacked_layers
 from hypercompress.report import print_report, recounted, trained_on, with_new_head, with_new_input_size
-from hypercompress.running.copying import copy_of, weights_of
+from hypercompress.running.copying import WRAPPED, as_written, copy_of, weights_of
 from hypercompress.saved import artefact
 from hypercompress.saved.configuration import architecture_in, as_json, names_in, ranks_in
 from hypercompress.saved.precision import cast
@@ -163,8 +163,9 @@ class Student(nn.Module):
                 "network; expected all in the network; that is not saved; set it on student.model, or save it yourself",
                 stacklevel=2,
             )
-        architecture = self.architecture
-        if architecture is not None and (other := differences(self.model, architecture, (*self.ranks, *self.unpacked))):
+        plain, architecture = Student(_uncompiled(self.model)), self.architecture
+        replaced = (*plain.ranks, *plain.unpacked)
+        if architecture is not None and (other := differences(plain.model, architecture, replaced)):
             warnings.warn(
                 f"received a student with other {', '.join(other[:3])}{' and more' if other[3:] else ''} than timm "
                 f"builds in {architecture.name}; expected the network as it was compressed; it is saved, and loads "
@@ -172,19 +173,24 @@ class Student(nn.Module):
                 stacklevel=2,
             )
             architecture = None
-        self.report = recounted(self.report, self.model)
+        self.report = recounted(self.report, plain.model)
         artefact.save(
             Path(folder),
-            state=self.model.state_dict(),
+            state=plain.model.state_dict(),
             config={
                 "architecture": as_json(architecture),
-                "ranks": self.ranks,
-                "input_ranks": self.input_ranks,
-                "unpacked": self.unpacked,
+                "ranks": plain.ranks,
+                "input_ranks": plain.input_ranks,
+                "unpacked": plain.unpacked,
             },
             report=self.report,
             overwrite=overwrite,
         )
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """`as_written` where parts are wrapped by `torch.compile`, whose names are others; of the rest nothing is asked."""
+    return as_written(model) if any(hasattr(module, WRAPPED) for module in model.modules()) else model
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
@@ -234,6 +240,7 @@ def build_student(
     return Student(model, architecture)
 
 
+@torch.inference_mode(False)  # a student learns, wherever it was loaded
 def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> Student:
     """Load a student folder in a fresh process, with no teacher and no network.
 
@@ -243,6 +250,7 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
 
     Raises:
         ArtefactError: the folder is missing, incomplete, altered, or of a later version; or a skeleton is needed.
+        ModelError: the skeleton's parameters hold no values or have no shape yet, or it was scripted.
     """
     with torch.random.fork_rng(devices=[]):  # new layers are drawn, and then overwritten
         return _loaded(Path(folder), skeleton)
@@ -267,7 +275,8 @@ def _loaded(folder: Path, skeleton: nn.Module | None) -> Student:
         model = build(architecture)
     else:
         model = copy_of(skeleton).eval()
-    cast(model, saved.state, ranks)
+        # One without parameters lacks layers, which are named below.
+        model = as_written(model) if list(model.parameters()) else model
     try:
         unpack_layers(model, unpacked)
     except (AttributeError, TypeError) as error:
@@ -284,5 +293,6 @@ def _loaded(folder: Path, skeleton: nn.Module | None) -> Student:
                 f"received a plan that factors {name}; expected a layer of a known kind there; check the skeleton, and "
                 "register a kind of your own before loading"
             ) from error
+    cast(model, saved.state, ranks)  # now that all that was saved has its name
     artefact.load_state(model, saved, folder)
     return Student(model, architecture, saved.report)

@@ -105,6 +105,25 @@ def test_every_factored_layer_is_timed(student: Student, channels_last: bool, mo
         assert row.as_json()["speedup"] == 0.5
 
 
+class Named(nn.Module):
+    """Calls its layer by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(input=x)
+        return out
+
+
+def test_a_layer_that_is_called_by_keyword_is_timed() -> None:
+    torch.manual_seed(0)
+    student = hypercompress.compress(Named(), Budget(params=0.5), generator="svd", example=torch.randn(2, 32))
+    rows = compare_layers(student, torch.randn(2, 32), Settings(seconds=0.01))
+    assert [(row.name, row.input_size) for row in rows] == [("layer", (2, 32))]
+
+
 def test_bench_prints_the_rows_of_the_contract(run: Run, folder: Path) -> None:
     words = ("--batch-size", 1, "--batch-size", 3, "--threads", 1, "--seconds", 0.01, "--layers", "--device", "cpu")
     code, out, err = run(folder, *words, "--json")

@@ -222,6 +222,27 @@ def test_a_layer_that_does_not_run_has_no_time() -> None:
     }
 
 
+@pytest.mark.parametrize(("budget", "fast"), [(Budget(latency=0.8), False), (Budget(params=0.8), True)])
+def test_a_layer_that_does_not_run_stays_dense(
+    budget: Budget, fast: bool, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = latency._inside
+
+    def unreached(*args: Any) -> tuple[float, dict[str, float], dict[str, Tensor]]:
+        total, times, inputs = inside(*args)
+        return total - times.pop("expert"), times, inputs
+
+    monkeypatch.setattr(latency, "_inside", unreached)
+    for module in ("compress", "targeting"):
+        monkeypatch.setattr(sys.modules[f"hypercompress.{module}"], "times_of", lambda *_: (1.0, 0.8))
+    torch.manual_seed(0)
+    student = compress(Routed(), budget, [torch.randn(32, 1, 8, 8)], "kfac", fast=fast)
+    assert student.ranks
+    assert "expert" not in student.ranks
+    row = next(row for row in student.report["layers"] if row["name"] == "expert")
+    assert (row["status"], row["reason"]) == ("kept", "does not run in the batch that was timed")
+
+
 class Quiet(nn.Linear):
     """Does not print its sizes."""
 
@@ -233,6 +254,13 @@ def test_layers_that_print_alike_are_not_taken_for_one_another() -> None:
     x = torch.randn(2, 8)
     assert latency._key(Quiet(8, 4), x) != latency._key(Quiet(8, 5), x)
     assert latency._key(Quiet(8, 4), x) == latency._key(Quiet(8, 4), x)
+
+
+def test_forms_that_a_layer_does_not_have_are_not_read_from_a_cache(machine: Path) -> None:
+    spec = timed(machine)[1]
+    found = {key: [*rows, [1000, 0, 0.1], [8, 1000, 0.1]] for key, rows in json.loads(machine.read_text()).items()}
+    machine.write_text(json.dumps(found))
+    assert timed(machine)[1] == spec
 
 
 @pytest.mark.parametrize(

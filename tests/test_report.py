@@ -117,6 +117,15 @@ def test_table_names_every_layer_and_the_totals() -> None:
     assert f"params: {report['teacher']['params']:,} -> {report['student']['params']:,}" in text
 
 
+def test_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    report = {**made()[2], "calibration": "/data/[old]/[/photos]"}
+    report["layers"][0]["reason"] = "in [red] and [/red]"
+    Student(nn.Identity(), report=report).print_compression()
+    text = capsys.readouterr().out
+    assert "/data/[old]/[/photos]" in text
+    assert "in [red] and [/red]" in text
+
+
 def test_summary_says_what_is_known() -> None:
     report = made()[2]
     assert "measured on held-out calibration images: agreement 0.75, kl 0.02, images 4" in summary(report)

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +12,13 @@ from hypercompress.data.images import UNLABELLED, ImageData
 from hypercompress.data.preprocess import Preprocess, of_known_range
 from hypercompress.errors import DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
+JPEG = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+SUFFIXES = JPEG | {".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
+# Images that Pillow knows and a user may hold for read: named where they are left out. A fixed list, because asking
+# Pillow loads all its decoders, and it counts .pdf, .h5 and .mpg as images.
+OTHERS = frozenset(
+    {".apng", ".avif", ".dib", ".gif", ".ico", ".j2k", ".jp2", ".jpx", ".pbm", ".pcx", ".pnm", ".psd", ".qoi", ".tga"}
+)
 DECODED_AT_MOST = 20_000  # images that are decoded once before use; larger folders have only their headers read
 NAMED = 5
 TRAINING = ("train", "training")  # names of a split's folder, in order of preference, without regard to case
@@ -54,13 +60,14 @@ def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: boo
         DataError: no such folder, no readable image, a class that ``train`` does not have, or a folder beside
             ``train`` that has its classes but no name of a split.
 
-    Unreadable images are left out; one warning counts them and names the first five; ``skipped`` holds all names. A
-    sub-folder without images in either split is no class; another warning names those. Hidden folders are not read.
+    Unreadable images (links to nothing and files that end in one of `OTHERS`, too) are left out; one warning counts
+    them and names the first five; ``skipped`` holds all names. A sub-folder without images in either split is no class;
+    another warning names those. Hidden folders are not read.
     """
     if not root.is_dir():
         raise DataError(f"received {root}, which is no folder; expected a folder of images; check the path")
     chosen, classes, empty = _choose(root, train)
-    paths, labels, loose = _list(chosen, classes)
+    paths, labels, left_out = _list(chosen, classes)
     if not paths:
         raise DataError(
             f"received {chosen}, which holds no images; expected files ending in {', '.join(sorted(SUFFIXES))}, "
@@ -76,9 +83,9 @@ def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: boo
         )
     if empty:
         warnings.warn(f"{chosen}: left out {len(empty)} folders without images: {_named(empty)}", stacklevel=2)
-    skipped += loose
+    skipped += left_out
     if skipped:
-        total = len(paths) + len(loose)
+        total = len(paths) + len(left_out)
         warnings.warn(f"{chosen}: skipped {len(skipped)} of {total} images: {_named(skipped)}", stacklevel=2)
     kept = [(path, label) for path, label, good in zip(paths, labels, readable, strict=True) if good]
     classes = classes if UNLABELLED not in labels else []
@@ -160,26 +167,30 @@ def _refuse_unnamed_split(root: Path, training: str, inside: Sequence[str]) -> N
 
 
 def _list(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int], list[str]]:
-    """Image paths, their labels, and the names of images that lie beside the class folders."""
-    beside = [path for path in sorted(folder.iterdir()) if _is_image(path)]
+    """Image paths, their labels, and the names of images that are not read or lie beside the class folders."""
+    everything = SUFFIXES | OTHERS
+    beside = [path for path in sorted(folder.iterdir()) if _is_image(path, everything)]
     if not classes:
-        return beside, [UNLABELLED] * len(beside), []
-    paths, labels = list[Path](), list[int]()
+        paths = [path for path in beside if _ends_in(path, SUFFIXES)]
+        return paths, [UNLABELLED] * len(paths), [path.name for path in beside if _ends_in(path, OTHERS)]
+    paths, labels, left_out = list[Path](), list[int](), list[str]()
     for label, name in enumerate(classes):
-        found = sorted(_images(folder / name))
-        paths += found
-        labels += [label] * len(found)
-    return paths, labels, [path.name for path in beside]
+        found = sorted(_images(folder / name, everything))
+        read = [path for path in found if _ends_in(path, SUFFIXES)]
+        paths += read
+        labels += [label] * len(read)
+        left_out += [str(path.relative_to(folder)) for path in found if _ends_in(path, OTHERS)]
+    return paths, labels, left_out + [path.name for path in beside]
 
 
 def _folders(root: Path) -> tuple[list[str], list[str]]:
     """Names of the sub-folders with an image somewhere below, and of those without (annotations, ``__MACOSX``)."""
     names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    empty = [name for name in names if next(_images(root / name), None) is None]
+    empty = [name for name in names if next(_images(root / name, SUFFIXES), None) is None]
     return [name for name in names if name not in empty], empty
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def _images(folder: Path, suffixes: Set[str]) -> Iterator[Path]:
     """Every image below a folder, links to folders followed, each folder once; hidden folders (``.ipynb_checkpoints``)
     hold none of the user's.
     """
@@ -194,11 +205,18 @@ def _images(folder: Path) -> Iterator[Path]:
         seen.add(real)
         linked = [((place / name).is_symlink(), name) for name in inside if not name.startswith(".")]
         inside[:] = [name for _, name in sorted(linked)]  # where an image is, before links to it
-        yield from (path for name in files if _is_image(path := place / name))
+        yield from (path for name in files if _is_image(path := place / name, suffixes))
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _is_image(path: Path, suffixes: Set[str]) -> bool:
+    """Whether it is called like an image and is a file, or was meant to be one: a link to nothing."""
+    if not _ends_in(path, suffixes) or path.name.startswith("."):
+        return False
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def _ends_in(path: Path, suffixes: Set[str]) -> bool:
+    return path.suffix.lower() in suffixes
 
 
 def _readable(path: Path) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hypercompress.errors import DataError
 
 MODES = {1: "L", 3: "RGB"}
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # two tags of a TIFF, and a value of the second
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
@@ -123,10 +124,17 @@ class _Transform:
 
 
 def of_known_range(image: Image.Image) -> bool:
-    """Whether what is black and what is white is known: floats have no such bounds, integers those of 16 bits."""
+    """Whether what is black and what is white is known: floats have no such bounds, integers those of 16 bits.
+
+    Args:
+        image: as it was opened: a copy has lost the tags of a TIFF.
+    """
     if image.mode == "I":
         values = np.asarray(image)
         return bool(values.min() >= 0 and values.max() <= 65535)
+    if image.mode.startswith("I;16"):  # Pillow stretches no 12 bits to 16, and turns no white of 0 round
+        tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+        return {*tags.get(BITS_PER_SAMPLE, ())} <= {8, 16} and tags.get(PHOTOMETRIC) != WHITE_IS_ZERO
     return image.mode != "F"
 
 

@@ -17,7 +17,7 @@ from hypercompress.errors import DataError, ExportError
 from hypercompress.export.onnx_file import INPUT, OnnxModel
 from hypercompress.export.program import quiet, understood
 from hypercompress.fidelity import compare
-from hypercompress.running.calibration import split_batches
+from hypercompress.running.calibration import split_batches, to_device
 
 NOISE = 64  # inputs to measure agreement with where there are no images
 
@@ -51,8 +51,8 @@ def quantize(
     Args:
         model: the float student, to compare with.
         float_file: its ONNX file.
-        data: batches of images, a tensor or a tuple that begins with one. Where ranges are needed three of four
-            calibrate and the rest measure; else all measure.
+        data: batches of images, a tensor or a tuple that begins with one, cast to the model's type. Where
+            ranges are needed three of four calibrate and the rest measure; else all measure.
         noise: inputs [b, ...] that stand in where there are no images.
 
     Raises:
@@ -60,7 +60,7 @@ def quantize(
         images, or the quantizer refuses the file.
     """
     method = choose(float_file, has_data=data is not None)
-    batches = noise.split(32) if data is None else [_images(batch).to(noise.device) for batch in data]
+    batches = noise.split(32) if data is None else _batches(data, noise)
     if method == "static":
         split = split_batches(batches, noise.device)
         write_static(float_file, file, split.statistics)
@@ -110,6 +110,11 @@ def convolution_share(file: Path) -> float:
         if node.op_type in bytes_of:
             bytes_of[node.op_type] += sum(sizes.get(name, 0) for name in node.input)
     return bytes_of["Conv"] / max(1, sum(bytes_of.values()))
+
+
+def _batches(data: Iterable[Any], like: Tensor) -> list[Tensor]:
+    """The images of all batches, where ``like`` is and of its type: files have inputs of one type."""
+    return [to_device(_images(batch), like.device, like.dtype) for batch in data]
 
 
 def _images(batch: Any) -> Float[Tensor, "b ..."]:

@@ -87,9 +87,19 @@ def _is_student(folder: Path) -> bool:
 
 
 def save(
-    folder: Path, *, state: Mapping[str, Tensor], config: Mapping[str, Any], report: Mapping[str, Any], overwrite: bool
+    folder: Path, *, state: Mapping[str, Any], config: Mapping[str, Any], report: Mapping[str, Any], overwrite: bool
 ) -> None:
-    """Write a student folder; see `whole_folder` for what a failure leaves."""
+    """Write a student folder; see `whole_folder` for what a failure leaves.
+
+    Raises:
+        ArtefactError: the state holds more than tensors.
+    """
+    if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ArtefactError(
+            f"received a network whose state has {', '.join(others[:3])}{' and more' if others[3:] else ''}, no "
+            f"tensors; expected tensors alone, which are all that {WEIGHTS} holds; keep it in buffers "
+            "(register_buffer), or return a tensor from get_extra_state"
+        )
     with whole_folder(folder, overwrite) as staging:
         stored, aliases = _untied(state)
         save_file(stored, staging / WEIGHTS, metadata={"format": "pt"})

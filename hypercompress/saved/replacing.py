@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import glob
 import os
 import shutil
@@ -10,39 +11,48 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from hypercompress.errors import ArtefactError
+
 LONGEST = 255  # bytes of a name, on every common file system
 STAGED = 40  # bytes that the name of a temporary folder has beside that of what it stands for
 
 
 @contextlib.contextmanager
-def replaced(folder: Path, last: str) -> Iterator[Path]:
+def replaced(folder: Path, last: str, overwrite: bool = True) -> Iterator[Path]:
     """A temporary folder that takes the place of ``folder`` when the block ends well, and vanishes otherwise.
 
     Files of ``folder`` that the block does not write anew are carried over. A link stays, and what it points to is
     replaced. On Linux the two folders change places in one system call. Elsewhere, between moving the old folder aside
     and the new one in, a kill leaves the old one as ``.NAME.old``, complete. The current folder and mount points
-    cannot be moved: there the files are, one by one. What a killed process left is cleared by the next one.
+    cannot be moved: there the files are, one by one. What a killed process left is cleared by the next one. Permissions
+    of the folder, and of files that are written anew, stay.
 
     Args:
         last: the file that goes last where they are moved one by one: the one that makes the others valid.
+        overwrite: false: what others have put there meanwhile is not replaced.
 
     Raises:
-        OSError: the disk refuses; ``folder`` is as it was.
+        OSError: the disk refuses; ``folder`` is as it was. ArtefactError: as ``overwrite`` says.
     """
     place = Path(os.path.realpath(folder))
     with _staging(place, prepared_in(folder)) as staging:
         yield staging
         mode = allowed_mode(staging)
         for path in staging.iterdir():
-            path.chmod(mode & 0o666)  # safetensors writes files that nobody else may read
             sync(path)
+            path.chmod(kept_mode(place / path.name, mode & 0o666))  # safetensors: files that nobody else may read
+        if not overwrite:
+            _refuse_filled(folder, place)
         if _stays(place):
             _move_in(staging, place, last)
             return
-        if place.exists():
+        if overwrite and place.exists():
             _carry_over(place, staging)
-        staging.chmod(mode)
-        _exchange(staging, place)
+        staging.chmod(kept_mode(place, mode))
+        if overwrite:
+            _exchange(staging, place)
+        else:
+            _move_onto(staging, folder, place)
 
 
 def staging_beside(path: Path) -> contextlib.AbstractContextManager[Path]:
@@ -83,6 +93,11 @@ def allowed_mode(folder: Path) -> int:
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.rmdir()
     return mode
+
+
+def kept_mode(old: Path, new: int) -> int:
+    """Permissions of what is replaced, so that the private stays private; ``new`` where nothing is there."""
+    return stat.S_IMODE(old.stat().st_mode) if old.exists() else new
 
 
 def sync(path: Path) -> None:
@@ -154,6 +169,31 @@ def _move_in(staging: Path, place: Path, last: str) -> None:
             raise IsADirectoryError(f"{place / name} is a folder")
     for name in names:
         (staging / name).replace(place / name)
+
+
+def _refuse_filled(folder: Path, place: Path) -> None:
+    """Raises ArtefactError if somebody has filled the folder meanwhile."""
+    if place.is_dir() and not all(leftover(path, place) for path in place.iterdir()):
+        raise _in_the_way(folder)
+
+
+def _in_the_way(folder: Path) -> ArtefactError:
+    return ArtefactError(
+        f"received the output folder {folder}, which exists; expected a new path; choose another or pass --overwrite "
+        "(overwrite=True)"
+    )
+
+
+def _move_onto(staging: Path, folder: Path, place: Path) -> None:
+    """Put ``staging`` where nothing or an empty folder is: the system refuses whatever came after the last look."""
+    if place.is_dir():
+        _clear_leftovers(place, place)
+    try:
+        staging.rename(place)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise _in_the_way(folder) from error
+        raise
 
 
 def _carry_over(place: Path, staging: Path) -> None:

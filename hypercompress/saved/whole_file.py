@@ -1,11 +1,12 @@
 """A file that is written whole or not at all."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hypercompress.errors import ArtefactError
-from hypercompress.saved.replacing import allowed_mode, staging_beside, sync
+from hypercompress.saved.replacing import allowed_mode, kept_mode, staging_beside, sync
 
 
 def refuse_existing_file(file: Path, overwrite: bool) -> None:
@@ -13,27 +14,30 @@ def refuse_existing_file(file: Path, overwrite: bool) -> None:
     if file.is_dir():
         raise ArtefactError(f"received the output {file}, a folder; expected a file; add a name to it")
     if file.exists() and not overwrite:
-        raise ArtefactError(
-            f"received the output {file}, which exists; expected a new path; choose another or pass --overwrite "
-            "(overwrite=True)"
-        )
+        raise _in_the_way(file)
 
 
 @contextmanager
 def whole_file(file: Path, overwrite: bool) -> Iterator[Path]:
     """A path of the same name that takes the place of ``file`` when the block ends well, and vanishes otherwise.
 
+    A link stays, and what it points to is replaced. The permissions of a file that is replaced stay, too.
+
     Raises:
-        ArtefactError: ``file`` exists and ``overwrite`` is false, or the disk refuses.
+        ArtefactError: ``file`` exists, if only since the block began, and ``overwrite`` is false, or the disk refuses.
     """
     refuse_existing_file(file, overwrite)
+    place = Path(os.path.realpath(file))
     try:
-        with staging_beside(file) as folder:
+        with staging_beside(place) as folder:
             staged = folder / file.name
             yield staged
-            staged.chmod(allowed_mode(folder) & 0o666)
             sync(staged)
-            staged.replace(file)
+            staged.chmod(kept_mode(place, allowed_mode(folder) & 0o666))
+            if overwrite:
+                staged.replace(place)
+            else:
+                _place_new(staged, file, place)
     except ArtefactError:
         raise
     except OSError as error:
@@ -41,3 +45,21 @@ def whole_file(file: Path, overwrite: bool) -> Iterator[Path]:
             f"received '{error}' while writing {file}; expected room and permission there; what was there before is "
             "unchanged"
         ) from error
+
+
+def _place_new(staged: Path, file: Path, place: Path) -> None:
+    """Unlike a move, a second name never replaces a file; the first one goes with the temporary folder."""
+    try:
+        os.link(staged, place)
+    except FileExistsError as error:
+        raise _in_the_way(file) from error
+    except (OSError, NotImplementedError):  # a file system without second names
+        refuse_existing_file(file, overwrite=False)
+        staged.replace(place)
+
+
+def _in_the_way(file: Path) -> ArtefactError:
+    return ArtefactError(
+        f"received the output {file}, which exists; expected a new path; choose another or pass --overwrite "
+        "(overwrite=True)"
+    )

@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hypercompress.cli import checks
+from hypercompress.cli import checks, inputs
 from hypercompress.data import expanded
 from hypercompress.errors import ModelError
+from hypercompress.saved.artefact import REPORT
+from tests.artefacts import write
 from tests.bad_input.words import SVD, Refused, generate, network
 
 
@@ -37,6 +39,13 @@ def test_a_home_that_is_there_as_it_is_written(tmp_path: Path, monkeypatch: pyte
     assert expanded("~").is_absolute()
     (tmp_path / "~root").mkdir()
     assert expanded("~root") == Path("~root")
+
+
+def test_a_student_calibrated_in_a_home_of_another_machine(tmp_path: Path) -> None:
+    write(tmp_path / "s")
+    report = {"calibration": "~nobody-of-this-name/photos"}
+    (tmp_path / "s" / REPORT).write_text(json.dumps(report))
+    assert not inputs.calibrated_on(str(tmp_path / "s"), str(tmp_path))
 
 
 def test_a_checkpoint_that_does_not_fit(refused: Refused, tmp_path: Path) -> None:
@@ -117,7 +126,8 @@ def test_weights_that_are_no_numbers(refused: Refused, tmp_path: Path, value: fl
 
 def test_a_folder_called_like_a_model_is_not_in_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "test_resnet").mkdir()
-    checks.model("test_resnet")
+    for name in ("test_resnet", "test_resnet.r160_in1k"):
+        (tmp_path / name).mkdir()
+        checks.model(name)
     with pytest.raises(ModelError, match="is there but is no student folder"):
         checks.model("./test_resnet")

@@ -117,6 +117,13 @@ def test_fashion_mnist_is_read_from_its_root(tmp_path: Path) -> None:
     assert test[3][1] == int(raw.targets[3])
 
 
+@pytest.mark.parametrize("name", ["fashion_mnist", "tiny_imagenet"])
+def test_a_root_of_an_unknown_user_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="received data root ~nobody-of-this-name/x"):
+        open_data(f"{name}:~nobody-of-this-name/x", GREY, train=True)
+
+
 def test_a_home_folder_is_the_default_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     _fashion(tmp_path / ".cache" / "hypercompress")

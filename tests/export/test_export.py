@@ -231,6 +231,14 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "mine"}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has such a device")
+def test_a_program_for_a_full_disk_is_an_error_and_no_abort() -> None:
+    with torch.no_grad():
+        graph = program.trace(MLP().eval(), torch.randn(2, 32))
+    with pytest.raises(OSError, match="No space left on device"):
+        program.write(graph, Path("/dev/full"))
+
+
 def test_a_student_compiles_as_one_graph() -> None:
     student = mlp_student()
     compiled = torch.compile(student, backend="eager", fullgraph=True, dynamic=True)

@@ -71,6 +71,16 @@ def test_int8_of_convolutions_is_calibrated_on_some_images_and_measured_on_other
     assert {"QuantizeLinear", "DequantizeLinear"} <= scales
 
 
+def test_images_are_cast_to_the_models_type(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, images = Convolutions().eval(), torch.randn(24, 3, 16, 16).double()
+    options = {"input_size": (3, 16, 16), "int8": True}
+    results = [
+        export(model, tmp_path / str(x.dtype), data=x.split(8), **options).int8 for x in (images, images.float())
+    ]
+    assert results[0] == results[1]
+
+
 def test_int8_of_convolutions_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"received int8 without images for a model with \d+% of its weights in conv"):
         export(Convolutions(), tmp_path / "file", input_size=(3, 16, 16), int8=True)

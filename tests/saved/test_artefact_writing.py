@@ -10,6 +10,7 @@ import torch
 from hypercompress.errors import ArtefactError
 from hypercompress.saved import artefact, replacing
 from hypercompress.saved.artefact import CARD, CONFIG, REPORT, WEIGHTS, load, save, whole_folder
+from hypercompress.saved.replacing import replaced
 from tests.artefacts import CONFIGURATION, REPORTED, write
 
 
@@ -49,6 +50,12 @@ def test_failure_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
         fails(KeyboardInterrupt())
     assert torch.equal(load(folder).state["0.weight"], first["0.weight"])
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_state_that_is_no_tensor_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"whose state has 1\._extra_state, no tensors; .*get_extra_state"):
+        write(tmp_path / "s", {"0.weight": torch.ones(2), "1._extra_state": {"scale": 1.0}})  # type: ignore[dict-item]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_are_exchanged_without_the_system_call_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,3 +181,60 @@ def test_the_umask_is_obeyed(tmp_path: Path, umask: int, folder: int, file: int)
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == folder
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "s").iterdir()} == {file}
+
+
+def test_the_permissions_of_what_is_overwritten_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for moved in (False, True):
+        monkeypatch.setattr(replacing, "_mounted", lambda place, moved=moved: moved and place.name == "s")
+        write(tmp_path / "s", overwrite=moved)
+        (tmp_path / "s").chmod(0o700)
+        (tmp_path / "s" / WEIGHTS).chmod(0o600)
+        (tmp_path / "s" / REPORT).chmod(0o640)
+        (tmp_path / "s" / CARD).unlink()
+        write(tmp_path / "s", overwrite=True)
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "s").iterdir()}
+        assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o700
+        assert (modes[WEIGHTS], modes[REPORT]) == (0o600, 0o640)
+        assert modes[CARD] == modes[CONFIG], "as the umask has it"
+
+
+def test_an_empty_private_folder_stays_private(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir(mode=0o700)
+    write(tmp_path / "s")
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o700
+
+
+def filled(folder: Path, place: Path) -> None:
+    with replaced(folder, last=CONFIG, overwrite=False) as staging:
+        (staging / CONFIG).write_text("new")
+        place.mkdir(exist_ok=True)
+        (place / CONFIG).write_text("theirs")
+
+
+@pytest.mark.parametrize("looks", [True, False])
+@pytest.mark.parametrize("mounted", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_what_others_wrote_meanwhile_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool, mounted: bool, looks: bool
+) -> None:
+    """By the last look, and by the system where they come after that; file by file there is only the look."""
+    if not looks and not mounted:
+        monkeypatch.setattr(replacing, "_refuse_filled", lambda folder, place: None)
+    monkeypatch.setattr(replacing, "_mounted", lambda place: mounted)
+    if there:
+        (tmp_path / "s").mkdir()
+    (tmp_path / "link").symlink_to("s")
+    with pytest.raises(ArtefactError, match=r"output folder .*link, which exists; expected a new path"):
+        filled(tmp_path / "link", tmp_path / "s")
+    assert (tmp_path / "s" / CONFIG).read_text() == "theirs"
+    assert {path.name for path in tmp_path.iterdir()} == {"s", "link"}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_new_folder_takes_the_place_of_an_empty_one(tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "s" / f".s.new-{2**30}-x").mkdir(parents=True)  # of a process that was killed
+    with replaced(tmp_path / "s", last=CONFIG, overwrite=False) as staging:
+        (staging / CONFIG).write_text("new")
+    assert [path.name for path in (tmp_path / "s").iterdir()] == [CONFIG]
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]

@@ -56,6 +56,44 @@ def test_each_weight_has_the_precision_that_it_was_saved_in(norms: torch.dtype, 
     assert again.ranks
 
 
+class Attending(nn.Module):
+    """Layers that a student holds in other parts: an attention that is unpacked, a kernel factored on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x).flatten(2).transpose(1, 2))
+        out: Tensor = self.attention(x, x, x)[0].mean(1)
+        return out
+
+
+def test_parts_of_a_layer_have_the_precision_that_they_were_saved_in(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = compress(Attending(), Budget(params=0.2), [torch.randn(32, 8, 4, 4)], "kfac").half()
+    student.norm.float()
+    student.save_pretrained(tmp_path / "student")
+    again = from_pretrained(tmp_path / "student", skeleton=Attending())
+    wanted = {name: tensor.dtype for name, tensor in student.state_dict().items()}
+    assert {name: tensor.dtype for name, tensor in again.state_dict().items()} == wanted
+    assert again.unpacked
+    assert again.input_ranks
+
+
+def test_weights_that_are_shared_stay_so_in_another_precision(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        model[1].weight = model[0].weight
+        return model
+
+    Student(tied().to(torch.bfloat16)).save_pretrained(tmp_path / "student")
+    again = from_pretrained(tmp_path / "student", skeleton=tied())
+    assert again.model[0].weight is again.model[1].weight
+    assert again.model[0].weight.dtype == torch.bfloat16
+
+
 class Table(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,20 @@ def test_what_is_held_beside_the_network_is_named_when_it_is_not_saved(student: 
     with pytest.warns(UserWarning, match=r"holds extra.weight, extra.bias beside .*; set it on student.model"):
         student.save_pretrained(tmp_path / "s")
     assert not any("extra" in name for name in from_pretrained(tmp_path / "s").state_dict())
+
+
+def test_a_compiled_network_is_saved_as_it_was_written(student: Student, tmp_path: Path) -> None:
+    ranks = student.ranks
+    with torch.no_grad():
+        expected = student(images())
+    student.model = torch.compile(student.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        student.save_pretrained(tmp_path / "s")
+    loaded = from_pretrained(tmp_path / "s")
+    assert loaded.ranks == ranks
+    with torch.no_grad():
+        assert torch.equal(loaded(images()), expected)
 
 
 def test_a_student_of_a_student_is_one_of_the_dense_network(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import hypercompress
-from hypercompress.errors import ArtefactError
+from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.specs import Budget
 from hypercompress.student import Student, from_pretrained
 from tests.student.networks import Custom, compressed, images, randomised, vit_student
@@ -37,6 +37,30 @@ def test_custom_network_needs_its_skeleton(custom: Student, tmp_path: Path) -> N
     assert all(torch.equal(before[name], tensor) for name, tensor in skeleton.state_dict().items())
     with pytest.raises(ArtefactError, match="received a plan that factors fc; expected a layer of a known kind there"):
         from_pretrained(folder, nn.Sequential())
+
+
+def test_a_skeleton_that_was_compiled_is_taken_as_it_was_written(custom: Student, tmp_path: Path) -> None:
+    custom.save_pretrained(tmp_path / "s")
+    loaded = from_pretrained(tmp_path / "s", torch.compile(Custom()))
+    assert type(loaded.model) is Custom
+    with torch.no_grad():
+        assert torch.equal(loaded(images()), custom(images()))
+
+
+def test_a_skeleton_without_values_is_refused(custom: Student, tmp_path: Path) -> None:
+    custom.save_pretrained(tmp_path / "s")
+    with pytest.raises(ModelError, match="received a model on the meta device"):
+        from_pretrained(tmp_path / "s", Custom().to("meta"))
+    with pytest.raises(ModelError, match="has no shape yet"):
+        from_pretrained(tmp_path / "s", nn.Sequential(nn.LazyLinear(4)))
+
+
+def test_a_skeleton_of_inference_mode_gives_a_student_that_learns(custom: Student, tmp_path: Path) -> None:
+    custom.save_pretrained(tmp_path / "s")
+    with torch.inference_mode():
+        loaded = from_pretrained(tmp_path / "s", Custom())
+    loaded(images()).sum().backward()
+    assert all(parameter.grad is not None for parameter in loaded.parameters())
 
 
 def test_tied_weights_are_stored_once_and_tied_again(custom: Student, tmp_path: Path) -> None:
