@@ -48,7 +48,7 @@ def whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """
     refuse_existing(folder, overwrite)
     try:
-        with replaced(folder, last=CONFIG) as staging:
+        with replaced(folder, last=CONFIG, overwrite=overwrite) as staging:
             yield staging
     except (OSError, SafetensorError) as error:
         if isinstance(error, ArtefactError):
