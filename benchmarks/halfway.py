@@ -4,8 +4,9 @@
         [--shots 1 2 4 8] [--episodes 40] [--steps 50] [--tuned all|norms] [--rate RATE] [--out benchmarks/results]
 
 Episodes of five classes and eight query images of each, drawn from the held-out images of DATA (of a folder with
-``train`` and ``val`` from both), with `adapt`'s defaults but one rate for all tasks. Backbones: the packaged
-Fashion-MNIST network, EfficientNet-Lite0 with its ImageNet weights (``--assets``), or student folders such as a zoo's.
+``train`` and ``val`` from both), with `adapt`'s defaults but one rate for all tasks and no levels. Backbones: the
+packaged Fashion-MNIST network, EfficientNet-Lite0 with its ImageNet weights (``--assets``), or student folders such as
+a zoo's.
 Writes ``halfway.csv``, a row an episode, and prints points of accuracy above the start with 95 % intervals, for each
 backbone, DATA and number of images a class. One core: five seconds an episode of a small network, five minutes of
 EfficientNet-Lite0 with four images a class.

@@ -6,14 +6,15 @@
     python -m benchmarks.transfer --merge FOLDER ... [--out benchmarks/results]
 
 Episodes of 5 classes and 10 query images of each, the same for all methods. ``ncm`` (nearest class mean), ``ridge``:
-closed-form heads on frozen features, no steps. ``probe``, ``norm``, ``lora``, ``full``: the ridge head, then AdamW
-steps on it and on nothing else, the norms' scales and shifts, rank-4 adapters, everything. ``adapt``: ours, what the
-transfer network generates and then its own steps on norms, biases and the head; ``adapt-all``: on everything;
-``adapt-plain``: ``adapt`` without the network. With ``-views`` the same on random views of the images, the baselines in
-their steps, ours in the head too; ``ridge-views`` is ours without the network and without steps; `adapt`'s defaults are
-``adapt-views`` and, with steps, ``adapt-default-views``, which is ``adapt-all-views`` but for the rate and how far the
-steps are followed: it finds them itself, in up to three times as many steps. Each with the images that passed through
-the backbone, counted, as a multiple of the support set.
+closed-form heads on frozen features, no steps; ``pixels``: ridge regression on the images. ``probe``, ``norm``,
+``lora``, ``full``: the ridge head, then AdamW steps on it and on nothing else, the norms' scales and shifts, rank-4
+adapters, everything. ``adapt``: ours, what the transfer network generates and then its own steps on norms, biases and
+the head; ``adapt-all``: on everything; ``adapt-plain``: ``adapt`` without the network. With ``-views`` the same on
+random views of the images, the baselines in their steps, ours in the head too; ``ridge-views`` is ours without the
+network and without steps. Of ours only two may read levels, the maps of all stages: ``adapt-levels``, without views or
+steps, and ``adapt-default-views``, which is what users have: all defaults of `adapt`, with steps on everything at the
+rate that it finds, followed as far as it finds right. Each with the images that passed through the backbone, counted,
+as a multiple of the support set.
 
 The rates of all other methods that take steps are chosen once for each backbone and number of steps, from one grid, on
 episodes of another data set (``transfer_rates.csv``). Backbones: ``lite0``, EfficientNet-Lite0 with ImageNet weights;

@@ -32,7 +32,7 @@ COLOURS = {
     "adapt-levels": "salmon",
     "adapt-default-views": "limegreen",
 }
-OURS = "adapt-all-views"  # as `hypercompress transfer --steps` is, but for the rate and near tasks
+OURS = "adapt-all-views"  # as `hypercompress transfer --steps` is, but for levels, the rate and near tasks
 
 
 def cells(results: Results, **chosen: object) -> list[Mapping[str, str]]:
