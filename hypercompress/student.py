@@ -274,7 +274,8 @@ def _loaded(folder: Path, skeleton: nn.Module | None) -> Student:
             )
         model = build(architecture)
     else:
-        model = copy_of(skeleton).eval()
+        model = copy_of(skeleton)
+        model.eval()  # a train() of the user's own may return nothing
         # One without parameters lacks layers, which are named below.
         model = as_written(model) if list(model.parameters()) else model
     try:
@@ -293,6 +294,6 @@ def _loaded(folder: Path, skeleton: nn.Module | None) -> Student:
                 f"received a plan that factors {name}; expected a layer of a known kind there; check the skeleton, and "
                 "register a kind of your own before loading"
             ) from error
-    cast(model, saved.state, ranks)  # now that all that was saved has its name
+    cast(model, saved.state)  # now that all that was saved has its name
     artefact.load_state(model, saved, folder)
     return Student(model, architecture, saved.report)

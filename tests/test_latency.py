@@ -21,6 +21,8 @@ from hypercompress.sketch import sketch
 from hypercompress.specs import COUNTED, LayerSpec, Measured, ModelSpec, Unit
 from hypercompress.student import build_student
 
+REAL_INSIDE = latency._inside  # what `machine` puts another in the place of
+
 
 def network() -> nn.Module:
     return nn.Sequential(
@@ -205,28 +207,19 @@ class Routed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(input=x.flatten(1)).relu()
-        if len(x) > 1:
-            x = self.expert(x)
+        x = self.expert(x) if len(x) > 1 else x
         out: Tensor = self.last(x)
         return out
-
-
-def test_a_layer_that_does_not_run_has_no_time() -> None:
-    torch.manual_seed(0)
-    model, x = Routed(), torch.randn(4, 1, 8, 8)
-    spec = measure_latency(model, inspect(model, x), x[:1])
-    assert {layer.name: layer.measured is not None for layer in spec.layers} == {
-        "first": True,
-        "expert": False,
-        "last": True,
-    }
 
 
 @pytest.mark.parametrize(("budget", "fast"), [(Budget(latency=0.8), False), (Budget(params=0.8), True)])
 def test_a_layer_that_does_not_run_stays_dense(
     budget: Budget, fast: bool, machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside = latency._inside
+    model, inside = Routed(), latency._inside
+    many, one = torch.randn(4, 1, 8, 8), torch.randn(1, 1, 8, 8)
+    _, times, inputs = REAL_INSIDE(model, inspect(model, many), lambda: model(one), lambda: None)
+    assert set(times) == set(inputs) == {"first", "last"}
 
     def unreached(*args: Any) -> tuple[float, dict[str, float], dict[str, Tensor]]:
         total, times, inputs = inside(*args)
@@ -251,9 +244,7 @@ class Quiet(nn.Linear):
 
 
 def test_layers_that_print_alike_are_not_taken_for_one_another() -> None:
-    x = torch.randn(2, 8)
-    assert latency._key(Quiet(8, 4), x) != latency._key(Quiet(8, 5), x)
-    assert latency._key(Quiet(8, 4), x) == latency._key(Quiet(8, 4), x)
+    assert len({latency._key(Quiet(8, outputs), torch.randn(2, 8)) for outputs in (4, 4, 5)}) == 2
 
 
 def test_forms_that_a_layer_does_not_have_are_not_read_from_a_cache(machine: Path) -> None:

@@ -59,12 +59,13 @@ class Trial:
 
     def frozen(self, method: str, places: Places) -> float:
         """Accuracy of a closed-form head, from the features that are known."""
-        if method == "pixels":
-            support, query = (pixels(self.pool.images[part]) for part in (places.support, places.query))
-        else:
-            support, query = self.features[places.support], self.features[places.query]
+        support, query = (self._read(method, part) for part in (places.support, places.query))
         logits = answer(method, support, places.support_labels, query, len(places.classes))
         return accuracy(logits, places.query_labels)
+
+    def _read(self, method: str, places: Tensor) -> Tensor:
+        """What the head of a method reads of images."""
+        return pixels(self.pool.images[places]) if method == "pixels" else self.features[places]
 
     def ridge(self, shots: int, numbers: Iterable[int]) -> list[float]:
         """Accuracy of ridge regression on these episodes, which all methods are compared with."""

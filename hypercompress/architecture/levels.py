@@ -16,6 +16,7 @@ from torch.nn.utils import skip_init
 
 from hypercompress.errors import ModelError
 
+MOST = 2**24  # features: whoever wrote a student folder, memory is not asked for without bound
 _KINDS: dict[type[Any], type[Any]] = {}
 
 
@@ -29,7 +30,7 @@ class Levels:
         channels, sides: of each map: channels, and cells of a side that it is pooled to.
 
     Raises:
-        ModelError: no such numbers.
+        ModelError: no such numbers, or more than `MOST` features.
     """
 
     last: int
@@ -40,10 +41,11 @@ class Levels:
     def __post_init__(self) -> None:
         columns = (self.indices, self.channels, self.sides)
         numbers = [self.last, *self.channels, *self.sides, *(index + 1 for index in self.indices)]
-        if len(set(map(len, columns))) > 1 or not self.indices or not all(type(n) is int and n > 0 for n in numbers):
+        fitting = len(set(map(len, columns))) == 1 and self.indices and all(type(n) is int and n > 0 for n in numbers)
+        if not fitting or self.width > MOST:
             raise ModelError(
-                f"received levels {asdict(self)}; expected whole numbers, as many indices as channels and sides; check "
-                "where they come from"
+                f"received levels {asdict(self)}; expected whole numbers, as many indices as channels and sides, and "
+                f"at most {MOST:,} features; check where they come from"
             )
 
     @property
@@ -96,10 +98,11 @@ class ReadsLevels:
 
 
 def read_levels(model: nn.Module, levels: Levels) -> nn.Module:
-    """Let the classifier of a timm model read levels too, in place. It is a new one, all zeros.
+    """Let the classifier of a timm model read levels too, in place. It is a new one, all zeros; one without classes
+    stays away.
 
-    Raises:
-        ModelError: the classifier is not one linear layer for the last features.
+    Args:
+        model: whose classifier is one linear layer.
     """
     plain = underneath(model)
     model.__class__ = _reading(plain)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hypercompress.errors import ArtefactError
 from hypercompress.saved.card import model_card
-from hypercompress.saved.replacing import leftover, name_fault, replaced
+from hypercompress.saved.replacing import in_the_way, leftover, name_fault, replaced
 
 FORMAT = 2  # 1: every layer factored on one side, nothing unpacked
 KEYS = frozenset({"format", "sha256", "aliases", "architecture", "ranks"})  # of every student's config.json
@@ -67,10 +67,7 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
         raise ArtefactError(f"received the output {folder}, a file; expected a folder; choose another path")
     if folder.is_dir() and not all(leftover(path, folder.resolve()) for path in folder.iterdir()):
         if not overwrite:
-            raise ArtefactError(
-                f"received the output folder {folder}, which exists; expected a new path; choose another or pass "
-                "--overwrite (overwrite=True)"
-            )
+            raise in_the_way(folder)
         if not _is_student(folder):
             raise ArtefactError(
                 f"received --overwrite for {folder}, which is no student folder (no {CONFIG} of one); expected one; "

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypercompress.architecture import Architecture
 from hypercompress.architecture.levels import levels_from
-from hypercompress.errors import ArtefactError
+from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.saved.artefact import AS_SAVED, is_names
 
 
@@ -53,7 +53,10 @@ def architecture_in(value: Any, folder: Path) -> Architecture | None:
             f"received {folder}/config.json with an architecture that is no name with args and pretrained_cfg; "
             f"{AS_SAVED}"
         )
-    levels = levels_from(value["levels"]) if "levels" in value else None
+    try:
+        levels = levels_from(value["levels"]) if "levels" in value else None
+    except ModelError as error:
+        raise ArtefactError(f"received {folder}/config.json in which: {error}; {AS_SAVED}") from error
     return Architecture(**{key: value[key] for key in keys}, levels=levels)
 
 

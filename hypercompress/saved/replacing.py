@@ -174,12 +174,14 @@ def _move_in(staging: Path, place: Path, last: str) -> None:
 def _refuse_filled(folder: Path, place: Path) -> None:
     """Raises ArtefactError if somebody has filled the folder meanwhile."""
     if place.is_dir() and not all(leftover(path, place) for path in place.iterdir()):
-        raise _in_the_way(folder)
+        raise in_the_way(folder)
 
 
-def _in_the_way(folder: Path) -> ArtefactError:
+def in_the_way(output: Path) -> ArtefactError:
+    """What to raise where something is that must not be replaced."""
+    kind = "folder " if output.is_dir() else ""
     return ArtefactError(
-        f"received the output folder {folder}, which exists; expected a new path; choose another or pass --overwrite "
+        f"received the output {kind}{output}, which exists; expected a new path; choose another or pass --overwrite "
         "(overwrite=True)"
     )
 
@@ -192,7 +194,7 @@ def _move_onto(staging: Path, folder: Path, place: Path) -> None:
         staging.rename(place)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise _in_the_way(folder) from error
+            raise in_the_way(folder) from error
         raise
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hypercompress.errors import ArtefactError
-from hypercompress.saved.replacing import allowed_mode, kept_mode, staging_beside, sync
+from hypercompress.saved.replacing import allowed_mode, in_the_way, kept_mode, staging_beside, sync
 
 
 def refuse_existing_file(file: Path, overwrite: bool) -> None:
@@ -14,7 +14,7 @@ def refuse_existing_file(file: Path, overwrite: bool) -> None:
     if file.is_dir():
         raise ArtefactError(f"received the output {file}, a folder; expected a file; add a name to it")
     if file.exists() and not overwrite:
-        raise _in_the_way(file)
+        raise in_the_way(file)
 
 
 @contextmanager
@@ -52,14 +52,7 @@ def _place_new(staged: Path, file: Path, place: Path) -> None:
     try:
         os.link(staged, place)
     except FileExistsError as error:
-        raise _in_the_way(file) from error
+        raise in_the_way(file) from error
     except (OSError, NotImplementedError):  # a file system without second names
         refuse_existing_file(file, overwrite=False)
         staged.replace(place)
-
-
-def _in_the_way(file: Path) -> ArtefactError:
-    return ArtefactError(
-        f"received the output {file}, which exists; expected a new path; choose another or pass --overwrite "
-        "(overwrite=True)"
-    )

@@ -49,7 +49,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     progress: Progress | None = None,
 ) -> Student:
     """Move a trained classifier to a new task. Without steps no gradient is taken, and without views the support set is
-    run twice.
+    run twice (and one image twice more, for levels).
 
     The head is ridge regression on the model's features, its penalty and temperature by leave-one-out. The network
     generates new norms, biases and cores; they are kept only where leaving one out finds the head on them no worse than

@@ -132,7 +132,7 @@ def start_from(
 
 
 def _classifier(model: nn.Module, backbone: Backbone) -> nn.Module | None:
-    """What reads the last features in the model as it was."""
+    """What reads the last features in the model as it was; ``None`` where it reads levels, of which these are few."""
     before = model.model if isinstance(model, Student) else model
     return None if isinstance(before, ReadsLevels) else before.get_submodule(backbone.classifier)
 

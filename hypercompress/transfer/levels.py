@@ -25,7 +25,7 @@ from hypercompress.transfer.ridge import Ridge, fit_ridge, mean_square
 SIDES = (4, 2, 1)  # cells of a side that maps are pooled to, the most that there is room for
 MOST_MAPS = 6  # of so many at most, evenly spaced
 MOST_SHARE = 0.25  # of the model's parameters, for a head
-MOST_NUMBERS = 2**27  # features of all images and views
+MOST_NUMBERS = 2**26  # features of all images and views, of which some copies are made in double precision
 NEAREST = 0.3  # of `moved`: at most so much, and the last features are read alone
 APART = 0.7  # of `told_apart`: at most so much, and a task of one image a class is far
 MARGIN = 0.02  # of the loss; half of it where views tell near tasks
@@ -46,7 +46,7 @@ class Weighed:
 
     Args:
         weighing: of the levels.
-        head: on what `seen` gives.
+        head: on the features of all levels, or on the last ones alone.
         why: in words.
         losses: left out, by weighing, of those that were tried; ``None`` with one image a class.
     """
@@ -112,12 +112,13 @@ def weigh(
         apart: see `told_apart`; ``None``: nothing is known.
         moved: how far a view moves the last features, as a share of the images' variance, if it is known.
     """
-    unjudged = last.loo_loss is None
-    why = "one image a class: by the names that MODEL gives" if unjudged else "leave-one-out loss"
-    found = Weighed(Weighing.LAST, last, why, {Weighing.LAST: last.loo_loss})
-    if levels is None or (moved is not None and moved <= NEAREST):
-        return replace(found, why="views hardly move the last features") if levels is not None else found
+    found = Weighed(Weighing.LAST, last, "leave-one-out loss", {Weighing.LAST: last.loo_loss})
+    if levels is None:
+        return found
+    if moved is not None and moved <= NEAREST:
+        return replace(found, why="views hardly move the last features")
     if last.loo_loss is None:
+        found = replace(found, why="one image a class: by the names that MODEL gives")
         if apart is None or apart > APART:
             return found
         head = fit_ridge(features, labels, classes, factors=factors(features, levels, Weighing.EARLY))
@@ -126,8 +127,7 @@ def weigh(
     for weighing in (Weighing.EVEN, Weighing.EARLY):
         head = fit_ridge(features, labels, classes, factors=factors(features, levels, weighing))
         assert head.loo_loss is not None  # as there is one on the last features
-        losses = found.losses | {weighing: head.loo_loss}
-        found = replace(found, losses=losses)
+        found = replace(found, losses=found.losses | {weighing: head.loo_loss})
         if head.loo_loss < best:
             best, found = head.loo_loss, replace(found, weighing=weighing, head=head)
     return found
@@ -135,13 +135,15 @@ def weigh(
 
 def told_apart(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classifier: nn.Module | None) -> float | None:
     """How many different names a classifier gives to the first image of each new class, as a share of the most that
-    there can be; ``None`` without a classifier.
+    there can be; ``None`` without a classifier of two classes or more.
 
     Args:
         features: that it reads.
     """
+    if classifier is None or isinstance(classifier, nn.Identity):  # timm's, of no classes
+        return None
     with torch.no_grad():
-        logits = None if classifier is None else classifier(features)
+        logits = classifier(features)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         return None
     firsts = [int((labels == label).nonzero()[0]) for label in labels.unique()]
@@ -149,17 +151,12 @@ def told_apart(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classi
     return len(names) / min(len(firsts), logits.shape[1])
 
 
-def seen(features: Float[Tensor, "m d"], levels: Levels | None, weighing: Weighing) -> Float[Tensor, "m d2"]:
-    """The features that a weighing reads: all, or the last ones."""
-    return features[:, : levels.last] if levels is not None and weighing is Weighing.LAST else features
-
-
 def factors(features: Float[Tensor, "m d"], levels: Levels | None, weighing: Weighing) -> Float[Tensor, " d"] | None:
-    """What to multiply what is `seen` by so that each level has its weight in the squared distance of two images."""
+    """What to multiply features by, so that each level has its weight in the squared distance of two images."""
     if levels is None or weighing is Weighing.LAST:
         return None
     parts = features.detach().double().split([levels.last, *levels.widths], dim=1)
-    weights = shares(len(parts) - 1, weighing)
+    weights = _shares(len(parts) - 1, weighing)
     scales = [
         math.sqrt(weight / float(mean_square(part - part.mean(0)))) * torch.ones_like(part[0])
         for part, weight in zip(parts, weights, strict=True)
@@ -167,10 +164,8 @@ def factors(features: Float[Tensor, "m d"], levels: Levels | None, weighing: Wei
     return torch.cat(scales)
 
 
-def shares(maps: int, weighing: Weighing) -> Sequence[float]:
-    """Of the last features, and of each map from the first on; together 1."""
-    if weighing is Weighing.LAST:
-        return [1.0, *[0.0] * maps]
+def _shares(maps: int, weighing: Weighing) -> Sequence[float]:
+    """Of the last features, and of each map from the first on; together 1. Of `Weighing.LAST` there are none."""
     if weighing is Weighing.EVEN:
         return [0.5, *[0.5 / maps] * maps]
     weights = [RATIO**maps, *(RATIO**place for place in range(maps))]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hypercompress.running.calling import evaluating
 from hypercompress.transfer.backbone import Backbone
-from hypercompress.transfer.levels import Weighed, Weighing, factors, seen
+from hypercompress.transfer.levels import Weighed, Weighing, factors
 from hypercompress.transfer.ridge import Ridge, fit_ridge
 from hypercompress.transfer.support import Support
 
@@ -156,7 +156,8 @@ def look_again(
                         return Look(plain, count, False, "they hardly move the features", None, moved, passed)
     plain = plain or judge(None)
     first = torch.cat(sets[0])
-    every = seen(torch.cat([first, *map(torch.cat, sets[1:])]), backbone.levels, plain.weighing)
+    every = torch.cat([first, *map(torch.cat, sets[1:])])
+    every = backbone.last(every) if plain.weighing is Weighing.LAST else every
     weights = factors(first, backbone.levels, plain.weighing)
     head = fit_ridge(every, torch.cat(labels), support.classes, views=count, factors=weights)
     kept, why = True, "one image a class: by how far they move the features"

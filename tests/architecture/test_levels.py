@@ -145,6 +145,7 @@ def test_it_is_compressed_and_keeps_its_levels(tmp_path: Path) -> None:
         {"last": 4, "indices": [0, 1], "channels": [3], "sides": [2]},
         {"last": 4, "indices": [0], "channels": ["3"], "sides": [2]},
         {"last": 4, "indices": [], "channels": [], "sides": []},
+        {"last": 4, "indices": [0], "channels": [2**20], "sides": [2**20]},
         {"last": 4, "indices": 0, "channels": [3], "sides": [2]},
         {"last": 4, "channels": [3], "sides": [2]},
         "all",
@@ -161,9 +162,12 @@ def test_a_folder_with_levels_of_another_network_is_refused(tmp_path: Path) -> N
     assert architecture is not None
     Student(model, architecture).save_pretrained(tmp_path / "student")
     config = tmp_path / "student" / "config.json"
-    config.write_text(config.read_text().replace('"last": 256', '"last": 255'))
-    with pytest.raises(ArtefactError, match="received"):
-        from_pretrained(tmp_path / "student")
+    written = config.read_text()
+    assert '"last": 256' in written
+    for other, fault in (("255", "weights do not fit its network"), ("null", "config.json in which: received levels")):
+        config.write_text(written.replace('"last": 256', f'"last": {other}'))
+        with pytest.raises(ArtefactError, match=fault):
+            from_pretrained(tmp_path / "student")
 
 
 def test_an_architecture_without_levels_is_what_it_was() -> None:

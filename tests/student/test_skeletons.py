@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 import hypercompress
 from hypercompress.errors import ArtefactError, ModelError
@@ -117,3 +117,26 @@ def test_a_change_without_parameters_needs_a_skeleton_too(
     x = torch.randn(2, 3, 160, 160)
     with torch.no_grad():
         torch.testing.assert_close(from_pretrained(tmp_path / "s", teacher)(x), student(x))
+
+
+class Frozen(nn.Module):
+    """Whose `train` keeps its norms as they are, and returns nothing, as is usual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(32, 64), nn.BatchNorm1d(64), nn.Linear(64, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+        self.layers[1].eval()
+
+
+def test_a_skeleton_whose_train_returns_nothing(tmp_path: Path) -> None:
+    x = torch.randn(8, 32)
+    student = hypercompress.compress(Frozen(), Budget(params=0.7), data=[x], generator="svd")
+    student.save_pretrained(tmp_path / "student")
+    assert torch.equal(from_pretrained(tmp_path / "student", skeleton=Frozen())(x), student(x))
