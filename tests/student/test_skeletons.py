@@ -136,7 +136,8 @@ class Frozen(nn.Module):
 
 
 def test_a_skeleton_whose_train_returns_nothing(tmp_path: Path) -> None:
-    x = torch.randn(8, 32)
-    student = hypercompress.compress(Frozen(), Budget(params=0.7), data=[x], generator="svd")
+    x, teacher = torch.randn(8, 32), Frozen()
+    teacher.eval()
+    student = hypercompress.compress(teacher, Budget(params=0.7), data=[x], generator="svd")
     student.save_pretrained(tmp_path / "student")
     assert torch.equal(from_pretrained(tmp_path / "student", skeleton=Frozen())(x), student(x))
