@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.choices import guarded
-from hypercompress.errors import GeneratorError
+from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.generator import Generator
 from hypercompress.guard import Judge
 from hypercompress.latency import times_of
 from hypercompress.preparation import Plan, Wanted, prepare
+from hypercompress.preparation.example import dtype_of
 from hypercompress.reconstruction import refit_batch
 from hypercompress.report import bytes_of, class_names, make_report, params_of, warn_if_larger
+from hypercompress.running.calibration import to_device
 from hypercompress.running.calling import ForwardFn, Progress, batch_size, keeping_random_state
 from hypercompress.running.copying import as_written
 from hypercompress.running.renormalization import moments_of, put_back
@@ -62,8 +64,10 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             noise, as if it were passed with ``renormalize``; anything else reads the weights alone.
         generator: ``auto`` (the released hypernetwork; without data `kfac` on noise, or ``svd``), ``hypernet``,
             ``svd``, ``whitened``, ``kfac``, ``prior``, a folder of a meta-trained hypernetwork, or any `Generator`.
-        example: one batch to inspect the model with; needed only without data for models that are not timm's.
-        forward_fn: ``(model, batch) -> tensor`` for batches that are not passed as they are.
+        example: one batch to inspect the model with, cast as ``data`` is; needed only without data for models that are
+            not timm's.
+        forward_fn: ``(model, batch) -> tensor`` for batches that are not passed as they are. It gets the teacher, a
+            copy of it, or one with factored layers in place (of a student ``student.model``).
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         refit: with data, reconstruct the layers' outputs one after another (`reconstruction/`) if held-out images
             say that it helps.
@@ -91,6 +95,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     Example:
         >>> student = compress(teacher, Budget(params=0.4), data=loader)  # doctest: +SKIP
     """
+    require_module(teacher)
     start, teacher = time.perf_counter(), as_written(teacher)
     require_budget(budget)
     if search and data is None:
@@ -101,6 +106,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     with keeping_random_state(teacher):
         if isinstance(teacher, Student):
             architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
+        if example is not None and forward_fn is None:
+            example = to_device(example, next(teacher.parameters()).device, dtype_of(teacher))
         plan = prepare(
             teacher,
             data,
@@ -124,6 +131,28 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         student.report["classes"] = names
     warn_if_larger(size, student.report, stacklevel=3)  # the decorator is between
     return student
+
+
+def require_module(model: Any) -> None:
+    """Raises ModelError for a name, a class or anything else that is no model."""
+    if isinstance(model, nn.Module):
+        return
+    what = repr(model) if isinstance(model, str) else f"the class {model.__name__}" if isinstance(model, type) else None
+    raise ModelError(
+        f"received {what or f'a {type(model).__name__}'} as the model; expected an nn.Module; build it first, such as "
+        "with timm.create_model('resnet18', pretrained=True)"
+    )
+
+
+def _of_network(forward_fn: ForwardFn | None) -> ForwardFn | None:
+    """``forward_fn`` as the user wrote it for the teacher: of a student it gets the network inside."""
+    if forward_fn is None:
+        return None
+
+    def run(model: nn.Module, batch: Any) -> Tensor:
+        return forward_fn(model.model if isinstance(model, Student) else model, batch)
+
+    return run
 
 
 def searched(
@@ -152,7 +181,7 @@ def searched(
             f"seconds, {' or '.join(SEARCHED)}, params or macs, and data to judge by; change what differs"
         )
     assert plan.split is not None  # judged
-    batch = refit_batch(plan.spec, plan.split) if refit else None
+    batch, forward_fn = refit_batch(plan.spec, plan.split) if refit else None, _of_network(forward_fn)
     found = search_ranks(plan, budget, seconds, refit=batch, forward_fn=forward_fn, seed=seed, progress=progress)
     return replace(plan, generator=found.generator), found.tries
 
@@ -173,7 +202,7 @@ def finish(
     Args:
         both: refit both factors; else the output factor alone, for comparison.
     """
-    start = time.perf_counter() if start is None else start
+    start, forward_fn = time.perf_counter() if start is None else start, _of_network(forward_fn)
     teacher, spec, split = plan.teacher, plan.spec, plan.split
     architecture = architecture or architecture_of(plan.original)
 

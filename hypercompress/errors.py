@@ -35,3 +35,7 @@ class BenchmarkError(HypercompressError, ValueError):
 
 class ExportError(HypercompressError, RuntimeError):
     """A model that cannot be exported, or an exported file that does not give the model's outputs."""
+
+
+class WriteError(HypercompressError, RuntimeError):
+    """A write into a weight that is a product of factors, where it would be lost."""

@@ -2,17 +2,18 @@
 
 One forward pass of an example batch under hooks answers everything that cannot be known from the
 modules alone: which are called, in what order, at how many positions, which norm reads whose output,
-and whose ``weight`` is used by somebody else's ``forward`` (a factored layer would be bypassed there).
+and whose parameters are used by somebody else's ``forward`` (a factored layer would be bypassed there).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hypercompress.errors import ModelError, NonFiniteError
-from hypercompress.kinds import kind_of
+from hypercompress.kinds import LayerKind, kind_of
 from hypercompress.packed.ties import Sharing
 from hypercompress.packed.unpacking import added, changed, holders, why_packed
 from hypercompress.running.calling import ForwardFn, call_model
@@ -22,7 +23,7 @@ from hypercompress.specs import LayerSpec, ModelSpec, Status
 
 def _judge(name: str, module: nn.Module, trace: Trace, held: Mapping[int, Sequence[str]]) -> tuple[Status, str]:
     """Whether a module may be factored, and the reason if not; what it shares aside."""
-    kind = kind_of(module)
+    kind = _real_kind_of(module)
     if kind is None:
         return _unknown(name, module, held)
     if reason := _bypassed(name, module, trace):
@@ -33,8 +34,15 @@ def _judge(name: str, module: nn.Module, trace: Trace, held: Mapping[int, Sequen
     return Status.FACTORED, ""
 
 
+def _real_kind_of(module: nn.Module) -> LayerKind | None:
+    """Its kind, if that is known and what the module holds are real numbers."""
+    return None if any(parameter.is_complex() for parameter in module.parameters(recurse=False)) else kind_of(module)
+
+
 def _unknown(name: str, module: nn.Module, held: Mapping[int, Sequence[str]]) -> tuple[Status, str]:
     """Why a module of no known kind stays as it is."""
+    if kind_of(module) is not None:
+        return Status.UNSUPPORTED, "its weight is complex"
     if isinstance(module, NORMS):
         return Status.KEPT, "a normalisation has no matrix"
     if isinstance(module, nn.MultiheadAttention):
@@ -42,6 +50,8 @@ def _unknown(name: str, module: nn.Module, held: Mapping[int, Sequence[str]]) ->
         return Status.UNSUPPORTED, f"nn.MultiheadAttention packs its projections into one parameter; {why}"
     if all(p.squeeze().ndim < 2 for p in module.parameters(recurse=False)):
         return Status.KEPT, "vectors only, no matrix"
+    if isinstance(module, torch.jit.ScriptModule):
+        return Status.UNSUPPORTED, "it is part of a scripted module (torch.jit), whose layers are no Python modules"
     return Status.UNSUPPORTED, f"no kind of layer is registered for {type(module).__name__}"
 
 
@@ -55,8 +65,9 @@ def _bypassed(name: str, module: nn.Module, trace: Trace) -> str:
         return "it has hooks or a forward of its own"
     if extra := added(module):
         return f"it also holds {', '.join(extra)}, which its low-rank form would not have"
-    if name in trace.readers:
-        return f"its weight is read directly by {trace.readers[name]}"
+    for part in module._parameters:
+        if reader := trace.readers.get(f"{name}.{part}"):
+            return f"its {part} is read directly by {reader}"
     if name not in trace.order:
         return "its forward was never called in a pass of the example"
     if name in trace.instructed:
@@ -74,19 +85,22 @@ def _too_small(layer: LayerSpec) -> str:
 
 
 def _follower(name: str, trace: Trace, sharing: Sharing) -> str | None:
-    """The norm that can give back what truncation takes from layer ``name``: what it holds is its own."""
+    """The norm that can give back what truncation takes from layer ``name``: what it holds is its own, and is read by
+    nobody else.
+    """
     norm = trace.follower(name)
-    if norm is None:
+    if norm is None or any(f"{norm}.{part}" in trace.readers for part in sharing.modules[norm]._parameters):
         return None
     held = (sharing.held[id(parameter)] for parameter in sharing.modules[norm].parameters(recurse=False))
     return norm if all(paths == [norm] for paths in held) else None
 
 
 def _layer(name: str, module: nn.Module, trace: Trace, sharing: Sharing) -> LayerSpec:
-    status, reason, paths = sharing.judge(name)
+    alone = isinstance(module, torch.jit.ScriptModule)  # whatever shares a weight with it is of another class
+    status, reason, paths = (*sharing.alone(name), (name,)) if alone else sharing.judge(name)
     counted = paths if paths[0] == name else ()  # of several that are one, all is counted with the first
     before = sharing.parameters(paths[: paths.index(name)])
-    kind, own = kind_of(module), sum(p.numel() for p in module.parameters(recurse=False) if id(p) not in before)
+    kind, own = _real_kind_of(module), sum(p.numel() for p in module.parameters(recurse=False) if id(p) not in before)
     bias = getattr(module, "bias", None)
     shape: dict[str, Any] = {"out": 0, "d": 0}
     if kind is not None:
@@ -128,7 +142,8 @@ def require_finite(model: nn.Module) -> None:
     bad = [
         name
         for name, tensor in tensors
-        if tensor.is_floating_point() and (tensor.isnan() if id(tensor) not in exact else ~tensor.isfinite()).any()
+        if (tensor.is_floating_point() or tensor.is_complex())
+        and (tensor.isnan() if id(tensor) not in exact else ~tensor.isfinite()).any()
     ]
     if bad:
         raise NonFiniteError(

@@ -1,5 +1,6 @@
 """Layers that cannot be factored are listed as such, with the reason: others read or change their weights."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypercompress import Budget, compress
+from hypercompress import Budget, compress, from_pretrained
+from hypercompress.errors import NonFiniteError
 from hypercompress.inspection import inspect
 from hypercompress.packed.unpacking import unpack
 from hypercompress.specs import Status
@@ -179,3 +181,106 @@ def test_layer_that_holds_more_than_its_class_gives_it_is_unsupported(what: str)
         "it also holds extra, which its low-rank form would not have",
     )
     assert compress(model, Budget(params=0.9), generator="svd", example=x)(x).isfinite().all()
+
+
+class Borrowing(nn.Module):
+    """Reads the vectors of a layer or of a norm."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.fc, self.norm, self.head = nn.Linear(20, 24, bias=False), nn.BatchNorm1d(24), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.fc(x)).tanh()
+        if self.how == "bias":
+            return self.head(x) + 3 * self.head.bias
+        if self.how in ("shift", "scale"):
+            return self.head(x + 3 * (self.norm.bias if self.how == "shift" else self.norm.weight.detach()))
+        return self.head(x) * self.head.bias.shape[0] + self.norm.bias.numel() + self.norm.weight.dim()
+
+
+@pytest.mark.parametrize("how", ["bias", "shift", "scale", "look"])
+def test_vectors_that_another_module_reads_are_not_rewritten(how: str) -> None:
+    torch.manual_seed(0)
+    model, x = Borrowing(how).eval(), torch.randn(256, 20)
+    for tensor in (*model.norm.parameters(), model.norm.running_mean, model.norm.running_var):
+        tensor.data.uniform_(0.5, 2.0)
+    spec = inspect(model, x)
+    head, fc = row(spec, "head"), row(spec, "fc")
+    assert head.reason == ("its bias is read directly by the model itself" if how == "bias" else "")
+    assert fc.follower == (None if how in ("shift", "scale") else "norm")
+    student = compress(model, Budget(params=0.75), x.split(32), "kfac", norms=False)
+    assert student.ranks
+    for name in {"bias": ["head.bias"], "shift": ["norm.bias"], "scale": ["norm.weight"]}.get(how, []):
+        assert torch.equal(student.model.get_parameter(name), model.get_parameter(name))
+
+
+def test_complex_weights_are_unsupported() -> None:
+    class Waves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.wave = nn.Linear(20, 24), nn.Linear(24, 24, dtype=torch.complex64)
+            self.last = nn.Linear(24, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.wave(self.first(x).to(torch.complex64)).abs())
+
+    torch.manual_seed(0)
+    model, x = Waves().eval(), torch.randn(64, 20)
+    wave = row(inspect(model, x), "wave")
+    assert (wave.status, wave.reason) == (Status.UNSUPPORTED, "its weight is complex")
+    student = compress(model, Budget(params=0.9), x.split(8), "kfac")
+    assert student.ranks
+    assert student(x).isfinite().all()
+    with torch.no_grad():
+        model.wave.weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"received NaN or infinity in wave\.weight"):
+        inspect(model, x)
+
+
+class Part(nn.Module):
+    """With a matrix and a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(24, 24), nn.BatchNorm1d(24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.fc(x))
+        return y.tanh()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_scripted_part_stays_as_it_is(tmp_path: Path, mode: bool) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Linear(20, 24, bias=False), nn.BatchNorm1d(24)
+            self.part, self.last = torch.jit.script(Part()), nn.Linear(24, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(self.part(x) + self.norm(x))
+
+    torch.manual_seed(0)
+    model, x = Model().train(mode), torch.randn(64, 20)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    spec = inspect(model, x)
+    reason = "it is part of a scripted module (torch.jit), whose layers are no Python modules"
+    assert (row(spec, "part.fc").status, row(spec, "part.fc").reason) == (Status.UNSUPPORTED, reason)
+    assert row(spec, "part.norm").status is Status.KEPT
+    assert {layer.name for layer in spec.candidates} == {"first", "last"}
+    assert row(spec, "first").follower is None  # the part reads its output, too
+    assert spec.macs == 20 * 24 + 24 * 24 + 24 * 6
+    student = compress(model, Budget(params=0.9), x.split(8), "kfac")
+    assert student.ranks
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(module.training is mode for module in (*model.modules(), *student.model.modules()))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    student.save_pretrained(tmp_path / "s")
+    loaded = from_pretrained(tmp_path / "s", Model())
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(x), student.eval()(x))

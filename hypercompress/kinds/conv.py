@@ -18,6 +18,7 @@ from hypercompress.kinds.low_rank import LowRank, Projected
 from hypercompress.kinds.protocol import LayerKind
 
 POINTWISE: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+SPREADING = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 class LowRankConv(LowRank):
@@ -59,6 +60,20 @@ class LowRankConv(LowRank):
         return self.filled(self.kernel(self.in_channels, self.out_channels, bias=self.bias is not None))
 
 
+class LowRankTimmConv(LowRankConv):
+    """The twin of a convolution of timm's, which calls its input ``x``: a model may pass it by that name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.expand(self.reduce(x))
+        return y
+
+
+def convolved_axis(like: type[nn.Module], y: Tensor) -> int:
+    """The axis of the channels in what a convolution of this class reads or gives."""
+    dims = next((dims for dims in POINTWISE if issubclass(like, (POINTWISE[dims], SPREADING[dims]))), 0)
+    return 0 if y.ndim == dims + 1 else 1
+
+
 class ConvKind(LayerKind):
     """`torch.nn.Conv1d`, `Conv2d`, `Conv3d`, and timm's ``Conv2dSame``.
 
@@ -72,6 +87,9 @@ class ConvKind(LayerKind):
     def __init__(self, name: str, like: type[nn.Module]) -> None:
         self.name, self.like = name, like
 
+    def axis_of(self, y: Tensor) -> int:
+        return convolved_axis(self.like, y)
+
     def matrix(self, module: nn.Module) -> Float[Tensor, "*g o d"]:
         assert isinstance(module.weight, Tensor)
         return stacked(module.weight.detach().flatten(1), self.groups(module))
@@ -83,7 +101,8 @@ class ConvKind(LayerKind):
     def low_rank(self, module: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:
         weight = module.weight
         assert isinstance(weight, Tensor)
-        return LowRankConv(module, rank, self.like, input_rank).to(weight.device, weight.dtype)
+        twin = LowRankTimmConv if self.like is Conv2dSame else LowRankConv
+        return twin(module, rank, self.like, input_rank).to(weight.device, weight.dtype)
 
     def input_channels(self, module: nn.Module, x: Tensor) -> Float[Tensor, "n c"]:  # noqa: ARG002
         return self.rows(x)
@@ -92,7 +111,7 @@ class ConvKind(LayerKind):
         """By torch's own unfolding where it knows the geometry: no product with an identity of d columns."""
         if type(module) is not nn.Conv2d or isinstance(module.padding, str) or module.padding_mode != "zeros":
             return super().input_rows(module, x)
-        rows = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+        rows = F.unfold(self.batched(x), module.kernel_size, module.dilation, module.padding, module.stride)
         return by_group(rows.mT.flatten(0, 1), module.groups)
 
     def input_mean(self, module: nn.Module, x: Tensor) -> Float[Tensor, "*g d"]:
@@ -105,5 +124,5 @@ class ConvKind(LayerKind):
         assert isinstance(weight, Tensor)
         with torch.no_grad():
             weight.copy_(torch.eye(taps, dtype=x.dtype, device=x.device).reshape(weight.shape))
-            seen: Tensor = patches(x.mean(0)[:, None])
+            seen: Tensor = patches(self.batched(x).mean(0)[:, None])
         return stacked(seen.flatten(2).mean(2), self.groups(module)).flatten(-2)

@@ -20,7 +20,7 @@ class LayerKind(ABC):
     """
 
     name: str
-    channel_axis: int = -1  # of the layer's output
+    channel_axis: int = -1  # of the layer's output, where it has an axis of samples
     # Names of the parameters, buffers and modules that the twin stands in for; ``None``: of whatever the layer holds. A
     # layer that holds more is left alone: somebody else reads that.
     parts: frozenset[str] | None = None
@@ -45,6 +45,14 @@ class LayerKind(ABC):
         """Independent matrices that the layer consists of, each on its own share of the channels, in their order."""
         return 1
 
+    def axis_of(self, y: Tensor) -> int:  # noqa: ARG002
+        """The axis of the channels in this input or output: a convolution takes one without an axis of samples, too."""
+        return self.channel_axis
+
+    def batched(self, x: Tensor) -> Tensor:
+        """The input or output with an axis of samples."""
+        return x[None] if self.axis_of(x) % x.ndim == 0 else x
+
     def input_channels(self, module: nn.Module, x: Tensor) -> Float[Tensor, "n c"] | None:  # noqa: ARG002
         """Inputs as one row of channels per sample and position, if the kind has a kernel with channels to project."""
         return None
@@ -65,11 +73,11 @@ class LayerKind(ABC):
 
     def input_mean(self, module: nn.Module, x: Tensor) -> Float[Tensor, "*g d"]:
         """Mean of `input_rows` over samples and positions."""
-        return self.input_rows(module, x.mean(0, keepdim=True)).mean(-2)
+        return self.input_rows(module, self.batched(x).mean(0, keepdim=True)).mean(-2)
 
     def rows(self, y: Tensor) -> Float[Tensor, "n c"]:
         """Outputs (or their gradients, or the reduced channels) as one row per sample and position."""
-        y = y.movedim(self.channel_axis, -1)
+        y = y.movedim(self.axis_of(y), -1)
         return y.reshape(-1, y.shape[-1])
 
     def taps(self, module: nn.Module) -> int:

@@ -12,7 +12,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
 
-from hypercompress.kinds.conv import ConvKind, LowRankConv
+from hypercompress.kinds.conv import ConvKind, LowRankTimmConv
 from hypercompress.kinds.groups import stacked
 from hypercompress.kinds.low_rank import LowRank
 from hypercompress.kinds.registry import PLAIN, register_kind
@@ -37,7 +37,7 @@ class StandardisedConvKind(ConvKind):
         like = Conv2dSame if getattr(module, "same_pad", False) else nn.Conv2d
         weight = module.weight
         assert isinstance(weight, Tensor)
-        layer = LowRankConv(module, rank, like, input_rank).to(weight.device, weight.dtype)
+        layer = LowRankTimmConv(module, rank, like, input_rank).to(weight.device, weight.dtype)
         layer.restores_class = False
         return layer
 

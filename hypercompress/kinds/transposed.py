@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.kinds.conv import POINTWISE
+from hypercompress.kinds.conv import POINTWISE, convolved_axis
 from hypercompress.kinds.low_rank import LowRank, matrix, weight_of
 from hypercompress.kinds.product import product_of
 from hypercompress.kinds.protocol import LayerKind
@@ -75,6 +75,9 @@ class TransposedKind(LayerKind):
 
     def __init__(self, name: str, like: type[nn.Module]) -> None:
         self.name, self.like = name, like
+
+    def axis_of(self, y: Tensor) -> int:
+        return convolved_axis(self.like, y)
 
     def matrix(self, module: nn.Module) -> Float[Tensor, "out d"]:
         return matrix(module).detach()

@@ -1,29 +1,43 @@
-"""Whether a layer's twin would run: a model may hold a layer by a reference that no registered module is.
+"""Whether a layer's twin would do what the layer does: a model may hold it by a reference that no registered module is,
+or look at its class.
 
 A plain Python list still points to the dense layer after the twin has taken its registered place: the student would
-compute as before, and another thing after a reload. A closure points to the layer of the model that was copied.
+compute as before, and another thing after a reload. A closure points to the layer of the model that was copied. And
+where the forward asks for ``isinstance(self.layer, nn.Linear)`` it takes another branch: a twin is none.
 """
 
 import copy
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hypercompress.errors import ModelError
+from hypercompress.kinds import low_rank_like
 from hypercompress.packed.unpacking import replace_module
-from hypercompress.running.calling import ForwardFn, call_model, evaluating
+from hypercompress.running.calling import (
+    ForwardFn,
+    call_model,
+    computing,
+    evaluating,
+    keeping_random_state,
+    out_of_memory,
+)
 from hypercompress.running.copying import copy_of, weights_of
-from hypercompress.specs import ModelSpec
+from hypercompress.specs import LayerSpec, ModelSpec
 
 REASON = "the model runs it by a reference that is no registered module (a list?); register it"
+ANOTHER = "the model computes another thing when a low-rank layer is in its place (does it ask for the class?)"
 
 
 @torch.no_grad()
 def replaceable(model: nn.Module, spec: ModelSpec, example: Any, forward_fn: ForwardFn | None = None) -> ModelSpec:
-    """The spec, in which a layer whose twin would not be called as often as itself is unsupported.
+    """The spec, in which a layer is unsupported whose twin would not be called as often as itself, or with whose twin
+    the model computes another thing though the two compute the same.
 
     Args:
         model: left as it was; a copy runs, of its structure only.
@@ -32,25 +46,111 @@ def replaceable(model: nn.Module, spec: ModelSpec, example: Any, forward_fn: For
     Raises:
         ModelError: a copy of the model runs a layer of the model.
     """
-    twins, calls, missed = copy_of(model, shared=weights_of(model)), Counter[str](), Counter[str]()
+    trial = _Trial(model, example, forward_fn or call_model)
+    if trial.same(spec.candidates):
+        return spec
+    listed = {layer.name for layer in spec.candidates if trial.missed[layer.name]}
+    others = [layer for layer in spec.candidates if layer.name not in listed]
+    fitting = {layer.name for layer in _fitting(trial, others, [])}
+    return spec.without(listed, REASON).without({layer.name for layer in others} - fitting, ANOTHER)
 
-    def counted(by: Counter[str], name: str) -> Callable[..., None]:
-        return lambda *_: by.update([name])
 
-    for layer in spec.candidates:
-        for path in layer.paths:
-            dense = twins.get_submodule(path)
-            twin = copy.copy(dense)
-            twin._forward_hooks = OrderedDict()
-            twin.register_forward_hook(counted(calls, layer.name))
-            dense.register_forward_hook(counted(missed, layer.name))
-            replace_module(twins, path, twin)
-    with evaluating(twins):
-        (forward_fn or call_model)(twins, example)
-    elsewhere = [layer for layer in spec.candidates if calls[layer.name] + missed[layer.name] != layer.calls]
-    if elsewhere:
-        raise ModelError(
-            f"received a model whose copy does not run its own {elsewhere[0].name} (a closure over the original's?); "
-            "expected one that can be copied; let its forward reach its layers through self"
-        )
-    return spec.without({layer.name for layer in spec.candidates if calls[layer.name] != layer.calls}, REASON)
+def _fitting(trial: "_Trial", layers: Sequence[LayerSpec], beside: Sequence[LayerSpec]) -> Sequence[LayerSpec]:
+    """As many of the layers as their twins change nothing, together and ``beside`` those of others; found by halves."""
+    if trial.same([*beside, *layers]):
+        return layers
+    if len(layers) < 2:
+        return []
+    half = len(layers) // 2
+    first = _fitting(trial, layers[:half], beside)
+    return [*first, *_fitting(trial, layers[half:], [*beside, *first])]
+
+
+class _Trial:
+    """Runs a copy of a model in which twins stand for layers: of the low-rank class, and computing what the layer does.
+
+    Args:
+        model: its layers must not run.
+    """
+
+    def __init__(self, model: nn.Module, example: Any, forward_fn: ForwardFn) -> None:
+        self.model, self.copied = model, copy_of(model, shared=weights_of(model))
+        self.example, self.forward_fn = example, forward_fn
+        self.calls, self.missed, self.strays = Counter[str](), Counter[str](), Counter[str]()
+        self.dense = self._run()
+
+    def same(self, layers: Sequence[LayerSpec]) -> bool:
+        """Whether the twins of these layers are called as often as they are, and change nothing.
+
+        Raises:
+            ModelError: as `replaceable`.
+        """
+        output = self._with_twins(layers)
+        if self.strays:
+            raise ModelError(
+                f"received a model whose copy does not run its own {next(iter(self.strays))} (a closure over the "
+                "original's?); expected one that can be copied; let its forward reach its layers through self"
+            )
+        called = all(self.calls[layer.name] == layer.calls for layer in layers)
+        return called and output is not None and (_alike(output, self.dense) or not self._repeats)
+
+    @cached_property
+    def _repeats(self) -> bool:
+        """Whether the model computes the same each time; else outputs say nothing."""
+        return _alike(self._run(), self.dense)
+
+    def _run(self) -> Tensor:
+        with keeping_random_state(self.copied), evaluating(self.copied):
+            return self.forward_fn(self.copied, self.example)
+
+    def _with_twins(self, layers: Sequence[LayerSpec]) -> Tensor | None:
+        """What the model gives; ``None`` if it fails."""
+        for counts in (self.calls, self.missed, self.strays):
+            counts.clear()
+        with ExitStack() as stack:
+            for name, path in ((layer.name, path) for layer in layers for path in layer.paths):
+                dense = self.copied.get_submodule(path)
+                stack.enter_context(computing(self._twin(dense, path), self._counted(dense, name)))
+                stack.callback(replace_module, self.copied, path, dense)
+                for module, counts in ((dense, self.missed), (self.model.get_submodule(path), self.strays)):
+                    stack.callback(module.register_forward_hook(_counting(counts, name)).remove)
+            try:
+                return self._run()
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                return None
+
+    def _twin(self, dense: nn.Module, path: str) -> nn.Module:
+        """Put into the layer's place. What it holds is not the layer's, which shows if it is read."""
+        with keeping_random_state(self.copied):
+            twin = low_rank_like(dense, 1)
+        replace_module(self.copied, path, twin)
+        return twin
+
+    def _counted(self, dense: nn.Module, name: str) -> Callable[..., Tensor]:
+        """The forward of a layer, counted, and without the hooks that it has now or will have."""
+        bare = copy.copy(dense)
+        bare._forward_hooks = OrderedDict()
+
+        def forward(_: nn.Module, *args: Any, **named: Any) -> Tensor:
+            self.calls[name] += 1
+            output: Tensor = bare(*args, **named)
+            return output
+
+        return forward
+
+
+def _counting(counts: Counter[str], name: str) -> Callable[..., None]:
+    return lambda *_: counts.update([name])
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Equal but for rounding, at most half the digits, of the largest."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not (one.is_floating_point() or one.is_complex()):
+        return torch.equal(one, other)
+    share = torch.finfo(one.dtype).eps ** 0.5
+    largest = float(torch.where(other.isfinite(), other, 0).abs().max()) if other.numel() else 0.0
+    return torch.allclose(one, other, rtol=share, atol=share * largest, equal_nan=True)

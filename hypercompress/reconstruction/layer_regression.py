@@ -62,6 +62,7 @@ class LayerRegression:
         d = reads.matrix(source).shape[-1]
         count = wanted.numel() // self.layer.out
         share = min(1.0, max(LEAST_ROWS, ROWS * d) / count)
+        x, wanted = reads.batched(x), gives.batched(wanted)
         pieces = min(len(x), -(-count * (d * self.layer.groups + self.layer.out) // CHUNK))
         generator = torch.Generator().manual_seed(0)
         total: Tensor | None = None

@@ -1,15 +1,13 @@
 """Two networks side by side on the same images: one lends its layers' outputs to the other, layer by layer."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from hypercompress.errors import ModelError
 
 
 class _StoppedError(Exception):
@@ -41,9 +39,19 @@ class Relay:
     It must wait while one is read: what follows a layer may write into that layer's output (``ReLU(inplace=True)``,
     ``x += shortcut``). Until the next is asked for it waits because two networks at once need the memory of both, and
     on a CPU are no faster.
+
+    Where routing lets one of the two leave out layers that the other runs, both go on: the teacher's that nobody reads
+    are passed over, and what the teacher does not run is not lent.
+
+    Args:
+        run: the teacher's forward pass.
+        order: names of the layers as they mostly run.
     """
 
-    def __init__(self, run: Callable[[], object]) -> None:
+    def __init__(self, run: Callable[[], object], order: Iterable[str]) -> None:
+        self._places = {name: place for place, name in enumerate(order)}
+        self._lent: tuple[str, Tensor] | None = None  # for a layer that was not asked for yet
+        self._ended = False
         self._slot: SimpleQueue[tuple[str | None, Any]] = SimpleQueue()
         self._asked = threading.Semaphore(0)
         self._stopped = False
@@ -78,20 +86,31 @@ class Relay:
         return lambda _module, _inputs, output: self.lend(name, output)
 
     @contextmanager
-    def borrow(self, name: str) -> Iterator[Tensor]:
-        """The teacher's output of this call of the layer, as it left the layer, to be read inside the block.
+    def borrow(self, name: str) -> Iterator[Tensor | None]:
+        """The teacher's output of this call of the layer, as it left the layer, to be read inside the block; ``None``
+        if the teacher does not run the layer here.
 
         Raises:
-            ModelError: the two networks do not run the same layers in the same order. Whatever the teacher raised.
+            Whatever the teacher raised.
         """
+        while not self._ended and (self._lent is None or self._places[self._lent[0]] < self._places[name]):
+            self._go_on()
+        output = None
+        if self._lent is not None and self._lent[0] == name:
+            output, self._lent = self._lent[1], None
+        yield output
+
+    def _go_on(self) -> None:
+        """Let the teacher run to its next output, or to its end."""
+        self._lent = None
         self._asked.release()
-        got, output = self._slot.get()
+        name, output = self._slot.get()
         if isinstance(output, BaseException):
             raise output
-        if got != name:
-            raise ModelError(f"received a student that runs {name} where its teacher runs {got}; expected one order")
-        assert isinstance(output, Tensor)
-        yield output
+        if name is None:
+            self._ended = True
+        else:
+            self._lent = name, output
 
     def __enter__(self) -> "Relay":
         self._surroundings = _surroundings()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from hypercompress.factorize import balance, least_squares
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
-from hypercompress.kinds import LowRank, factors_of, fill
+from hypercompress.kinds import LayerKind, LowRank, factors_of, fill, kind_of
 from hypercompress.reconstruction.layer_regression import LayerRegression
 from hypercompress.reconstruction.relay import Relay
 from hypercompress.running.calibration import CalibrationSplit, join
@@ -64,7 +64,8 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
 
     What a generator had changed in the norms behind the factored layers moves into ``E_0`` and ``c_0`` first; of the
     norms only the biases differ from the teacher's afterwards. A layer that runs several times stays as it is:
-    one fit cannot suit all of its inputs. So does one that gets another number of samples than the teacher's (routing).
+    one fit cannot suit all of its inputs. So does one that only one of the two networks runs, or that gets another
+    number of samples than the teacher's (routing).
 
     Args:
         teacher: what the student was made of; not modified.
@@ -76,9 +77,6 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
 
     Returns:
         What was fitted of every factored layer, by dotted path.
-
-    Raises:
-        ModelError: the two do not run the same layers in the same order.
     """
     forward_fn = forward_fn or call_model
     factored = low_rank_layers(student.model)
@@ -87,17 +85,18 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
     with ExitStack() as stack:
         stack.enter_context(evaluating(teacher))
         stack.enter_context(evaluating(student))
-        relay = Relay(lambda: forward_fn(teacher, batch))
+        relay = Relay(lambda: forward_fn(teacher, batch), [layer.name for layer in layers])
         for layer in layers:
             free, shift = absorbs(layer, sketches[layer.name]), None
             if free and not layer.bias:
                 shift = _take_over(student.model, layer, factored[layer.name], sketches[layer.name].follower)
-            fits[layer.name] = fit = _Fit(layer, relay, (ridge, spread), shift, free=free)
+            dense = teacher.get_submodule(layer.name)
+            kind = kind_of(dense)
+            assert kind is not None  # a candidate has one
+            fits[layer.name] = fit = _Fit(layer, kind, relay, (ridge, spread), shift, free=free)
             if both:
-                fit.regression = LayerRegression(
-                    layer, teacher.get_submodule(layer.name), sketches[layer.name], ridge, centred=free
-                )
-            leading = teacher.get_submodule(layer.name).register_forward_hook(relay.hook(layer.name))
+                fit.regression = LayerRegression(layer, dense, sketches[layer.name], ridge, centred=free)
+            leading = dense.register_forward_hook(relay.hook(layer.name))
             stack.callback(leading.remove)
             stack.enter_context(computing(factored[layer.name], fit))
         torch.clear_autocast_cache()  # of casts of what was written into above
@@ -142,15 +141,24 @@ class _Fit:
     """Forward of one factored layer of the student: takes the teacher's output, fits, and goes on with the fit.
 
     Args:
+        kind: of the teacher's layer.
         weights: ridge and spread.
         shift: of the output before the norm behind it; ``None`` if there is a bias, or nothing to take an intercept.
         free: whether there is something to absorb an intercept.
     """
 
     def __init__(
-        self, layer: LayerSpec, relay: Relay, weights: tuple[float, float], shift: Tensor | None, *, free: bool
+        self,
+        layer: LayerSpec,
+        kind: LayerKind,
+        relay: Relay,
+        weights: tuple[float, float],
+        shift: Tensor | None,
+        *,
+        free: bool,
     ) -> None:
-        self.layer, self.relay, self.weights, self.shift, self.free = layer, relay, weights, shift, free
+        self.layer, self.kind, self.relay = layer, kind, relay
+        self.weights, self.shift, self.free = weights, shift, free
         self.regression: LayerRegression | None = None
         self.fitted, self.calls = Refit.NONE, 0
         self.generated: tuple[dict[str, Tensor], Tensor | None] = {}, shift
@@ -160,7 +168,7 @@ class _Fit:
         self.calls += 1
         with self.relay.borrow(self.layer.name) as wanted:
             reduced: Tensor = module.reduce(x)
-            if self.calls == 1 and self._alike(reduced, wanted) and wanted.numel():
+            if wanted is not None and self.calls == 1 and self._alike(reduced, wanted) and wanted.numel():
                 self.generated = {name: value.clone() for name, value in module.state_dict().items()}, self.shift
                 reduced = self._refit(module, x, reduced, wanted)
                 if wanted.numel() >= LARGE_OUTPUT:
@@ -171,7 +179,8 @@ class _Fit:
         fitted: Tensor = module.expand(reduced)
         if self.shift is None:
             return fitted
-        return (fitted.movedim(self.layer.axis, -1) + self.shift).movedim(-1, self.layer.axis)
+        axis = self.kind.axis_of(fitted)
+        return (fitted.movedim(axis, -1) + self.shift).movedim(-1, axis)
 
     def _undo(self, module: LowRank) -> None:
         """Back to the generated factors: its calls in one pass of this batch are several, or of unlike samples."""
@@ -182,7 +191,7 @@ class _Fit:
 
     def _alike(self, reduced: Tensor, wanted: Tensor) -> bool:
         """Whether both layers give the same samples and positions."""
-        one, other = (list(t.movedim(self.layer.axis, -1).shape[:-1]) for t in (reduced, wanted))
+        one, other = (list(t.movedim(self.kind.axis_of(t), -1).shape[:-1]) for t in (reduced, wanted))
         return one == other
 
     def _refit(self, module: LowRank, x: Tensor, reduced: Tensor, wanted: Tensor) -> Tensor:
@@ -193,8 +202,7 @@ class _Fit:
                 both = self.regression(module, x, wanted)
             torch.clear_autocast_cache()  # of casts of the factors as they were
             reduced = module.reduce(x) if both else reduced
-        last = (t.movedim(self.layer.axis, -1) for t in (reduced, wanted))
-        h, y = (t.reshape(-1, t.shape[-1]) for t in last)  # of a single vector, too
+        h, y = (self.kind.rows(t) for t in (reduced, wanted))
         if finite(h) and finite(y):
             with exactly(x):
                 self._fit(module, h, y)

@@ -1,6 +1,12 @@
-"""Calibration batches, whatever they are made of: split by use, cut, joined, moved."""
+"""Calibration batches, whatever they are made of: split by use, cut, joined, moved.
+
+A batch has as many samples as its first tensor is long. A further tensor of another length belongs to all of them (a
+table of positions, a mask [t, t], weights of classes): it stays whole. One that is as long by chance cannot be told
+from one that has a row for each sample: bind such a tensor in ``forward_fn`` instead.
+"""
 
 import copy
+import hashlib
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +42,8 @@ def split_batches(data: Iterable[Any], device: torch.device, dtype: torch.dtype 
     """Every eighth batch selects and the one after it confirms; of fewer than three batches each is cut in three.
 
     Args:
-        data: batches; those without a sample are left out.
+        data: batches; those without a sample are left out. Of an iterable that makes them one by one they are copied:
+            it may refill the same memory.
         dtype: of real numbers in the batches; ``None``: as they are.
 
     Raises:
@@ -44,7 +51,8 @@ def split_batches(data: Iterable[Any], device: torch.device, dtype: torch.dtype 
             `require_batches`.
     """
     require_batches(data)
-    batches = [to_device(batch, device, dtype) for batch in data]
+    lasting = isinstance(data, (list, tuple))
+    batches = [to_device(batch if lasting else _copied(batch), device, dtype) for batch in data]
     for batch in batches:
         if not any(isinstance(value, Tensor) for value in flat(batch)):
             raise DataError(
@@ -61,13 +69,13 @@ def split_batches(data: Iterable[Any], device: torch.device, dtype: torch.dtype 
         place = index % max(3, min(HELD_OUT_SHARE, len(batches)))
         parts[("select", "confirm")[place] if place < 2 else "statistics"].append(batch)
     # The first that runs shows whether a model writes into its input (`calling.unwritten`): not into the caller's.
-    parts["statistics"][0] = _mapped(lambda tensors: tensors[0].clone(), parts["statistics"][:1])
+    parts["statistics"][0] = _copied(parts["statistics"][0])
     return CalibrationSplit(**parts)
 
 
 def require_batches(data: Any) -> None:
-    """Raises DataError if ``data`` is the name of a set, or its items are evidently single samples: those of a tensor
-    or an indexed set.
+    """Raises DataError if ``data`` is the name of a set, its items are evidently single samples (those of a tensor or
+    an indexed set), or it is evidently a single batch of images and labels.
     """
     if isinstance(data, (str, Path)):
         name = repr(str(data))
@@ -81,6 +89,22 @@ def require_batches(data: Any) -> None:
             f"received a {type(data).__name__} as calibration data, whose items are single samples; expected batches, "
             f"each of several samples along its first axis; pass {how}"
         )
+    if _images_and_labels(data):
+        raise DataError(
+            f"received tensors {list(data[0].shape)} and {list(data[1].shape)} as calibration data, which are images "
+            "and labels of a single batch; expected batches; wrap it: data=[(images, labels)]"
+        )
+
+
+def _images_and_labels(data: Any) -> bool:
+    """Whether ``data`` is two tensors, as many rows in each, that no model takes as two batches: of as many axes, and
+    both of real numbers or none.
+    """
+    if not isinstance(data, (tuple, list)) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
+        return False
+    one, other = data
+    alike = (one.ndim, one.is_floating_point()) == (other.ndim, other.is_floating_point())
+    return one.ndim > 0 and one.shape[:1] == other.shape[:1] and not alike
 
 
 def to_device(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
@@ -93,20 +117,17 @@ def to_device(batch: Any, device: torch.device, dtype: torch.dtype | None = None
 
 
 def cut(batch: Any, pieces: int) -> Iterator[Any]:
-    """The batch along its first axis in ``pieces`` parts of at least one sample.
+    """The batch along its first axis in ``pieces`` parts of at least one sample; each has what belongs to all.
 
     Raises:
         DataError: it has fewer samples.
     """
+    samples = batch_size(batch)
+    if samples < pieces:
+        raise DataError(f"received {samples} calibration samples in one batch; expected at least {pieces}; add images")
 
     def part(tensor: Tensor, index: int) -> Tensor:
-        if tensor.ndim == 0:
-            return tensor
-        if len(tensor) < pieces:
-            raise DataError(
-                f"received {len(tensor)} calibration samples in one batch; expected at least {pieces}; add images"
-            )
-        return tensor.tensor_split(pieces)[index]
+        return tensor.tensor_split(pieces)[index] if _by_sample(tensor, samples) else tensor
 
     return (_mapped(lambda tensors, i=i: part(tensors[0], i), [batch]) for i in range(pieces))  # type: ignore[misc]
 
@@ -120,38 +141,67 @@ def pieces(batches: Iterable[Any], most: int) -> Iterator[Any]:
 
 
 def join(batches: Sequence[Any], most: int) -> Any:
-    """The first ``most`` samples in one batch, of the batches of one shape: the one that most samples have."""
-    counts: dict[Any, int] = {}
-    for batch in batches:
-        counts[layout_of(batch)] = counts.get(layout_of(batch), 0) + batch_size(batch)
-    common = max(counts, key=lambda shape: counts[shape])  # of equals the first
+    """The first ``most`` samples in one batch, of the batches of one layout: the one that most samples have."""
+    layouts, counts = [layout_of(batch) for batch in batches], dict[str, int]()
+    for batch, layout in zip(batches, layouts, strict=True):
+        counts[layout] = counts.get(layout, 0) + batch_size(batch)
+    common = max(counts, key=lambda layout: counts[layout])  # of equals the first
     taken: list[Any] = []
     room = most
-    for batch in batches:
+    for batch, layout in zip(batches, layouts, strict=True):
         size = batch_size(batch)
-        if room <= 0 or layout_of(batch) != common:
+        if room <= 0 or layout != common:
             continue
-        taken.append(batch if size <= room else _mapped(lambda tensors, n=room: _first(tensors[0], n), [batch]))  # type: ignore[misc]
+        taken.append(batch if size <= room else _rows(batch, slice(room)))
         room -= size
-    return _mapped(lambda tensors: torch.cat(list(tensors)) if tensors[0].ndim else tensors[0], taken)
+    samples = batch_size(taken[0])
+    return _mapped(lambda tensors: torch.cat(list(tensors)) if _by_sample(tensors[0], samples) else tensors[0], taken)
 
 
 def resized(batch: Any, size: int) -> Any:
     """A batch of ``size`` samples: the first ones, again and again if there are fewer."""
-
-    def rows(tensor: Tensor) -> Tensor:
-        return tensor[torch.arange(size, device=tensor.device) % len(tensor)] if tensor.ndim else tensor
-
-    return _mapped(lambda tensors: rows(tensors[0]), [batch])
+    return _rows(batch, torch.arange(size) % batch_size(batch))
 
 
-def _first(tensor: Tensor, samples: int) -> Tensor:
-    return tensor[:samples] if tensor.ndim else tensor
+def _rows(batch: Any, index: slice | Tensor) -> Any:
+    """The batch with these of its samples."""
+    samples = batch_size(batch)
+
+    def chosen(tensor: Tensor) -> Tensor:
+        if not _by_sample(tensor, samples):
+            return tensor
+        return tensor[index if isinstance(index, slice) else index.to(tensor.device)]
+
+    return _mapped(lambda tensors: chosen(tensors[0]), [batch])
 
 
-def layout_of(batch: Any) -> Any:
-    """What batches must share to be joined: everything but the number of samples."""
-    return repr(_mapped(lambda tensors: (tuple(tensors[0].shape[1:]), tensors[0].dtype), [batch]))
+def _by_sample(tensor: Tensor, samples: int) -> bool:
+    """Whether the tensor has a row for each of the batch's samples."""
+    return tensor.ndim > 0 and len(tensor) == samples
+
+
+def layout_of(batch: Any) -> str:
+    """What batches must share to be joined: everything but what each sample has for itself, and how many there are."""
+    samples = batch_size(batch)
+
+    def told(tensor: Tensor) -> tuple[Any, ...]:
+        if _by_sample(tensor, samples):
+            return tuple(tensor.shape[1:]), tensor.dtype
+        return tuple(tensor.shape), tensor.dtype, _digest(tensor)
+
+    return repr(_mapped(lambda tensors: told(tensors[0]), [batch]))
+
+
+def _digest(tensor: Tensor) -> str:
+    """Of the tensor's numbers."""
+    dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    numbers = dense.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
+
+
+def _copied(batch: Any) -> Any:
+    """The batch in memory of its own."""
+    return _mapped(lambda tensors: tensors[0].clone(), [batch])
 
 
 def _mapped(function: Callable[[Sequence[Tensor]], Any], batches: Sequence[Any]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from hypercompress.errors import HypercompressError, ModelError
 
@@ -132,23 +133,63 @@ def _versions(batch: Any) -> list[int]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; each module's own training flag and buffers come back afterwards.
+def evaluating(model: nn.Module) -> Iterator[set[Tensor]]:
+    """`switching`, and afterwards the model's buffers come back, too.
 
     torch's fused transformer layer is off: it calls no module, and packs padded batches into nested tensors.
     """
-    flags = [(module, module.training) for module in model.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
     try:
-        with restoring_buffers(model):
-            yield
+        with switching(model) as written, restoring_buffers(model):
+            yield written
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def switching(model: nn.Module) -> Iterator[set[Tensor]]:
+    """Evaluation mode inside the block, and each module's own mode afterwards.
+
+    A ``train`` of the model's own may write into weights, as LoRA layers do, which merge for evaluation. That is undone
+    to the bit, except where the block wrote into them, too.
+
+    Yields:
+        the tensors that a ``train`` or ``eval`` writes into; not all of them before the block ends.
+    """
+    flags, before = [(module, module.training) for module in model.modules()], _switched(model)
+    model.eval()
+    merged = {t: (value, t.detach().clone()) for t, value in before.items() if not torch.equal(t, value)}
+    del before  # copies of weights, which may be large
+    written = set(merged)
+    try:
+        yield written
+    finally:
+        now = _switched(model)
         model.train()  # drops what LeViT and its kin keep from an evaluation pass, on the graph of that pass
+        written |= {tensor for tensor, value in now.items() if not torch.equal(tensor, value)}
+        for module, training in flags:  # parents first: they switch their parts
+            if module.training != training and _switches(module):
+                module.train() if training else module.eval()
         for module, training in flags:
             module.training = training
+        for tensor, value in now.items():
+            old, new = merged.get(tensor, (value, value))
+            if not torch.equal(tensor, old) and (new is value or torch.equal(new, value)):
+                tensor.detach().copy_(old)
+
+
+def _switches(module: nn.Module) -> bool:
+    """Whether it has a ``train`` or an ``eval`` of its own."""
+    return any(getattr(getattr(module, n), "__func__", None) is not getattr(nn.Module, n) for n in ("train", "eval"))
+
+
+def _switched(model: nn.Module) -> dict[Tensor, Tensor]:
+    """Copies of what is in modules that switch by themselves, and in their parts."""
+    modules = (module for module in model.modules() if _switches(module))
+    held = dict.fromkeys(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    plain = (t for t in held if not is_lazy(t) and t.layout is torch.strided and not (t.is_meta or t.is_inference()))
+    return {tensor: tensor.detach().clone() for tensor in plain}
 
 
 @contextmanager
@@ -168,7 +209,7 @@ def restoring_buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for buffers, name, buffer, version, before in held:
-            now = buffers.get(name)
+            now = buffers[name] if name in buffers else None  # noqa: SIM401  (a scripted module's have no get)
             if now is None or (now.shape, now.dtype, now.device) != (before.shape, before.dtype, before.device):
                 continue
             buffers[name] = buffer

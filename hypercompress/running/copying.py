@@ -1,7 +1,7 @@
 """Copies of modules that depend on nothing that the original did before, or that was done to it."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hypercompress.errors import ModelError
-from hypercompress.running.calling import flat
+from hypercompress.running.calling import flat, out_of_memory, switching
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,19 +30,39 @@ def copy_of(model: Model, shared: Iterable[Tensor] = ()) -> Model:
     LeViT, EfficientFormer and TinyViT keep biases that they computed in evaluation mode, and drop them on ``train()``:
     they hang on an autograd graph, which cannot be copied, and would be stale in a model with other weights. Other
     tensors of a graph, such as activations that a model keeps for its user, are copied without it.
+
+    Raises:
+        ModelError: something in the model cannot be copied.
     """
-    flags = [module.training for module in model.modules()]
-    model.train()
     left = (value for module in model.modules() for value in flat(list(vars(module).values())))
     known = {id(value): value.detach().clone() for value in left if isinstance(value, Tensor) and not value.is_leaf}
+    known |= {id(tensor): tensor for tensor in shared}
     try:
-        copied = copy.deepcopy(model, known | {id(tensor): tensor for tensor in shared})
-    finally:
-        for module, training in zip(model.modules(), flags, strict=True):
-            module.training = training
-    for module, training in zip(copied.modules(), flags, strict=True):
-        module.training = training
+        copied = copy.deepcopy(model, dict(known))
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        what = f"{type(model).__name__}{_stuck(model, known)}"
+        raise ModelError(
+            f"received a {what} that cannot be copied ({error}); expected a model that copy.deepcopy takes; take out "
+            "what need not be in it, or give its class a __deepcopy__"
+        ) from error
+    # Of the copy, not of the model, which stays as it is.
+    with switching(copied):
+        pass
     return copied
+
+
+def _stuck(model: nn.Module, known: Mapping[int, Tensor]) -> str:
+    """Which attribute of which module cannot be copied, of those that no module's own copying hides."""
+    others = {id(module): module for module in model.modules()}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            try:
+                copy.deepcopy(value, {**known, **others})
+            except Exception:  # noqa: BLE001  (any that says that it cannot)
+                return f" with {'.'.join(filter(None, (path, name)))} ({type(value).__name__})"
+    return ""
 
 
 def as_written(model: nn.Module) -> nn.Module:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hypercompress.errors import DataError
+from hypercompress.running.calibration import resized
 from hypercompress.running.calling import ForwardFn, batch_size, call_model, evaluating, first_argument
+from hypercompress.running.tracing import trace_pass
 
 
 def remembering_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -78,13 +80,17 @@ def rebase_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn
     A refitted student was fitted to the teacher's moments, and its layers give less variance than that. In training
     mode a norm takes the moments of the batch instead, which undoes the fit: the first steps would have to find it
     again (LOG.md, 2026-11-27). Rebased, it computes nearly the same in either mode. Norms without scale and shift, or
-    that share them, and channels that are not finite, stay as they are.
+    that share them or whose are read by others, and channels that are not finite, stay as they are.
     """
+    batches = list(batches)
     held = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     norms = [norm for norm in remembering_norms(model) if norm.affine]
     sums = {norm: _Sums() for norm in norms if all(held[id(parameter)] == 1 for parameter in norm.parameters())}
-    if not sums:
+    if not sums or not batches:
         return
+    read = trace_pass(model, resized(batches[0], 2), forward_fn or call_model).readers
+    others = {model.get_submodule(path.rpartition(".")[0]) for path in read}
+    sums = {norm: found for norm, found in sums.items() if norm not in others}
     handles = [norm.register_forward_pre_hook(found, with_kwargs=True) for norm, found in sums.items()]
     try:
         with evaluating(model):

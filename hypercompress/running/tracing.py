@@ -1,5 +1,5 @@
 """A forward pass of a model under hooks: which modules run, in what order, at how many positions, which norm reads
-whose output, and who uses a layer's weight besides the layer.
+whose output, and who uses a module's parameters besides the module.
 """
 
 from collections import defaultdict
@@ -39,7 +39,7 @@ class Trace:
     readings: dict[str, set[str | None]] = field(default_factory=lambda: defaultdict(set))  # norm -> what it read
     read: set[str] = field(default_factory=set)  # layers whose output not only norms read
     feeders: dict[str, str] = field(default_factory=dict)
-    readers: dict[str, str] = field(default_factory=dict)
+    readers: dict[str, str] = field(default_factory=dict)  # parameter -> who reads it besides those that hold it
     instructed: set[str] = field(default_factory=set)  # modules that got more than one argument
     keep: list[Any] = field(default_factory=list)  # tensors kept alive, so that an id means one tensor
     stack: list[str] = field(default_factory=list)
@@ -57,12 +57,14 @@ class Trace:
         if len(given) > 1:
             self.instructed.add(name)
         if kind is not None and kind.spreads:
-            self.sources[name] += max(1, given[0].numel() // (given[0].shape[kind.channel_axis] * batch))
+            self.sources[name] += max(1, given[0].numel() // (given[0].shape[kind.axis_of(given[0])] * batch))
         if isinstance(module, NORMS):
             self.norming += 1
             self.readings[name].add(source := self._source(module, given[0]) if given else None)
             if source is None:
                 self.reading(given)
+        if isinstance(module, torch.jit.ScriptModule):  # whose functions no `_Reads` sees
+            self.reading(given)
         if self.last_norm is not None:
             self.feeders.setdefault(name, self.last_norm)
 
@@ -89,9 +91,9 @@ class Trace:
             self.norming -= 1
         kind = kind_of(module)
         if isinstance(output, Tensor) and kind is not None:
-            self.producers[id(output)] = (name, output._version, kind.channel_axis)
+            self.producers[id(output)] = (name, output._version, kind.axis_of(output))
             self.keep.append(output)
-            channels = output.shape[kind.channel_axis]
+            channels = output.shape[kind.axis_of(output)]
             # A layer may also run on something without a batch axis (a table of positions): never less than one.
             self.calls[name] += 1
             self.rows[name] += output.numel() // channels
@@ -124,7 +126,7 @@ class Trace:
 
 
 class _Reads(TorchFunctionMode):
-    """Notes the layers of which a torch function gets the weight outside of them, or the output outside of a norm."""
+    """Notes what a torch function gets: parameters outside of their modules, and outputs of layers outside of norms."""
 
     def __init__(self, trace: Trace, owners: Mapping[int, Sequence[str]]) -> None:
         super().__init__()
@@ -137,13 +139,18 @@ class _Reads(TorchFunctionMode):
             return result
         current = self.trace.stack[-1] if self.trace.stack else ""
         for value in flat((args, kwargs or {})):
-            owners = self.owners.get(id(value), ())
-            for owner in owners if current not in owners else ():
-                self.trace.readers.setdefault(owner, current or "the model itself")
+            # A weight that is looked at is multiplied out in a student, which costs; a vector is there in any case.
+            if id(value) in self.owners and (value.ndim > 1 or name not in LOOKS):
+                self._read(self.owners[id(value)], current)
         # What returns the very tensor (`contiguous`, dropout in evaluation) passes it on to who reads it.
         if self.trace.norming == 0 and name not in LOOKS:
             self.trace.reading([value for value in flat((args, kwargs or {})) if value is not result])
         return result
+
+    def _read(self, paths: Sequence[str], by: str) -> None:
+        """A module reads a parameter: ``by`` is one of those that hold it, or another."""
+        for path in paths if by not in {path.rpartition(".")[0] for path in paths} else ():
+            self.trace.readers.setdefault(path, by or "the model itself")
 
 
 def trace_pass(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
@@ -164,9 +171,8 @@ def _traced(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
     trace, handles, batch = Trace(), [], batch_size(example)
     modules = {name: module for name, module in model.named_modules() if name}
     owners: dict[int, list[str]] = defaultdict(list)
-    for name, module in modules.items():
-        if kind_of(module) is not None:
-            owners[id(module.weight)].append(name)
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)].append(path)
 
     def before(name: str) -> Callable[..., None]:
         return lambda module, inputs, named: trace.enter(name, module, inputs, named, batch)
@@ -174,14 +180,16 @@ def _traced(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
     def after(name: str) -> Callable[..., None]:
         return lambda module, inputs, named, output: trace.leave(name, module, inputs, named, output, batch)
 
-    for name, module in modules.items():
-        handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-        handles.append(module.register_forward_hook(after(name), with_kwargs=True))
+    for name, module in modules.items():  # not by their own methods, which those of scripted modules refuse
+        handles.append(nn.Module.register_forward_pre_hook(module, before(name), with_kwargs=True))
+        handles.append(nn.Module.register_forward_hook(module, after(name), with_kwargs=True))
     try:
-        with evaluating(model), frozen(model), torch.no_grad(), counting() as counter, _Reads(trace, owners):
+        with evaluating(model) as written, frozen(model), torch.no_grad(), counting() as counter, _Reads(trace, owners):
             trace.reading(forward_fn(model, example))
     finally:
         for handle in handles:
             handle.remove()
+    for path in (path for tensor in written for path in owners.get(id(tensor), ())):
+        trace.readers.setdefault(path, "the model's train() or eval()")
     trace.macs = counter.get_total_flops() // (2 * batch)
     return trace

@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from hypercompress.errors import ArtefactError
+from hypercompress.saved.precision import cast
 from hypercompress.saved.replacing import replaced
 
 CONFIG = "config.json"
@@ -57,7 +58,9 @@ def read_network(
                 f"received the {what} {folder}, altered; expected {weights} with the hash in {CONFIG}; copy it again"
             )
         network = build(config["config"])
-        network.load_state_dict(load(data))
+        state = load(data)
+        cast(network, state)  # torch's default dtype, in which it was built, may be another
+        network.load_state_dict(state)
     except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         raise ArtefactError(
             f"received the {what} folder {folder} ({error}); expected {CONFIG} and {weights} that belong together; "

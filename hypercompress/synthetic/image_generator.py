@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+SINGLE = torch.float32  # whatever torch's default is
 NOISE = 8  # channels of fresh noise at an octave
 # Channels of an octave are so many by the pixels of its longer side, within bounds: were the fine octaves of large
 # images as wide as those of small ones, an image would cost more to make than to judge.
@@ -44,7 +45,7 @@ class PyramidGenerator(nn.Module):
             self.octaves = nn.ModuleList(
                 _octave(before + NOISE, after) for before, after in zip([0, *widths], widths, strict=False)
             )
-            self.image = nn.Conv2d(widths[-1], channels, 3, padding=1, padding_mode="replicate")
+            self.image = _convolution(widths[-1], channels)
         self.seed = seed
         self._source: torch.Generator | None = None
 
@@ -64,9 +65,13 @@ class PyramidGenerator(nn.Module):
         device = self.image.weight.device
         if self._source is None:
             self._source = torch.Generator(device).manual_seed(self.seed)
-        return torch.randn(images, NOISE, *size, generator=self._source, device=device)
+        return torch.randn(images, NOISE, *size, generator=self._source, device=device, dtype=SINGLE)
 
 
 def _octave(inputs: int, outputs: int) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="replicate")
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs, track_running_stats=False), nn.LeakyReLU(0.2))
+    norm = nn.BatchNorm2d(outputs, track_running_stats=False, dtype=SINGLE)
+    return nn.Sequential(_convolution(inputs, outputs), norm, nn.LeakyReLU(0.2))
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="replicate", dtype=SINGLE)

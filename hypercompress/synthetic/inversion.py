@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hypercompress.errors import DataError, NonFiniteError
-from hypercompress.running.calling import Progress, call_model, evaluating, frozen
+from hypercompress.running.calling import Progress, call_model, evaluating, first_argument, frozen, precision, single_
+from hypercompress.running.copying import copy_of
 from hypercompress.running.norms import remembering_norms
-from hypercompress.synthetic.image_generator import PyramidGenerator
+from hypercompress.synthetic.image_generator import SINGLE, PyramidGenerator
 
 SMALL = 64 * 64  # pixels up to which as many images are made as are read of real ones
 IMAGES = 1024
@@ -48,7 +49,8 @@ def synthesize(
     """Batches of images, as `compress` takes them for data.
 
     Args:
-        model: not modified; its BatchNorms' running moments are read. Without any the images are 1/f noise.
+        model: not modified; its BatchNorms' running moments are read. Without any the images are 1/f noise. They are
+            in its own precision; of a model in half precision a copy in single precision is asked.
         input_size: channels, height and width of an image.
         images: how many, at least 2; ``None``: `usual_images`.
         steps: of the generator, and half as many of each batch that it made; 0: 1/f noise.
@@ -67,10 +69,14 @@ def synthesize(
             f"received {images} images and {steps} steps; expected at least 2 images and no fewer than 0 steps; ask "
             f"for {usual_images(input_size)} and {STEPS}"
         )
-    norms, parts = remembering_norms(model), math.ceil(images / BATCH)
-    if not norms or not steps:
+    own, parts = precision(model), math.ceil(images / BATCH)
+    if not remembering_norms(model) or not steps:
         noise = fading_noise(images, input_size, torch.Generator().manual_seed(seed))
         return list(noise.to(next(model.parameters())).chunk(parts))
+    if own.itemsize < SINGLE.itemsize:
+        model = copy_of(model)
+        single_(model)
+    norms = remembering_norms(model)
     sizes = [len(part) for part in torch.arange(images).chunk(parts)]
     polish = max(1, steps // SHARE)
     whole, spent = passes_of(images, steps), 0
@@ -86,7 +92,7 @@ def synthesize(
         learn(generator, model, norms, sizes[0], steps, done)
         with torch.no_grad():
             starts = [generator(size) for size in sizes]
-        return [invert(model, norms, start, polish, done) for start in starts]
+        return [invert(model, norms, start, polish, done).to(own) for start in starts]
 
 
 def passes_of(images: int, steps: int = STEPS) -> int:
@@ -114,11 +120,11 @@ def fading_noise(
         shared: share of the variance that all channels have in common.
     """
     channels, height, width = input_size
-    white = torch.randn(images, channels, height, width, generator=generator)
+    white = torch.randn(images, channels, height, width, generator=generator, dtype=SINGLE)
     if channels > 1 and shared > 0:
-        common = torch.randn(images, 1, height, width, generator=generator)
+        common = torch.randn(images, 1, height, width, generator=generator, dtype=SINGLE)
         white = shared**0.5 * common + (1 - shared) ** 0.5 * white
-    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+    rows, columns = torch.fft.fftfreq(height, dtype=SINGLE)[:, None], torch.fft.rfftfreq(width, dtype=SINGLE)[None]
     frequency = (rows**2 + columns**2).sqrt()
     frequency[0, 0] = 1 / max(height, width)  # the mean of an image varies as its slowest wave does
     noise: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) / frequency**exponent, s=(height, width))
@@ -206,17 +212,18 @@ def _moments(norms: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """The distance at each call of a norm inside the block."""
     found: list[Tensor] = []
 
-    def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def note(norm: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         assert isinstance(norm, _BatchNorm)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        others = [0, *range(2, inputs[0].ndim)]
-        variance, mean = torch.var_mean(inputs[0], others, correction=0)
+        x = first_argument(args, named)
+        others = [0, *range(2, x.ndim)]
+        variance, mean = torch.var_mean(x, others, correction=0)
         known = norm.running_var + norm.eps
         apart = (mean - norm.running_mean).square() / known
         found.append((apart + ((variance + norm.eps) / known).log().square()).mean())
 
-    handles = [norm.register_forward_pre_hook(note) for norm in norms]
+    handles = [norm.register_forward_pre_hook(note, with_kwargs=True) for norm in norms]
     try:
         yield found
     finally:

@@ -164,3 +164,58 @@ def test_mappings_that_are_no_dict_are_split_joined_and_moved(kind: Any) -> None
 def test_a_batch_without_a_tensor_is_refused() -> None:
     with pytest.raises(DataError, match="received a calibration batch of type dict in which no tensor is found"):
         split_batches([{"x": torch.zeros(3)}, {"x": [1.0, 2.0]}], CPU)
+
+
+def shared(rows: int, *, scale: float = 1.0, seed: int = 0) -> dict[str, Tensor]:
+    """A batch with a table and a mask that belong to all of its samples."""
+    x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed))
+    return {"x": x, "table": torch.arange(100.0).reshape(50, 2) * scale, "y": x.sum(1), "mask": torch.ones(2, 2).tril()}
+
+
+def test_what_belongs_to_all_samples_stays_whole() -> None:
+    batch = shared(16)
+    several = [shared(16), shared(9, seed=1)]
+    for made, x in (
+        (list(cut(batch, 3))[1], batch["x"][6:11]),
+        (resized(batch, 5), batch["x"][:5]),
+        (resized(batch, 20), torch.cat([batch["x"], batch["x"][:4]])),
+        (join(several, 99), torch.cat([several[0]["x"], several[1]["x"]])),
+        (join(several, 18), torch.cat([several[0]["x"], several[1]["x"][:2]])),
+        (join(several, 10), several[0]["x"][:10]),
+        (split_batches([batch], CPU).statistics[0], batch["x"][11:]),
+    ):
+        assert torch.equal(made["x"], x)
+        assert torch.equal(made["y"], x.sum(1))
+        assert torch.equal(made["table"], batch["table"])
+        assert torch.equal(made["mask"], batch["mask"])
+
+
+def test_batches_that_differ_in_what_belongs_to_all_are_not_joined() -> None:
+    one, other = shared(4), shared(5, scale=2.0, seed=1)
+    assert torch.equal(join([one, other, shared(3, seed=2)], 99)["x"], torch.cat([one["x"], shared(3, seed=2)["x"]]))
+    sparse = [{**batch, "table": batch["table"].bfloat16().to_sparse()} for batch in (one, shared(3, seed=2), other)]
+    assert len(join(sparse, 99)["x"]) == 7
+    assert join([{"x": torch.zeros(2), "t": torch.tensor(t)} for t in (1, 2, 2)], 99)["x"].shape == (4,)
+
+
+def test_a_loader_that_refills_one_buffer_is_read_in_time() -> None:
+    buffer = torch.zeros(2, 1)
+
+    def refilled() -> Iterator[tuple[Tensor, Tensor]]:
+        for number in range(6):
+            yield buffer.fill_(number), torch.full((2,), number)
+
+    split = split_batches(refilled(), CPU)
+    for images, labels in (*split.statistics, *split.select, *split.confirm):
+        assert torch.equal(images[:, 0], labels.float())
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("labels", [torch.zeros(16).long(), torch.zeros(16, 10), torch.zeros(16, 3, 8, 8).long()])
+def test_images_and_labels_are_not_two_batches(kind: Any, labels: Tensor) -> None:
+    data = kind((torch.zeros(16, 3, 8, 8), labels))
+    with pytest.raises(DataError, match=r"images and labels .* wrap it: data=\[\(images, labels\)\]"):
+        split_batches(data, CPU)
+    require_batches([data])
+    require_batches(torch.zeros(10, 3).split(5))
+    require_batches([data[0], data[0]])

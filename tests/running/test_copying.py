@@ -2,12 +2,16 @@
 
 import contextlib
 import copy
+import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
+from hypercompress import Budget, compress
 from hypercompress.errors import ModelError
 from hypercompress.running.calling import evaluating
 from hypercompress.running.copying import as_written, copy_of, weights_of
@@ -179,3 +183,44 @@ def test_models_that_cannot_be_read_are_refused() -> None:
         model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(ModelError, match=r"received a model whose 0\.weight was made in torch\.inference_mode"):
         as_written(model)
+
+
+class Unwilling(nn.Identity):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Unwilling":
+        raise NotImplementedError("one of me is enough")
+
+
+@pytest.mark.parametrize("what", ["lock", "generator", "file"])
+def test_what_cannot_be_copied_is_named(what: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.ReLU()), nn.Linear(8, 3)).eval()
+    model.order = [model[1]]  # whose parts cannot be copied; it is not to blame
+    with (tmp_path / "log").open("w") as file:
+        model[1][0].held = {"lock": threading.Lock(), "generator": [iter(x for x in "ab")], "file": {"log": file}}[what]
+        kind = {"lock": "lock", "generator": "list", "file": "dict"}[what]
+        message = (
+            rf"received a Sequential with 1\.0\.held \({kind}\) that cannot be copied \(cannot pickle .*\); expected"
+        )
+        with pytest.raises(ModelError, match=message):
+            compress(model, Budget(params=0.8), torch.randn(8, 4).split(4), "kfac")
+    with pytest.raises(ModelError, match=r"received a Sequential that cannot be copied \(one of me is enough\); exp"):
+        copy_of(nn.Sequential(nn.Linear(4, 4), Unwilling()))
+
+
+def test_lack_of_memory_for_a_copy_is_no_fault_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("copy.deepcopy", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        copy_of(nn.Linear(2, 2))
+
+
+def test_the_model_keeps_what_its_copy_leaves_behind() -> None:
+    model = timm.create_model("levit_128s", pretrained=False, num_classes=3).eval()
+    with torch.no_grad():
+        model(torch.randn(1, 3, 224, 224))
+    kept = [module.attention_bias_cache for module in model.modules() if hasattr(module, "attention_bias_cache")]
+    copied = copy_of(model)
+    assert kept
+    assert all(kept)
+    assert not any(m.attention_bias_cache for m in copied.modules() if hasattr(m, "attention_bias_cache"))

@@ -132,3 +132,24 @@ def test_a_norm_that_is_called_twice_has_the_moments_of_both() -> None:
         torch.testing.assert_close(model(x), before(x), rtol=1e-4, atol=1e-4)
         inputs = torch.cat([x, before[:2](x)])
     torch.testing.assert_close(norm.running_mean, inputs.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_whose_shift_the_model_reads_stays() -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.free = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.free(self.read(x) + self.read.bias)
+            return output
+
+    torch.manual_seed(0)
+    model, x = Reading().eval(), torch.randn(32, 3) * 2 + 1
+    model.read.bias.data.normal_()
+    with torch.no_grad():
+        wanted = model(x)
+        rebase_norms(model, [x])
+        torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-4)
+    assert not model.read.running_mean.any()
+    assert model.free.running_mean.any()

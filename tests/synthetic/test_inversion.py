@@ -146,3 +146,37 @@ def test_a_model_that_gives_no_finite_gradient_is_refused() -> None:
         model[3].weight.fill_(torch.inf)
     with pytest.raises(NonFiniteError, match="pass images of your own"):
         synthesize(model, (3, 16, 16), 4, steps=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_a_precision_makes_the_images_of_a_copy_in_a_whole_one(dtype: torch.dtype) -> None:
+    model = model_of_moments().to(dtype)
+    (made,), (wanted,) = (synthesize(m, (3, 16, 16), 8, steps=6) for m in (model, copy.deepcopy(model).float()))
+    assert made.dtype is dtype
+    assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {dtype}
+    assert torch.equal(made, wanted.to(dtype))
+    assert wanted.isfinite().all()
+
+
+def test_norms_that_are_called_by_keyword() -> None:
+    class Named(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self:
+                x = layer(input=x)
+            return x
+
+    model = model_of_moments()
+    by_position, by_name = (synthesize(m, (3, 16, 16), 8, steps=2)[0] for m in (model, Named(*model)))
+    assert torch.equal(by_position, by_name)
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_torch_s_default_dtype_changes_no_image(steps: int) -> None:
+    model = model_of_moments()
+    (wanted,) = synthesize(model, (3, 16, 16), 8, steps=steps)
+    torch.set_default_dtype(torch.float64)
+    try:
+        (got,) = synthesize(model, (3, 16, 16), 8, steps=steps)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, wanted)
