@@ -170,6 +170,7 @@ def transfer_report(start: Start) -> dict[str, Any]:
             "weighing": str(weighed.weighing),
             "why": start.no_levels or weighed.why,
             "width": len(start.head.weight[0]),
+            "alike": weighed.alike,
             "loo_loss": {str(weighing): loss for weighing, loss in weighed.losses.items()},
         },
         "loo": {

@@ -15,7 +15,7 @@ from hypercompress.data.preprocess import Preprocess
 from hypercompress.models import load_model
 from hypercompress.transfer import fit_ridge, levels
 from hypercompress.transfer.backbone import Backbone
-from hypercompress.transfer.levels import APART, MARGIN, NEAREST, Weighing, factors, find_levels, told_apart, weigh
+from hypercompress.transfer.levels import FAR, NEAREST, Weighing, alike, factors, find_levels, weigh
 from tests.transfer.models import Make, model_of
 
 PACKAGED = Path(levels.__file__).parents[1] / "pretrained" / "fashion_mnist_teacher"
@@ -113,7 +113,7 @@ def told(useful: str, shots: int = 6) -> tuple[Tensor, Tensor]:
 def test_leaving_one_out_chooses_but_where_views_say_that_the_task_is_near(useful: str, moved: float | None) -> None:
     features, labels = told(useful)
     last = fit_ridge(features[:, :4], labels, 3)
-    found = weigh(features, labels, 3, LEVELS, last, apart=None, moved=moved)
+    found = weigh(features, labels, 3, LEVELS, last, answers=None, moved=moved)
     if moved is not None and moved < NEAREST:
         assert (found.weighing, found.why) == (Weighing.LAST, "views hardly move the last features")
         assert found.losses.keys() == {"last"}
@@ -125,38 +125,62 @@ def test_leaving_one_out_chooses_but_where_views_say_that_the_task_is_near(usefu
     assert weigh(features, labels, 3, None, last, None, moved).head is last
 
 
-@pytest.mark.parametrize(("share", "moved", "kept"), [(0.5, 1.0, True), (0.5, None, True), (1.5, 1.0, False)])
+@pytest.mark.parametrize(
+    ("answers", "moved", "margin"),
+    [
+        (None, None, "MARGIN"),
+        (None, 1.0, "MARGIN"),
+        (0.9 * FAR, 1.0, "MARGIN"),
+        (0.9 * FAR, None, "BLIND_MARGIN"),
+        (1.1 * FAR, None, "FAR_MARGIN"),
+        (1.1 * FAR, 0.9 * NEAREST, "FAR_MARGIN"),
+    ],
+)
 def test_a_gain_within_the_margin_is_none(
-    share: float, moved: float | None, kept: bool, monkeypatch: pytest.MonkeyPatch
+    answers: float | None, moved: float | None, margin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features, labels = told("first map")
     last = fit_ridge(features[:, :4], labels, 3)
-    gain = 1 - weigh(features, labels, 3, LEVELS, last, None, moved).head.loo_loss / last.loo_loss
-    monkeypatch.setattr(levels, "MARGIN", share * gain * (1 if moved is None else 2))
-    assert (weigh(features, labels, 3, LEVELS, last, None, moved).weighing is not Weighing.LAST) == kept
-    assert 0 < MARGIN < 0.1
+    for weighing in (Weighing.EVEN, Weighing.EARLY):
+        assert (levels.FAR_MARGIN, levels.MARGIN, levels.BLIND_MARGIN) == (-0.05, 0.01, 0.1)
+        head = fit_ridge(features, labels, 3, factors=factors(features, LEVELS, weighing))
+        gain = 1 - head.loo_loss / last.loo_loss
+        with monkeypatch.context() as patched:
+            patched.setattr(levels, margin, gain + 1e-6)
+            assert weigh(features, labels, 3, LEVELS, last, answers, moved).weighing is not weighing
+            patched.setattr(levels, margin, gain - 1e-6)
+            assert weigh(features, labels, 3, LEVELS, last, answers, moved).weighing is not Weighing.LAST
 
 
-@pytest.mark.parametrize(("apart", "far"), [(0.9 * APART, True), (1.1 * APART, False), (None, False)])
-def test_one_image_a_class_is_far_where_the_model_gives_the_same_names(apart: float | None, far: bool) -> None:
+@pytest.mark.parametrize(("answers", "far"), [(1.1 * FAR, True), (0.9 * FAR, False), (None, False)])
+@pytest.mark.parametrize("moved", [None, 0.0, 1.0])
+def test_one_image_a_class_is_far_where_the_model_answers_alike(
+    answers: float | None, far: bool, moved: float | None
+) -> None:
     features, labels = told("first map", shots=1)
     last = fit_ridge(features[:, :4], labels, 3)
-    found = weigh(features, labels, 3, LEVELS, last, apart, moved=None)
+    found = weigh(features, labels, 3, LEVELS, last, answers, moved)
     assert found.weighing is (Weighing.EARLY if far else Weighing.LAST)
     assert found.head.loo_loss is None
-    assert weigh(features, labels, 3, LEVELS, last, apart, moved=0.0).weighing is Weighing.LAST
+    assert found.alike == answers
 
 
-def test_names_are_counted_over_one_image_of_each_class() -> None:
-    classifier = nn.Linear(2, 3, bias=False)
+def test_answers_are_compared_over_pairs_of_different_classes() -> None:
+    torch.manual_seed(0)
+    classifier, features, labels = nn.Linear(4, 3), torch.randn(7, 4), torch.tensor([0, 1, 1, 2, 0, 1, 3])
+    answers = classifier(features).softmax(1).detach()
+    pairs = [float(answers[i] @ answers[j]) for i in range(7) for j in range(7) if labels[i] != labels[j]]
+    own = [float(answers[i] @ answers[i]) for i in range(7)]
+    assert alike(features, labels, classifier) == pytest.approx(sum(pairs) / len(pairs) / (sum(own) / 7), rel=1e-5)
+    sure, one = torch.eye(4)[labels] * 1e3, torch.ones(7, 4)
+    names = nn.Linear(4, 4, bias=False)
     with torch.no_grad():
-        classifier.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]))
-    features = torch.tensor([[2.0, 1.0], [3.0, 1.0], [1.0, 2.0], [-1.0, -1.0], [0.0, 5.0]])
-    labels = torch.tensor([0, 1, 2, 2, 3])
-    assert told_apart(features, labels, classifier) == pytest.approx(2 / 3), "of at most three names"
-    assert told_apart(features, labels, None) is None
-    assert told_apart(features, labels, nn.Identity()) is None, "features are no names"
-    assert told_apart(features, labels, nn.Linear(2, 1)) is None, "nor is a single one"
+        names.weight.copy_(torch.eye(4))
+    assert alike(sure, labels, names) == pytest.approx(0.0, abs=1e-9), "each class has a name of its own"
+    assert alike(one, labels, names) == pytest.approx(1.0), "all are one to it"
+    assert alike(features, labels, None) is None
+    assert alike(features, labels, nn.Identity()) is None, "features are no answers"
+    assert alike(features, labels, nn.Linear(4, 1)) is None, "nor is a single one"
 
 
 def test_the_levels_of_a_model_are_as_fine_as_there_is_room_for() -> None:

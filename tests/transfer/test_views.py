@@ -121,7 +121,7 @@ def test_what_comes_in_from_outside_repeats_the_edge() -> None:
 
 def judged(head: Ridge) -> Callable[[float | None], Weighed]:
     """Always this head, on the last features."""
-    return lambda moved: Weighed(Weighing.LAST, head, "", {})
+    return lambda moved: Weighed(Weighing.LAST, head, "", {}, None)
 
 
 def look(make_backbone: Make, shots: int) -> tuple[Any, Backbone, Tensor, Tensor]:
