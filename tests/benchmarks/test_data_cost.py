@@ -12,13 +12,13 @@ from benchmarks import data_cost
 from hypercompress.specs import ModelSpec
 
 
-@pytest.mark.parametrize("timed", [(), ("--timed", "32")])
+@pytest.mark.parametrize("timed", [(), ("--timed", "12")])
 def test_a_row_with_times_in_passes_and_memory(timed: tuple[str, ...], tmp_path: Path) -> None:
-    words = ["--models", "test_vit2", "--images", "64", "--batch-size", "16", *timed]
+    words = ["--models", "test_vit2", "--images", "24", "--batch-size", "6", *timed]
     data_cost.main([*words, "--out", str(tmp_path)])
     with (tmp_path / "data_cost.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert (row["images"], row["batch_size"], row["timed"]) == ("64", "16", timed[1] if timed else "64")
+    assert (row["images"], row["batch_size"], row["timed"]) == ("24", "6", timed[1] if timed else "24")
     plain, curvature, with_, without = (
         float(row[f"seconds_{name}"]) for name in ("plain", "curvature", "with", "without")
     )

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from benchmarks.shared.sweep import DATA, Generators
 from hypercompress.architecture import Architecture
 from hypercompress.compress import finish
 from hypercompress.generator import Hypernetwork, save_hypernetwork
+from hypercompress.synthetic.inversion import synthesize
 
 TINY = Recipe("adamw", 1e-3, steps=3, batch=16)
 
@@ -30,8 +32,11 @@ def hypernet(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def bench(network: tuple[nn.Module, Architecture], images: Set, hypernet: str) -> resnet18.Bench:
+def bench(
+    network: tuple[nn.Module, Architecture], images: Set, hypernet: str, monkeypatch: pytest.MonkeyPatch
+) -> resnet18.Bench:
     model, architecture = network
+    monkeypatch.setattr(resnet18, "synthesize", partial(synthesize, images=64, steps=4))
     return resnet18.Bench(model, architecture, images, images, "abc", Generators(hypernet), 48, TINY, 12)
 
 

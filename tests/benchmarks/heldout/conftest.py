@@ -1,11 +1,12 @@
 """A zoo of one held-out teacher, and its students."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.protocol import students
+from benchmarks.protocol import noise, students
 from benchmarks.protocol.budgets import Cell
 from benchmarks.protocol.methods import (
     Hypernetworks,
@@ -16,6 +17,7 @@ from hypercompress.architecture import load_timm
 from hypercompress.generator import HypernetConfig, Hypernetwork, save_hypernetwork
 from hypercompress.specs import Unit
 from hypercompress.student import Student
+from hypercompress.synthetic.inversion import synthesize
 from tests.benchmarks.heldout.sizes import SIZES
 
 
@@ -50,4 +52,5 @@ def subject(zoo: Path) -> Subject:
 @pytest.fixture
 def starts(subject: Subject, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> Starts:
     monkeypatch.setattr(students, "PRUNING_STEPS", 8)
+    monkeypatch.setattr(noise, "synthesize", partial(synthesize, steps=4))
     return Starts(subject, Hypernetworks(zoo / "hypernet"), 0, [Cell(Unit.PARAMS, 0.8, 0.4)])
