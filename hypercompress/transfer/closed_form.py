@@ -15,7 +15,7 @@ from hypercompress.student import Student
 from hypercompress.transfer.adaptable import Role, Site, adaptable
 from hypercompress.transfer.apply import write
 from hypercompress.transfer.backbone import Backbone
-from hypercompress.transfer.levels import Weighing, alike, find_levels, weigh
+from hypercompress.transfer.levels import FAR, Weighing, alike, find_levels, weigh
 from hypercompress.transfer.network import TransferNetwork
 from hypercompress.transfer.reading import Reading, features_of, generate_parameters, read_support
 from hypercompress.transfer.ridge import Ridge, evenly, fit_ridge
@@ -106,8 +106,8 @@ def start_from(
     sites = tuple(site for site in places.sites if site.role in roles)
     device = next(model.parameters()).device
     reading = read_support(backbone, support.on(device), sites, support.classes)
-    choice = choose_head(network, backbone, reading, support)
     answers = alike(backbone.last(reading.features), reading.labels, _classifier(model, backbone))
+    choice = choose_head(network, backbone, reading, support, near=answers is not None and answers <= FAR)
     judge = partial(weigh, choice.features, choice.labels, support.classes, there, choice.head, answers)
     look = look_again(backbone, judge, choice.features, support, views, seed)
     head = look.head if look.kept and look.head is not None else look.plain.head
@@ -174,9 +174,15 @@ def new_student(model: nn.Module, classes: int, architecture: Architecture | Non
     return student, backbone
 
 
-def choose_head(network: TransferNetwork | None, backbone: Backbone, reading: Reading, support: Support) -> Choice:
+def choose_head(
+    network: TransferNetwork | None, backbone: Backbone, reading: Reading, support: Support, *, near: bool = False
+) -> Choice:
     """The head on the adapted model if leaving one out finds it no worse, which is then written into the model. With
     one image a class it is that of the model as it was, on even features (`ridge.evenly`).
+
+    Args:
+        near: whether the classifier before tells the new classes apart. What is generated was never worth anything
+            there, and of few images leaving one out does not see what it costs (LOG.md, 2026-11-29).
     """
     plain, known = reading.head, (reading.features, reading.labels)
     if plain.loo_loss is None:
@@ -186,6 +192,8 @@ def choose_head(network: TransferNetwork | None, backbone: Backbone, reading: Re
         return Choice(head, False, why, None, 1, *known)
     if network is None:
         return Choice(plain, False, "ridge regression alone: no network", None, 1, *known)
+    if near:
+        return Choice(plain, False, "ridge regression alone: MODEL tells the new classes apart", None, 1, *known)
     if not reading.sites:
         return Choice(plain, False, "ridge regression alone: nothing in the model can be adapted", None, 1, *known)
     with torch.no_grad():
