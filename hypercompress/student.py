@@ -17,6 +17,7 @@ from hypercompress.packed.projection import SplitProjection
 from hypercompress.packed.ties import Ties
 from hypercompress.packed.unpacking import pack_layers, replace_module, unpack_layers, unpacked_layers
 from hypercompress.report import print_report, recounted, trained_on, with_new_head, with_new_input_size
+from hypercompress.running.calling import switching
 from hypercompress.running.copying import WRAPPED, as_written, copy_of, weights_of
 from hypercompress.saved import artefact
 from hypercompress.saved.configuration import architecture_in, as_json, names_in, ranks_in
@@ -174,18 +175,19 @@ class Student(nn.Module):
             )
             architecture = None
         self.report = recounted(self.report, plain.model)
-        artefact.save(
-            Path(folder),
-            state=plain.model.state_dict(),
-            config={
-                "architecture": as_json(architecture),
-                "ranks": plain.ranks,
-                "input_ranks": plain.input_ranks,
-                "unpacked": plain.unpacked,
-            },
-            report=self.report,
-            overwrite=overwrite,
-        )
+        with switching(plain.model):  # as it is loaded: layers that merge weights for evaluation have them merged
+            artefact.save(
+                Path(folder),
+                state=plain.model.state_dict(),
+                config={
+                    "architecture": as_json(architecture),
+                    "ranks": plain.ranks,
+                    "input_ranks": plain.input_ranks,
+                    "unpacked": plain.unpacked,
+                },
+                report=self.report,
+                overwrite=overwrite,
+            )
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:
@@ -199,10 +201,7 @@ def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
 
 
 def build_student(
-    teacher: nn.Module,
-    spec: ModelSpec,
-    generation: Generation,
-    architecture: Architecture | None = None,
+    teacher: nn.Module, spec: ModelSpec, generation: Generation, architecture: Architecture | None = None
 ) -> Student:
     """Apply what a generator said to a copy of the teacher. The teacher is not modified.
 

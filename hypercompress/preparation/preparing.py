@@ -75,7 +75,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
         )
     teacher = unpack(original)
     device, dtype = next(teacher.parameters()).device, dtype_of(teacher) if forward_fn is None else None
-    split = None if data is None else split_batches(data, device, dtype)
+    split = None if data is None else split_batches(data, device, dtype, passed=forward_fn is None)
     own: Moments = {}
     if norms and split is not None:
         own, teacher = moments_of(teacher), renormalized(teacher, split.statistics, forward_fn)

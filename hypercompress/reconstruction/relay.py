@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 
-class _StoppedError(Exception):
-    """Ends the teacher's forward pass early."""
+class _StoppedError(BaseException):
+    """Ends the teacher's forward pass early; no ``except Exception`` of the teacher's own holds it up."""
 
 
 def _surroundings() -> Callable[[], ExitStack]:
@@ -21,11 +21,14 @@ def _surroundings() -> Callable[[], ExitStack]:
     states = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in devices]
     caching = torch.is_autocast_cache_enabled()
     stream = torch.cuda.current_stream() if cuda else None
+    place = torch.get_default_device()
 
     def enter() -> ExitStack:
         stack = ExitStack()
         for kind, dtype, enabled in states:
             stack.enter_context(torch.autocast(kind, dtype, enabled=enabled, cache_enabled=caching))
+        if place.type != "cpu":
+            stack.enter_context(place)
         if stream is not None:
             stack.enter_context(torch.cuda.stream(stream))
         return stack
@@ -72,7 +75,8 @@ class Relay:
 
     def _wait(self) -> None:
         """Until the next output is asked for."""
-        self._asked.acquire()
+        if not self._stopped:  # once stopped nobody asks again
+            self._asked.acquire()
         if self._stopped:
             raise _StoppedError
 
@@ -105,11 +109,10 @@ class Relay:
         self._lent = None
         self._asked.release()
         name, output = self._slot.get()
+        self._ended = name is None
         if isinstance(output, BaseException):
             raise output
-        if name is None:
-            self._ended = True
-        else:
+        if not self._ended:
             self._lent = name, output
 
     def __enter__(self) -> "Relay":

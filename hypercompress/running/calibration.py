@@ -38,13 +38,16 @@ class CalibrationSplit:
         return sum(map(batch_size, self.statistics))
 
 
-def split_batches(data: Iterable[Any], device: torch.device, dtype: torch.dtype | None = None) -> CalibrationSplit:
+def split_batches(
+    data: Iterable[Any], device: torch.device, dtype: torch.dtype | None = None, *, passed: bool = False
+) -> CalibrationSplit:
     """Every eighth batch selects and the one after it confirms; of fewer than three batches each is cut in three.
 
     Args:
         data: batches; those without a sample are left out. Of an iterable that makes them one by one they are copied:
             it may refill the same memory.
         dtype: of real numbers in the batches; ``None``: as they are.
+        passed: whether `call_model` passes them, which reads no more of a tuple than images: all but labels is left out.
 
     Raises:
         DataError: no batch, a single one of fewer than three samples, one without a tensor that can be reached, or see
@@ -52,7 +55,8 @@ def split_batches(data: Iterable[Any], device: torch.device, dtype: torch.dtype 
     """
     require_batches(data)
     lasting = isinstance(data, (list, tuple))
-    batches = [to_device(batch if lasting else _copied(batch), device, dtype) for batch in data]
+    read = (_as_passed(batch) if passed else batch for batch in data)
+    batches = [to_device(batch if lasting else _copied(batch), device, dtype) for batch in read]
     for batch in batches:
         if not any(isinstance(value, Tensor) for value in flat(batch)):
             raise DataError(
@@ -71,6 +75,17 @@ def split_batches(data: Iterable[Any], device: torch.device, dtype: torch.dtype 
     # The first that runs shows whether a model writes into its input (`calling.unwritten`): not into the caller's.
     parts["statistics"][0] = _copied(parts["statistics"][0])
     return CalibrationSplit(**parts)
+
+
+def _as_passed(batch: Any) -> Any:
+    """Of a tuple or list the images and, if there is one for each, the labels: file names and the like, which differ
+    from batch to batch, would keep batches from being joined.
+    """
+    if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
+        return batch
+    images, labels = batch[0], batch[1] if len(batch) > 1 else None
+    each = isinstance(labels, Tensor) and images.ndim > 0 and _by_sample(labels, len(images))
+    return (images, labels) if each else (images,)
 
 
 def require_batches(data: Any) -> None:
@@ -195,7 +210,7 @@ def layout_of(batch: Any) -> str:
 def _digest(tensor: Tensor) -> str:
     """Of the tensor's numbers."""
     dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
-    numbers = dense.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    numbers = dense.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).numpy()
     return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 

@@ -107,3 +107,45 @@ def test_the_lender_runs_under_its_callers_autocast() -> None:
             assert output is None
     assert seen[0] == (True, torch.float16)
     assert not seen[1][0]
+
+
+def test_a_lender_that_swallows_what_ends_it_ends() -> None:
+    """A model whose forward tries another way where a layer fails."""
+    before = threading.active_count()
+
+    def run() -> None:
+        try:
+            relay.lend("first", torch.ones(1))
+        except Exception:  # noqa: BLE001  (that of a user's model)
+            relay.lend("first", torch.ones(1))
+
+    relay = Relay(run, ORDER)
+    with relay, relay.borrow("first"):
+        pass
+    relay._thread.join(5)
+    assert threading.active_count() == before
+
+
+def test_what_a_lender_raised_is_its_end() -> None:
+    def run() -> None:
+        raise RuntimeError("no memory")
+
+    with Relay(run, ORDER) as relay:
+        with pytest.raises(RuntimeError, match="no memory"), relay.borrow("first"):
+            pass
+        with relay.borrow("second") as output:
+            assert output is None
+
+
+def test_the_lender_makes_tensors_where_the_reader_does() -> None:
+    made: list[torch.device] = []
+
+    def run() -> None:
+        made.append(torch.empty(1).device)
+        relay.lend("first", torch.ones(1, device="cpu"))
+
+    with torch.device("meta"):
+        relay = Relay(run, ORDER)
+        with relay, relay.borrow("first"):
+            pass
+    assert made == [torch.device("meta")]

@@ -219,3 +219,14 @@ def test_images_and_labels_are_not_two_batches(kind: Any, labels: Tensor) -> Non
     require_batches([data])
     require_batches(torch.zeros(10, 3).split(5))
     require_batches([data[0], data[0]])
+
+
+def test_what_no_model_is_passed_does_not_keep_batches_apart() -> None:
+    """File names differ from batch to batch."""
+    batches = [(torch.randn(4, 3), torch.arange(4), [f"{i}_{j}.png" for j in range(4)]) for i in range(8)]
+    soft = [(torch.randn(4, 3), torch.rand(2, 5) + i) for i in range(8)]
+    for data, parts in ((batches, 2), (soft, 1)):
+        split = split_batches(data, torch.device("cpu"), passed=True)
+        whole = join(split.statistics, 100)
+        assert (len(whole), len(whole[0])) == (parts, split.samples)
+        assert len(join(split_batches(data, torch.device("cpu")).statistics, 100)[0]) == 4, "forward_fn may read them"

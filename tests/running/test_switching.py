@@ -1,13 +1,14 @@
 """Models whose `train` and `eval` write into weights: they come out as they went in, to the bit, and so do copies."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypercompress import Budget, compress
+from hypercompress import Budget, compress, from_pretrained
 from hypercompress.inspection import inspect
 from hypercompress.running.calling import evaluating
 from hypercompress.running.copying import copy_of, weights_of
@@ -151,3 +152,15 @@ def test_a_flag_that_is_set_on_weights_is_no_reading() -> None:
 
     spec = inspect(Freezing(nn.Linear(8, 8), nn.Linear(8, 8)), torch.randn(2, 8))
     assert len(spec.candidates) == 2
+
+
+@KINDS
+@MODES
+def test_a_student_is_saved_as_it_is_loaded(kind: Callable[[int], nn.Module], mode: str, tmp_path: Path) -> None:
+    model, x = made(kind, mode)
+    student = compress(model, Budget(params=0.9), example=x, generator="svd").train(mode == "training")
+    state = {name: value.clone() for name, value in student.state_dict().items()}
+    student.save_pretrained(tmp_path / "student")
+    assert all(torch.equal(value, state[name]) for name, value in student.state_dict().items())
+    loaded = from_pretrained(tmp_path / "student", skeleton=made(kind, mode)[0])
+    torch.testing.assert_close(loaded.eval()(x), student.eval()(x))
