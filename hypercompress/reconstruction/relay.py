@@ -112,7 +112,7 @@ class Relay:
         self._ended = name is None
         if isinstance(output, BaseException):
             raise output
-        if not self._ended:
+        if name is not None:
             self._lent = name, output
 
     def __enter__(self) -> "Relay":

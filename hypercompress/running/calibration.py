@@ -47,7 +47,8 @@ def split_batches(
         data: batches; those without a sample are left out. Of an iterable that makes them one by one they are copied:
             it may refill the same memory.
         dtype: of real numbers in the batches; ``None``: as they are.
-        passed: whether `call_model` passes them, which reads no more of a tuple than images: all but labels is left out.
+        passed: whether `call_model` passes them, which reads of a tuple no more than the first item: behind it all but
+            labels is left out.
 
     Raises:
         DataError: no batch, a single one of fewer than three samples, one without a tensor that can be reached, or see
