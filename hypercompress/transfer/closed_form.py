@@ -15,7 +15,7 @@ from hypercompress.student import Student
 from hypercompress.transfer.adaptable import Role, Site, adaptable
 from hypercompress.transfer.apply import write
 from hypercompress.transfer.backbone import Backbone
-from hypercompress.transfer.levels import FAR, Weighing, alike, find_levels, weigh
+from hypercompress.transfer.levels import Weighing, alike, find_levels, is_near, weigh
 from hypercompress.transfer.network import TransferNetwork
 from hypercompress.transfer.reading import Reading, features_of, generate_parameters, read_support
 from hypercompress.transfer.ridge import Ridge, evenly, fit_ridge
@@ -107,7 +107,7 @@ def start_from(
     device = next(model.parameters()).device
     reading = read_support(backbone, support.on(device), sites, support.classes)
     answers = alike(backbone.last(reading.features), reading.labels, _classifier(model, backbone))
-    choice = choose_head(network, backbone, reading, support, near=answers is not None and answers <= FAR)
+    choice = choose_head(network, backbone, reading, support, near=is_near(answers))
     judge = partial(weigh, choice.features, choice.labels, support.classes, there, choice.head, answers)
     look = look_again(backbone, judge, choice.features, support, views, seed)
     head = look.head if look.kept and look.head is not None else look.plain.head

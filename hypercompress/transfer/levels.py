@@ -62,6 +62,11 @@ class Weighed:
     losses: dict[Weighing, float | None]
     alike: float | None
 
+    @property
+    def near(self) -> bool:
+        """Whether the classifier before is known to tell the new classes apart."""
+        return is_near(self.alike)
+
 
 def find_levels(
     backbone: Backbone, image: Float[Tensor, "1 c h w"], last: Float[Tensor, "1 d"], images: int, classes: int
@@ -143,6 +148,11 @@ def _margin(far: bool, answers: float | None, moved: float | None) -> float:
     if far:
         return FAR_MARGIN
     return BLIND_MARGIN if answers is not None and moved is None else MARGIN
+
+
+def is_near(answers: float | None) -> bool:
+    """Whether these answers, see `alike`, are known to tell the new classes apart."""
+    return answers is not None and answers <= FAR
 
 
 def alike(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classifier: nn.Module | None) -> float | None:

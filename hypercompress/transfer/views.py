@@ -122,7 +122,8 @@ def look_again(
     """A head fitted on the images and on ``views`` of each, in as many passes; one more where a loader may mix them.
 
     It is kept if it is no worse where an image and all its views are left out; with one image a class nothing can be
-    left out. On the last features alone it is not even fitted where the first view of the first batch moves them by
+    left out. It is not even fitted on tasks that are near by `levels.alike`, where views cost up to 1.5 points (LOG.md,
+    2026-11-29), nor, on the last features alone, where the first view of the first batch moves them by
     less than `MOVED` of these images' variance: backbones that hardly see the difference learn nothing from views
     (LOG.md, 2026-11-27).
 
@@ -151,9 +152,8 @@ def look_again(
                 if place == 0 and plain is None and len(batch) > 1:  # of one image there is no variance
                     moved = _moved(torch.stack([backbone.last(x) for x in (sets[0][-1], found[-1])]))
                     plain = judge(moved)
-                    if moved <= MOVED and plain.weighing is Weighing.LAST:
-                        passed = (1 + fresh) * len(batch)
-                        return Look(plain, count, False, "they hardly move the features", None, moved, passed)
+                    if why := _useless(plain, moved):
+                        return Look(plain, count, False, why, None, moved, (1 + fresh) * len(batch))
     plain = plain or judge(None)
     first = torch.cat(sets[0])
     every = torch.cat([first, *map(torch.cat, sets[1:])])
@@ -164,6 +164,13 @@ def look_again(
     if head.loo_loss is not None and plain.head.loo_loss is not None:
         kept, why = head.loo_loss <= plain.head.loo_loss, "leave-one-out loss"
     return Look(plain, count, kept, why, head, moved, (count + fresh) * images)
+
+
+def _useless(plain: Weighed, moved: float) -> str:
+    """Why more views would not help, if so."""
+    if plain.near:
+        return "MODEL tells the new classes apart"
+    return "they hardly move the features" if moved <= MOVED and plain.weighing is Weighing.LAST else ""
 
 
 def _moved(features: Float[Tensor, "sets n d"]) -> float:

@@ -13,7 +13,7 @@ from hypercompress.architecture import Levels, ReadsLevels
 from hypercompress.data import open_data
 from hypercompress.data.preprocess import Preprocess
 from hypercompress.models import load_model
-from hypercompress.transfer import closed_form, fit_ridge, levels
+from hypercompress.transfer import fit_ridge, levels
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.levels import FAR, NEAREST, Weighing, alike, factors, find_levels, weigh
 from tests.transfer.models import Make, model_of
@@ -76,7 +76,7 @@ def test_nothing_is_generated_for_classes_that_the_model_tells_apart(monkeypatch
     assert told["levels"]["alike"] < FAR
     assert (told["kept"], told["why"]) == ("plain", "ridge regression alone: MODEL tells the new classes apart")
     assert torch.equal(student(queries), adapt(model, x, y, views=0, network="none")(queries))
-    monkeypatch.setattr(closed_form, "FAR", 0.0)
+    monkeypatch.setattr(levels, "FAR", 0.0)
     assert "tells" not in adapt(model, x, y, views=0).report["transfer"]["why"]
 
 

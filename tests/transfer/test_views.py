@@ -13,7 +13,7 @@ from hypercompress.errors import NonFiniteError
 from hypercompress.saved.card import transfer_line
 from hypercompress.transfer import Ridge, fit_ridge, views
 from hypercompress.transfer.backbone import Backbone
-from hypercompress.transfer.levels import Weighed, Weighing
+from hypercompress.transfer.levels import FAR, Weighed, Weighing
 from hypercompress.transfer.support import Support
 from hypercompress.transfer.views import (
     FILLED,
@@ -167,6 +167,26 @@ def test_views_that_hardly_move_the_features_are_no_use(
         assert found.head.loo_loss is None
     else:
         assert found.why == "leave-one-out loss"
+
+
+@pytest.mark.parametrize(("answers", "near"), [(0.5 * FAR, True), (1.5 * FAR, False), (None, False)])
+@pytest.mark.parametrize("weighing", [Weighing.LAST, Weighing.EVEN])
+def test_classes_that_the_model_tells_apart_need_no_views(
+    answers: float | None, near: bool, weighing: Weighing, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "MOVED", -1.0)  # whatever the features say
+    backbone, _ = make_backbone()
+    torch.manual_seed(0)
+    labels = torch.arange(6) % 3
+    x = torch.randn(6, 1, 32, 32)
+    with torch.no_grad():
+        known = backbone(x)
+    judge = lambda moved: Weighed(weighing, fit_ridge(known, labels, 3), "", {}, answers)  # noqa: E731
+    found = look_again(backbone, judge, known, Support([(x, labels)], 3), 2, 0)
+    assert (found.why == "MODEL tells the new classes apart") == near
+    assert found.passed == (6 if near else 12)
+    assert not (near and found.kept)
+    assert found.moved is not None
 
 
 def test_batches_of_one_image_say_nothing_of_how_far_they_move(make_backbone: Make) -> None:
