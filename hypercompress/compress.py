@@ -11,15 +11,13 @@ from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.choices import guarded
-from hypercompress.errors import GeneratorError, ModelError
+from hypercompress.errors import GeneratorError
 from hypercompress.generator import Generator
 from hypercompress.guard import Judge
 from hypercompress.latency import times_of
 from hypercompress.preparation import Plan, Wanted, prepare
-from hypercompress.preparation.example import dtype_of
 from hypercompress.reconstruction import refit_batch
 from hypercompress.report import bytes_of, class_names, make_report, params_of, warn_if_larger
-from hypercompress.running.calibration import to_device
 from hypercompress.running.calling import ForwardFn, Progress, batch_size, keeping_random_state
 from hypercompress.running.copying import as_written
 from hypercompress.running.renormalization import moments_of, put_back
@@ -95,7 +93,6 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     Example:
         >>> student = compress(teacher, Budget(params=0.4), data=loader)  # doctest: +SKIP
     """
-    require_module(teacher)
     start, teacher = time.perf_counter(), as_written(teacher)
     require_budget(budget)
     if search and data is None:
@@ -106,8 +103,6 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     with keeping_random_state(teacher):
         if isinstance(teacher, Student):
             architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
-        if example is not None and forward_fn is None:
-            example = to_device(example, next(teacher.parameters()).device, dtype_of(teacher))
         plan = prepare(
             teacher,
             data,
@@ -131,17 +126,6 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         student.report["classes"] = names
     warn_if_larger(size, student.report, stacklevel=3)  # the decorator is between
     return student
-
-
-def require_module(model: Any) -> None:
-    """Raises ModelError for a name, a class or anything else that is no model."""
-    if isinstance(model, nn.Module):
-        return
-    what = repr(model) if isinstance(model, str) else f"the class {model.__name__}" if isinstance(model, type) else None
-    raise ModelError(
-        f"received {what or f'a {type(model).__name__}'} as the model; expected an nn.Module; build it first, such as "
-        "with timm.create_model('resnet18', pretrained=True)"
-    )
 
 
 def _of_network(forward_fn: ForwardFn | None) -> ForwardFn | None:

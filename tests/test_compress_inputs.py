@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hypercompress.compress import compress, require_module
+from hypercompress.compress import compress
 from hypercompress.errors import DataError, ModelError
+from hypercompress.running.copying import require_module
 from hypercompress.specs import Budget
 from hypercompress.student import Student
-from tests.small_models import batches, network
+from tests.small_models import Experts, batches, network
 
 HALF = Budget(params=0.5)
 
@@ -33,7 +34,7 @@ def same(one: Student, other: Student) -> bool:
 )
 def test_what_is_no_model(model: Any, words: str) -> None:
     with pytest.raises(ModelError, match=rf"received {words} as the model; expected an nn.Module; build it first"):
-        require_module(model)  # not `compress`: the tests' type checks would come first
+        require_module(model)  # not `compress` or `adapt`: the tests' type checks would come first
 
 
 def test_images_and_labels_that_are_not_wrapped() -> None:
@@ -117,31 +118,10 @@ def test_a_loader_that_refills_one_buffer() -> None:
     assert same(compress(teacher, HALF, refilled()), compress(teacher, HALF, batches()))
 
 
-class Experts(nn.Module):
-    """Each sample goes to one expert; an expert without samples does not run."""
-
-    def __init__(self, experts: int = 8) -> None:
-        super().__init__()
-        self.first, self.gate, self.last = nn.Linear(8, 16), nn.Linear(16, experts), nn.Linear(16, 5)
-        self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16)) for _ in range(experts)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x).relu()
-        scores = self.gate(h).softmax(-1)
-        chosen, out = scores.argmax(-1), h
-        for number, expert in enumerate(self.experts):
-            rows = (chosen == number).nonzero()[:, 0]
-            if len(rows):
-                out = out.index_add(0, rows, expert(h[rows]) * scores[rows, number, None])
-        return self.last(out)
-
-
 @pytest.mark.parametrize("seed", [7, 9, 15])
 def test_a_mixture_of_experts_of_which_the_student_runs_others(seed: int) -> None:
     torch.manual_seed(seed)
-    teacher = Experts().eval()
+    teacher = Experts(8, 64).eval()
     student = compress(teacher, Budget(params=0.45), list(torch.randn(12, 16, 8).unbind()))
     assert student.ranks
 

@@ -80,11 +80,14 @@ def test_what_it_finds_is_better_on_the_images_that_confirm(refit: bool, seed: i
 
 
 @pytest.mark.usefixtures("ticking")
-@pytest.mark.parametrize("refit", [False, True])
-def test_a_seed_gives_one_answer(refit: bool, plan: Plan) -> None:
-    found = [searched(plan, BUDGET, 6.0, refit=refit, seed=2)[0].generator for _ in range(2)]
-    assert all(isinstance(generator, WeightedKfac) for generator in found)
-    assert found[0] == found[1]
+@pytest.mark.parametrize(("refit", "seed"), [(False, 2), (True, 1)])  # with which so few tries find something
+def test_a_seed_gives_one_answer(refit: bool, seed: int, plan: Plan) -> None:
+    weights = []
+    for _ in range(2):
+        generator = searched(plan, BUDGET, 9.0, refit=refit, seed=seed)[0].generator
+        assert isinstance(generator, WeightedKfac)
+        weights.append(generator.weights)
+    assert weights[0] == weights[1] != {}
 
 
 @pytest.mark.usefixtures("ticking")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hypercompress.architecture import own_input_size
 from hypercompress.errors import ModelError
-from hypercompress.running.calibration import CalibrationSplit, pieces
+from hypercompress.running.calibration import CalibrationSplit, pieces, to_device
 from hypercompress.running.calling import batch_size, flat
 from hypercompress.specs import ModelSpec
 
@@ -16,10 +16,14 @@ INSPECTED, LARGEST_EXAMPLE = 8, 2**19
 LARGEST_PASS = 3 * 2**25  # elements of all layers' outputs in one backward pass: with what lies between, about 1 GB
 
 
-def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any) -> Any:
-    """A batch for inspection: the one given, else some calibration samples, else noise of the model's own size."""
+def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any, *, as_it_is: bool = False) -> Any:
+    """A batch for inspection: the one given, else some calibration samples, else noise of the model's own size.
+
+    Args:
+        as_it_is: the one given is not cast, as a function of the user's own reads it.
+    """
     if example is not None:
-        return example
+        return example if as_it_is else to_device(example, next(teacher.parameters()).device, dtype_of(teacher))
     if split is not None:
         first = split.statistics[0]
         numbers = sum(value.numel() for value in flat(first) if isinstance(value, Tensor)) / max(1, batch_size(first))

@@ -79,7 +79,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     own: Moments = {}
     if norms and split is not None:
         own, teacher = moments_of(teacher), renormalized(teacher, split.statistics, forward_fn)
-    example = example_of(teacher, split, example)
+    example = example_of(teacher, split, example, as_it_is=forward_fn is not None)
     noise = _steadying(original, example, seed) if steady else None
     spec, timed = inspect(teacher, example, taking(forward_fn)), None
     spec = replaceable(teacher, spec, example, forward_fn)

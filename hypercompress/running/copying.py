@@ -65,6 +65,17 @@ def _stuck(model: nn.Module, known: Mapping[int, Tensor]) -> str:
     return ""
 
 
+def require_module(model: Any) -> None:
+    """Raises ModelError for a name, a class or anything else that is no model."""
+    if isinstance(model, nn.Module):
+        return
+    what = repr(model) if isinstance(model, str) else f"the class {model.__name__}" if isinstance(model, type) else None
+    raise ModelError(
+        f"received {what or f'a {type(model).__name__}'} as the model; expected an nn.Module; build it first, such as "
+        "with timm.create_model('resnet18', pretrained=True)"
+    )
+
+
 def as_written(model: nn.Module) -> nn.Module:
     """The model without `torch.compile`, whose graphs do not run the hooks and the layers that are put into a model.
 
@@ -72,9 +83,10 @@ def as_written(model: nn.Module) -> nn.Module:
         the model itself if nothing of it is compiled; else one with the same parameters and buffers.
 
     Raises:
-        ModelError: a scripted or traced model, one without parameters, or parameters that hold no values, have no shape
-            yet or were made in inference mode.
+        ModelError: no model at all, a scripted or traced one, one without parameters, or parameters that hold no
+            values, have no shape yet or were made in inference mode.
     """
+    require_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "received a model of torch.jit, whose layers are no Python modules; expected an nn.Module; pass the model "

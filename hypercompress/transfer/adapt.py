@@ -67,7 +67,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
             of each image or, where they move the features, so many that 64 images are together. 0: the images alone,
             for tasks in which place, size or direction is what tells the classes apart.
         levels: whether the head may read the maps of all stages beside the last features (see `Levels`), which it does
-            where leaving one out finds that better or, with one image a class, the model gives these the same names.
+            where leaving one out finds that better or, with one image a class, the model answers these alike.
         tuned: what they tune: ``all`` parameters, or ``norms`` (scales and shifts of norms, biases and the head), which
             is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
         network: ``auto`` (the released one; nothing is generated if there is none), ``none``, a folder, or a network.

@@ -125,7 +125,7 @@ def weigh(
     found = Weighed(Weighing.LAST, last, "leave-one-out loss", {Weighing.LAST: last.loo_loss}, answers)
     if levels is None:
         return found
-    far = answers is not None and answers > FAR
+    far = answers is not None and not found.near
     if moved is not None and moved <= NEAREST and not far:
         return replace(found, why="views hardly move the last features")
     if last.loo_loss is None:
@@ -134,7 +134,7 @@ def weigh(
             return found
         head = fit_ridge(features, labels, classes, factors=factors(features, levels, Weighing.EARLY))
         return replace(found, weighing=Weighing.EARLY, head=head)
-    best = last.loo_loss * (1 - _margin(far, answers, moved))
+    best = last.loo_loss * (1 - (FAR_MARGIN if far else BLIND_MARGIN if found.near and moved is None else MARGIN))
     for weighing in (Weighing.EVEN, Weighing.EARLY):
         head = fit_ridge(features, labels, classes, factors=factors(features, levels, weighing))
         assert head.loo_loss is not None  # as there is one on the last features
@@ -142,12 +142,6 @@ def weigh(
         if head.loo_loss < best:
             best, found = head.loo_loss, replace(found, weighing=weighing, head=head)
     return found
-
-
-def _margin(far: bool, answers: float | None, moved: float | None) -> float:
-    if far:
-        return FAR_MARGIN
-    return BLIND_MARGIN if answers is not None and moved is None else MARGIN
 
 
 def is_near(answers: float | None) -> bool:

@@ -15,6 +15,7 @@ from hypercompress.sketch import sketch
 from hypercompress.specs import Budget
 from hypercompress.student import build_student, low_rank_layers
 from tests.reconstructed import images, made, network
+from tests.small_models import Experts
 
 
 class Twice(nn.Module):
@@ -146,31 +147,10 @@ def test_a_layer_that_sees_other_samples_than_its_teachers_stays_as_it_is() -> N
     torch.testing.assert_close(low_rank_layers(student.model)["expert"].weight * 1.0, before.weight * 1.0)
 
 
-class Experts(nn.Module):
-    """Each sample goes to one expert; an expert without samples does not run."""
-
-    def __init__(self, experts: int = 6) -> None:
-        super().__init__()
-        self.first, self.gate, self.last = nn.Linear(8, 16), nn.Linear(16, experts), nn.Linear(16, 5)
-        self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 16)) for _ in range(experts)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x).relu()
-        scores = self.gate(h).softmax(-1)
-        chosen = scores.argmax(-1)
-        for number, expert in enumerate(self.experts):
-            rows = (chosen == number).nonzero()[:, 0]
-            if len(rows):
-                h = h.index_add(0, rows, expert(h[rows]) * scores[rows, number, None])
-        return self.last(h)
-
-
 @pytest.mark.parametrize("without", ["teacher", "student"])
 def test_experts_that_only_one_of_the_two_runs_stay_as_they_are(without: str) -> None:
     torch.manual_seed(0)
-    teacher, x = Experts().double().eval(), torch.randn(200, 8, dtype=torch.float64)
+    teacher, x = Experts(6, 48).double().eval(), torch.randn(200, 8, dtype=torch.float64)
     spec, sketches, student = made(teacher, x, 0.7)
     missing = {name for name in student.ranks if name.startswith("experts.")}
     assert len(missing) > 2
