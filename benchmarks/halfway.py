@@ -1,4 +1,4 @@
-"""Steps of fast transfer: none, half of the way and all of it, by how far views move the features.
+"""Steps of fast transfer: none, half of the way and all of it, by how near the task is.
 
     python -m benchmarks.halfway --data DATA [DATA ...] [--backbones fashion|lite0|FOLDER ...] [--assets ASSETS]
         [--shots 1 2 4 8] [--episodes 40] [--steps 50] [--tuned all|norms] [--rate RATE] [--out benchmarks/results]
@@ -26,6 +26,7 @@ from benchmarks.few_shot.tuning import accuracy
 from benchmarks.shared.common import RESULTS, Results, markdown, say
 from hypercompress.data import Episode, Pool, sample_episode
 from hypercompress.transfer import adapt
+from hypercompress.transfer.nearness import nearness_of
 from hypercompress.transfer.rates import CANDIDATES
 from hypercompress.transfer.steps import HALF, go_back, share_of
 from hypercompress.transfer.tuning import Tuned
@@ -71,9 +72,10 @@ def followed(model: nn.Module, episode: Episode, options: argparse.Namespace, se
         )
         for steps in (0, options.steps)
     )
-    right, moved = [answers(start, episode), answers(end, episode)], start.report["transfer"]["views"]["moved"]
+    right, told = [answers(start, episode), answers(end, episode)], start.report["transfer"]
     go_back(end.model, dict(start.model.named_parameters()), HALF)
-    return {"start": right[0], "half": answers(end, episode), "end": right[1], "moved": moved}
+    near = {"moved": told["views"]["moved"], "alike": told["levels"]["alike"]}
+    return {"start": right[0], "half": answers(end, episode), "end": right[1], **near}
 
 
 def answers(model: nn.Module, episode: Episode) -> float:
@@ -83,13 +85,17 @@ def answers(model: nn.Module, episode: Episode) -> float:
 
 
 def as_adapt(row: Mapping[str, str]) -> str:
-    """The column of the share that `adapt` would take."""
-    share = share_of(float(row["moved"]), WAYS * int(row["shots"]), WAYS)
+    """The column of the share that `adapt` would take; empty of rows from before it asked the old classifier."""
+    if not row["alike"]:
+        return ""
+    share = share_of(nearness_of(float(row["alike"])), WAYS * int(row["shots"]), WAYS)
     return next(column for column, other in COLUMNS.items() if other == share)
 
 
 def above_start(rows: Sequence[Mapping[str, str]], column: str | None) -> str:
-    """Points of accuracy above the start; ``None``: of the column that `as_adapt` says."""
+    """Points of accuracy above the start; ``None``: of the column that `as_adapt` says, a dash if it says none."""
+    if column is None and not all(map(as_adapt, rows)):
+        return "-"
     gains = [100 * (float(row[column or as_adapt(row)]) - float(row["start"])) for row in rows]
     if len(gains) < BLOCKS:
         return f"{fmean(gains):+.1f}"
@@ -102,13 +108,14 @@ def table(results: Results, steps: int) -> str:
     for row in results.rows:
         if row["steps"] == str(steps):
             groups.setdefault((row["backbone"], row["data"], row["tuned"], int(row["shots"])), []).append(row)
-    names = ("backbone", "data", "tuned", "images a class", "episodes", "moved", "no step", "all", "half", "as `adapt`")
+    names = ("backbone", "data", "tuned", "images a class", "episodes", "alike", "no step", "all", "half", "as `adapt`")
     lines = []
     for (backbone, data, tuned, shots), rows in sorted(groups.items()):
-        start, moved = (fmean(float(row[name]) for row in rows) for name in ("start", "moved"))
+        start, asked = fmean(float(row["start"]) for row in rows), [float(row["alike"]) for row in rows if row["alike"]]
+        alike = f"{fmean(asked):.2f}" if asked else "-"
         gains = [above_start(rows, column) for column in ("end", "half", None)]
         halves = sum(as_adapt(row) == "half" for row in rows)
-        cells = [backbone, data, tuned, str(shots), str(len(rows)), f"{moved:.2f}", f"{100 * start:.1f}"]
+        cells = [backbone, data, tuned, str(shots), str(len(rows)), alike, f"{100 * start:.1f}"]
         lines.append([*cells, *gains, str(halves)])
     return markdown((*names, "half of"), lines)
 

@@ -224,7 +224,7 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SHARE",
         help="how far the steps are followed, in (0, 1]: 0.5 takes the weights half way between those before and after "
-        "them (default: 0.5 with 32 images a class or fewer where a view hardly moves the features, else 1)",
+        "them (default: 0.5 with 32 images a class or fewer on a near task, else 1)",
     )
     method.add_argument(
         "--views",

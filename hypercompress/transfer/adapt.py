@@ -64,7 +64,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         shots: use so many images of each class, drawn by ``seed``; ``None``: all.
         steps: ordinary steps of AdamW afterwards, in single precision where the model is in half.
         views: of each image, slightly turned, scaled and shifted, for the head; with any, each step sees new ones, one
-            of each image or, where they move the features, so many that 64 images are together. 0: the images alone,
+            of each image or, on tasks that are not near, so many that 64 images are together. 0: the images alone,
             for tasks in which place, size or direction is what tells the classes apart.
         levels: whether the head may read the maps of all stages beside the last features (see `Levels`), which it does
             where leaving one out finds that better or, with one image a class, the model answers these alike.
@@ -74,8 +74,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         rate: highest learning rate of the steps; ``None``: on norms 3e-3, on all 3e-4, but on a far task the one of
             3e-4, 1e-3 and 2e-3 at which views end best after up to fifty steps of each (see `rates.tune_at_best`).
         follow: how far the steps are followed, in (0, 1]: the weights at that share of the way from those before them;
-            ``None``: half of the way where the first view hardly moves the features, which is so on tasks near to what
-            the model was trained on, else all of it; with many images, and without views, all of it (see `share_of`).
+            ``None``: half of the way on tasks near to what the model was trained on (see `nearness`), unless there are
+            many images, else all of it.
         names: of the classes by label, for the report.
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         seed: of the shots drawn.
@@ -108,8 +108,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         found = replace(as_support(support, labels, shots, seed, names), dtype=torch.float32 if half else None)
         fitted = start_from(moved, architecture, generator, found, views, seed, levels=levels)
         inner, images = fitted.backbone.model, len(fitted.reading.labels)
-        share = share_of(fitted.look.moved, images, found.classes) if follow is None else float(follow)
-        rates = rates_of(what, fitted.look.moved, steps) if rate is None else (float(rate),)
+        share = share_of(fitted.task, images, found.classes) if follow is None else float(follow)
+        rates = rates_of(what, fitted.task, steps, views) if rate is None else (float(rate),)
         taken, losses = rates[0], dict[float, float]()
         if steps:
             names_tuned = tuned_names(fitted.sites, inner, fitted.backbone.classifier, what)
@@ -170,7 +170,7 @@ def transfer_report(start: Start) -> dict[str, Any]:
             "weighing": str(weighed.weighing),
             "why": start.no_levels or weighed.why,
             "width": len(start.head.weight[0]),
-            "alike": weighed.alike,
+            "alike": start.answers,
             "loo_loss": {str(weighing): loss for weighing, loss in weighed.losses.items()},
         },
         "loo": {

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +14,8 @@ from hypercompress.student import Student
 from hypercompress.transfer.adaptable import Role, Site, adaptable
 from hypercompress.transfer.apply import write
 from hypercompress.transfer.backbone import Backbone
-from hypercompress.transfer.levels import Weighing, alike, find_levels, is_near, weigh
+from hypercompress.transfer.levels import Weighing, find_levels, weigh
+from hypercompress.transfer.nearness import Nearness, alike, nearness_of
 from hypercompress.transfer.network import TransferNetwork
 from hypercompress.transfer.reading import Reading, features_of, generate_parameters, read_support
 from hypercompress.transfer.ridge import Ridge, evenly, fit_ridge
@@ -54,6 +54,7 @@ class Start:
         backbone: the network inside it.
         reading, choice, look: what the head comes from.
         head: the one in use.
+        answers: how alike the classifier before answers, see `alike`.
         in_steps: views of an image that a step may see, at most.
         sites: norms, biases and what else can be adapted.
         refused: why other parts of the model are not adapted, by name.
@@ -67,11 +68,17 @@ class Start:
     choice: Choice
     look: Look
     head: Ridge
+    answers: float | None
     in_steps: int
     sites: tuple[Site, ...]
     refused: Mapping[str, str]
     no_levels: str
     tried: int
+
+    @property
+    def task(self) -> Nearness:
+        """How near the task is."""
+        return nearness_of(self.answers)
 
 
 def start_from(
@@ -107,11 +114,12 @@ def start_from(
     device = next(model.parameters()).device
     reading = read_support(backbone, support.on(device), sites, support.classes)
     answers = alike(backbone.last(reading.features), reading.labels, _classifier(model, backbone))
-    choice = choose_head(network, backbone, reading, support, near=is_near(answers))
-    judge = partial(weigh, choice.features, choice.labels, support.classes, there, choice.head, answers)
-    look = look_again(backbone, judge, choice.features, support, views, seed)
-    head = look.head if look.kept and look.head is not None else look.plain.head
-    if look.plain.weighing is Weighing.LAST:
+    task = nearness_of(answers)
+    choice = choose_head(network, backbone, reading, support, task)
+    plain = weigh(choice.features, choice.labels, support.classes, there, choice.head, task)
+    look = look_again(backbone, plain, task, choice.features, support, views, seed)
+    head = look.head if look.kept and look.head is not None else plain.head
+    if plain.weighing is Weighing.LAST:
         read_last(backbone.model)
     elif student.architecture is not None:
         student.architecture = replace(student.architecture, levels=there)
@@ -123,7 +131,8 @@ def start_from(
         choice,
         look,
         head,
-        views_in_steps(look.moved, views),
+        answers,
+        views_in_steps(task, views),
         tuple(places.sites),
         {**places.refused, **reading.unread},
         no_levels,
@@ -175,14 +184,13 @@ def new_student(model: nn.Module, classes: int, architecture: Architecture | Non
 
 
 def choose_head(
-    network: TransferNetwork | None, backbone: Backbone, reading: Reading, support: Support, *, near: bool = False
+    network: TransferNetwork | None, backbone: Backbone, reading: Reading, support: Support, task: Nearness
 ) -> Choice:
     """The head on the adapted model if leaving one out finds it no worse, which is then written into the model. With
     one image a class it is that of the model as it was, on even features (`ridge.evenly`).
 
-    Args:
-        near: whether the classifier before tells the new classes apart. What is generated was never worth anything
-            there, and of few images leaving one out does not see what it costs (LOG.md, 2026-11-29).
+    On near tasks what is generated was never worth anything, and of few images leaving one out does not see what it
+    costs (LOG.md, 2026-11-29).
     """
     plain, known = reading.head, (reading.features, reading.labels)
     if plain.loo_loss is None:
@@ -192,7 +200,7 @@ def choose_head(
         return Choice(head, False, why, None, 1, *known)
     if network is None:
         return Choice(plain, False, "ridge regression alone: no network", None, 1, *known)
-    if near:
+    if task is Nearness.NEAR:
         return Choice(plain, False, "ridge regression alone: MODEL tells the new classes apart", None, 1, *known)
     if not reading.sites:
         return Choice(plain, False, "ridge regression alone: nothing in the model can be adapted", None, 1, *known)

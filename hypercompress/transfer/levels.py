@@ -1,9 +1,8 @@
 """Which levels a head reads, and how much each of them weighs.
 
 A linear head on the maps of all stages tells digits apart by a network of clothes as well as fifty steps on all weights
-do, in one pass; on tasks near to what the network was trained on it is worse than one on the last features. How alike
-its old classifier answers images of different classes, and leaving one out, tell which it is (LOG.md, 2026-11-29; Evci
-et al. 2022, Head2Toe, arXiv 2201.03529).
+do, in one pass; on tasks near to what the network was trained on it is worse than one on the last features. `nearness`
+and leaving one out tell which it is (LOG.md, 2026-11-29; Evci et al. 2022, Head2Toe, arXiv 2201.03529).
 
 Shape letters: ``n`` images; ``m`` images and their views; ``d`` features.
 """
@@ -16,22 +15,19 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from hypercompress.architecture import Levels
 from hypercompress.running.calling import evaluating
 from hypercompress.transfer.backbone import Backbone
+from hypercompress.transfer.nearness import Nearness
 from hypercompress.transfer.ridge import Ridge, fit_ridge, mean_square
 
 SIDES = (4, 2, 1)  # cells of a side that maps are pooled to, the most that there is room for
 MOST_MAPS = 6  # of so many at most, evenly spaced
 MOST_SHARE = 0.25  # of the model's parameters, for a head
 MOST_NUMBERS = 2**26  # features of all images and views, of which some copies are made in double precision
-FAR = 0.2  # of `alike`: above it the task is far
-NEAREST = 0.3  # of `moved`: at most so much, and the last features of a task that is not far are read alone
-# What maps must save of the last features' loss, where an image is left out.
-MARGIN = 0.01
-BLIND_MARGIN = 0.1  # on tasks that are not far by `alike`, where no view tells how near they are
+MARGIN = 0.1  # of the last features' loss, where an image is left out, that maps must save
 FAR_MARGIN = -0.05  # on far tasks they may even cost so much: of few images this loss says little
 RATIO = 0.7  # of the weight of a level to that of the one before it
 
@@ -53,19 +49,12 @@ class Weighed:
         head: on the features of all levels, or on the last ones alone.
         why: in words.
         losses: left out, by weighing, of those that were tried; ``None`` with one image a class.
-        alike: see `alike`.
     """
 
     weighing: Weighing
     head: Ridge
     why: str
     losses: dict[Weighing, float | None]
-    alike: float | None
-
-    @property
-    def near(self) -> bool:
-        """Whether the classifier before is known to tell the new classes apart."""
-        return is_near(self.alike)
 
 
 def find_levels(
@@ -108,33 +97,27 @@ def weigh(
     classes: int,
     levels: Levels | None,
     last: Ridge,
-    answers: float | None,
-    moved: float | None,
+    task: Nearness,
 ) -> Weighed:
-    """The weighing whose head costs least where an image is left out, by a margin. Where views hardly move the last
-    features, and the old classifier tells the new classes apart, the task is near and these are read alone.
+    """The weighing whose head costs least where an image is left out, by a margin.
 
     With one image a class nothing can be left out: levels are read on far tasks.
 
     Args:
         features: of all levels.
         last: the head on the last features.
-        answers: how alike they are, see `alike`; ``None``: nothing is known.
-        moved: how far a view moves the last features, as a share of the images' variance, if it is known.
     """
-    found = Weighed(Weighing.LAST, last, "leave-one-out loss", {Weighing.LAST: last.loo_loss}, answers)
+    found = Weighed(Weighing.LAST, last, "leave-one-out loss", {Weighing.LAST: last.loo_loss})
+    far = task is Nearness.FAR
     if levels is None:
         return found
-    far = answers is not None and not found.near
-    if moved is not None and moved <= NEAREST and not far:
-        return replace(found, why="views hardly move the last features")
     if last.loo_loss is None:
         found = replace(found, why="one image a class: by how alike MODEL answers images of different classes")
         if not far:
             return found
         head = fit_ridge(features, labels, classes, factors=factors(features, levels, Weighing.EARLY))
         return replace(found, weighing=Weighing.EARLY, head=head)
-    best = last.loo_loss * (1 - (FAR_MARGIN if far else BLIND_MARGIN if found.near and moved is None else MARGIN))
+    best = last.loo_loss * (1 - (FAR_MARGIN if far else MARGIN))
     for weighing in (Weighing.EVEN, Weighing.EARLY):
         head = fit_ridge(features, labels, classes, factors=factors(features, levels, weighing))
         assert head.loo_loss is not None  # as there is one on the last features
@@ -142,33 +125,6 @@ def weigh(
         if head.loo_loss < best:
             best, found = head.loo_loss, replace(found, weighing=weighing, head=head)
     return found
-
-
-def is_near(answers: float | None) -> bool:
-    """Whether these answers, see `alike`, are known to tell the new classes apart."""
-    return answers is not None and answers <= FAR
-
-
-def alike(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classifier: nn.Module | None) -> float | None:
-    """How alike a classifier answers images of different new classes: the mean product of its probabilities for two of
-    them, over that of an answer with itself. Near 0 where it tells them apart, near 1 where all are one to it; ``None``
-    without a classifier of two classes or more.
-
-    Args:
-        features: that it reads.
-        labels: of two classes or more.
-    """
-    if classifier is None or isinstance(classifier, nn.Identity):  # timm's, of no classes
-        return None
-    with torch.no_grad():
-        logits = classifier(features)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
-        return None
-    answers, counts = logits.double().softmax(1), torch.bincount(labels)
-    sums = answers.new_zeros(len(counts), answers.shape[1]).index_add(0, labels, answers)
-    pairs = len(labels) ** 2 - counts.square().sum()
-    products = (sums.sum(0).square().sum() - sums.square().sum()) / pairs
-    return float(products / answers.square().sum(1).mean())
 
 
 def factors(features: Float[Tensor, "m d"], levels: Levels | None, weighing: Weighing) -> Float[Tensor, " d"] | None:

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from hypercompress.errors import NonFiniteError
 from hypercompress.running.calling import Progress
 from hypercompress.transfer.apply import copies, write
+from hypercompress.transfer.nearness import Nearness
 from hypercompress.transfer.tuning import LAST, Change, Tuned, tune
-from hypercompress.transfer.views import MOVED
 
 CANDIDATES = {Tuned.NORMS: (3e-3,), Tuned.ALL: (3e-4, 1e-3, 2e-3)}  # every network that was tried bears the first
 TRIAL_STEPS = 50  # of each, at most
 FEWEST = 2 * LAST  # steps that are worth a choice: of fewer the last ones are nearly all of them
 
 
-def rates_of(what: Tuned, moved: float | None, steps: int) -> tuple[float, ...]:
-    """The rates to try. One where views move the features by `MOVED` at most, which is more cautious than what counts
-    as near in `steps`, where nothing is known of views, and for fewer steps than `FEWEST`.
+def rates_of(what: Tuned, task: Nearness, steps: int, views: int) -> tuple[float, ...]:
+    """The rates to try: of tasks that are not known to be far one, as it is without views, which alone tell how well a
+    rate went, and for fewer steps than `FEWEST`.
     """
-    far = moved is not None and moved > MOVED
-    return CANDIDATES[what] if far and steps >= FEWEST else CANDIDATES[what][:1]
+    several = task is Nearness.FAR and views > 0 and steps >= FEWEST
+    return CANDIDATES[what] if several else CANDIDATES[what][:1]
 
 
 def tune_at_best(

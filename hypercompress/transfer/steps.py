@@ -2,8 +2,8 @@
 
 On a task that the backbone's features fit already, steps on a few images lose what the closed form has; the weights
 half way between those before the steps and those after them do not (Wortsman et al. 2022, WiSE-FT, section 3; Kumar et
-al. 2022 on what the steps do to the features). On a far task the end is better. Which it is, random views tell: they
-hardly move the features of a backbone that was trained on such images (LOG.md, 2026-11-28).
+al. 2022 on what the steps do to the features). On a far task the end is better. Which it is, `nearness` tells (LOG.md,
+2026-11-28 and 2026-11-29).
 """
 
 from collections.abc import Mapping
@@ -11,21 +11,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from hypercompress.transfer.nearness import Nearness
+
 HALF = 0.5
-NEAR = 0.5  # of `Look.moved`: where the task counts as near
 MANY = 32  # images of a class: with so many the end still loses on a near task, with 100 it no longer does
 
 
-def share_of(moved: float | None, images: int, classes: int) -> float:
-    """How far the steps are followed: half of the way where a view moves the features by `NEAR` at most, else
-    all of it; where there are many images all of it, too.
+def share_of(task: Nearness, images: int, classes: int) -> float:
+    """How far the steps are followed: half of the way on a near task, unless there are many images, else all of it.
 
     Args:
-        moved: see `Look.moved`.
         images, classes: of the support set.
     """
-    near = moved is not None and moved <= NEAR
-    return HALF if near and images <= MANY * classes else 1.0
+    return HALF if task is Nearness.NEAR and images <= MANY * classes else 1.0
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from torch import Tensor
 from hypercompress.running.calling import evaluating
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.levels import Weighed, Weighing, factors
+from hypercompress.transfer.nearness import Nearness
 from hypercompress.transfer.ridge import Ridge, fit_ridge
 from hypercompress.transfer.support import Support
 
@@ -30,7 +31,6 @@ IN_STEPS = 1.5  # times as much in steps, which see each view once; for a head t
 MOST = 2**14  # images and views of one fit
 FILLED = 64  # images of a step, as far as views can fill it
 MOVED = 0.6  # see `look_again`
-MOVED_IN_STEPS = 0.4  # see `views_in_steps`
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Look:
         kept: whether the head is fitted on them too.
         why: in words.
         head: on the images and their views, of the same levels; ``None``: not fitted.
-        moved: mean squared distance of a view's last features from its image's, as a share of the images' variance.
+        moved: mean squared distance of the first view's last features from its image's, as a share of the images'
+            variance; ``None`` if no view was made, or one image at a time.
         passed: images that were run for it.
     """
 
@@ -100,20 +101,17 @@ def step_viewer(views: int, seed: int) -> Callable[[Tensor, Tensor], tuple[Tenso
     return several
 
 
-def views_in_steps(moved: float | None, views: int) -> int:
-    """How many views of an image a step may see: ``views``, or one where the first moved the features by
-    `MOVED_IN_STEPS` at most.
-
-    Several take up to that many times as long. Of a small network moved to characters one support set in twenty is
-    below it, of EfficientNet-Lite0 on photographs every one. The bar is lower than that of the head, because the
-    measure is noisy where images are few (LOG.md, 2026-11-27).
+def views_in_steps(task: Nearness, views: int) -> int:
+    """How many views of an image a step may see: ``views``, or one on a near task, where several are worth nothing and
+    take up to that many times as long (LOG.md, 2026-11-27).
     """
-    return views if moved is None or moved > MOVED_IN_STEPS else min(views, 1)
+    return min(views, 1) if task is Nearness.NEAR else views
 
 
 def look_again(
     backbone: Backbone,
-    judge: Callable[[float | None], Weighed],
+    plain: Weighed,
+    task: Nearness,
     known: Float[Tensor, "n d"],
     support: Support,
     views: int,
@@ -122,13 +120,13 @@ def look_again(
     """A head fitted on the images and on ``views`` of each, in as many passes; one more where a loader may mix them.
 
     It is kept if it is no worse where an image and all its views are left out; with one image a class nothing can be
-    left out. It is not even fitted on tasks that are near by `levels.alike`, where views cost up to 1.5 points (LOG.md,
+    left out. It is not even fitted on near tasks, where views cost up to 1.5 points (LOG.md,
     2026-11-29), nor, on the last features alone, where the first view of the first batch moves them by
     less than `MOVED` of these images' variance: backbones that hardly see the difference learn nothing from views
     (LOG.md, 2026-11-27).
 
     Args:
-        judge: the head on the images alone, by how far the first view moves their last features, if that is known.
+        plain: the head on the images alone.
         known: the images' features, of all levels.
         views: of each image; fewer are made where all would be more than `MOST` together.
 
@@ -138,10 +136,12 @@ def look_again(
     images, fresh = len(known), 0 if support.fixed else 1
     count = min(views, MOST // images - 1)
     if count < 1:
-        return Look(judge(None), 0, False, "not asked for" if not views else f"there are {images} images")
+        return Look(plain, 0, False, "not asked for" if not views else f"there are {images} images")
+    if task is Nearness.NEAR:
+        return Look(plain, count, False, "MODEL tells the new classes apart")
     change, device = viewer(count, seed), next(backbone.parameters()).device
     sets, labels = [list[Tensor]() for _ in range(1 + count)], list[Tensor]()
-    plain, moved = None, None
+    moved = None
     with evaluating(backbone), torch.no_grad():
         for batch, named in support.on(device):
             start = sum(map(len, labels))
@@ -149,12 +149,11 @@ def look_again(
             sets[0].append(backbone(batch) if fresh else known[start : start + len(batch)])
             for place, found in enumerate(sets[1:]):
                 found.append(backbone(change(batch)))
-                if place == 0 and plain is None and len(batch) > 1:  # of one image there is no variance
+                if place == 0 and moved is None and len(batch) > 1:  # of one image there is no variance
                     moved = _moved(torch.stack([backbone.last(x) for x in (sets[0][-1], found[-1])]))
-                    plain = judge(moved)
-                    if why := _useless(plain, moved):
-                        return Look(plain, count, False, why, None, moved, (1 + fresh) * len(batch))
-    plain = plain or judge(None)
+                    if moved <= MOVED and plain.weighing is Weighing.LAST:
+                        why, passed = "they hardly move the features", (1 + fresh) * len(batch)
+                        return Look(plain, count, False, why, None, moved, passed)
     first = torch.cat(sets[0])
     every = torch.cat([first, *map(torch.cat, sets[1:])])
     every = backbone.last(every) if plain.weighing is Weighing.LAST else every
@@ -164,13 +163,6 @@ def look_again(
     if head.loo_loss is not None and plain.head.loo_loss is not None:
         kept, why = head.loo_loss <= plain.head.loo_loss, "leave-one-out loss"
     return Look(plain, count, kept, why, head, moved, (count + fresh) * images)
-
-
-def _useless(plain: Weighed, moved: float) -> str:
-    """Why more views would not help, if so."""
-    if plain.near:
-        return "MODEL tells the new classes apart"
-    return "they hardly move the features" if moved <= MOVED and plain.weighing is Weighing.LAST else ""
 
 
 def _moved(features: Float[Tensor, "sets n d"]) -> float:

@@ -9,7 +9,7 @@ from benchmarks import halfway
 from benchmarks.shared.common import Results
 from hypercompress import adapt
 from hypercompress.models import load_model
-from hypercompress.transfer import steps
+from hypercompress.transfer import nearness
 
 TEACHER = Path(halfway.__file__).parents[1] / "hypercompress" / "pretrained" / "fashion_mnist_teacher"
 
@@ -18,7 +18,7 @@ TEACHER = Path(halfway.__file__).parents[1] / "hypercompress" / "pretrained" / "
 def test_rows_are_of_the_weights_that_adapt_would_have(
     bar: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(steps, "NEAR", bar)
+    monkeypatch.setattr(nearness, "BAR", bar)
     words = ["--data", "digits", "--backbones", str(TEACHER), "--shots", "2", "--episodes", "2", "--steps", "2"]
     words += ["--rate", "0.01", "--out", str(tmp_path)]
     halfway.main(words)

@@ -14,7 +14,7 @@ from hypercompress import adapt, from_pretrained
 from hypercompress.architecture import load_timm
 from hypercompress.data import Preprocess, open_data
 from hypercompress.report import bytes_of
-from hypercompress.transfer import registry, steps, views
+from hypercompress.transfer import nearness, registry, views
 from hypercompress.transfer.rates import CANDIDATES
 from hypercompress.transfer.support import draw_shots
 from hypercompress.transfer.tuning import Tuned
@@ -221,8 +221,8 @@ def test_labels_of_a_set_are_those_of_its_images(tmp_path: Path) -> None:
 def test_steps_are_followed_half_of_the_way_on_a_near_task(
     asked: tuple[object, ...], share: float, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Near: a view moves the features by less than the bar, which here everything is below."""
-    monkeypatch.setattr(steps, "NEAR", 1e9)
+    """Near: the model answers new classes less alike than the bar, which here everything is below."""
+    monkeypatch.setattr(nearness, "BAR", 1e9)
     given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--steps", 1, *asked)
     code, out, _ = run("test_resnet", tmp_path / "a", *given)
     assert code == 0

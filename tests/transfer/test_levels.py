@@ -1,6 +1,5 @@
 """Which levels a head reads: near and far tasks, one image a class, and models that have none."""
 
-import math
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ from hypercompress.architecture import Levels, ReadsLevels
 from hypercompress.data import open_data
 from hypercompress.data.preprocess import Preprocess
 from hypercompress.models import load_model
-from hypercompress.transfer import fit_ridge, levels
+from hypercompress.transfer import fit_ridge, levels, nearness
 from hypercompress.transfer.backbone import Backbone
-from hypercompress.transfer.levels import FAR, NEAREST, Weighing, alike, factors, find_levels, weigh
+from hypercompress.transfer.levels import Weighing, factors, find_levels, weigh
+from hypercompress.transfer.nearness import BAR, Nearness
 from tests.transfer.models import Make, model_of
 
 PACKAGED = Path(levels.__file__).parents[1] / "pretrained" / "fashion_mnist_teacher"
@@ -73,10 +73,10 @@ def test_nothing_is_generated_for_classes_that_the_model_tells_apart(monkeypatch
     model, x, y, queries, _ = few("fashion_mnist_mini", 2)
     student = adapt(model, x, y, views=0)
     told = student.report["transfer"]
-    assert told["levels"]["alike"] < FAR
+    assert told["levels"]["alike"] < BAR
     assert (told["kept"], told["why"]) == ("plain", "ridge regression alone: MODEL tells the new classes apart")
     assert torch.equal(student(queries), adapt(model, x, y, views=0, network="none")(queries))
-    monkeypatch.setattr(levels, "FAR", 0.0)
+    monkeypatch.setattr(nearness, "BAR", 0.0)
     assert "tells" not in adapt(model, x, y, views=0).report["transfer"]["why"]
 
 
@@ -120,79 +120,42 @@ def told(useful: str, shots: int = 6) -> tuple[Tensor, Tensor]:
     return features, labels
 
 
-@pytest.mark.parametrize("moved", [0.9 * NEAREST, 1.1 * NEAREST, None])
+@pytest.mark.parametrize("task", [Nearness.NEAR, Nearness.UNKNOWN])  # of far ones see the margin
 @pytest.mark.parametrize("useful", ["last", "first map"])
-def test_leaving_one_out_chooses_but_where_views_say_that_the_task_is_near(useful: str, moved: float | None) -> None:
+def test_leaving_one_out_chooses(useful: str, task: Nearness) -> None:
     features, labels = told(useful)
     last = fit_ridge(features[:, :4], labels, 3)
-    found = weigh(features, labels, 3, LEVELS, last, answers=None, moved=moved)
-    if moved is not None and moved < NEAREST:
-        assert (found.weighing, found.why) == (Weighing.LAST, "views hardly move the last features")
-        assert found.losses.keys() == {"last"}
-        return
+    found = weigh(features, labels, 3, LEVELS, last, task)
     assert found.losses.keys() == {"last", "even", "early"}
     assert (found.weighing is Weighing.LAST) == (useful == "last")
     if useful != "last":
         assert found.losses[found.weighing] == min(found.losses.values()) == found.head.loo_loss
-    assert weigh(features, labels, 3, None, last, None, moved).head is last
+    assert weigh(features, labels, 3, None, last, task).head is last
 
 
-@pytest.mark.parametrize(
-    ("answers", "moved", "margin"),
-    [
-        (None, None, "MARGIN"),
-        (None, 1.0, "MARGIN"),
-        (0.9 * FAR, 1.0, "MARGIN"),
-        (0.9 * FAR, None, "BLIND_MARGIN"),
-        (1.1 * FAR, None, "FAR_MARGIN"),
-        (1.1 * FAR, 0.9 * NEAREST, "FAR_MARGIN"),
-    ],
-)
-def test_a_gain_within_the_margin_is_none(
-    answers: float | None, moved: float | None, margin: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("task", list(Nearness))
+def test_a_gain_within_the_margin_is_none(task: Nearness, monkeypatch: pytest.MonkeyPatch) -> None:
+    margin = "FAR_MARGIN" if task is Nearness.FAR else "MARGIN"
     features, labels = told("first map")
     last = fit_ridge(features[:, :4], labels, 3)
     for weighing in (Weighing.EVEN, Weighing.EARLY):
-        assert (levels.FAR_MARGIN, levels.MARGIN, levels.BLIND_MARGIN) == (-0.05, 0.01, 0.1)
+        assert (levels.FAR_MARGIN, levels.MARGIN) == (-0.05, 0.1)
         head = fit_ridge(features, labels, 3, factors=factors(features, LEVELS, weighing))
         gain = 1 - head.loo_loss / last.loo_loss
         with monkeypatch.context() as patched:
             patched.setattr(levels, margin, gain + 1e-6)
-            assert weigh(features, labels, 3, LEVELS, last, answers, moved).weighing is not weighing
+            assert weigh(features, labels, 3, LEVELS, last, task).weighing is not weighing
             patched.setattr(levels, margin, gain - 1e-6)
-            assert weigh(features, labels, 3, LEVELS, last, answers, moved).weighing is not Weighing.LAST
+            assert weigh(features, labels, 3, LEVELS, last, task).weighing is not Weighing.LAST
 
 
-@pytest.mark.parametrize(("answers", "far"), [(1.1 * FAR, True), (0.9 * FAR, False), (None, False)])
-@pytest.mark.parametrize("moved", [None, 0.0, 1.0])
-def test_one_image_a_class_is_far_where_the_model_answers_alike(
-    answers: float | None, far: bool, moved: float | None
-) -> None:
+@pytest.mark.parametrize("task", list(Nearness))
+def test_of_one_image_a_class_maps_are_read_on_far_tasks(task: Nearness) -> None:
     features, labels = told("first map", shots=1)
     last = fit_ridge(features[:, :4], labels, 3)
-    found = weigh(features, labels, 3, LEVELS, last, answers, moved)
-    assert found.weighing is (Weighing.EARLY if far else Weighing.LAST)
+    found = weigh(features, labels, 3, LEVELS, last, task)
+    assert found.weighing is (Weighing.EARLY if task is Nearness.FAR else Weighing.LAST)
     assert found.head.loo_loss is None
-    assert found.alike == answers
-
-
-def test_answers_are_compared_over_pairs_of_different_classes() -> None:
-    torch.manual_seed(0)
-    classifier, features, labels = nn.Linear(4, 3), torch.randn(7, 4), torch.tensor([0, 1, 1, 2, 0, 1, 3])
-    answers = classifier(features).softmax(1).detach()
-    pairs = [float(answers[i] @ answers[j]) for i in range(7) for j in range(7) if labels[i] != labels[j]]
-    own = [float(answers[i] @ answers[i]) for i in range(7)]
-    assert alike(features, labels, classifier) == pytest.approx(sum(pairs) / len(pairs) / (sum(own) / 7), rel=1e-5)
-    sure, one = torch.eye(4)[labels] * 1e3, torch.ones(7, 4)
-    names = nn.Linear(4, 4, bias=False)
-    with torch.no_grad():
-        names.weight.copy_(torch.eye(4))
-    assert alike(sure, labels, names) == pytest.approx(0.0, abs=1e-9), "each class has a name of its own"
-    assert alike(one, labels, names) == pytest.approx(1.0), "all are one to it"
-    assert alike(features, labels, None) is None
-    assert alike(features, labels, nn.Identity()) is None, "features are no answers"
-    assert alike(features, labels, nn.Linear(4, 1)) is None, "nor is a single one"
 
 
 def test_the_levels_of_a_model_are_as_fine_as_there_is_room_for() -> None:
@@ -245,4 +208,3 @@ def test_models_without_levels_say_why(make_task: Make, monkeypatch: pytest.Monk
         assert reason() == "ResNet has no forward_intermediates"
     model.act1 = nn.GELU()  # timm builds no such ResNet by its name
     assert reason() == "a model that timm does not build by name could not be loaded with them"
-    assert math.isfinite(NEAREST)

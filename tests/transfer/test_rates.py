@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from hypercompress import adapt
 from hypercompress.errors import NonFiniteError
-from hypercompress.transfer import rates
+from hypercompress.transfer import nearness, rates
+from hypercompress.transfer.nearness import Nearness
 from hypercompress.transfer.rates import CANDIDATES, FEWEST, rates_of, tune_at_best
 from hypercompress.transfer.tuning import LAST, Change, Tuned, tune
-from hypercompress.transfer.views import MOVED, step_viewer
+from hypercompress.transfer.views import step_viewer
 
 Make = Callable[..., Any]
 TRIED = (1e-4, 1e-2, 3e-1)
@@ -41,19 +42,19 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("moved", "steps", "all_of_them"),
+    ("task", "steps", "views", "all_of_them"),
     [
-        (None, 50, False),
-        (0.0, 50, False),
-        (MOVED, 50, False),
-        (1.01 * MOVED, 50, True),
-        (1.01 * MOVED, FEWEST, True),
-        (1.01 * MOVED, FEWEST - 1, False),
+        (Nearness.UNKNOWN, 50, 8, False),
+        (Nearness.NEAR, 50, 8, False),
+        (Nearness.FAR, 50, 8, True),
+        (Nearness.FAR, 50, 0, False),
+        (Nearness.FAR, FEWEST, 1, True),
+        (Nearness.FAR, FEWEST - 1, 8, False),
     ],
 )
-def test_rates_are_tried_on_far_tasks_only(moved: float | None, steps: int, all_of_them: bool) -> None:
-    assert rates_of(Tuned.ALL, moved, steps) == CANDIDATES[Tuned.ALL][: None if all_of_them else 1]
-    assert rates_of(Tuned.NORMS, moved, steps) == CANDIDATES[Tuned.NORMS]
+def test_rates_are_tried_on_far_tasks_only(task: Nearness, steps: int, views: int, all_of_them: bool) -> None:
+    assert rates_of(Tuned.ALL, task, steps, views) == CANDIDATES[Tuned.ALL][: None if all_of_them else 1]
+    assert rates_of(Tuned.NORMS, task, steps, views) == CANDIDATES[Tuned.NORMS]
     assert len(CANDIDATES[Tuned.ALL]) > len(CANDIDATES[Tuned.NORMS]) == 1
 
 
@@ -147,7 +148,7 @@ def test_a_rate_that_diverges_after_its_trial_gives_way_to_the_next(
 def test_adapt_says_what_it_tried(
     model: nn.Module, make_task: Make, monkeypatch: pytest.MonkeyPatch, far: bool
 ) -> None:
-    monkeypatch.setattr(rates, "MOVED", -1.0 if far else 1e9)
+    monkeypatch.setattr(nearness, "BAR", -1.0 if far else 1e9)
     monkeypatch.setattr(rates, "FEWEST", 3)
     monkeypatch.setitem(rates.CANDIDATES, Tuned.ALL, (3e-4, 1e-3, 1e30))
     x, y = make_task()

@@ -1,4 +1,4 @@
-"""How far steps are followed: by how far views move the features, and the weights between."""
+"""How far steps are followed, by how near the task is, and the weights between."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,24 +11,24 @@ from torch import nn
 from hypercompress import adapt
 from hypercompress.errors import GeneratorError
 from hypercompress.saved.card import steps_line, transfer_line
-from hypercompress.transfer import steps
-from hypercompress.transfer.steps import HALF, MANY, NEAR, go_back, share_of
+from hypercompress.transfer import nearness, views
+from hypercompress.transfer.nearness import Nearness
+from hypercompress.transfer.steps import HALF, MANY, go_back, share_of
 
 Make = Callable[..., Any]
 
 
 @pytest.mark.parametrize(
-    ("moved", "images", "share"),
+    ("task", "images", "share"),
     [
-        (0.0, 10, HALF),
-        (NEAR, 5 * MANY, HALF),
-        (NEAR, 5 * MANY + 1, 1.0),
-        (1.01 * NEAR, 10, 1.0),
-        (None, 10, 1.0),
+        (Nearness.NEAR, 5 * MANY, HALF),
+        (Nearness.NEAR, 5 * MANY + 1, 1.0),
+        (Nearness.FAR, 10, 1.0),
+        (Nearness.UNKNOWN, 10, 1.0),
     ],
 )
-def test_the_share_follows_from_the_views_and_the_images(moved: float | None, images: int, share: float) -> None:
-    assert share_of(moved, images, 5) == share
+def test_the_share_follows_from_the_task_and_the_images(task: Nearness, images: int, share: float) -> None:
+    assert share_of(task, images, 5) == share
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
@@ -47,11 +47,12 @@ def test_weights_lie_on_the_line(share: float) -> None:
 def test_adapt_goes_as_far_as_it_says(make_task: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, (x, y) = timm.create_model("test_resnet", in_chans=1).eval(), make_task()
-    options: dict[str, Any] = {"network": "none", "views": 2, "rate": 1e-3}
+    options: dict[str, Any] = {"network": "none", "views": 1, "levels": False, "rate": 1e-3}
+    monkeypatch.setattr(views, "MOVED", 1e9)  # the head is that of the images alone, however near they are
     start, end = (dict(adapt(model, x, y, **options, steps=count, follow=1).named_parameters()) for count in (0, 3))
     assert any(not torch.equal(value, end[name]) for name, value in start.items())
     for bar, asked, share in ((-1.0, None, 1.0), (1e9, None, HALF), (1e9, 1.0, 1.0), (-1.0, 0.2, 0.2)):
-        monkeypatch.setattr(steps, "NEAR", bar)
+        monkeypatch.setattr(nearness, "BAR", bar)
         student = adapt(model, x, y, **options, steps=3, follow=asked)
         assert student.report["transfer"]["followed"] == share
         assert ("of the way" in steps_line(student.report["transfer"])) == (share < 1)

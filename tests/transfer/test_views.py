@@ -11,15 +11,15 @@ from torch import Tensor
 from hypercompress import adapt
 from hypercompress.errors import NonFiniteError
 from hypercompress.saved.card import transfer_line
-from hypercompress.transfer import Ridge, fit_ridge, views
+from hypercompress.transfer import Ridge, fit_ridge, nearness, views
 from hypercompress.transfer.backbone import Backbone
-from hypercompress.transfer.levels import FAR, Weighed, Weighing
+from hypercompress.transfer.levels import Weighed, Weighing
+from hypercompress.transfer.nearness import Nearness
 from hypercompress.transfer.support import Support
 from hypercompress.transfer.views import (
     FILLED,
     IN_STEPS,
     MOVED,
-    MOVED_IN_STEPS,
     look_again,
     random_views,
     step_viewer,
@@ -119,9 +119,9 @@ def test_what_comes_in_from_outside_repeats_the_edge() -> None:
     torch.testing.assert_close(random_views(flat, seeded()), flat)
 
 
-def judged(head: Ridge) -> Callable[[float | None], Weighed]:
-    """Always this head, on the last features."""
-    return lambda moved: Weighed(Weighing.LAST, head, "", {}, None)
+def judged(head: Ridge) -> tuple[Weighed, Nearness]:
+    """This head, on the last features, of a task of which nothing is known."""
+    return Weighed(Weighing.LAST, head, "", {}), Nearness.UNKNOWN
 
 
 def look(make_backbone: Make, shots: int) -> tuple[Any, Backbone, Tensor, Tensor]:
@@ -132,7 +132,7 @@ def look(make_backbone: Make, shots: int) -> tuple[Any, Backbone, Tensor, Tensor
     with torch.no_grad():
         known = backbone(x)
     plain = fit_ridge(known, labels, 3)
-    return look_again(backbone, judged(plain), known, Support([(x, labels)], 3), 4, 0), backbone, x, labels
+    return look_again(backbone, *judged(plain), known, Support([(x, labels)], 3), 4, 0), backbone, x, labels
 
 
 def test_the_head_is_that_of_the_images_and_their_views(make_backbone: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +169,10 @@ def test_views_that_hardly_move_the_features_are_no_use(
         assert found.why == "leave-one-out loss"
 
 
-@pytest.mark.parametrize(("answers", "near"), [(0.5 * FAR, True), (1.5 * FAR, False), (None, False)])
+@pytest.mark.parametrize("task", list(Nearness))
 @pytest.mark.parametrize("weighing", [Weighing.LAST, Weighing.EVEN])
 def test_classes_that_the_model_tells_apart_need_no_views(
-    answers: float | None, near: bool, weighing: Weighing, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
+    task: Nearness, weighing: Weighing, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(views, "MOVED", -1.0)  # whatever the features say
     backbone, _ = make_backbone()
@@ -181,12 +181,13 @@ def test_classes_that_the_model_tells_apart_need_no_views(
     x = torch.randn(6, 1, 32, 32)
     with torch.no_grad():
         known = backbone(x)
-    judge = lambda moved: Weighed(weighing, fit_ridge(known, labels, 3), "", {}, answers)  # noqa: E731
-    found = look_again(backbone, judge, known, Support([(x, labels)], 3), 2, 0)
+    plain, near = Weighed(weighing, fit_ridge(known, labels, 3), "", {}), task is Nearness.NEAR
+    found = look_again(backbone, plain, task, known, Support([(x, labels)], 3), 2, 0)
+    assert found.plain is plain
     assert (found.why == "MODEL tells the new classes apart") == near
-    assert found.passed == (6 if near else 12)
+    assert found.passed == (0 if near else 12)
     assert not (near and found.kept)
-    assert found.moved is not None
+    assert (found.moved is None) == near
 
 
 def test_batches_of_one_image_say_nothing_of_how_far_they_move(make_backbone: Make) -> None:
@@ -195,7 +196,7 @@ def test_batches_of_one_image_say_nothing_of_how_far_they_move(make_backbone: Ma
     with torch.no_grad():
         known = backbone(x)
     single = Support([(x[i : i + 1], labels[i : i + 1]) for i in range(6)], 3)
-    found = look_again(backbone, judged(fit_ridge(known, labels, 3)), known, single, 2, 0)
+    found = look_again(backbone, *judged(fit_ridge(known, labels, 3)), known, single, 2, 0)
     assert (found.moved, found.why, found.passed) == (None, "leave-one-out loss", 12)
 
 
@@ -208,8 +209,8 @@ def test_a_loader_that_mixes_is_read_with_its_views(make_backbone: Make, monkeyp
     with torch.no_grad():
         known = backbone(x)
     plain, order = fit_ridge(known, labels, 3), torch.randperm(12)
-    kept = look_again(backbone, judged(plain), known, Support([(x, labels)], 3), 2, 0)
-    mixed = look_again(backbone, judged(plain), known, Support(((x[order], labels[order]),), 3), 2, 0)
+    kept = look_again(backbone, *judged(plain), known, Support([(x, labels)], 3), 2, 0)
+    mixed = look_again(backbone, *judged(plain), known, Support(((x[order], labels[order]),), 3), 2, 0)
     torch.testing.assert_close(mixed.head.weight, kept.head.weight, rtol=1e-4, atol=1e-6)
     assert (kept.passed, mixed.passed) == (24, 36)
 
@@ -231,26 +232,21 @@ def test_steps_see_views(make_task: Make, make_backbone: Make, monkeypatch: pyte
     model, (x, y) = make_backbone(classes=3)[0].model, make_task()
     monkeypatch.setattr(views, "MOVED", float("inf"))  # the heads are the same
     with_views, without = (
-        adapt(model, x, y, network="none", steps=2, rate=1e-4, follow=1, views=count, levels=False) for count in (2, 0)
+        adapt(model, x, y, network="none", steps=2, rate=1e-4, follow=1, views=count, levels=False) for count in (1, 0)
     )
     assert not torch.equal(with_views(x), without(x))
     monkeypatch.setattr(views, "random_views", lambda images, *_: images)
-    again = adapt(model, x, y, network="none", steps=2, rate=1e-4, follow=1, views=2, levels=False)
+    again = adapt(model, x, y, network="none", steps=2, rate=1e-4, follow=1, views=1, levels=False)
     assert torch.equal(again(x), without(x))
 
 
-@pytest.mark.parametrize("moved", [0.9 * MOVED_IN_STEPS, 1.1 * MOVED_IN_STEPS, None])
+@pytest.mark.parametrize("bar", [-1.0, 1e9])
 @pytest.mark.parametrize("asked", [0, 1, 4])
-def test_steps_see_several_views_only_where_they_move_the_features(
-    asked: int, moved: float | None, make_task: Make, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
+def test_steps_see_one_view_on_a_near_task_else_several(
+    asked: int, bar: float, make_task: Make, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, (x, y) = make_backbone(classes=3)[0].model, make_task()
-    if moved is None:
-        x, y = x[:: len(x) // 3][:3], y[:: len(y) // 3][:3]
-        batches = [(x[i : i + 1], y[i : i + 1]) for i in range(3)]  # of one image there is no variance
-    else:
-        batches = [(x, y)]
-        monkeypatch.setattr(views, "_moved", lambda features: moved)
+    monkeypatch.setattr(nearness, "BAR", bar)
     viewed = []
 
     def note(count: int, seed: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -259,9 +255,8 @@ def test_steps_see_several_views_only_where_they_move_the_features(
 
     monkeypatch.setattr(sys.modules["hypercompress.transfer.adapt"], "step_viewer", note)
     names = ["a", "b", "c"]
-    student = adapt(model, batches, network="none", steps=1, views=asked, names=names)
-    several = moved is None or moved > MOVED_IN_STEPS
-    assert viewed == [asked if several else min(asked, 1)]
+    student = adapt(model, x, y, network="none", steps=1, views=asked, names=names)
+    assert viewed == [asked if bar < 0 else min(asked, 1)]
     assert student.report["transfer"]["views"]["in_steps"] == viewed[0]
 
 
