@@ -27,8 +27,7 @@ SIDES = (4, 2, 1)  # cells of a side that maps are pooled to, the most that ther
 MOST_MAPS = 6  # of so many at most, evenly spaced
 MOST_SHARE = 0.25  # of the model's parameters, for a head
 MOST_NUMBERS = 2**26  # features of all images and views, of which some copies are made in double precision
-MARGIN = 0.1  # of the last features' loss, where an image is left out, that maps must save
-FAR_MARGIN = -0.05  # on far tasks they may even cost so much: of few images this loss says little
+MARGIN = 0.1  # of the last features' loss, where an image is left out, that maps must save on tasks not known to be far
 RATIO = 0.7  # of the weight of a level to that of the one before it
 
 
@@ -99,7 +98,7 @@ def weigh(
     last: Ridge,
     task: Nearness,
 ) -> Weighed:
-    """The weighing whose head costs least where an image is left out, by a margin.
+    """The weighing whose head costs least where an image is left out: on far tasks by anything, else by `MARGIN`.
 
     With one image a class nothing can be left out: levels are read on far tasks.
 
@@ -117,7 +116,7 @@ def weigh(
             return found
         head = fit_ridge(features, labels, classes, factors=factors(features, levels, Weighing.EARLY))
         return replace(found, weighing=Weighing.EARLY, head=head)
-    best = last.loo_loss * (1 - (FAR_MARGIN if far else MARGIN))
+    best = last.loo_loss * (1 - (0 if far else MARGIN))
     for weighing in (Weighing.EVEN, Weighing.EARLY):
         head = fit_ridge(features, labels, classes, factors=factors(features, levels, weighing))
         assert head.loo_loss is not None  # as there is one on the last features
