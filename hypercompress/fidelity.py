@@ -3,15 +3,17 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.aggregation import MeanMetric
 
 from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.running.calling import ForwardFn, call_model, evaluating
 from hypercompress.running.outputs import divergence, logits_of, named
+
+if TYPE_CHECKING:
+    from torchmetrics import MeanMetric
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def compare(
     """
     forward_fn = forward_fn or call_model
     names = ("agreement", "kl", "top1_teacher", "top1_student")
-    means = {name: MeanMetric(nan_strategy=math.inf).to(next(teacher.parameters()).device) for name in names}
+    means = {name: _mean(teacher, nan_strategy=math.inf) for name in names}
     images, labelled, classes = 0, True, True
     with evaluating(teacher), evaluating(student):
         for batch in batches:
@@ -118,7 +120,7 @@ def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | N
     Raises:
         DataError: a batch without labels, no batch at all, or outputs that name no class for an image.
     """
-    forward_fn, mean = forward_fn or call_model, MeanMetric().to(next(model.parameters()).device)
+    forward_fn, mean = forward_fn or call_model, _mean(model)
     with evaluating(model):
         for batch in batches:
             labels, found = labels_of(batch), named(forward_fn(model, batch))
@@ -130,3 +132,10 @@ def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | N
     if mean.weight == 0:
         raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
     return float(mean.compute())
+
+
+def _mean(model: nn.Module, **options: Any) -> "MeanMetric":
+    """A mean that is kept where the model is. Imported here, because torchmetrics takes as long to load as torch."""
+    from torchmetrics import MeanMetric
+
+    return MeanMetric(**options).to(next(model.parameters()).device)
