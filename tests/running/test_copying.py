@@ -224,3 +224,15 @@ def test_the_model_keeps_what_its_copy_leaves_behind() -> None:
     assert kept
     assert all(kept)
     assert not any(m.attention_bias_cache for m in copied.modules() if hasattr(m, "attention_bias_cache"))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_scripted_part_that_shares_a_weight_is_refused() -> None:
+    """Its copy would have a weight of its own, and another student than the one that was counted."""
+    part, first = nn.Linear(8, 8), nn.Linear(8, 8)
+    alone = nn.Sequential(first, torch.jit.script(part), nn.Linear(8, 3))
+    assert as_written(alone) is alone
+    part.weight = first.weight
+    with pytest.raises(ModelError, match=r"received a model whose 1 is a part of torch\.jit that shares a weight"):
+        compress(nn.Sequential(first, torch.jit.script(part), nn.Linear(8, 3)), Budget(params=0.8), [torch.randn(9, 8)])
