@@ -86,7 +86,7 @@ def adapt_episode(
             episode.support,
             episode.support_labels,
             steps=steps,
-            views=views_of(method),
+            views=None if method == DEFAULT else views_of(method),
             levels=method in LEVELS,
             network=folder or "none",
             tuned=tuned_by(method),

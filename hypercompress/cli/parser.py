@@ -7,7 +7,7 @@ from pathlib import Path
 from hypercompress.cli.examples import EXAMPLES
 from hypercompress.cli.usage import Parser
 from hypercompress.export import FORMATS
-from hypercompress.transfer.views import VIEWS
+from hypercompress.transfer.views import MOST_VIEWS, VIEWS
 
 MODEL = "timm name (resnet50.a1_in1k, hf-hub:REPOSITORY, local-dir:FOLDER) or a student folder"
 DATA = (
@@ -229,10 +229,9 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--views",
         type=int,
-        default=VIEWS,
         metavar="N",
-        help=f"random views of each image, slightly turned, scaled and shifted, for the head (default: {VIEWS}, used "
-        "where leaving one out finds them no worse) and steps; 0: none, where place or direction tells classes apart",
+        help=f"random views of each image, slightly turned, scaled and shifted, for the head (default: {VIEWS} to "
+        f"{MOST_VIEWS}, used where they are found no worse) and steps; 0: none, where place or direction tells classes",
     )
     levels = "let the head read the last features alone (default: maps of all stages too, where that is better)"
     method.add_argument("--no-levels", action="store_true", help=levels)

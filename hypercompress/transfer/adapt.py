@@ -26,7 +26,7 @@ from hypercompress.transfer.ridge import Ridge
 from hypercompress.transfer.steps import go_back, share_of
 from hypercompress.transfer.support import as_support
 from hypercompress.transfer.tuning import Tuned, tuned_names
-from hypercompress.transfer.views import VIEWS, step_viewer
+from hypercompress.transfer.views import step_viewer, views_of
 
 
 @torch.inference_mode(False)
@@ -37,7 +37,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     *,
     shots: int | None = None,
     steps: int = 0,
-    views: int = VIEWS,
+    views: int | None = None,
     levels: bool = True,
     network: str | Path | TransferNetwork = "auto",
     tuned: str = Tuned.ALL,
@@ -63,8 +63,9 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         labels: of the images, from 0; every class at least once.
         shots: use so many images of each class, drawn by ``seed``; ``None``: all.
         steps: ordinary steps of AdamW afterwards, in single precision where the model is in half.
-        views: of each image, slightly turned, scaled and shifted, for the head; with any, each step sees new ones, one
-            of each image or, on tasks that are not near, so many that 64 images are together. 0: the images alone,
+        views: of each image, slightly turned, scaled and shifted, for the head; ``None``: 8, or up to 32 where images
+            are few (`views.views_of`). With any, each step sees new ones, one of each image or, on tasks that are not
+            near, up to 8 that make 64 images together. 0: the images alone,
             for tasks in which place, size or direction is what tells the classes apart.
         levels: whether the head may read the maps of all stages beside the last features (see `Levels`), which it does
             where leaving one out finds that better or, with one image a class, the model answers these alike.
@@ -93,9 +94,9 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     """
     start, model = time.perf_counter(), as_written(model)
     what = _tuned(tuned)
-    if min(steps, views) < 0 or not (rate is None or rate > 0):
+    if min(steps, views or 0) < 0 or not (rate is None or rate > 0):
         raise GeneratorError(
-            f"received {steps} steps at a learning rate of {rate} and {views} views; expected 0 or more of either at "
+            f"received {steps} steps at a learning rate of {rate} and views={views}; expected 0 or more of either at "
             "a rate above 0; change them"
         )
     if follow is not None and not 0 < follow <= 1:
@@ -106,10 +107,11 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         half = steps > 0 and own.itemsize < torch.float32.itemsize
         moved = copy_of(model).float() if half else model
         found = replace(as_support(support, labels, shots, seed, names), dtype=torch.float32 if half else None)
-        fitted = start_from(moved, architecture, generator, found, views, seed, levels=levels)
+        count = views_of(found.images) if views is None else views
+        fitted = start_from(moved, architecture, generator, found, count, seed, levels=levels)
         inner, images = fitted.backbone.model, len(fitted.reading.labels)
         share = share_of(fitted.task, images, found.classes) if follow is None else float(follow)
-        rates = rates_of(what, fitted.task, steps, views) if rate is None else (float(rate),)
+        rates = rates_of(what, fitted.task, steps, count) if rate is None else (float(rate),)
         taken, losses = rates[0], dict[float, float]()
         if steps:
             names_tuned = tuned_names(fitted.sites, inner, fitted.backbone.classifier, what)

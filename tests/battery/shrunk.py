@@ -32,6 +32,7 @@ SHRUNK: Mapping[str, Mapping[str, Any]] = {
     "gcvit_xxtiny": {"img_size": 64},
     "gemma4_vit_167m": {"embed_dim": 64, "depth": 2, "num_heads": 2, "head_dim": 32, "intermediate_size": 128},
     "gmlp_ti16_224": {"img_size": 64},
+    "halonet_h1": {"width_factor": 0.25},
     "hgnetv2_b0": {"head_hidden_size": 128},
     "hiera_tiny_224": {"embed_dim": 32, "stages": [1, 1, 2, 1]},
     "inception_next_atto": {"depths": [1] * 4, "dims": [32, 32, 64, 64]},

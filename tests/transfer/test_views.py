@@ -1,7 +1,7 @@
 """Random views: what they are, and when a head is fitted on them."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,14 +19,28 @@ from hypercompress.transfer.support import Support
 from hypercompress.transfer.views import (
     FILLED,
     IN_STEPS,
+    MOST_VIEWS,
     MOVED,
+    ROWS,
+    VIEWS,
     look_again,
     random_views,
     step_viewer,
     viewer,
+    views_of,
 )
 
 Make = Callable[..., Any]
+
+
+class Unsized:
+    """A loader of batches that does not say how many images it has."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -240,8 +254,28 @@ def test_steps_see_views(make_task: Make, make_backbone: Make, monkeypatch: pyte
     assert torch.equal(again(x), without(x))
 
 
+@pytest.mark.parametrize(
+    ("images", "wanted"),
+    [(None, VIEWS), (0, MOST_VIEWS), (1, MOST_VIEWS), (6, MOST_VIEWS), (7, 28), (20, 10), (25, VIEWS), (9999, VIEWS)],
+)
+def test_few_images_have_more_views(images: int | None, wanted: int) -> None:
+    assert views_of(images) == wanted
+    assert images is None or images * (wanted + 1) <= ROWS + images or wanted == VIEWS
+
+
+def test_adapt_makes_as_many_views_as_the_images_bear(make_task: Make, make_backbone: Make) -> None:
+    model, (x, y) = make_backbone(classes=3)[0].model, make_task(shots=2)
+    left = adapt(model, x, y, network="none")
+    asked = adapt(model, x, y, network="none", views=views_of(len(x)))
+    assert left.report["transfer"]["views"]["count"] == MOST_VIEWS
+    assert torch.equal(left(x), asked(x))
+    loader = [(x[i : i + 2], y[i : i + 2]) for i in range(0, len(x), 2)]
+    unsized = adapt(model, Unsized(loader), network="none", names=list("abc"))
+    assert unsized.report["transfer"]["views"]["count"] == VIEWS, "how many images there are is not known"
+
+
 @pytest.mark.parametrize("bar", [-1.0, 1e9])
-@pytest.mark.parametrize("asked", [0, 1, 4])
+@pytest.mark.parametrize("asked", [0, 1, 4, VIEWS + 1])
 def test_steps_see_one_view_on_a_near_task_else_several(
     asked: int, bar: float, make_task: Make, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +290,7 @@ def test_steps_see_one_view_on_a_near_task_else_several(
     monkeypatch.setattr(sys.modules["hypercompress.transfer.adapt"], "step_viewer", note)
     names = ["a", "b", "c"]
     student = adapt(model, x, y, network="none", steps=1, views=asked, names=names)
-    assert viewed == [asked if bar < 0 else min(asked, 1)]
+    assert viewed == [min(asked, VIEWS if bar < 0 else 1)]
     assert student.report["transfer"]["views"]["in_steps"] == viewed[0]
 
 
