@@ -20,7 +20,7 @@ from hypercompress.report import print_report, recounted, trained_on, with_new_h
 from hypercompress.running.calling import switching
 from hypercompress.running.copying import WRAPPED, as_written, copy_of, weights_of
 from hypercompress.saved import artefact
-from hypercompress.saved.configuration import architecture_in, as_json, names_in, ranks_in
+from hypercompress.saved.configuration import architecture_in, as_json, levels_json, names_in, ranks_in, read_levels_in
 from hypercompress.saved.precision import cast
 from hypercompress.specs import Generation, ModelSpec, Unit
 
@@ -184,6 +184,7 @@ class Student(nn.Module):
                     "ranks": plain.ranks,
                     "input_ranks": plain.input_ranks,
                     "unpacked": plain.unpacked,
+                    **levels_json(plain.model, architecture),
                 },
                 report=self.report,
                 overwrite=overwrite,
@@ -245,10 +246,12 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
 
     Args:
         folder: as written by `Student.save_pretrained`.
-        skeleton: a freshly built dense network, for a student of an ``nn.Module`` that timm cannot build by name.
+        skeleton: a freshly built dense network, for a student of an ``nn.Module`` that timm cannot build by name; it
+            need not read `Levels` where the student does.
 
     Raises:
-        ArtefactError: the folder is missing, incomplete, altered, or of a later version; or a skeleton is needed.
+        ArtefactError: the folder is missing, incomplete, altered, or of a later version; or a skeleton is needed, or
+            another one.
         ModelError: the skeleton's parameters hold no values or have no shape yet, or it was scripted.
     """
     with torch.random.fork_rng(devices=[]):  # new layers are drawn, and then overwritten
@@ -257,12 +260,7 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
 
 def _loaded(folder: Path, skeleton: nn.Module | None) -> Student:
     saved = artefact.load(folder)
-    ranks, inner = (ranks_in(saved.config.get(key, {}), folder) for key in ("ranks", "input_ranks"))
-    if not set(inner) <= set(ranks):
-        raise ArtefactError(
-            f"received {folder}/config.json with an input rank for {', '.join(sorted(set(inner) - set(ranks)))}, which "
-            f"has no rank; {artefact.AS_SAVED}"
-        )
+    ranks, inner = ranks_in(saved.config, folder)
     unpacked = names_in(saved.config.get("unpacked", []), folder)
     architecture = architecture_in(saved.config["architecture"], folder)
     if skeleton is None:
@@ -277,6 +275,7 @@ def _loaded(folder: Path, skeleton: nn.Module | None) -> Student:
         model.eval()  # a train() of the user's own may return nothing
         # One without parameters lacks layers, which are named below.
         model = as_written(model) if list(model.parameters()) else model
+        read_levels_in(saved.config.get("levels", {}), folder, architecture, model)
     try:
         unpack_layers(model, unpacked)
     except (AttributeError, TypeError) as error:

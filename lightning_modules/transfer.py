@@ -5,6 +5,7 @@ is the same whatever happened before the step, and a resumed one goes on as if i
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from hypercompress.data import Preprocess, open_data
+from hypercompress.data import ImageData, Preprocess, open_data
 from hypercompress.data.domains import in_domain
 from hypercompress.data.episodes import Episode, Pool, draw_sizes, read_pool, sample_episode, split_classes
 from hypercompress.errors import DataError
@@ -35,7 +36,7 @@ class Sources:
         data: sets to learn from; of their classes a share is held out.
         held_data: set that is only validated on. Classes of ``data`` that bear a name of its classes are left out.
         domains: names of `hypercompress.data.domains`; one is drawn for each episode.
-        limit: images of a set, at most.
+        limit: images of a set, at most. Classes of which it leaves too few for the smallest episode are left out.
         held_classes: share of each set's classes that is held out, in (0, 1).
     """
 
@@ -108,15 +109,19 @@ class TransferTraining(KeepsBest):
         self.members: dict[str, list[Member]] = {}
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
-        """Load every backbone and prepare its images, once."""
-        if not self.members:
-            parts = {"train": self.sources.backbones, "held": self.sources.held_backbones}
-            self.members = {part: [self._member(folder) for folder in folders] for part, folders in parts.items()}
-        if not all(self.members.values()):
+        """Load every backbone and prepare its images, once.
+
+        Raises:
+            DataError: no backbone of a kind, or a set that cannot fill the smallest episodes.
+        """
+        parts = {"train": self.sources.backbones, "held": self.sources.held_backbones}
+        if not all(parts.values()):
             raise DataError(
-                f"received {len(self.members['train'])} backbones and {len(self.members['held'])} held out; expected "
-                "at least one of each; name student folders"
+                f"received {len(parts['train'])} backbones and {len(parts['held'])} held out; expected at least one of "
+                "each; name student folders"
             )
+        if not self.members:
+            self.members = {part: [self._member(folder) for folder in folders] for part, folders in parts.items()}
 
     def _member(self, folder: str) -> Member:
         rank_zero_info(f"backbone: {folder}")
@@ -124,20 +129,54 @@ class TransferTraining(KeepsBest):
         backbone = Backbone(model.requires_grad_(False)).to(device_of_run(self))
         preprocess = Preprocess.of(model)
         held = open_data(self.sources.held_data, preprocess, train=True)
-        pools = []
-        for name in self.sources.data:
-            data = open_data(name, preprocess, train=True)
-            pool = read_pool(name, data, self.sources.limit, self.seed)
-            pool = pool.only([k for k in pool.classes if data.classes[k] not in held.classes])
-            pools.append(split_classes(pool, 1 - self.sources.held_classes, self.seed))
+        pools = [self._split(name, open_data(name, preprocess, train=True), held.classes) for name in self.sources.data]
         return Member(
             backbone,
             tuple(s for s in adaptable(model, backbone.classifier).sites if s.role in self.network.config.roles),
             preprocess,
             tuple(first for first, _ in pools),
             tuple(second for _, second in pools),
-            read_pool(self.sources.held_data, held, self.sources.limit, self.seed),
+            self._pool(self.sources.held_data, held, self.sizes.ways[0]),
         )
+
+    def _split(self, name: str, data: ImageData, held: Sequence[str]) -> tuple[Pool, Pool]:
+        """The classes of a set to learn from, and those that are held out; none bears one of the names in ``held``.
+
+        Raises:
+            DataError: one of the two cannot fill the smallest episode.
+        """
+        ways, share = self.sizes.ways[0], self.sources.held_classes
+        first, second = split_classes(self._pool(name, data, 2 * ways, held), 1 - share, self.seed)
+        if min(len(first.classes), len(second.classes)) < ways:
+            raise DataError(
+                f"received held_classes {share:g}, which parts the classes of {name} into {len(first.classes)} and "
+                f"{len(second.classes)}; expected at least {ways} in each, the least of sizes.ways; choose another "
+                "share or fewer ways, or raise sources.limit if it leaves classes out"
+            )
+        return first, second
+
+    def _pool(self, name: str, data: ImageData, classes: int, without: Sequence[str] = ()) -> Pool:
+        """The images of a set, without classes of too few for the smallest episode, which a small limit leaves.
+
+        Args:
+            classes: the fewest that will do.
+            without: names of other classes that are left out.
+
+        Raises:
+            DataError: fewer classes are left.
+        """
+        pool, least = read_pool(name, data, self.sources.limit, self.seed), self.sizes.shots[0] + self.sizes.queries
+        named = [label for label in pool.classes if data.classes[label] not in without]
+        kept = [label for label in named if len(pool.places[label]) >= least]
+        if len(kept) < classes:
+            raise DataError(
+                f"received {len(kept)} classes of {name} with the {least} images of an episode, among {len(pool)} "
+                f"images; expected at least {classes}; raise sources.limit, ask for fewer ways, shots or queries in "
+                "sizes, or choose another set"
+            )
+        if len(kept) < len(named):
+            rank_zero_info(f"{name}: left out {len(named) - len(kept)} classes of fewer than {least} images")
+        return pool.only(kept)
 
     def training_step(self, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, step)) % 2**63)

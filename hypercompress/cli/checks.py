@@ -16,7 +16,7 @@ import torch
 
 from hypercompress.architecture.names import resolve
 from hypercompress.architecture.weights import SUFFIXES, read_weights
-from hypercompress.data import Preprocess, expanded, open_data, registered_names
+from hypercompress.data import Preprocess, check_splits, expanded, open_data, registered_names
 from hypercompress.errors import ArtefactError, DataError, HypercompressError, ModelError
 from hypercompress.models import is_student_folder
 from hypercompress.saved.artefact import CARD, CONFIG, REPORT, WEIGHTS
@@ -133,6 +133,18 @@ def data(text: str | None, *, made: bool = False) -> None:
         )
     if text is not None and text.partition(":")[0] not in registered_names() and not (text and expanded(text).is_dir()):
         open_data(text, Preprocess((1, 1, 1), (0.0,), (1.0,)), train=True)  # raises, with the nearest names
+
+
+def image_folder(text: str) -> Path | None:
+    """The folder that DATA names; ``None``: there is none, or a registered name, which wins over a folder of it."""
+    folder = expanded(text)
+    return folder if text.partition(":")[0] not in registered_names() and folder.is_dir() else None
+
+
+def splits(text: str) -> None:
+    """The classes of a folder's splits are the same ones; see `check_splits`."""
+    if (folder := image_folder(text)) is not None:
+        check_splits(folder)
 
 
 def preprocessing(size: Sequence[int] | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:

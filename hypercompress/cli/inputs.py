@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from hypercompress import report
 from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
-from hypercompress.cli.checks import LEAST_IMAGES
+from hypercompress.cli.checks import LEAST_IMAGES, image_folder
 from hypercompress.cli.terminal import Terminal
-from hypercompress.data import ImageData, Preprocess, expanded, folder_read, loader, mismatch
+from hypercompress.data import ImageData, Preprocess, folder_read, loader, mismatch
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
@@ -185,8 +185,8 @@ def calibrated_on(text: str, data: str) -> bool:
     used = read_report(Path(text)).get("calibration") if is_student_folder(text) else None
     if not isinstance(used, str):
         return False
-    before, now = (expanded(name) for name in (used, data))
-    if not before.is_dir() or not now.is_dir():
+    before, now = image_folder(used), image_folder(data)
+    if before is None or now is None:
         return False
     try:
         return folder_read(before, train=True).samefile(folder_read(now, train=False))

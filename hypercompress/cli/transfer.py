@@ -11,7 +11,7 @@ from torch import nn
 from hypercompress.architecture import Architecture
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
-from hypercompress.data import ImageData, Preprocess, check_splits, expanded, loader, open_data
+from hypercompress.data import ImageData, Preprocess, loader, open_data
 from hypercompress.errors import DataError
 from hypercompress.inspection import require_finite
 from hypercompress.models import is_student_folder
@@ -38,7 +38,7 @@ def transfer(arguments: Namespace) -> None:
         lambda: refuse_existing(arguments.out, arguments.overwrite),
         lambda: checks.writable(prepared_in(arguments.out)),
         lambda: load_network(arguments.network),
-        lambda: check_splits(expanded(arguments.data)),
+        lambda: checks.splits(arguments.data),
         lambda: checks.at_least("--shots", arguments.shots, 1),
         lambda: checks.at_least("--steps", arguments.steps, 0),
         lambda: checks.at_least("--views", arguments.views, 0),

@@ -83,9 +83,9 @@ def as_written(model: nn.Module) -> nn.Module:
         the model itself if nothing of it is compiled; else one with the same parameters and buffers.
 
     Raises:
-        ModelError: no model at all, a scripted or traced one, one with a scripted part that shares a weight with the
-            rest, one without parameters, or parameters that hold no values, have no shape yet or were made in inference
-            mode.
+        ModelError: no model at all, a scripted or traced one, one with a scripted part that shares a weight or buffer
+            with the rest, one without parameters, or parameters that hold no values, have no shape yet or were made in
+            inference mode.
     """
     require_module(model)
     if isinstance(model, torch.jit.ScriptModule):
@@ -119,8 +119,9 @@ def as_written(model: nn.Module) -> nn.Module:
         )
     if shared := _scripted_share(model):
         raise ModelError(
-            f"received a model whose {shared} is a part of torch.jit that shares a weight with others, which its copy "
-            "would not; expected weights that can be copied together; pass that part as it was before it was scripted"
+            f"received a model whose {shared} is a part of torch.jit that shares a weight or buffer with others, which "
+            "its copy would not; expected tensors that can be copied together; pass that part as it was before it was "
+            "scripted"
         )
     if not any(_compiled(module) for module in model.modules()):
         return model
@@ -133,11 +134,12 @@ def as_written(model: nn.Module) -> nn.Module:
 
 
 def _scripted_share(model: nn.Module) -> str:
-    """The first scripted part that holds a parameter of another module, too; empty if none does."""
+    """The first scripted part that holds a parameter or buffer of another module, too; empty if none does."""
     scripted = [(name, m) for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     others = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-    owned = {id(p) for module in others for p in module.parameters(recurse=False)} if scripted else set()
-    return next((name for name, m in scripted if any(id(p) in owned for p in m.parameters())), "")
+    own = (t for m in others for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))) if scripted else ()
+    owned = set(map(id, own))
+    return next((name for name, m in scripted if any(id(t) in owned for t in weights_of(m))), "")
 
 
 def _unwrapped(module: Any) -> Any:

@@ -1,21 +1,34 @@
 """What config.json says about a student's network, as `save_pretrained` writes it; anybody may have written it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hypercompress.architecture import Architecture
+from torch import nn
+
+from hypercompress.architecture import Architecture, Levels, ReadsLevels, read_levels
 from hypercompress.architecture.levels import levels_from
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.saved.artefact import AS_SAVED, is_names
 
 
-def ranks_in(value: Any, folder: Path) -> dict[str, int]:
-    """The ranks in a config.json.
+def ranks_in(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """The ranks and the input ranks in a config.json.
 
     Raises:
-        ArtefactError: something else stands there.
+        ArtefactError: something else stands there, or an input rank of a layer that has no rank.
     """
+    ranks, inner = (_ranks(config.get(key, {}), folder) for key in ("ranks", "input_ranks"))
+    if not set(inner) <= set(ranks):
+        raise ArtefactError(
+            f"received {folder}/config.json with an input rank for {', '.join(sorted(set(inner) - set(ranks)))}, which "
+            f"has no rank; {AS_SAVED}"
+        )
+    return ranks, inner
+
+
+def _ranks(value: Any, folder: Path) -> dict[str, int]:
     if not isinstance(value, dict) or not all(type(rank) is int and 0 < rank <= 2**20 for rank in value.values()):
         raise ArtefactError(
             f"received {folder}/config.json with ranks that are no table of layer names and whole numbers above 0; "
@@ -53,11 +66,36 @@ def architecture_in(value: Any, folder: Path) -> Architecture | None:
             f"received {folder}/config.json with an architecture that is no name with args and pretrained_cfg; "
             f"{AS_SAVED}"
         )
+    levels = _levels(value["levels"], folder) if "levels" in value else None
+    return Architecture(**{key: value[key] for key in keys}, levels=levels)
+
+
+def read_levels_in(value: Any, folder: Path, architecture: Architecture | None, skeleton: nn.Module) -> None:
+    """Let the models in a skeleton read the levels in a config.json, in place, and those of the architecture there.
+
+    Raises:
+        ArtefactError: something else stands there, or the skeleton has no model of timm in the place of one.
+    """
+    if not isinstance(value, dict):
+        raise ArtefactError(f"received {folder}/config.json with levels that are no table of paths; {AS_SAVED}")
+    levels = {name: _levels(found, folder) for name, found in value.items()}
+    if architecture is not None and architecture.levels is not None:
+        levels[""] = architecture.levels
+    for name, found in levels.items():
+        try:
+            read_levels(skeleton.get_submodule(name), found)
+        except (AttributeError, TypeError) as error:
+            raise ArtefactError(
+                f"received a student that reads levels in {name or 'its network'} ({error}); expected a model of timm "
+                "there; check the skeleton"
+            ) from error
+
+
+def _levels(value: Any, folder: Path) -> Levels:
     try:
-        levels = levels_from(value["levels"]) if "levels" in value else None
+        return levels_from(value)
     except ModelError as error:
         raise ArtefactError(f"received {folder}/config.json in which: {error}; {AS_SAVED}") from error
-    return Architecture(**{key: value[key] for key in keys}, levels=levels)
 
 
 def as_json(architecture: Architecture | None) -> dict[str, Any] | None:
@@ -71,3 +109,10 @@ def as_json(architecture: Architecture | None) -> dict[str, Any] | None:
         # Only where there are any: earlier versions refuse what they do not know.
         **({} if architecture.levels is None else {"levels": asdict(architecture.levels)}),
     }
+
+
+def levels_json(model: nn.Module, architecture: Architecture | None) -> dict[str, Any]:
+    """As `read_levels_in` has it: by dotted path, and only where no architecture has them."""
+    parts = model.named_modules() if architecture is None else ()
+    reading = {name: asdict(part.levels) for name, part in parts if isinstance(part, ReadsLevels)}
+    return {"levels": reading} if reading else {}  # earlier versions know no such key, and need none

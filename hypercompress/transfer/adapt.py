@@ -149,6 +149,8 @@ def transfer_report(start: Start) -> dict[str, Any]:
     """What was chosen and by which numbers; null where leaving one out was impossible."""
     reading, choice, weighed, look = start.reading, start.choice, start.look.plain, start.look
 
+    even = reading.head.loo_loss is None and start.head is choice.head  # on the last features, without views
+
     def left_out(head: Ridge | None) -> dict[str, float | None]:
         return {"accuracy": head.loo_accuracy if head else None, "loss": head.loo_loss if head else None}
 
@@ -157,7 +159,7 @@ def transfer_report(start: Start) -> dict[str, Any]:
         "images": len(reading.labels),
         "kept": "adapted" if choice.adapted else "plain",
         "strength": float(choice.adapted),
-        "why": choice.why,
+        "why": choice.why + ("; features weigh more evenly" if even else ""),
         "penalty": start.head.penalty,
         "scale": start.head.scale,
         "views": {

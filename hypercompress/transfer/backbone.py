@@ -11,12 +11,14 @@ from torch.func import functional_call
 from hypercompress.architecture import Levels, ReadsLevels
 from hypercompress.errors import ModelError
 
+METHODS = ("forward_features", "forward_head", "get_classifier", "reset_classifier")  # of timm's classifiers
+
 
 class Backbone(nn.Module):
     """A timm model up to its classifier: the features are what its last linear layer is given.
 
     Args:
-        model: has ``forward_features``, ``forward_head``, ``get_classifier`` and ``reset_classifier``, as timm's.
+        model: has `METHODS`, as timm's.
 
     Shape: images [n, c, h, w] to features [n, d].
 
@@ -26,7 +28,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        missing = [name for name in ("forward_features", "forward_head", "get_classifier") if not hasattr(model, name)]
+        missing = [name for name in METHODS if not hasattr(model, name)]
         if missing:
             raise ModelError(
                 f"received {type(model).__name__} without {', '.join(missing)}; expected a timm classifier or a "

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +21,7 @@ from hypercompress.transfer.network import TransferNetwork
 from hypercompress.transfer.reading import Reading, features_of, generate_parameters, read_support
 from hypercompress.transfer.ridge import Ridge, evenly, fit_ridge
 from hypercompress.transfer.support import Support
-from hypercompress.transfer.views import Look, look_again, views_in_steps
+from hypercompress.transfer.views import Look, fitting, look_again, views_in_steps
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ def _levels(student: Student, backbone: Backbone, support: Support, views: int) 
     image = next(iter(support.on(next(student.parameters()).device)))[0][:1]
     with evaluating(backbone), torch.no_grad():
         last = features_of(backbone, image)
-    return *find_levels(backbone, image, last, images * (1 + views), support.classes), 2
+    found, why = find_levels(backbone, image, last, images * (1 + fitting(views, images)), support.classes)
+    return found, why, 1 + hasattr(backbone.model, "forward_intermediates")
 
 
 def new_student(model: nn.Module, classes: int, architecture: Architecture | None) -> tuple[Student, Backbone]:
@@ -165,11 +167,10 @@ def new_student(model: nn.Module, classes: int, architecture: Architecture | Non
     Raises:
         ModelError: no backbone, or its classifier is not one linear layer.
     """
+    inner: Any = Backbone(model.model if isinstance(model, Student) else model).model
     if isinstance(model, Student):
-        Backbone(model.model)
         student = copy_of(model)
     else:
-        Backbone(model)
         student = Student(copy_of(model), architecture or architecture_of(model))
     read_last(student.model)  # the task before this one may have wanted levels
     if student.architecture is not None:
@@ -177,9 +178,9 @@ def new_student(model: nn.Module, classes: int, architecture: Architecture | Non
     some = next(model.parameters())
     with torch.random.fork_rng(devices=[]):  # the new head is drawn, and then overwritten
         student.reset_classifier(classes)
-    student.to(some.device, some.dtype)
-    backbone = Backbone(student.model)
-    assert backbone.classifier  # raises if it is no linear layer
+    backbone = Backbone(student.to(some.device).model)
+    last = backbone.model.get_submodule(backbone.classifier)  # raises if it is no linear layer
+    last.to(getattr(inner.get_classifier(), "weight", some).dtype)  # other parts may be in other precisions
     return student, backbone
 
 
@@ -196,7 +197,7 @@ def choose_head(
     if plain.loo_loss is None:
         last = backbone.last(reading.features)
         head = fit_ridge(last, reading.labels, support.classes, factors=evenly(last.double()))
-        why = "one image a class: nothing can be left out to judge a change; features weigh more evenly"
+        why = "one image a class: nothing can be left out to judge a change"
         return Choice(head, False, why, None, 1, *known)
     if network is None:
         return Choice(plain, False, "ridge regression alone: no network", None, 1, *known)

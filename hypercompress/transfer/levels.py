@@ -67,6 +67,8 @@ def find_levels(
         classes: of the head.
     """
     model: Any = backbone.model
+    if not bool(last.isfinite().all()):
+        return None, "its features are not finite"
     if not hasattr(model, "forward_intermediates"):
         return None, f"{type(model).__name__} has no forward_intermediates"
     with evaluating(backbone), torch.no_grad():

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hypercompress.architecture.names import one_line
-from hypercompress.errors import DataError
+from hypercompress.errors import DataError, HypercompressError
 from hypercompress.running.calling import evaluating
 from hypercompress.transfer.adaptable import Site
 from hypercompress.transfer.apply import adapted_parameters
@@ -71,7 +71,9 @@ def features_of(backbone: Backbone, images: Tensor) -> Float[Tensor, "n d"]:
         found: Tensor = backbone(images)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AssertionError) as error:
+    except HypercompressError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
         raise DataError(
             f"received support images of {' x '.join(map(str, images.shape[1:]))} in {images.dtype} that the model "
             f"does not take ({one_line(error)}); expected images prepared for it; see Preprocess.of(model)"

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hypercompress.architecture.names import one_line
 from hypercompress.errors import DataError
 from hypercompress.fidelity import labels_of
 from hypercompress.running.calling import ordinary
@@ -39,7 +40,8 @@ class Support:
     def images(self) -> int | None:
         """How many there are; ``None`` where a loader does not say."""
         if isinstance(self.batches, list):
-            return sum(len(batch[0]) for batch in self.batches)
+            known = [labels for batch in self.batches if (labels := labels_of(batch)) is not None]
+            return sum(map(len, known)) if len(known) == len(self.batches) else None
         dataset = getattr(self.batches, "dataset", None)
         return len(dataset) if isinstance(dataset, Sized) else None
 
@@ -47,8 +49,10 @@ class Support:
         """The batches on a device, one at a time; empty ones are left out.
 
         Raises:
-            DataError: a batch without labels, or with one of a class that is none of them.
+            DataError: a batch without labels, or with one of a class that is none of them; no image at all, as from
+                what can be run only once.
         """
+        nothing = True
         for batch in self.batches:
             labels = labels_of(batch)
             if labels is None:
@@ -58,15 +62,21 @@ class Support:
                 )
             if not len(labels):
                 continue
+            nothing = False
             if self.classes and int(labels.max()) >= self.classes:
                 raise DataError(
                     f"received the label {int(labels.max())} for {self.classes} classes; expected 0 to "
                     f"{self.classes - 1}; number the classes from 0"
                 )
-            images = batch[0].to(device)
+            images = batch[0].detach().to(device)
             if self.dtype is not None and images.is_floating_point():
                 images = images.to(self.dtype)
             yield ordinary(images), ordinary(labels.to(device, torch.int64))
+        if nothing:
+            raise DataError(
+                "received support batches without an image; expected the same images each time that they are run; "
+                "check the loader, or pass a list of batches"
+            )
 
 
 def as_support(
@@ -94,9 +104,7 @@ def as_support(
     if labels is None and names is not None and shots is None and iter(support) is not support:
         return Support(support, len(names))
     if labels is None:
-        every = list(Support(list(support), 0).on(torch.device("cpu")))
-        if not every:
-            raise DataError("received a support set without a batch; expected at least one; check the loader")
+        every = Support(list(support), 0).on(torch.device("cpu"))
         images, labels = (torch.cat(column) for column in zip(*every, strict=True))
     else:
         if not isinstance(support, Tensor):
@@ -104,11 +112,11 @@ def as_support(
                 f"received labels beside support images of type {type(support).__name__}; expected one tensor "
                 "[n, c, h, w] of images; pass torch.as_tensor(images), or no labels where batches bring them"
             )
-        images, labels = support, torch.as_tensor(labels)
-        if len(images) != len(labels) or labels_of((images, labels)) is None:
+        images, labels = support, whole_numbers(labels)
+        if len(images) != len(labels) or not len(labels) or labels_of((images, labels)) is None:
             raise DataError(
                 f"received {len(labels)} labels of {labels.dtype} for {len(images)} support images; expected a whole "
-                "number from 0 for each; pass the labels of these images"
+                "number from 0 for each of one image or more; pass the labels of these images"
             )
     classes = len(names) if names is not None else int(labels.max()) + 1
     check_labels(labels, classes, names)
@@ -117,6 +125,27 @@ def as_support(
     chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]
     images, labels = images[chosen.to(images.device)], labels[chosen.to(labels.device)]
     return Support(list(zip(images.split(BATCH), labels.split(BATCH), strict=True)), classes)
+
+
+def whole_numbers(labels: Any) -> Tensor:
+    """Labels as a tensor [n].
+
+    Raises:
+        DataError: no numbers, or not one row of them.
+    """
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"received labels of type {type(labels).__name__} that are no numbers ({one_line(error)}); expected a "
+            "whole number from 0 for each image; number the classes"
+        ) from error
+    if found.ndim != 1:
+        raise DataError(
+            f"received labels of shape {list(found.shape)}; expected [n], a whole number from 0 for each image; pass "
+            "one label an image"
+        )
+    return found
 
 
 def draw_shots(

@@ -46,7 +46,7 @@ class Look:
         why: in words.
         head: on the images and their views, of the same levels; ``None``: not fitted.
         moved: mean squared distance of the first view's last features from its image's, as a share of the images'
-            variance; ``None`` if no view was made, or one image at a time.
+            variance; ``None`` if no view was made.
         passed: images that were run for it.
     """
 
@@ -62,7 +62,8 @@ class Look:
 def random_views(
     images: Float[Tensor, "n c h w"], generator: torch.Generator, strength: float = 1.0
 ) -> Float[Tensor, "n c h w"]:
-    """A view of each image, every one its own; what comes in from outside repeats the image's edge.
+    """A view of each image, every one its own; what comes in from outside repeats the image's edge. Places are computed
+    in single precision or better: in half there are too few numbers for them.
 
     Args:
         generator: on the CPU, so that views are the same on every device.
@@ -72,13 +73,14 @@ def random_views(
     def draw(most: float) -> Tensor:
         return (2 * torch.rand(len(images), generator=generator) - 1) * most * strength
 
+    sharp = images.float() if images.dtype.itemsize < torch.float32.itemsize else images
     angle, size = draw(math.radians(ROTATION)), draw(SCALE).exp()
     height, width = images.shape[-2:]  # the grid counts both from -1 to 1, so that turning a wide image would shear it
     cos, sin = size * angle.cos(), size * angle.sin()
     rows = [torch.stack([cos, -sin * height / width, draw(2 * SHIFT)], 1)]
     rows += [torch.stack([sin * width / height, cos, draw(2 * SHIFT)], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1).to(images), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    grid = F.affine_grid(torch.stack(rows, 1).to(sharp), list(images.shape), align_corners=False)
+    return F.grid_sample(sharp, grid, padding_mode="border", align_corners=False).to(images.dtype)
 
 
 def views_of(images: int | None) -> int:
@@ -87,6 +89,11 @@ def views_of(images: int | None) -> int:
     Five of them gain up to four points from 32 views instead of 8 (LOG.md, 2026-11-29).
     """
     return VIEWS if images is None else max(VIEWS, min(MOST_VIEWS, ROWS // max(images, 1)))
+
+
+def fitting(views: int, images: int) -> int:
+    """So many views of each image, or as many as `MOST` has room for."""
+    return max(0, min(views, MOST // images - 1))
 
 
 def viewer(views: int, seed: int, strength: float = 1.0) -> Callable[[Tensor], Tensor]:
@@ -130,10 +137,10 @@ def look_again(
     """A head fitted on the images and on ``views`` of each, in as many passes; one more where a loader may mix them.
 
     It is kept if it is no worse where an image and all its views are left out; with one image a class nothing can be
-    left out. It is not even fitted on near tasks, where views cost up to 1.5 points (LOG.md,
-    2026-11-29), nor, on the last features alone, where the first view of the first batch moves them by
-    less than `MOVED` of these images' variance: backbones that hardly see the difference learn nothing from views
-    (LOG.md, 2026-11-27).
+    left out. It is not even fitted on near tasks, where views cost up to 1.5 points (LOG.md, 2026-11-29), nor, on the
+    last features alone, where the first view of the first batch (of the first two images at least) moves them by less
+    than `MOVED` of these images' variance: backbones that hardly see the difference learn nothing from views (LOG.md,
+    2026-11-27).
 
     Args:
         plain: the head on the images alone.
@@ -144,35 +151,37 @@ def look_again(
         NonFiniteError: NaN or infinity in the features of a view.
     """
     images, fresh = len(known), 0 if support.fixed else 1
-    count = min(views, MOST // images - 1)
-    if count < 1:
+    count = fitting(views, images)
+    if not count:
         return Look(plain, 0, False, "not asked for" if not views else f"there are {images} images")
     if task is Nearness.NEAR:
         return Look(plain, count, False, "MODEL tells the new classes apart")
     change, device = viewer(count, seed), next(backbone.parameters()).device
     sets, labels = [list[Tensor]() for _ in range(1 + count)], list[Tensor]()
-    moved = None
+    moved, passed = None, 0
     with evaluating(backbone), torch.no_grad():
         for batch, named in support.on(device):
             start = sum(map(len, labels))
             labels.append(named)
             sets[0].append(backbone(batch) if fresh else known[start : start + len(batch)])
-            for place, found in enumerate(sets[1:]):
+            passed += fresh * len(batch)
+            for found in sets[1:]:
                 found.append(backbone(change(batch)))
-                if place == 0 and moved is None and len(batch) > 1:  # of one image there is no variance
-                    moved = _moved(torch.stack([backbone.last(x) for x in (sets[0][-1], found[-1])]))
+                passed += len(batch)
+                if moved is None and start + len(batch) > 1:  # of one image there is no variance
+                    moved = _moved(torch.stack([backbone.last(torch.cat(rows)) for rows in sets[:2]]))
                     if moved <= MOVED and plain.weighing is Weighing.LAST:
-                        why, passed = "they hardly move the features", (1 + fresh) * len(batch)
-                        return Look(plain, count, False, why, None, moved, passed)
+                        return Look(plain, count, False, "they hardly move the features", None, moved, passed)
     first = torch.cat(sets[0])
     every = torch.cat([first, *map(torch.cat, sets[1:])])
     every = backbone.last(every) if plain.weighing is Weighing.LAST else every
     weights = factors(first, backbone.levels, plain.weighing)
     head = fit_ridge(every, torch.cat(labels), support.classes, views=count, factors=weights)
-    kept, why = True, "one image a class: by how far they move the features"
+    last = plain.weighing is Weighing.LAST
+    kept, why = True, f"one image a class: {'they move the features' if last else 'with maps they are used'}"
     if head.loo_loss is not None and plain.head.loo_loss is not None:
         kept, why = head.loo_loss <= plain.head.loo_loss, "leave-one-out loss"
-    return Look(plain, count, kept, why, head, moved, (count + fresh) * images)
+    return Look(plain, count, kept, why, head, moved, passed)
 
 
 def _moved(features: Float[Tensor, "sets n d"]) -> float:

@@ -1,6 +1,7 @@
 """Meta-training of the transfer network as a run: what it leaves, that it resumes exactly, and what it keeps apart."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypercompress.data.episodes import Pool, sample_episode
 from hypercompress.errors import DataError
 from hypercompress.transfer import load_network
 from lightning_modules.best import KeepsBest
-from lightning_modules.transfer import Sources, TransferTraining, clipped, moved
+from lightning_modules.transfer import Sizes, Sources, TransferTraining, clipped, moved
 
 Folders = tuple[Path, Path]
 
@@ -106,7 +107,7 @@ def test_a_run_without_a_number_of_steps(
 
 def test_classes_held_out_and_those_of_the_held_out_set_are_never_trained_on(folders: Folders) -> None:
     sources = Sources((str(folders[0]),), (str(folders[1]),), ("fashion_mnist_mini", "glyphs"), "digits", limit=2000)
-    system = TransferTraining(sources, Path("out"))
+    system = TransferTraining(sources, Path("out"), sizes=Sizes(ways=(2, 7)))
     system.setup("fit")
     (member,) = system.members["train"]
     for first, second in zip(member.train, member.held_classes, strict=True):
@@ -122,6 +123,55 @@ def test_without_a_held_out_backbone_there_is_nothing_to_choose_by(folders: Fold
     sources = Sources((str(folders[0]),), (), ("fashion_mnist_mini",), "digits", limit=100)
     with pytest.raises(DataError, match="received 1 backbones and 0 held out; expected at least one of each"):
         TransferTraining(sources, Path("out")).setup("fit")
+
+
+def small(folders: Folders, limit: int, held_classes: float = 0.4, ways: int = 2) -> TransferTraining:
+    """Training on few images, whose smallest episodes take nine of a class."""
+    places = (str(folders[0]),), (str(folders[1]),), ("fashion_mnist_mini",), "digits"
+    sizes = Sizes(ways=(ways, 7), shots=(1, 8), queries=8)
+    return TransferTraining(Sources(*places, limit=limit, held_classes=held_classes), Path("out"), sizes=sizes)
+
+
+def test_classes_of_too_few_images_for_an_episode_are_left_out(
+    folders: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A small limit leaves them, and a run would end when it first draws from their set."""
+    system = small(folders, limit=80)
+    with caplog.at_level("INFO"):
+        system.setup("fit")
+    assert re.search(r"fashion_mnist_mini: left out \d classes of fewer than 9 images", caplog.text)
+    for member in (*system.members["train"], *system.members["held"]):
+        pools = (*member.train, *member.held_classes, member.held_data)
+        assert 4 <= len(pools[0].classes) + len(pools[1].classes) < 10
+        assert not set(pools[0].classes) & set(pools[1].classes)
+        for pool in pools:
+            assert min(len(found) for found in pool.places.values()) >= 9
+            for seed in range(3):
+                outcome = system.outcome(member, pool, torch.Generator().manual_seed(seed))
+                assert bool(outcome.loss.isfinite())
+
+
+def test_a_limit_with_images_for_every_class_leaves_none_out(folders: Folders) -> None:
+    system = small(folders, limit=400)
+    system.setup("fit")
+    (member,) = system.members["train"]
+    assert sorted((*member.train[0].classes, *member.held_classes[0].classes)) == list(range(10))
+    assert (len(member.train[0]) + len(member.held_classes[0]), len(member.held_data)) == (400, 400)
+
+
+@pytest.mark.parametrize(
+    ("limit", "held_classes", "ways", "fault"),
+    [
+        (30, 0.4, 2, "received 0 classes of fashion_mnist_mini with the 9 images of an episode, among 30 images; exp"),
+        (400, 0.4, 6, "received 10 classes of fashion_mnist_mini .* among 400 images; expected at least 12; raise"),
+        (400, 0.2, 3, "received held_classes 0.2, which parts the classes of fashion_mnist_mini into 8 and 2; expe"),
+    ],
+)
+def test_sets_that_cannot_fill_the_smallest_episodes_are_refused_at_the_start(
+    folders: Folders, limit: int, held_classes: float, ways: int, fault: str
+) -> None:
+    with pytest.raises(DataError, match=fault):
+        small(folders, limit, held_classes, ways).setup("fit")
 
 
 def test_the_gradient_is_clipped_and_reaches_every_parameter() -> None:

@@ -226,6 +226,33 @@ def test_the_model_keeps_what_its_copy_leaves_behind() -> None:
     assert not any(m.attention_bias_cache for m in copied.modules() if hasattr(m, "attention_bias_cache"))
 
 
+class Sharing(nn.Module):
+    """Whose two norms may keep one mean, the first of them scripted."""
+
+    def __init__(self, shared: str) -> None:
+        super().__init__()
+        self.a, self.bn, self.fc = torch.jit.script(nn.BatchNorm1d(8)), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        if shared:
+            setattr(self.bn, shared, getattr(self.a, shared))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.bn(self.a(x)))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("shared", ["running_mean", "num_batches_tracked"])
+def test_a_scripted_part_that_shares_a_buffer_is_refused(shared: str) -> None:
+    """In its copy one of the two would stay as it is while the other is trained."""
+    alone = Sharing("")
+    assert as_written(alone) is alone
+    with pytest.raises(
+        ModelError, match=r"received a model whose a is a part of torch\.jit that shares a weight or bu"
+    ):
+        compress(Sharing(shared).eval(), Budget(params=0.8), [torch.randn(9, 8)])
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_scripted_part_that_shares_a_weight_is_refused() -> None:

@@ -14,7 +14,7 @@ from hypercompress.architecture import architecture_of
 from hypercompress.errors import ArtefactError, GeneratorError
 from hypercompress.report import bytes_of, summary
 from hypercompress.running.copying import copy_of
-from hypercompress.transfer import TransferNetwork, fit_ridge, load_network, registry, save_network, views
+from hypercompress.transfer import TransferNetwork, fit_ridge, load_network, nearness, registry, save_network, views
 from hypercompress.transfer.adapt import _generator
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.ridge import evenly
@@ -179,6 +179,39 @@ def test_one_image_a_class_is_ridge_regression_on_even_features_and_says_so(make
     assert (told["kept"], told["passes"]) == ("plain", 1)
     assert torch.equal(student(x), adapt(model_of(), x, y, network="none", views=0, levels=False)(x))
     assert told["loo"]["plain"] == told["loo"]["adapted"] == {"accuracy": None, "loss": None}
+
+
+def test_of_one_image_a_class_the_report_says_what_was_done(make_task: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features weigh more evenly only where the head reads the last ones of the images alone."""
+    monkeypatch.setattr(nearness, "BAR", -1.0)
+    monkeypatch.setattr(views, "MOVED", -1.0)
+    x, y = make_task(ways=4, shots=1)
+    even = "; features weigh more evenly"
+    reasons = {(True, 0): None, (True, 2): "with maps they are used", (False, 2): "they move the features"}
+    for (levels, count), why in reasons.items():
+        told = adapt(model_of(), x, y, network="none", views=count, levels=levels).report["transfer"]
+        assert told["levels"]["kept"] == levels
+        assert not told["why"].endswith(even)
+        assert told["views"]["why"] == (f"one image a class: {why}" if why else "not asked for")
+    assert adapt(model_of(), x, y, network="none", views=0, levels=False).report["transfer"]["why"].endswith(even)
+
+
+def test_images_of_a_graph_are_taken_as_they_are(make_task: Make) -> None:
+    x, y = make_task()
+    asking = x.clone().requires_grad_()
+    student = adapt(model_of(), asking * 1.0, y, network="none", views=0, steps=3)
+    assert asking.grad is None
+    assert torch.equal(student(x), adapt(model_of(), x, y, network="none", views=0, steps=3)(x))
+
+
+def test_each_part_keeps_its_precision(make_task: Make) -> None:
+    """As where norms are in single precision and all else is not; here it is the stem."""
+    model, (x, y) = model_of(), make_task()
+    model.conv1.double().register_forward_pre_hook(lambda _, inputs: inputs[0].double())
+    model.conv1.register_forward_hook(lambda _, inputs, output: output.float())
+    student = adapt(model, x, y, network="none", views=0, levels=False)
+    wanted = {name: p.dtype for name, p in model.named_parameters()}
+    assert {name: p.dtype for name, p in student.model.named_parameters()} == wanted
 
 
 def test_batches_of_a_loader_are_the_images_at_once(make_task: Make, trained: Make) -> None:

@@ -1,13 +1,16 @@
 """Support sets, options and models that cannot be adapted: refused in one line that says why."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from hypercompress import adapt
-from hypercompress.errors import DataError, GeneratorError, ModelError
+from hypercompress.errors import DataError, GeneratorError, ModelError, NonFiniteError
+from hypercompress.transfer import nearness, support
 from tests.transfer.models import Make, model_of
 
 
@@ -39,7 +42,13 @@ X, Y = torch.randn(6, 1, 32, 32), torch.arange(6) % 3
         (X, Y.float(), {}, r"received 6 labels of torch.float32 for 6 support images"),
         (X, None, {}, "received support images without labels"),
         ([(X, Y - 1)], None, {}, "received a support batch without labels"),
-        ([], None, {}, "received a support set without a batch"),
+        ([], None, {}, "received support batches without an image"),
+        ([], None, {"names": ["a", "b"]}, "received support batches without an image"),
+        (X[:0], Y[:0], {}, "received 0 labels of torch.int64 for 0 support images; expected .* of one image or more"),
+        ([{"x": X, "y": Y}], None, {"names": ["a", "b"]}, "received a support batch without labels"),
+        (X, torch.tensor(1), {}, r"received labels of shape \[\]; expected \[n\]"),
+        (X, Y[:, None], {}, r"received labels of shape \[6, 1\]; expected \[n\]"),
+        (X[:, 0, 0], Y, {}, "received support images of 32 in torch.float32 that the model does not take"),
         (X.numpy(), Y, {}, r"labels beside support images of type ndarray; .*pass torch.as_tensor\(images\)"),
         ([(X, Y)], Y, {}, r"of type list; expected one tensor .*or no labels where batches bring them"),
         (X, Y, {"shots": 3}, r"received 3 shots for classes with fewer images: 0 \(2\), 1 \(2\), 2 \(2\)"),
@@ -53,11 +62,38 @@ X, Y = torch.randn(6, 1, 32, 32), torch.arange(6) % 3
         (X.double(), Y, {}, "in torch.float64 that the model does not take"),
     ],
 )
-def test_support_sets_that_cannot_be_used(
-    support: Any, labels: Tensor | None, options: dict[str, Any], message: str
-) -> None:
+def test_support_sets_that_cannot_be_used(support: Any, labels: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         adapt(model_of(), support, labels, network="none", **options)
+
+
+class Once(IterableDataset[tuple[Tensor, Tensor]]):
+    """Batches that are gone once they were read."""
+
+    def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+        self.batches = iter(batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self.batches
+
+
+@pytest.mark.parametrize("options", [{"steps": 2, "views": 0}, {"views": 2}])
+def test_a_loader_that_can_be_read_once_only(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ran for ever where steps asked it again and again."""
+    monkeypatch.setattr(nearness, "BAR", -1.0)  # far, so that views are made
+    loader = DataLoader(Once([(X, Y)]), batch_size=None)
+    with pytest.raises(DataError, match="without an image; expected the same images each time that they are run"):
+        adapt(model_of(), loader, network="none", names=list("abc"), levels=False, **options)
+
+
+def test_labels_that_are_no_numbers() -> None:
+    with pytest.raises(DataError, match=r"received labels of type list that are no numbers .* number the classes"):
+        support.whole_numbers(list("abc"))
+
+
+def test_features_of_not_a_number_are_named() -> None:
+    with pytest.raises(NonFiniteError, match="NaN"):
+        adapt(model_of(), X / 0, Y, network="none")
 
 
 @pytest.mark.parametrize("options", [{"steps": -1}, {"views": -1}, {"rate": 0.0}])
@@ -72,7 +108,8 @@ def test_what_steps_cannot_tune() -> None:
 
 
 def test_models_that_are_no_backbone() -> None:
-    with pytest.raises(ModelError, match="received Sequential without forward_features, forward_head, get_classifier"):
+    missing = "forward_features, forward_head, get_classifier, reset_classifier"
+    with pytest.raises(ModelError, match=f"received Sequential without {missing}"):
         adapt(nn.Sequential(nn.Flatten(), nn.Linear(1024, 3)), X, Y)
     with pytest.raises(ModelError, match="whose classifier is Conv2d; expected one linear layer"):
         adapt(ConvHead(), X, Y)

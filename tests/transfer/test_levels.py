@@ -13,7 +13,7 @@ from hypercompress.architecture import Levels, ReadsLevels
 from hypercompress.data import open_data
 from hypercompress.data.preprocess import Preprocess
 from hypercompress.models import load_model
-from hypercompress.transfer import fit_ridge, levels, nearness
+from hypercompress.transfer import fit_ridge, levels, nearness, views
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.levels import Weighing, factors, find_levels, weigh
 from hypercompress.transfer.nearness import BAR, Nearness
@@ -79,6 +79,15 @@ def test_nothing_is_generated_for_classes_that_the_model_tells_apart(monkeypatch
     assert torch.equal(student(queries), adapt(model, x, y, views=0, network="none")(queries))
     monkeypatch.setattr(nearness, "BAR", 0.0)
     assert "tells" not in adapt(model, x, y, views=0).report["transfer"]["why"]
+
+
+def test_views_that_are_never_made_take_no_room_from_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y, _, _ = few("digits", 4)
+    monkeypatch.setattr(views, "MOST", len(x) + 1)
+    monkeypatch.setattr(levels, "MOST_NUMBERS", 2752 * len(x) * 2)
+    told = [adapt(model, x, y, network="none", views=count).report["transfer"] for count in (0, 8)]
+    assert [each["views"]["count"] for each in told] == [0, 0]
+    assert told[0]["levels"]["width"] == told[1]["levels"]["width"]
 
 
 def test_steps_go_on_from_there() -> None:

@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from hypercompress.transfer import nearness
 from hypercompress.transfer.nearness import BAR, Nearness, alike, nearness_of
 
 
-def test_answers_are_compared_over_pairs_of_different_classes() -> None:
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_answers_are_compared_over_pairs_of_different_classes(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearness, "ROWS", rows)
     torch.manual_seed(0)
     classifier, features, labels = nn.Linear(4, 3), torch.randn(7, 4), torch.tensor([0, 1, 1, 2, 0, 1, 3])
     answers = classifier(features).softmax(1).detach()
@@ -23,6 +26,7 @@ def test_answers_are_compared_over_pairs_of_different_classes() -> None:
     assert alike(features, labels, None) is None
     assert alike(features, labels, nn.Identity()) is None, "features are no answers"
     assert alike(features, labels, nn.Linear(4, 1)) is None, "nor is a single one"
+    assert alike(features / 0, labels, classifier) is None, "nor is NaN"
 
 
 @pytest.mark.parametrize(

@@ -128,9 +128,19 @@ def test_without_views_a_step_sees_the_images() -> None:
     assert torch.equal(labels, y)
 
 
-def test_what_comes_in_from_outside_repeats_the_edge() -> None:
-    flat = torch.full((5, 1, 20, 20), 0.7)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("side", [20, 224])
+def test_what_comes_in_from_outside_repeats_the_edge(side: int, dtype: torch.dtype) -> None:
+    flat = torch.full((5, 1, side, side), 0.7, dtype=dtype)
     torch.testing.assert_close(random_views(flat, seeded()), flat)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_views_in_half_precision_are_those_in_single(dtype: torch.dtype) -> None:
+    images = torch.randn(2, 1, 96, 96).to(dtype)
+    found = random_views(images, seeded())
+    assert found.dtype == dtype
+    assert torch.equal(found, random_views(images.float(), seeded()).to(dtype))
 
 
 def judged(head: Ridge) -> tuple[Weighed, Nearness]:
@@ -177,7 +187,7 @@ def test_views_that_hardly_move_the_features_are_no_use(
         assert (found.kept, found.why, found.head) == (False, "they hardly move the features", None)
         assert found.passed == len(x), "one view, and no more"
     elif shots == 1:
-        assert (found.kept, found.why) == (True, "one image a class: by how far they move the features")
+        assert (found.kept, found.why) == (True, "one image a class: they move the features")
         assert found.head.loo_loss is None
     else:
         assert found.why == "leave-one-out loss"
@@ -204,14 +214,24 @@ def test_classes_that_the_model_tells_apart_need_no_views(
     assert (found.moved is None) == near
 
 
-def test_batches_of_one_image_say_nothing_of_how_far_they_move(make_backbone: Make) -> None:
+def test_batches_of_one_image_are_judged_two_at_least_together(
+    make_backbone: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone, _ = make_backbone()
     x, labels = torch.randn(6, 1, 32, 32), torch.arange(6) % 3
     with torch.no_grad():
         known = backbone(x)
-    single = Support([(x[i : i + 1], labels[i : i + 1]) for i in range(6)], 3)
-    found = look_again(backbone, *judged(fit_ridge(known, labels, 3)), known, single, 2, 0)
-    assert (found.moved, found.why, found.passed) == (None, "leave-one-out loss", 12)
+    single, plain = Support([(x[i : i + 1], labels[i : i + 1]) for i in range(6)], 3), fit_ridge(known, labels, 3)
+    for bar, why, passed in ((-1.0, "leave-one-out loss", 12), (1e9, "they hardly move the features", 3)):
+        monkeypatch.setattr(views, "MOVED", bar)
+        found = look_again(backbone, *judged(plain), known, single, 2, 0)
+        assert (found.why, found.passed) == (why, passed), "two views of the first image, and one of the second"
+        change = viewer(2, 0)
+        with torch.no_grad():
+            seen = [backbone(change(x[:1])), backbone(change(x[:1])), backbone(change(x[1:2]))]
+        apart = (torch.cat([seen[0], seen[2]]) - known[:2]).double().square().sum(1).mean()
+        variance = (known[:2] - known[:2].mean(0)).double().square().sum(1).mean()
+        assert found.moved == pytest.approx(float(apart / variance), rel=1e-4)
 
 
 def test_a_loader_that_mixes_is_read_with_its_views(make_backbone: Make, monkeypatch: pytest.MonkeyPatch) -> None:
