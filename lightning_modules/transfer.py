@@ -46,7 +46,7 @@ class Sources:
     held_data: str
     domains: tuple[str, ...] = ("plain",)
     limit: int = 8000
-    held_classes: float = 0.25
+    held_classes: float = 0.3
 
 
 @dataclass(frozen=True)

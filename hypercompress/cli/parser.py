@@ -231,7 +231,7 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help=f"random views of each image, slightly turned, scaled and shifted, for the head (default: {VIEWS} to "
-        f"{MOST_VIEWS}, used where they are found no worse) and steps; 0: none, where place or direction tells classes",
+        f"{MOST_VIEWS}, not on near tasks) and for steps; 0: none, where place or direction tells classes apart",
     )
     levels = "let the head read the last features alone (default: maps of all stages too, where that is better)"
     method.add_argument("--no-levels", action="store_true", help=levels)

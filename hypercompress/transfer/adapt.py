@@ -52,10 +52,12 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     run twice (and one image twice more, for levels).
 
     The head is ridge regression on the model's features, its penalty and temperature by leave-one-out. The network
-    generates new norms, biases and cores; they are kept only where leaving one out finds the head on them no worse than
-    on the model as it was. Then the head is fitted on random views of the images too, if that is no worse by the same
-    measure (see `look_again`). With one image a class nothing can be left out: the model stays as it was, and the head
-    is fitted on views where they move the features, else on features that weigh more evenly (`ridge.evenly`).
+    generates new norms, biases and cores on tasks that are not near (see `nearness`); they are kept only where leaving
+    one out finds the head on them no worse than on the model as it was. The head reads maps where that is better by the
+    same measure (see `levels.weigh`), and is fitted on random views of the images too if that is no worse (see
+    `look_again`). With one image a class nothing can be left out: nothing is generated, maps are read on far tasks, and
+    the head is fitted on views with maps or where they move the features, else on features that weigh more evenly
+    (`ridge.evenly`).
 
     Args:
         model: a timm classifier or a `Student` of one; not modified.
@@ -72,8 +74,9 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         tuned: what they tune: ``all`` parameters, or ``norms`` (scales and shifts of norms, biases and the head), which
             is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
         network: ``auto`` (the released one; nothing is generated if there is none), ``none``, a folder, or a network.
-        rate: highest learning rate of the steps; ``None``: on norms 3e-3, on all 3e-4, but on a far task the one of
-            3e-4, 1e-3 and 2e-3 at which views end best after up to fifty steps of each (see `rates.tune_at_best`).
+        rate: highest learning rate of the steps; ``None``: on norms 3e-3, on all 3e-4, but of ten steps or more on views
+            of a far task the one of 3e-4, 1e-3 and 2e-3 at which views end best after up to fifty steps of each (see
+            `rates.tune_at_best`).
         follow: how far the steps are followed, in (0, 1]: the weights at that share of the way from those before them;
             ``None``: half of the way on tasks near to what the model was trained on (see `nearness`), unless there are
             many images, else all of it.
