@@ -74,7 +74,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         tuned: what they tune: ``all`` parameters, or ``norms`` (scales and shifts of norms, biases and the head), which
             is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
         network: ``auto`` (the released one; nothing is generated if there is none), ``none``, a folder, or a network.
-        rate: highest learning rate of the steps; ``None``: on norms 3e-3, on all 3e-4, but of ten steps or more on views
+        rate: highest learning rate of the steps; ``None``: on norms 3e-3, on all 3e-4, but of ten or more on views
             of a far task the one of 3e-4, 1e-3 and 2e-3 at which views end best after up to fifty steps of each (see
             `rates.tune_at_best`).
         follow: how far the steps are followed, in (0, 1]: the weights at that share of the way from those before them;
