@@ -24,7 +24,7 @@ from benchmarks.transfer import KEY, MADE_OF, merge, run_frozen, run_steps
 from hypercompress.architecture import load_timm
 from hypercompress.data import Pool, sample_episode
 from hypercompress.running.copying import copy_of
-from hypercompress.transfer import TransferNetwork, adapt, save_network, views
+from hypercompress.transfer import TransferNetwork, adapt, nearness, save_network
 from hypercompress.transfer.backbone import Backbone as Net
 
 SHOTS = 9  # 36 images: more than fit into a batch
@@ -140,11 +140,11 @@ def test_our_stack_holds_episodes_whose_steps_see_one_view_and_several(
 ) -> None:
     last = last_layer(backbone.model, pool.images[:2])
     episodes = [sample_episode(pool, WAYS, 2, 2, torch.Generator().manual_seed(i)) for i in range(3)]
-    moved = [
-        adapt(backbone.model, e.support, e.support_labels, network=network, seed=i).report["transfer"]["views"]["moved"]
+    told = [
+        adapt(backbone.model, e.support, e.support_labels, network=network, seed=i).report["transfer"]
         for i, e in enumerate(episodes)
     ]
-    monkeypatch.setattr(views, "MOVED_IN_STEPS", sum(sorted(moved)[:2]) / 2)
+    monkeypatch.setattr(nearness, "BAR", sum(sorted(each["levels"]["alike"] for each in told)[:2]) / 2)
     method = "adapt-all-views"
     seen_alone = logits_seen(monkeypatch, adapted)
     alone = [adapt_episode(backbone, last, e, method, 2, network, i, 1e-3) for i, e in enumerate(episodes)]
