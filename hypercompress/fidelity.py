@@ -135,7 +135,7 @@ def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | N
 
 
 def _mean(model: nn.Module, **options: Any) -> "MeanMetric":
-    """A mean that is kept where the model is. Imported here, because torchmetrics takes as long to load as torch."""
+    """A mean that is kept where the model is. Imported here: torchmetrics takes nearly as long to load as torch."""
     from torchmetrics import MeanMetric
 
     return MeanMetric(**options).to(next(model.parameters()).device)

@@ -25,7 +25,7 @@ from hypercompress.transfer.support import Support
 
 VIEWS = 8  # of each image at least, where the caller does not say, and at most in a step
 MOST_VIEWS = 32  # of each image, where the caller does not say
-ROWS = 200  # images and views together that are few enough for more than `VIEWS`
+ROWS = 200  # views of all images together, where that is more than `VIEWS` of each and not above `MOST_VIEWS`
 ROTATION = 10.0  # degrees, either way; as the next two drawn evenly
 SCALE = 0.1  # of the logarithm of the size
 SHIFT = 1 / 14  # of the height and the width
@@ -158,7 +158,7 @@ def look_again(
         return Look(plain, count, False, "MODEL tells the new classes apart")
     change, device = viewer(count, seed), next(backbone.parameters()).device
     sets, labels = [list[Tensor]() for _ in range(1 + count)], list[Tensor]()
-    moved, passed = None, 0
+    moved, passed, last = None, 0, plain.weighing is Weighing.LAST
     with evaluating(backbone), torch.no_grad():
         for batch, named in support.on(device):
             start = sum(map(len, labels))
@@ -170,14 +170,13 @@ def look_again(
                 passed += len(batch)
                 if moved is None and start + len(batch) > 1:  # of one image there is no variance
                     moved = _moved(torch.stack([backbone.last(torch.cat(rows)) for rows in sets[:2]]))
-                    if moved <= MOVED and plain.weighing is Weighing.LAST:
+                    if moved <= MOVED and last:
                         return Look(plain, count, False, "they hardly move the features", None, moved, passed)
     first = torch.cat(sets[0])
     every = torch.cat([first, *map(torch.cat, sets[1:])])
-    every = backbone.last(every) if plain.weighing is Weighing.LAST else every
+    every = backbone.last(every) if last else every
     weights = factors(first, backbone.levels, plain.weighing)
     head = fit_ridge(every, torch.cat(labels), support.classes, views=count, factors=weights)
-    last = plain.weighing is Weighing.LAST
     kept, why = True, f"one image a class: {'they move the features' if last else 'with maps they are used'}"
     if head.loo_loss is not None and plain.head.loo_loss is not None:
         kept, why = head.loo_loss <= plain.head.loo_loss, "leave-one-out loss"
