@@ -8,6 +8,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -15,10 +16,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from hypercompress.architecture.names import one_line
 from hypercompress.errors import HypercompressError
 from hypercompress.running.memory import keep_freed
 from lightning_modules.callbacks import SaveWhenStopped, StepLines, TellReplaced
 
+KEYWORDS = ("best", "last", "hpc")  # of Lightning's, for checkpoints of the run itself
 OUTPUTS = ("default_root_dir", "save_dir", "dirpath", "folder", "out")  # what the configs call the places they write to
 
 
@@ -33,6 +36,11 @@ class CLI(LightningCLI):
         """Those that the systems have a step for."""
         known = LightningCLI.subcommands()
         return {name: known[name] for name in ("fit", "validate", "test")}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """And refuse a ``--ckpt_path`` that is none, before Lightning reads settings from it."""
+        super().parse_arguments(parser, args)
+        require_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
 
     def read_data_only(self) -> None:
         """Lightning would leave this to torch, or for an address on the network read anything."""
@@ -89,6 +97,28 @@ class CLI(LightningCLI):
             help="folder of this run: what the config writes below trainer.default_root_dir is written below it",
         )
         parser.set_defaults({"trainer.enable_model_summary": False})
+
+
+def require_checkpoint(path: str | None) -> None:
+    """Check what ``--ckpt_path`` names; `KEYWORDS` and addresses are left to Lightning.
+
+    Raises:
+        HypercompressError: there is no such file, it cannot be read, or it is no checkpoint of a run.
+    """
+    if path is None or path in KEYWORDS or ":" in path:
+        return
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises some ten kinds
+        raise HypercompressError(
+            f"received --ckpt_path {path}, which cannot be read ({type(error).__name__}: {one_line(error)}); expected "
+            "a checkpoint that a run of this config wrote; check the path"
+        ) from error
+    if not isinstance(found, dict) or not {"state_dict", "loops"} <= found.keys():
+        raise HypercompressError(
+            f"received --ckpt_path {path}, which is no checkpoint of a run; expected one that train.py wrote, such as "
+            "last.ckpt; weights alone are for --model.checkpoint"
+        )
 
 
 def move_outputs(config: Any, old: Path, new: Path) -> None:

@@ -1,29 +1,44 @@
 """What both meta-trainings share: validation judges the network, and rank zero writes the best one so far."""
 
 import math
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_modules.optimization import SettingError
+from lightning_modules.resuming import Resumable
 from lightning_modules.teacher import keeps
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # in which weights, images and statistics are in single precision
 
-class KeepsBest(LightningModule):
+
+class KeepsBest(Resumable):
     """A system whose validation gives a score, lower is better. It says how to `write` the network.
 
     Attributes:
+        out: folder of the network that is written.
         best: the lowest score so far.
         curve: what each validation found; ``step`` among it.
     """
 
     part: ClassVar[str]  # of a checkpoint: where the best score and the curve are
+    out: Path
 
     def __init__(self) -> None:
         super().__init__()
         self.best = math.inf
         self.curve: list[dict[str, float]] = []
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
+        """Raises SettingError if the trainer would cast the weights: tokens and images stay in single precision."""
+        precision = PRECISIONS[0] if self._trainer is None else self.trainer.precision
+        if precision not in PRECISIONS:
+            raise SettingError(
+                f"received --trainer.precision {precision}; expected one that keeps the weights in single precision; "
+                f"choose {', '.join(PRECISIONS)}"
+            )
 
     def write(self) -> None:
         """Write the network as it is; called on rank zero."""
@@ -56,8 +71,14 @@ class KeepsBest(LightningModule):
         self._catch_up()
 
     def on_fit_end(self) -> None:
-        """A fit that goes on from the checkpoint of its last step trains nothing, and nothing else would be called."""
+        """A fit that goes on from the checkpoint of its last step trains nothing, and nothing else would be called.
+
+        A run that validated nothing, and so has chosen nothing, keeps its last network.
+        """
         self._catch_up()
+        if keeps(self.trainer) and self.trainer.global_step > 0 and not (self.curve and self.out.exists()):
+            rank_zero_warn("nothing was validated, so nothing was chosen: the last network is written")
+            self._write()
 
     def _catch_up(self) -> None:
         """Judge what was never judged.
@@ -65,6 +86,7 @@ class KeepsBest(LightningModule):
         A checkpoint is written before the validation of the same step, and Lightning skips that one when it goes on.
         Without it a run that crashed later would have forgotten the network that lies there, and replace it by a worse.
         """
+        self._choose_anew()
         every, seen = self.trainer.val_check_batch, {row["step"] for row in self.curve}
         passes = self.trainer.global_step * self.trainer.accumulate_grad_batches
         due = self.trainer.enable_validation and isinstance(every, int) and passes > 0 and passes % every == 0
@@ -75,15 +97,20 @@ class KeepsBest(LightningModule):
                 self.validation_step(0)
             self.train(training)
 
-    def on_train_end(self) -> None:
-        """A run too short for a validation keeps its last network."""
-        if keeps(self.trainer) and not self.curve:
-            rank_zero_warn("nothing was validated, so nothing was chosen: the last network is written")
-            self._write()
+    def _choose_anew(self) -> None:
+        """Without the network that was best so far (it lies where an earlier run wrote it) any one is better."""
+        if keeps(self.trainer) and math.isfinite(self.best) and not self.out.exists():
+            rank_zero_warn(
+                f"the best network so far, of score {self.best:.4g}, is not in {self.out} but where an earlier run "
+                "wrote it: the best from here on is written"
+            )
+            self.best = math.inf
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The best score and the curve so far go on with a resumed run."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint[self.part] = {"best": self.best, "curve": self.curve}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.best, self.curve = checkpoint[self.part]["best"], checkpoint[self.part]["curve"]

@@ -9,12 +9,14 @@ Shape letters: ``b`` images in a batch; ``c h w`` channels, height and width of 
 """
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.utils.data import DataLoader
@@ -71,7 +73,8 @@ class ImageDataModule(LightningDataModule):
         workers: processes that prepare the images of sets that are too large for memory.
 
     Raises:
-        DataError: at ``setup``: unknown or unreadable data, or a preparation that does not fit the model.
+        DataError: batches without an image, or less than no process; at ``setup``: unknown or unreadable data, or a
+            preparation that does not fit the model.
     """
 
     def __init__(
@@ -86,12 +89,19 @@ class ImageDataModule(LightningDataModule):
         workers: int = 0,
     ) -> None:
         super().__init__()
+        if batch_size < 1 or workers < 0:
+            raise DataError(
+                f"received batch_size {batch_size}, workers {workers}; expected 1 image or more in a batch, and 0 "
+                "workers or more; change them"
+            )
         self.data, self.val_data, self.inputs = data, val_data, inputs or Inputs()
         self.batch_size, self.limit, self.val_limit = batch_size, limit, val_limit
         self.augment, self.workers = augment, workers
         self._train: Images | None = None
         self._val: Images | None = None
         self._opened: tuple[Images | None, Images | None] = (None, None)  # as their folders number the classes
+        self._loader: ResumableLoader | None = None
+        self._ahead: dict[str, Any] | None = None  # what a checkpoint says of a loader that is not made yet
 
     def setup(self, stage: str) -> None:
         """Open what the stage needs, once."""
@@ -159,7 +169,24 @@ class ImageDataModule(LightningDataModule):
         sampler = Order(data, ranks, rank, shuffle=True, seed=seed, drop_last=len(data) > ranks)
         loader = ResumableLoader(data, sampler=sampler, drop_last=len(sampler) > self.batch_size, **self._options(data))
         loader.most = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        if self._ahead is not None:
+            loader.load_state_dict(self._ahead)
+            self._ahead = None
+        self._loader = loader
         return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the training loader.
+
+        Lightning keeps it, too, but gives it to no loader that is made before it restores its loops: as where the
+        length of a schedule follows from a number of epochs.
+        """
+        return {} if self._loader is None else {"loader": self._loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of a fit that goes on, the next training loader does so."""
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._ahead = state_dict.get("loader")
 
     def val_dataloader(self) -> DataLoader[Any]:
         """In order, not augmented."""
@@ -177,6 +204,7 @@ class ImageDataModule(LightningDataModule):
             "collate_fn": _batch,
             "num_workers": workers,
             "persistent_workers": workers > 0,
+            "worker_init_fn": _ignore_sigterm,
             # Workers are seeded from it, not from the random state of the training, which a resumed run has to meet.
             "generator": torch.Generator().manual_seed(0),
         }
@@ -228,6 +256,11 @@ class ResumableLoader(DataLoader[Any]):
 def _batch(batch: Any) -> Any:
     """The set has made the batch already."""
     return batch
+
+
+def _ignore_sigterm(worker: int) -> None:  # noqa: ARG001  (torch's)
+    """A scheduler signals all processes of a group; a worker that ended would take the last step's checkpoint along."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _opened(data: Images | None) -> Images:

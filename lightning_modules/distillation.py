@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -32,12 +31,14 @@ from lightning_modules.held_out import described, measured, tell, validated
 from lightning_modules.losses import Losses
 from lightning_modules.matching import comparable, in_common, probed
 from lightning_modules.norms import freeze_if_better, freeze_norms, refilling
+from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.rates import rate_for, require_choice, scale_rates
+from lightning_modules.resuming import Resumable
 from lightning_modules.source import Outside, TeacherSource
-from lightning_modules.teacher import Batch, Optimization, SettingError, require_finite, require_labels, reset
+from lightning_modules.teacher import Batch, require_finite, require_labels, reset
 
 
-class Distillation(LightningModule):
+class Distillation(Resumable):
     """Trains a student folder; `SaveStudent` writes the result. The teacher is no part of the system: it is in no
     checkpoint, no optimiser and no DDP wrapper.
 
@@ -189,9 +190,11 @@ class Distillation(LightningModule):
             freeze_norms(self.network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint.update(before=self.before, norms_frozen=self.frozen, rate=self.rate)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.before = checkpoint.get("before")
         if self.norms == "auto":
             self.frozen = checkpoint.get("norms_frozen", False)  # those of earlier versions trained

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hypercompress.errors import DataError
 from hypercompress.meta import Case
+from lightning_modules.optimization import SettingError
 
 SPLITS = {
     "train": "the hypernetwork learns on them",
@@ -34,6 +35,9 @@ class Episodes:
         teachers: names of the zoo's teachers that take part; empty: all.
         leave_out: one that is never trained on, but judged at each validation, in columns of its own; none of the
             validation's scores that choose the checkpoint is its.
+
+    Raises:
+        SettingError: a number or a share out of range, or no ``look_ahead`` to choose from.
     """
 
     images: int = 64
@@ -47,14 +51,35 @@ class Episodes:
     teachers: tuple[str, ...] = ()
     leave_out: str | None = None
 
+    def __post_init__(self) -> None:
+        shares = {key: getattr(self, key) for key in ("refit", "free")}
+        counts = {key: getattr(self, key) for key in ("images", "calibration", "refit_images", "validation")}
+        faults = [
+            f"{key} {value:g}, expected a share in [0, 1]" for key, value in shares.items() if not 0 <= value <= 1
+        ]
+        faults += [f"{key} {value}, expected 1 or more" for key, value in counts.items() if value < 1]
+        if not self.look_ahead or min(self.look_ahead) < 0:
+            faults += [f"look_ahead {list(self.look_ahead)}, expected at least one number of steps, each 0 or more"]
+        if self.validation_steps < 0:
+            faults += [f"validation_steps {self.validation_steps}, expected 0 or more"]
+        if faults:
+            raise SettingError(f"received episodes with {'; '.join(faults)}; change model.episodes")
+
 
 @dataclass(frozen=True)
 class Member:
-    """A teacher of the zoo with its images at hand."""
+    """A teacher of the zoo with its images at hand.
+
+    Args:
+        calibration: what a student is refitted on.
+        train: the training images, which all teachers of a data set share; ``places`` are those of the steps.
+        held_out: what students are judged on.
+    """
 
     case: Case
     calibration: Tensor
     train: Tensor
+    places: Tensor
     held_out: Tensor
 
 
@@ -78,14 +103,14 @@ def read_index(zoo: Path, teachers: Sequence[str] = (), leave_out: str | None = 
         leave_out: the one whose split becomes `LEFT_OUT`. With one left out there need be no teacher to validate on.
 
     Raises:
-        DataError: no index, an unknown split, or no teacher to train or to validate on; a name that is not in the zoo
-            or that is held out. Indices from before there was the split ``validation`` are refused by this.
+        DataError: no index, one without a column, an unknown split, or no teacher to train or to validate on; a name
+            that is not in the zoo or that is held out. Indices from before there was the split ``validation`` are
+            refused by this.
     """
     path = zoo / "zoo.csv"
     if not path.is_file():
         raise DataError(f"received {zoo} without zoo.csv; expected a zoo; run python -m lightning_modules.zoo first")
-    with path.open(newline="") as file:
-        rows = [Entry(r["name"], zoo / r["name"], r["data"], r["split"]) for r in csv.DictReader(file)]
+    rows = _entries(path)
     if unknown := sorted({row.split for row in rows} - set(SPLITS)):
         raise DataError(
             f"received {path} with split {', '.join(unknown)}; expected {', '.join(SPLITS)}; mend the zoo's config and "
@@ -103,6 +128,18 @@ def read_index(zoo: Path, teachers: Sequence[str] = (), leave_out: str | None = 
                 "that is there is trained anew)"
             )
     return rows
+
+
+def _entries(path: Path) -> list[Entry]:
+    """The rows of an index. Raises DataError if it lacks a column."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file, restval="")
+        if missing := sorted({"name", "data", "split"} - set(reader.fieldnames or ())):
+            raise DataError(
+                f"received {path} without the columns {', '.join(missing)}; expected name, data and split; remove it "
+                "and run python -m lightning_modules.zoo again with its config (nothing that is there is trained anew)"
+            )
+        return [Entry(row["name"], path.parent / row["name"], row["data"], row["split"]) for row in reader]
 
 
 def _require_names(path: Path, rows: Sequence[Entry], teachers: Sequence[str], leave_out: str | None) -> None:

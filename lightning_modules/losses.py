@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lightning_modules.teacher import SettingError
+from lightning_modules.optimization import SettingError
 
 
 @dataclass(frozen=True)

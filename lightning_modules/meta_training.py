@@ -5,7 +5,7 @@ is the same whatever happened before the step, and a resumed one goes on as if i
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,26 +37,27 @@ from hypercompress.specs import Budget, Unit
 from lightning_modules.best import KeepsBest
 from lightning_modules.episodes import Entry, Episodes, Member, read_index
 from lightning_modules.images import CachedImages, open_part
+from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.randomness import seeded
 from lightning_modules.statistics import recall
-from lightning_modules.teacher import Optimization, SettingError, device_of_run, require_finite
+from lightning_modules.teacher import device_of_run, require_finite
 
 
 class Steps(IterableDataset[int]):
-    """The numbers of the steps to come, from ``start``."""
+    """Numbers of steps; which ones is asked for anew in each epoch."""
 
-    def __init__(self, start: int, count: int) -> None:
-        self.start, self.count = start, count
+    def __init__(self, numbers: Callable[[], Iterable[int]]) -> None:
+        self.numbers = numbers
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.count))
+        return iter(self.numbers())
 
 
 class EpisodeModule(LightningDataModule):
     """Feeds step numbers; the system draws everything else itself."""
 
     def train_dataloader(self) -> DataLoader[int]:
-        """One number per backward pass, the first being the one that the run is at.
+        """One number per backward pass, in each epoch from the one that the run is at.
 
         Raises:
             SettingError: the run has no number of steps.
@@ -67,12 +68,17 @@ class EpisodeModule(LightningDataModule):
                 f"received max_steps {self.trainer.max_steps}; expected the number of steps, as episodes are drawn "
                 "without end and there are no epochs; set --trainer.max_steps"
             )
+        return DataLoader(Steps(self._to_come), batch_size=None)
+
+    def _to_come(self) -> range:
+        """Not those of an epoch before, where ``trainer.limit_train_batches`` makes several."""
+        assert self.trainer is not None
         passes = self.trainer.accumulate_grad_batches
-        return DataLoader(Steps(self.trainer.global_step * passes, self.trainer.max_steps * passes), batch_size=None)
+        return range(self.trainer.global_step * passes, self.trainer.max_steps * passes)
 
     def val_dataloader(self) -> DataLoader[int]:
         """One number: validation is one pass over all teachers."""
-        return DataLoader(Steps(0, 1), batch_size=None)
+        return DataLoader(Steps(lambda: range(1)), batch_size=None)
 
     def test_dataloader(self) -> DataLoader[int]:
         """As for validation."""
@@ -116,8 +122,13 @@ class MetaTraining(KeepsBest):
         self.members: dict[str, list[Member]] = {}
         self.bases: dict[tuple[str, Budget, str], float] = {}
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
-        """Load every teacher, and measure its curvature or read what an earlier start measured."""
+    def setup(self, stage: str) -> None:
+        """Load every teacher, and measure its curvature or read what an earlier start measured.
+
+        Raises:
+            DataError: the zoo does not fit (`read_index`). SettingError: a precision that casts the weights.
+        """
+        super().setup(stage)
         if self.members:
             return
         for entry in read_index(self.zoo, self.episodes.teachers, self.episodes.leave_out):
@@ -129,7 +140,8 @@ class MetaTraining(KeepsBest):
         teacher, _ = load_model(str(entry.folder))
         preprocess = Preprocess.of(teacher)
         train, held_out = (_images(entry.data, preprocess, part) for part in (True, False))
-        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(train), generator=generator)
         count = min(self.episodes.calibration, len(train) // 2)  # of few images half are left for the steps
         calibration, device = train[chosen[:count]], device_of_run(self)
         batches, timed = calibration.to(device).split(128), bool(self.objective.latency)
@@ -137,7 +149,9 @@ class MetaTraining(KeepsBest):
         known = recall(statistics, entry.name, unpacked, batches)
         case = prepare_case(entry.name, unpacked, batches, timed=timed, statistics=known)
         refit = calibration[: self.episodes.refit_images].to(device)
-        return Member(case, refit, train[chosen[count:]], held_out[: self.episodes.validation])
+        # Drawn, as folders are sorted by class; and after the others, which of a folder without parts are the same set.
+        judging = torch.randperm(len(held_out), generator=generator)[: self.episodes.validation]
+        return Member(case, refit, train, chosen[count:], held_out[judging])
 
     def training_step(self, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, step)) % 2**63)
@@ -162,8 +176,8 @@ class MetaTraining(KeepsBest):
         return loss
 
     def _batch(self, member: Member, generator: torch.Generator) -> Tensor:
-        chosen = torch.randint(len(member.train), (self.episodes.images,), generator=generator)
-        return member.train[chosen].to(self.device)
+        drawn = torch.randint(len(member.places), (self.episodes.images,), generator=generator)
+        return member.train[member.places[drawn]].to(self.device)
 
     def validation_step(self, step: int) -> None:  # noqa: ARG002  (one pass, whatever its number)
         """Mean log ratio of the KL to the analytic start's, on every teacher of either split; below 0 is better."""

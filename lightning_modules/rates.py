@@ -22,7 +22,7 @@ from hypercompress.errors import NonFiniteError
 from hypercompress.losses import distillation_kl
 from hypercompress.running.calling import evaluating, keeping_random_state
 from hypercompress.running.outputs import logits_of
-from lightning_modules.teacher import Optimization, SettingError
+from lightning_modules.optimization import Optimization, SettingError
 
 # Of the highest rate to Polyak's step: a schedule's mean is about half of its highest rate. Near the best of 1, 2 and 4
 # for 40 and for 100 steps, on networks that meta-training has seen (LOG.md, 2026-11-28).

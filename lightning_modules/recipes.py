@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from hypercompress.errors import DataError
 from lightning_modules.episodes import SPLITS
 from lightning_modules.images import Augment
+from lightning_modules.optimization import Optimization
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,10 @@ def read_recipes(path: Path) -> list[Recipe]:
     for name, entry in zip(names, config.teachers, strict=True):
         try:
             whole = _with_base(entry, recipes, names) if "base" in entry else {**config.defaults, **entry}
-            recipes[name] = Variant(**whole) if "base" in entry else Recipe(**whole)
-        except (TypeError, ValueError) as error:
-            faults.append(f"{name}: {error}")
+            kind = Variant if "base" in entry else Recipe
+            recipes[name] = _checked(kind(**_typed(kind, whole)))
+        except (ArgumentError, TypeError, ValueError) as error:
+            faults.append(f"{name}: {' '.join(str(error).split())}")
     faults += [f"{r.name}: split {r.split}" for r in recipes.values() if r.split not in SPLITS]
     if faults:
         raise DataError(
@@ -113,3 +116,31 @@ def _with_base(entry: Mapping[str, Any], before: Mapping[str, Recipe], names: Co
         told = ", ".join(f"{key} {entry[key]} where its base has {inherited[key]}" for key in chosen)
         raise ValueError(f"{told}; a variant takes these from its base (of another split it would leak it)")
     return {**inherited, "epochs": 0, **entry, "noise": float(noise)}
+
+
+@cache
+def _parser(kind: type[Any]) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    return parser
+
+
+def _typed(kind: type[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a dataclass. Raises ArgumentError if their names or types are not those of its fields."""
+    parser = _parser(kind)  # type: ignore[arg-type]  # mypy does not take a class for hashable
+    return dict(vars(parser.parse_object(dict(settings))))
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    """The recipe, if a teacher can be trained by it.
+
+    Raises:
+        ArgumentError, ValueError: it cannot.
+    """
+    least = {"epochs": 0 if isinstance(recipe, Variant) else 1, "batch_size": 1, "limit": 1}
+    numbers = {key: getattr(recipe, key) for key in least if getattr(recipe, key) is not None}
+    if low := [f"{key} {value}; expected {least[key]} or more" for key, value in numbers.items() if value < least[key]]:
+        raise ValueError("; ".join(low))
+    if Optimization(**_typed(Optimization, recipe.optimization)).lr == "auto":
+        raise ValueError("optimization of lr auto; expected a number: only a distillation can choose it")
+    return recipe

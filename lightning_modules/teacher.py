@@ -1,13 +1,11 @@
-"""A teacher: a timm model trained with labels, and the optimisation that every system here shares.
+"""A teacher: a timm model trained with labels.
 
 Shape letters: ``b`` images in a batch; ``k`` classes; ``c h w`` channels, height and width of one image.
 """
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,96 +13,21 @@ from jaxtyping import Float, Int64
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm re-exports without __all__
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from hypercompress.architecture import load_timm
-from hypercompress.errors import DataError, HypercompressError, NonFiniteError
+from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.student import Student
 from lightning_modules.data import ImageDataModule
+from lightning_modules.matching import probed
+from lightning_modules.optimization import Optimization, SettingError
+from lightning_modules.resuming import Resumable
 
 Batch = tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]
 
 
-class SettingError(HypercompressError, ValueError):
-    """A setting of a system outside its range."""
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """Optimiser and schedule.
-
-    Args:
-        optimizer: a name of timm's optimisers; ``sgd`` is with Nesterov momentum.
-        lr: the highest learning rate; ``auto``: by the first batch of a distillation (`rates`).
-        weight_decay: not applied to biases and norms.
-        momentum: of optimisers that have one.
-        schedule: ``cosine``: a straight rise, then half a cosine down to 0 at the last step. ``constant``: no descent.
-        warmup: share of the steps that rise, in [0, 1).
-    """
-
-    optimizer: str = "sgd"
-    lr: float | Literal["auto"] = 0.1
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: float = 0.25
-
-    def __post_init__(self) -> None:
-        if not ((self.lr == "auto" or self.lr > 0) and self.weight_decay >= 0 and 0 <= self.warmup < 1):
-            raise SettingError(
-                f"received lr {self.lr}, weight_decay {self.weight_decay:g}, warmup {self.warmup:g}; expected lr "
-                "above 0, weight_decay 0 or more, warmup in [0, 1); change them"
-            )
-
-    def configure(self, modules: Iterable[nn.Module], steps: int | float) -> OptimizerLRSchedulerConfig:
-        """What ``configure_optimizers`` returns, for a run of so many optimiser steps.
-
-        Raises:
-            SettingError: the rate is ``auto``, or the steps have no end that the schedule could be laid out to.
-        """
-        if math.isinf(steps) and (self.schedule == "cosine" or self.warmup > 0):
-            raise SettingError(
-                f"received a run without a number of steps for the schedule {self.schedule} with warmup "
-                f"{self.warmup:g}; expected one; set --trainer.max_steps or --trainer.max_epochs, or "
-                "--model.optimization.schedule constant with --model.optimization.warmup 0"
-            )
-        if self.lr == "auto":
-            raise SettingError(
-                "received lr auto; expected a number, as only the distillation from a teacher can choose; set "
-                "--model.optimization.lr"
-            )
-        listed = list(modules)
-        optimizer = create_optimizer_v2(
-            listed[0] if len(listed) == 1 else nn.ModuleList(listed),  # one model names what it keeps from decay itself
-            opt=self.optimizer,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-        )
-        schedule = LambdaLR(optimizer, self.factor(steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def factor(self, steps: int | float) -> Callable[[int], float]:
-        """The learning rate at each step as a share of the highest.
-
-        A plain function is not in the checkpoint, so a resumed run may be longer than planned.
-        """
-        rise = self.warmup * steps if self.warmup else 0.0
-
-        def factor(step: int) -> float:
-            if step < rise:
-                return (step + 1) / (rise + 1)
-            if self.schedule == "constant":
-                return 1.0
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1.0, steps - rise))))
-
-        return factor
-
-
-class Teacher(LightningModule):
+class Teacher(Resumable):
     """Trains a timm classifier. `SaveStudent` writes it as a student folder, so every command takes it as MODEL.
 
     Args:
@@ -119,7 +42,9 @@ class Teacher(LightningModule):
     Shape: images [b, c, h, w] to logits [b, k].
 
     Raises:
-        ModelError: an unknown name, or arguments or weights that do not fit.
+        ModelError: an unknown name, arguments or weights that do not fit, or (at ``setup``) images that it does not
+            take.
+        SettingError: a label smoothing outside its range.
         NonFiniteError: the loss became NaN or infinite.
     """
 
@@ -134,6 +59,8 @@ class Teacher(LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise SettingError(f"received label_smoothing {label_smoothing:g}; expected a share in [0, 1); change it")
         self.network, self.architecture = load_timm(
             name, checkpoint=checkpoint, model_args=model_args, pretrained=pretrained, pretrained_cfg=pretrained_cfg
         )
@@ -142,9 +69,10 @@ class Teacher(LightningModule):
         self.val_loss, self.val_top1 = MeanMetric(), MeanMetric()
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
-        """Raises DataError if the images have more classes than the network."""
+        """Raises DataError if the images have more classes than the network, ModelError if it does not take them."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageDataModule):
+            probed(self.network, (), data.preprocess().input_size, "teacher")
             data.number_by((), int(self.network.num_classes), followed=True)  # type: ignore[arg-type]
 
     def student(self) -> Student:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from hypercompress.data import ImageData, Preprocess, open_data
-from hypercompress.data.domains import in_domain
+from hypercompress.data.domains import DOMAINS, in_domain
 from hypercompress.data.episodes import Episode, Pool, draw_sizes, read_pool, sample_episode, split_classes
 from hypercompress.errors import DataError
 from hypercompress.models import load_model
@@ -24,7 +24,8 @@ from hypercompress.transfer import Outcome, TransferConfig, TransferNetwork, epi
 from hypercompress.transfer.adaptable import Site, adaptable
 from hypercompress.transfer.backbone import Backbone
 from lightning_modules.best import KeepsBest
-from lightning_modules.teacher import Optimization, device_of_run, require_finite
+from lightning_modules.optimization import Optimization, SettingError
+from lightning_modules.teacher import device_of_run, require_finite
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Sources:
         domains: names of `hypercompress.data.domains`; one is drawn for each episode.
         limit: images of a set, at most. Classes of which it leaves too few for the smallest episode are left out.
         held_classes: share of each set's classes that is held out, in (0, 1).
+
+    Raises:
+        DataError: none of something, an unknown domain, or a backbone of both kinds.
     """
 
     backbones: tuple[str, ...]
@@ -47,6 +51,25 @@ class Sources:
     domains: tuple[str, ...] = ("plain",)
     limit: int = 8000
     held_classes: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not (self.backbones and self.held_backbones):
+            raise DataError(
+                f"received {len(self.backbones)} backbones and {len(self.held_backbones)} held out; expected at least "
+                "one of each; name student folders"
+            )
+        learnt, held = ({Path(folder).resolve() for folder in part} for part in (self.backbones, self.held_backbones))
+        if both := sorted(str(folder) for folder in learnt & held):
+            raise DataError(
+                f"received {', '.join(both)} among the backbones and among those held out; expected each in one of "
+                "them, as what was learnt on chooses nothing; take it out of one"
+            )
+        unknown = sorted(set(self.domains) - set(DOMAINS))
+        if unknown or not (self.domains and self.data):
+            raise DataError(
+                f"received {len(self.data)} sets of data and the domains {', '.join(self.domains) or 'none'}; expected "
+                f"at least one of each, domains among {', '.join(DOMAINS)}; change sources"
+            )
 
 
 @dataclass(frozen=True)
@@ -58,6 +81,9 @@ class Sizes:
         queries: images of each class that an episode is judged on.
         validation: episodes of each kind in a validation.
         clip: largest norm of the gradient of one episode; a few hard ones would drown the others.
+
+    Raises:
+        SettingError: of `ways` and `shots` the most is below the least, or there are none of something.
     """
 
     ways: tuple[int, int] = (3, 7)
@@ -65,6 +91,17 @@ class Sizes:
     queries: int = 8
     validation: int = 24
     clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        (fewest, most), (least, last) = self.ways, self.shots
+        if not (
+            2 <= fewest <= most and 1 <= least <= last and min(self.queries, self.validation) >= 1 and self.clip > 0
+        ):
+            raise SettingError(
+                f"received ways {fewest} to {most}, shots {least} to {last}, queries {self.queries}, validation "
+                f"{self.validation}, clip {self.clip:g}; expected the least of each before the most, 2 ways or more, 1 "
+                "of each of the others, and a clip above 0; change them"
+            )
 
 
 @dataclass(frozen=True)
@@ -108,18 +145,14 @@ class TransferTraining(KeepsBest):
         self.optimization = optimization or Optimization("adamw", 3e-4, 1e-2, warmup=0.05)
         self.members: dict[str, list[Member]] = {}
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
+    def setup(self, stage: str) -> None:
         """Load every backbone and prepare its images, once.
 
         Raises:
-            DataError: no backbone of a kind, or a set that cannot fill the smallest episodes.
+            DataError: a set that cannot fill the smallest episodes. SettingError: a precision that casts the weights.
         """
+        super().setup(stage)
         parts = {"train": self.sources.backbones, "held": self.sources.held_backbones}
-        if not all(parts.values()):
-            raise DataError(
-                f"received {len(parts['train'])} backbones and {len(parts['held'])} held out; expected at least one of "
-                "each; name student folders"
-            )
         if not self.members:
             self.members = {part: [self._member(folder) for folder in folders] for part, folders in parts.items()}
 

@@ -26,9 +26,10 @@ from hypercompress.inspection import inspect
 from hypercompress.models import is_student_folder, load_model
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule, Inputs
+from lightning_modules.optimization import Optimization
 from lightning_modules.perturbation import perturb_
 from lightning_modules.recipes import Recipe, Variant, read_recipes
-from lightning_modules.teacher import Optimization, Teacher
+from lightning_modules.teacher import Teacher
 
 COLUMNS = ("name", "family", "data", "split", "params", "macs", "top1")
 

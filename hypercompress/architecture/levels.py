@@ -6,13 +6,13 @@ What tells the classes of a far task apart is often gone from the last features 
 Shape letters: ``n`` images; ``c h w`` channels, height and width of a map; ``g`` cells of a side; ``d`` features.
 """
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from hypercompress.errors import ModelError
 
@@ -147,11 +147,11 @@ def _widen(model: Any, width: int) -> None:
         return
     name = next(name for name, module in model.named_modules() if module is last)
     parent, _, attribute = name.rpartition(".")
-    wide = skip_init(nn.Linear, width, last.out_features, device=last.weight.device, dtype=last.weight.dtype)
-    wide.train(last.training)
-    with torch.no_grad():
-        for parameter in wide.parameters():
-            parameter.zero_()
+    wide = copy.deepcopy(last)  # of its own class: timm's is not torch's
+    wide.in_features = width
+    wide.weight = nn.Parameter(last.weight.new_zeros(last.out_features, width), last.weight.requires_grad)
+    if last.bias is not None:
+        wide.bias = nn.Parameter(torch.zeros_like(last.bias), last.bias.requires_grad)
     setattr(model.get_submodule(parent), attribute, wide)
 
 

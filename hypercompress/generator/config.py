@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hypercompress.errors import GeneratorError
+
 
 @dataclass(frozen=True)
 class HypernetConfig:
@@ -18,6 +20,9 @@ class HypernetConfig:
         gain_bound: largest relative change of a direction.
         rotation_bound: largest share of the plain-weight metric mixed into the directions, to first order.
         curvature_bound: largest |log change| of a channel's guessed curvature, without data.
+
+    Raises:
+        GeneratorError: sizes that do not fit together, or a bound below 0.
     """
 
     width: int = 96
@@ -32,8 +37,11 @@ class HypernetConfig:
     curvature_bound: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or min(self.width, self.depth, self.heads) < 1:
-            raise ValueError(
+        if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads:
+            raise GeneratorError(
                 f"received width={self.width}, depth={self.depth}, heads={self.heads}; expected positive numbers and a "
                 "width that is a multiple of heads; choose others"
             )
+        bounds = {name: value for name, value in vars(self).items() if name.endswith("_bound")}
+        if low := [f"{name}={value:g}" for name, value in bounds.items() if not value >= 0]:
+            raise GeneratorError(f"received {', '.join(low)}; expected bounds of 0 or more; choose others")

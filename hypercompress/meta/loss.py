@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from hypercompress.errors import GeneratorError
 from hypercompress.fidelity import compare
 from hypercompress.generator.emission import Emission
 from hypercompress.generator.hypernetwork import Hypernetwork
@@ -43,6 +44,9 @@ class Objective:
         size, compute, latency: weights of the logarithms of the student's parameters, multiply-accumulates and time as
             shares of the teacher's, beside the logarithm above, which has weight 1. A budget fixes one of them; the
             weights say what the others are worth: 0.1 means that a tenth less of them makes up for 1 % more KL.
+
+    Raises:
+        GeneratorError: a weight below 0, or a floor or a rate that is not above 0.
     """
 
     features: float = 0.1
@@ -52,6 +56,16 @@ class Objective:
     size: float = 0.0
     compute: float = 0.0
     latency: float = 0.0
+
+    def __post_init__(self) -> None:
+        weights = {key: getattr(self, key) for key in ("features", "curvature", "size", "compute", "latency")}
+        faults = [f"{key} {weight:g}" for key, weight in weights.items() if not weight >= 0]
+        faults += [f"{key} {value:g}" for key in ("floor", "inner_rate") if not (value := getattr(self, key)) > 0]
+        if faults:
+            raise GeneratorError(
+                f"received an objective with {', '.join(faults)}; expected weights of 0 or more, floor and inner_rate "
+                "above 0; change them"
+            )
 
     @property
     def costs(self) -> dict[Unit, float]:

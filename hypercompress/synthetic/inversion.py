@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hypercompress.errors import DataError, NonFiniteError
-from hypercompress.running.calling import Progress, call_model, evaluating, first_argument, frozen, precision, single_
+from hypercompress.running.calling import Progress, evaluating, first_argument, frozen, precision, single_
 from hypercompress.running.copying import copy_of
 from hypercompress.running.norms import remembering_norms
 from hypercompress.synthetic.image_generator import SINGLE, PyramidGenerator
@@ -49,8 +49,9 @@ def synthesize(
     """Batches of images, as `compress` takes them for data.
 
     Args:
-        model: not modified; its BatchNorms' running moments are read. Without any the images are 1/f noise. They are
-            in its own precision; of a model in half precision a copy in single precision is asked.
+        model: not modified; its BatchNorms' running moments are read, and nothing of what it returns. Without any that
+            run the images are 1/f noise. They are in its own precision; of a model in half precision a copy in single
+            precision is asked.
         input_size: channels, height and width of an image.
         images: how many, at least 2; ``None``: `usual_images`.
         steps: of the generator, and half as many of each batch that it made; 0: 1/f noise.
@@ -70,13 +71,14 @@ def synthesize(
             f"for {usual_images(input_size)} and {STEPS}"
         )
     own, parts = precision(model), math.ceil(images / BATCH)
-    if not remembering_norms(model) or not steps:
-        noise = fading_noise(images, input_size, torch.Generator().manual_seed(seed))
-        return list(noise.to(next(model.parameters())).chunk(parts))
-    if own.itemsize < SINGLE.itemsize:
+    norms = remembering_norms(model) if steps else []
+    if norms and own.itemsize < SINGLE.itemsize:
         model = copy_of(model)
         single_(model)
-    norms = remembering_norms(model)
+        norms = remembering_norms(model)
+    if not _reached(model, norms, input_size):
+        noise = fading_noise(images, input_size, torch.Generator().manual_seed(seed))
+        return list(noise.to(next(model.parameters()).device, own).chunk(parts))
     sizes = [len(part) for part in torch.arange(images).chunk(parts)]
     polish = max(1, steps // SHARE)
     whole, spent = passes_of(images, steps), 0
@@ -203,8 +205,18 @@ def mismatch(model: nn.Module, norms: Sequence[nn.Module], images: Float[Tensor,
     of the means, in deviations, and of the logarithms of the variances. 0 where all agree.
     """
     with _moments(norms) as found:
-        call_model(model, images)
+        model(images.clone())  # a model may write into what it reads
     return torch.stack(found).mean()
+
+
+@torch.no_grad()
+def _reached(model: nn.Module, norms: Sequence[nn.Module], input_size: Sequence[int]) -> bool:
+    """Whether an image comes to any of the norms: to that of a head for training alone none does."""
+    if not norms:
+        return False
+    with evaluating(model), _moments(norms) as found:
+        model(next(model.parameters()).new_zeros(2, *input_size))
+    return bool(found)
 
 
 @contextmanager

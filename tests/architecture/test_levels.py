@@ -64,6 +64,20 @@ def test_the_classifier_reads_the_last_features_and_then_each_map(name: str) -> 
         model.forward_head(final)
 
 
+@pytest.mark.parametrize("name", ["lcnet_050", "test_efficientnet"])
+def test_the_classifier_stays_of_its_own_class(name: str) -> None:
+    """That of a MobileNet is not torch's, and a student of another one would not load by its name."""
+    model = timm.create_model(name, num_classes=7)
+    model.get_classifier().bias.requires_grad_(False)
+    kind, last = type(model.get_classifier()), model.get_classifier().in_features
+    read_levels(model, Levels(last, (0,), (8,), (2,)))
+    wide = model.get_classifier()
+    assert (type(wide), wide.in_features, wide.weight.shape) == (kind, last + 32, (7, last + 32))
+    assert (wide.weight.requires_grad, wide.bias.requires_grad) == (True, False)
+    assert not wide.weight.any()
+    assert type(read_last(model).get_classifier()) is kind
+
+
 def test_reading_the_last_features_again_is_the_class_that_timm_has() -> None:
     model = reading()
     assert isinstance(model, ReadsLevels)

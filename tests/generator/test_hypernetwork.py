@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hypercompress.errors import BudgetError
+from hypercompress.errors import BudgetError, GeneratorError
 from hypercompress.generator import ANALYTIC, Generator, HypernetConfig, HypernetGenerator, Hypernetwork
 from hypercompress.generator.heads import Heads
 from hypercompress.generator.hypernetwork import channel_changes, tokens_of
@@ -200,10 +200,13 @@ def test_outputs_are_bounded(measured: bool) -> None:
 
 
 def test_config_must_fit_together() -> None:
-    with pytest.raises(ValueError, match="received width=30, depth=3, heads=4; expected positive numbers and a width"):
+    with pytest.raises(GeneratorError, match="width=30, depth=3, heads=4; expected positive numbers and a width that"):
         HypernetConfig(width=30)
-    with pytest.raises(ValueError, match="depth=0"):
-        HypernetConfig(depth=0)
+    for size in ("depth", "heads"):
+        with pytest.raises(GeneratorError, match=f"{size}=0"):
+            HypernetConfig(**{size: 0})
+    with pytest.raises(GeneratorError, match=r"received weight_bound=-3, gain_bound=nan; expected bounds of 0 or more"):
+        HypernetConfig(weight_bound=-3.0, gain_bound=float("nan"))
 
 
 def test_generators_share_one_interface() -> None:

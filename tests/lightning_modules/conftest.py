@@ -14,7 +14,8 @@ from lightning.pytorch import Trainer
 
 from hypercompress import Budget, compress
 from lightning_modules.data import ImageDataModule
-from lightning_modules.teacher import Optimization, Teacher
+from lightning_modules.optimization import Optimization
+from lightning_modules.teacher import Teacher
 
 # BatchNorm, depthwise convolutions and named feature maps in 0.1 M parameters.
 MODEL = "test_efficientnet"

@@ -6,8 +6,8 @@ from typing import Any
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses
+from lightning_modules.optimization import Optimization
 from lightning_modules.source import TeacherSource
-from lightning_modules.teacher import Optimization
 
 Folders = tuple[Path, Path]
 

@@ -16,8 +16,9 @@ from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.episodes import Episodes
 from lightning_modules.meta_training import EpisodeModule, MetaTraining
+from lightning_modules.optimization import Optimization
 from lightning_modules.source import TeacherSource
-from lightning_modules.teacher import Optimization, device_of_run
+from lightning_modules.teacher import device_of_run
 
 Folders = tuple[Path, Path]
 CARD: dict[str, Any] = {"accelerator": "gpu", "precision": "bf16-mixed", "limit_val_batches": 1}

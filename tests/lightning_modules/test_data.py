@@ -37,6 +37,12 @@ def test_images_in_memory_equal_those_prepared_one_by_one() -> None:
         assert int(cached[index][1]) == plain[index][1]
 
 
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"workers": -1}], ids=str)
+def test_batches_that_cannot_be(wrong: dict[str, int]) -> None:
+    with pytest.raises(DataError, match=r"received batch_size .* expected 1 image or more in a batch, and 0 workers"):
+        opened(**wrong)
+
+
 def test_batches_are_whole_shuffled_and_complete() -> None:
     images = opened(batch_size=100)
     sizes = [len(labels) for _, labels in images.train_dataloader()]

@@ -20,8 +20,8 @@ from hypercompress.student import Student
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses
+from lightning_modules.optimization import Optimization
 from lightning_modules.source import TeacherSource
-from lightning_modules.teacher import Optimization
 from tests.lightning_modules.distilled import Folders, images, system
 
 

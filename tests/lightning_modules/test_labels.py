@@ -14,8 +14,9 @@ from hypercompress.errors import DataError
 from lightning_modules.data import ImageDataModule, Inputs
 from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses
+from lightning_modules.optimization import Optimization
 from lightning_modules.source import TeacherSource
-from lightning_modules.teacher import Optimization, Teacher
+from lightning_modules.teacher import Teacher
 from tests.lightning_modules.conftest import MODEL, MODEL_ARGS, PRETRAINED_CFG
 
 Folders = tuple[Path, Path]

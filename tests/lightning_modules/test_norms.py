@@ -21,8 +21,8 @@ from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses
 from lightning_modules.norms import COSTS, batch_costs, freeze_if_better
+from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.source import TeacherSource
-from lightning_modules.teacher import Optimization, SettingError
 
 Folders = tuple[Path, Path]
 

@@ -21,9 +21,10 @@ from hypercompress.running.norms import remembering_norms
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses
+from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.rates import HIGHEST, OF_NUMBERS, PER_POLYAK, kl_and_slope, rate_for
 from lightning_modules.source import TeacherSource
-from lightning_modules.teacher import Optimization, SettingError, Teacher
+from lightning_modules.teacher import Teacher
 from tests.lightning_modules.conftest import MODEL, MODEL_ARGS, PRETRAINED_CFG
 
 Folders = tuple[Path, Path]
@@ -126,7 +127,7 @@ def test_a_resumed_run_goes_on_with_its_rate(
     path = tmp_path / "step=2.ckpt"
     if earlier:
         checkpoint = torch.load(path, weights_only=True)
-        del checkpoint["rate"]
+        del checkpoint["rate"], checkpoint["optimization"]
         torch.save(checkpoint, path)
     resumed, rates = distilled(folders, optimization=auto), Rates()
     monkeypatch.setattr("lightning_modules.distillation.rate_for", lambda *_: pytest.fail("asked again"))

@@ -1,4 +1,6 @@
-"""A run that goes on from a checkpoint ends with the weights of the run that never stopped, bit for bit."""
+"""A run that goes on from a checkpoint ends with the weights of the run that never stopped, bit for bit; or it is
+refused.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +12,19 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules.data import ImageDataModule
-from lightning_modules.teacher import Optimization, Teacher
+from lightning_modules.optimization import Optimization, SettingError
+from lightning_modules.teacher import Teacher
+from tests.lightning_modules.conftest import quiet
 
 MODEL_ARGS = {"in_chans": 1, "num_classes": 10, "drop_rate": 0.5, "drop_path_rate": 0.3}
 PRETRAINED_CFG = {"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353]}
 
 
-def system() -> Teacher:
+def system(optimization: Optimization | None = None, name: str = "test_efficientnet") -> Teacher:
     torch.manual_seed(0)
-    return Teacher("test_efficientnet", MODEL_ARGS, PRETRAINED_CFG, optimization=Optimization("adamw", 1e-3, 0.0))
+    return Teacher(
+        name, MODEL_ARGS, PRETRAINED_CFG, optimization=optimization or Optimization("adamw", 1e-3, weight_decay=0.0)
+    )
 
 
 def images(augment: str) -> ImageDataModule:
@@ -46,3 +52,77 @@ def test_the_rest_of_a_run_is_that_of_the_whole(
         assert run.global_step == 10
         state = resumed.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in whole.state_dict().items()), step
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("step", [1, 3, 4])  # in the middle of the first epoch, at its end, in the second
+def test_the_length_may_be_told_in_epochs(step: int, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    """Then the schedule asks how many batches there are before Lightning restores what the loader had handed out."""
+    saving = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    options: dict[str, Any] = {"max_epochs": 2, "limit_train_batches": 3, "enable_checkpointing": True}
+    options |= {"limit_val_batches": 0, "callbacks": [saving]}
+    whole, resumed = system(), system()
+    trainer(**options).fit(whole, images("flip"))
+    run = trainer(**options)
+    run.fit(resumed, images("flip"), ckpt_path=tmp_path / f"step={step}.ckpt", weights_only=True)
+    assert run.global_step == 6
+    state = resumed.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_checkpoint_that_was_validated_tells_a_new_run_nothing(
+    trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """The same data module begins its epoch at the first image."""
+    first = trainer(max_steps=2, limit_val_batches=0)
+    first.fit(system(), images("flip"))
+    first.save_checkpoint(tmp_path / "two.ckpt")
+    options = {"max_epochs": 1, "limit_val_batches": 0}
+    used, fresh, data = system(), system(), images("flip")
+    trainer(limit_val_batches=1).validate(used, data, ckpt_path=tmp_path / "two.ckpt", verbose=False, weights_only=True)
+    used.load_state_dict(fresh.state_dict())
+    for each, source in ((used, data), (fresh, images("flip"))):
+        torch.manual_seed(1)
+        trainer(**options).fit(each, source)
+    state = used.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in fresh.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("one") / "step.ckpt"
+    run = quiet(max_steps=1, limit_val_batches=0)
+    run.fit(system(), images("flip"))
+    run.save_checkpoint(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (Optimization("adamw", 1e-2, weight_decay=0.0), "lr 0.001 instead of 0.01"),
+        (Optimization("adamw", 1e-3, weight_decay=0.1), "weight_decay 0.0 instead of 0.1"),
+        (Optimization("sgd", 1e-3, weight_decay=0.0), "optimizer adamw instead of sgd"),
+    ],
+)
+def test_an_optimiser_that_would_go_on_as_it_was_is_refused(changed: Optimization, said: str, one_step: Path) -> None:
+    with pytest.raises(SettingError, match=f"received a checkpoint of a run with {said}"):
+        quiet(max_steps=2, limit_val_batches=0).fit(
+            system(changed), images("flip"), ckpt_path=one_step, weights_only=True
+        )
+
+
+def test_the_schedule_may_change_and_a_validation_asks_for_no_optimiser(one_step: Path) -> None:
+    longer = system(Optimization("adamw", 1e-3, 0.0, schedule="constant", warmup=0.0))
+    run = quiet(max_steps=2, limit_val_batches=0)
+    run.fit(longer, images("flip"), ckpt_path=one_step, weights_only=True)
+    assert run.global_step == 2
+    other = system(Optimization("sgd", 1.0))
+    quiet(limit_val_batches=1).validate(other, images("flip"), ckpt_path=one_step, verbose=False, weights_only=True)
+
+
+def test_the_checkpoint_of_another_network_is_refused(one_step: Path) -> None:
+    with pytest.raises(SettingError, match=r"another network: \d+ of its tensors are not those of Teacher, such as"):
+        quiet(max_steps=2, limit_val_batches=0).fit(
+            system(name="test_resnet"), images("flip"), ckpt_path=one_step, weights_only=True
+        )

@@ -14,7 +14,8 @@ from hypercompress.errors import DataError, ModelError, NonFiniteError
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule
 from lightning_modules.images import CachedImages
-from lightning_modules.teacher import Optimization, SettingError, Teacher, require_labels
+from lightning_modules.optimization import Optimization, SettingError
+from lightning_modules.teacher import Teacher, require_labels
 
 MODEL_ARGS = {"in_chans": 1, "num_classes": 10}
 PRETRAINED_CFG = {"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353]}
@@ -39,6 +40,26 @@ def test_a_constant_rate_and_no_rise() -> None:
     assert Optimization(warmup=0.0).factor(10)(0) == 1.0
 
 
+def test_an_optimiser_that_nobody_knows_is_refused_when_it_is_named() -> None:
+    with pytest.raises(SettingError, match=r"received optimizer 'adamww'; expected a name of timm's optimisers"):
+        Optimization("adamww")
+    assert Optimization("lookahead_AdamW").configure([nn.Linear(2, 2)], 10)["optimizer"] is not None
+
+
+def test_labels_smoothed_away_are_refused() -> None:
+    with pytest.raises(SettingError, match=r"received label_smoothing 1\.5; expected a share in \[0, 1\)"):
+        Teacher("test_efficientnet", MODEL_ARGS, PRETRAINED_CFG, label_smoothing=1.5)
+
+
+def test_images_that_the_model_does_not_take_are_refused_before_the_first_step(
+    trainer: Callable[..., Trainer],
+) -> None:
+    """28 pixels are no number of patches of 16."""
+    system = Teacher("test_vit", MODEL_ARGS, PRETRAINED_CFG)
+    with pytest.raises(ModelError, match=r"received images of 1 x 28 x 28 that the teacher does not take"):
+        trainer(max_steps=1).fit(system, ImageDataModule("fashion_mnist_mini", limit=32))
+
+
 def test_biases_and_norms_do_not_decay() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     for listed in ([model], [model[0], model[1]]):
@@ -59,9 +80,9 @@ def test_a_model_names_what_else_does_not_decay() -> None:
     assert decays[id(system.network.get_parameter("pos_embed"))] == 0.0
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"weight_decay": -1.0}, {"warmup": 1.0}])
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"weight_decay": -1.0}, {"warmup": 1.0}, {"momentum": -1.0}])
 def test_wrong_optimization(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="expected lr above 0, weight_decay 0 or more, warmup in"):
+    with pytest.raises(ValueError, match="expected lr above 0, weight_decay 0 or more, warmup and momentum in"):
         Optimization(**wrong)
 
 

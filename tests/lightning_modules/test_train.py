@@ -161,6 +161,31 @@ def test_a_folder_that_is_not_there(root: Path, here: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read (FileNotFoundError: "),
+        (b"nothing that torch wrote", "cannot be read ("),
+        ({"weight": torch.zeros(2)}, "is no checkpoint of a run; expected one that train.py wrote"),
+    ],
+    ids=["missing", "damaged", "weights alone"],
+)
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_a_checkpoint_that_is_none_is_one_line(
+    command: str, content: object, reason: str, root: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if isinstance(content, bytes):
+        Path("some.ckpt").write_bytes(content)
+    elif content is not None:
+        torch.save(content, "some.ckpt")
+    before = list(here.iterdir())
+    assert train.main([command, "--config", config(root, "teacher"), "--ckpt_path", "some.ckpt"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: received --ckpt_path some.ckpt, which ")
+    assert reason in error
+    assert list(here.iterdir()) == before
+
+
+@pytest.mark.parametrize(
     ("setting", "reason"),
     [
         (("--trainer.accelerator", "none_such"), "Lightning refuses (You selected an invalid accelerator name"),

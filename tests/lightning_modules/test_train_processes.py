@@ -72,6 +72,27 @@ def test_two_processes_stop_together_after_the_same_whole_step(root: Path, here:
     assert (content["global_step"], batches) == (int(found[1]), 2 * int(found[1]))
 
 
+def test_processes_that_prepare_images_do_not_end_before_the_run(root: Path, here: Path) -> None:
+    """They are in the group that a scheduler signals; without them there is no next batch, and no checkpoint."""
+    words = ["fit", "--config", config(root, "teacher"), "--data.augment", "crop", "--data.workers", "2"]
+    words += ["--trainer.max_steps", "100000", "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command, checkpoint = [sys.executable, str(root / "train.py"), *words], here / "runs/debug/teacher/last.ckpt"
+    with (here / "said").open("w+") as said:
+        process = subprocess.Popen(command, cwd=here, env=environment, stdout=said, stderr=said, start_new_session=True)
+        try:
+            while process.poll() is None and not checkpoint.exists():
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGTERM)
+            assert process.wait(timeout=60) == 143, (here / "said").read_text()[-3000:]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        found = re.search(r"stopped by SIGTERM after step (\d+)", (here / "said").read_text())
+    assert found is not None
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == int(found[1])
+
+
 @pytest.mark.parametrize("name", ["distill", "finetune"])
 def test_two_processes_end_with_equal_weights(root: Path, here: Path, folders: Folders, name: str) -> None:
     """Real processes over gloo, without find_unused_parameters: the frozen teacher is outside of what DDP wraps."""

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hypercompress.data.episodes import Pool, sample_episode
 from hypercompress.errors import DataError
 from hypercompress.transfer import load_network
 from lightning_modules.best import KeepsBest
+from lightning_modules.optimization import SettingError
 from lightning_modules.transfer import Sizes, Sources, TransferTraining, clipped, moved
 
 Folders = tuple[Path, Path]
@@ -120,9 +122,33 @@ def test_classes_held_out_and_those_of_the_held_out_set_are_never_trained_on(fol
 
 
 def test_without_a_held_out_backbone_there_is_nothing_to_choose_by(folders: Folders) -> None:
-    sources = Sources((str(folders[0]),), (), ("fashion_mnist_mini",), "digits", limit=100)
     with pytest.raises(DataError, match="received 1 backbones and 0 held out; expected at least one of each"):
-        TransferTraining(sources, Path("out")).setup("fit")
+        Sources((str(folders[0]),), (), ("fashion_mnist_mini",), "digits", limit=100)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        ({"data": ()}, r"received 0 sets of data and the domains plain; expected at least one of each"),
+        ({"domains": ()}, r"received 1 sets of data and the domains none; expected at least one of each"),
+        ({"domains": ("plain", "foo")}, r"domains plain, foo; expected .* domains among plain, inverted, edges"),
+        (
+            {"held_backbones": ("b", "nowhere/../a")},
+            r"received \S+/a among the backbones and among those held out; exp",
+        ),
+    ],
+)
+def test_sources_that_no_episode_can_be_drawn_from_are_refused(wrong: dict[str, Any], fault: str) -> None:
+    with pytest.raises(DataError, match=fault):
+        Sources(**{"backbones": ("a",), "held_backbones": ("b",), "data": ("digits",), "held_data": "glyphs", **wrong})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"ways": (7, 3)}, {"ways": (1, 7)}, {"shots": (8, 1)}, {"queries": 0}, {"clip": 0.0}]
+)
+def test_sizes_that_no_episode_can_have_are_refused_before_anything_is_loaded(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=r"received ways .* expected the least of each before the most"):
+        Sizes(**wrong)
 
 
 def small(folders: Folders, limit: int, held_classes: float = 0.4, ways: int = 2) -> TransferTraining:

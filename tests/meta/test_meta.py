@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from hypercompress.errors import GeneratorError
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC
 from hypercompress.generator.emission import emit
@@ -151,6 +152,17 @@ def test_the_value_is_the_loss_however_the_surrogate_is_scaled(case: Case) -> No
     loss, kl = meta_loss(case, emission, images(1), Objective(features=0.0, floor=0.5))
     assert float(loss.detach()) == pytest.approx(float(torch.tensor(kl + 0.5).log()), abs=1e-5)
     assert float(regression) == 0
+
+
+def test_an_objective_that_would_reward_errors_is_refused() -> None:
+    with pytest.raises(
+        GeneratorError, match=r"objective with features -1, latency nan, floor 0; expected weights of 0 or"
+    ):
+        Objective(features=-1.0, latency=float("nan"), floor=0.0)
+    with pytest.raises(
+        GeneratorError, match=r"objective with inner_rate -0\.1; expected weights of 0 or more, floor and i"
+    ):
+        Objective(inner_rate=-0.1)
 
 
 @pytest.mark.parametrize(("measured", "name"), [(True, "kfac"), (False, "prior")])

@@ -170,6 +170,50 @@ def test_norms_that_are_called_by_keyword() -> None:
     assert torch.equal(by_position, by_name)
 
 
+class Heads(nn.Module):
+    """Several outputs, and norms that may be there for training alone."""
+
+    def __init__(self, body: nn.Module, always: bool) -> None:
+        super().__init__()
+        self.stem, self.body, self.always = nn.Conv2d(3, 3, 1), body, always
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stem(x)
+        return {"out": x, "aux": self.body(x)} if self.always or self.training else {"out": x}
+
+
+def test_norms_that_do_not_run_in_evaluation_are_as_none() -> None:
+    """An auxiliary head: of a model in half precision, too, and in training mode, which it keeps."""
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = Heads(model_of_moments(), always=False).to(dtype).train()
+        batches = synthesize(model, (3, 16, 16), 96, steps=4)
+        assert [len(batch) for batch in batches] == [48, 48]
+        noise = fading_noise(96, (3, 16, 16), torch.Generator().manual_seed(0))
+        assert torch.equal(torch.cat(batches), noise.to(dtype))
+        assert model.training
+
+
+def test_what_a_model_returns_and_writes_into_its_input_is_nothing_to_its_images() -> None:
+    """Only the moments at its norms are read."""
+
+    class Writing(Heads):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return super().forward(x.sub_(0.1))
+
+    class Copying(Heads):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return super().forward(x - 0.1)
+
+    torch.manual_seed(0)
+    writing = Writing(model_of_moments(), always=True).eval()
+    copying = Copying(model_of_moments(), always=True).eval()
+    copying.load_state_dict(writing.state_dict())
+    (got,), (wanted,) = (synthesize(model, (3, 16, 16), 8, steps=4) for model in (writing, copying))
+    assert torch.equal(got, wanted)
+    assert not torch.equal(got, fading_noise(8, (3, 16, 16), torch.Generator().manual_seed(0)))
+
+
 @pytest.mark.parametrize("steps", [0, 4])
 def test_torch_s_default_dtype_changes_no_image(steps: int) -> None:
     model = model_of_moments()
