@@ -12,6 +12,12 @@ from hypercompress.data import Preprocess, other_normalization, renormalize_
 from hypercompress.errors import ModelError
 from hypercompress.models import described, load_model
 
+OPTIONS = {  # of the command line that messages speak of, and what they are called here
+    "--model-args": "--model.teacher.model_args",
+    "--checkpoint": "--model.teacher.checkpoint",
+    "--no-pretrained": "--model.teacher.pretrained false",
+}
+
 
 @dataclass(frozen=True)
 class TeacherSource:
@@ -44,8 +50,11 @@ class TeacherSource:
                 self.model, checkpoint=self.checkpoint, model_args=self.model_args, pretrained=self.pretrained
             )
         except ModelError as error:
+            said = str(error)
+            for word, ours in OPTIONS.items():
+                said = said.replace(word, ours)
             raise ModelError(
-                f"{error}; this is the teacher: name it with --model.teacher.model, or train with labels alone: "
+                f"{said}; this is the teacher: name it with --model.teacher.model, or train with labels alone: "
                 "--model.teacher null --model.losses.logits 0 --model.losses.features 0 --model.losses.labels 1 "
                 "--model.optimization.lr 0.001"
             ) from error

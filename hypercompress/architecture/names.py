@@ -3,7 +3,7 @@
 import difflib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -47,13 +47,7 @@ def resolve(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
 def registered_cfg(name: str) -> dict[str, Any]:
     """timm's ``pretrained_cfg`` of a plain name; `ModelError` with the nearest names if there is none."""
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
-        if not near and name.isidentifier() and not name.islower():  # as classes are written
-            hint += "; a module of your own class is passed to hypercompress.compress(model, ...) in Python"
-        if "/" in name:
-            hint = f"for a repository pass hf-hub:{name}, for a folder local-dir:{name}"
-        raise ModelError(f"received unknown model name {name!r}; expected a timm name; {hint}")
+        raise ModelError(f"received unknown model name {name!r}; expected a timm name; {near_names(name)}")
     try:
         cfg = get_pretrained_cfg(name)
     except RuntimeError as error:
@@ -65,6 +59,20 @@ def registered_cfg(name: str) -> dict[str, Any]:
             f"did you mean {', '.join([*near, arch])}?"
         ) from error
     return asdict(cfg or PretrainedCfg())
+
+
+def near_names(name: str, folders: Sequence[str] = ()) -> str:
+    """What may have been meant by a name that timm does not know: one of ``folders``, a name like it, or else what."""
+    near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    if folders:
+        return f"did you mean the student folder {' or '.join(folders)}{', or '.join(['', *near])}?"
+    if "/" in name:
+        return f"for a repository pass hf-hub:{name}, for a folder local-dir:{name}"
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    own = name.isidentifier() and not name.islower()  # as classes are written
+    python = "; a module of your own class is passed to hypercompress.compress(model, ...) in Python" if own else ""
+    return f"timm.list_models() lists them{python}"
 
 
 @contextmanager

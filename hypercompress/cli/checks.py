@@ -18,7 +18,7 @@ from hypercompress.architecture.names import resolve
 from hypercompress.architecture.weights import SUFFIXES, read_weights
 from hypercompress.data import Preprocess, check_splits, expanded, open_data, registered_names
 from hypercompress.errors import ArtefactError, DataError, HypercompressError, ModelError
-from hypercompress.models import is_student_folder
+from hypercompress.models import is_student_folder, near_student_folders, require_known
 from hypercompress.saved.artefact import CARD, CONFIG, REPORT, WEIGHTS
 from hypercompress.synthetic.inversion import FEWER
 
@@ -56,16 +56,23 @@ def common(arguments: Namespace, *, batch_size: int = 1, made: bool = False) -> 
 
 def model(text: str) -> None:
     """A student folder, a name timm knows, or a repository that only the hub can judge."""
-    if is_student_folder(text) or text.startswith(("hf-hub:", "hf_hub:")):
-        return
-    path = text.startswith((".", "/", "~"))
-    if path or (Path(text).exists() and not timm.is_model(text)):  # a folder may be called as a model is
-        what = "is there but is no student folder (no config.json)" if Path(text).exists() else "does not exist"
+    there, student = Path(text).exists(), is_student_folder(text)
+    path = text.startswith((".", "/", "~")) or (there and not timm.is_model(text))  # it may be called as a model is
+    if path and not student:
+        what = "is there but is no student folder (no config.json)" if there else "does not exist"
         raise ModelError(
-            f"received model {text}, which {what}; expected a timm name or a student folder; check the path (a folder "
-            "of timm's own is local-dir:FOLDER)"
+            f"received model {text}, which {what}; expected a timm name or a student folder; {meant(text)}check the "
+            "path (a folder of timm's own is local-dir:FOLDER)"
         )
-    resolve(text)
+    require_known(text)
+    if not student and not text.startswith(("hf-hub:", "hf_hub:")):
+        resolve(text)
+
+
+def meant(text: str) -> str:
+    """A question that an advice may follow, where student folders are called nearly so; else empty."""
+    near = near_student_folders(text)
+    return f"did you mean {', '.join(near)}? Or " if near else ""
 
 
 def model_args(text: str | None) -> dict[str, Any]:

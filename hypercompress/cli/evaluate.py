@@ -40,12 +40,14 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     overrides = inputs.Overrides(arguments.input_size, arguments.mean, arguments.std)
     student_source, teacher_source = _sources(arguments)
     terminal.phase("load models")
+    terminal.note("model", str(student_source))
     student, architecture = inputs.load(student_source, overrides.input_size)
     preprocess = Preprocess.of(student, overrides.input_size, overrides.mean, overrides.std)
     inputs.show_preprocessing(terminal, preprocess, overrides, "STUDENT")
     teacher = None
     if teacher_source is not None:
         source = inputs.like(teacher_source, architecture, terminal)
+        terminal.note("against", str(source))
         teacher, _ = inputs.load(source, preprocess.input_size)
         if overrides.mean is None and overrides.std is None:
             _renormalize(teacher, source, preprocess, terminal)
@@ -61,7 +63,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     terminal.phase("read images")
     names = inputs.class_names(arguments.student) or inputs.class_names(arguments.against)
     read = open_data(arguments.data, preprocess, train=False)
-    images = _named(read, shapes[0], names, terminal, compared=teacher is not None)
+    images = _named(read, arguments.data, shapes[0], names, terminal, compared=teacher is not None)
     if teacher is None and not images.labelled:
         raise DataError(
             f"received images of {arguments.data} without labels of the model's classes and no --against; expected "
@@ -139,7 +141,7 @@ def _sources(arguments: Namespace) -> tuple[inputs.Source, inputs.Source | None]
 
 
 def _named(
-    images: ImageData, outputs: tuple[int, ...], names: list[str], terminal: Terminal, *, compared: bool
+    images: ImageData, data: str, outputs: tuple[int, ...], names: list[str], terminal: Terminal, *, compared: bool
 ) -> ImageData:
     """The images, labelled where top-1 means something; more classes than the model can name are a mistake where there
     is nothing else to measure.
@@ -150,7 +152,7 @@ def _named(
             f"received images of {classes} classes for a model of {outputs[0]} outputs; expected a class for each "
             "label; use the data set the model was trained for"
         )
-    return inputs.comparable(images, outputs[0], names, terminal) if outputs else images
+    return inputs.comparable(images, data, outputs[0], names, terminal) if outputs else images
 
 
 def _table(result: dict[str, Any]) -> Table:

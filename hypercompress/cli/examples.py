@@ -20,7 +20,7 @@ examples:
 examples:
   hypercompress export student student.onnx
   hypercompress export student student-int8.onnx --int8 --data photos
-  hypercompress export student student.pt2 --format torch-export""",
+  hypercompress export student student.pt2""",
     "transfer": """\
 examples:
   hypercompress transfer resnet18.a1_in1k student --data photos --shots 5

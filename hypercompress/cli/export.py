@@ -10,7 +10,7 @@ from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import ExportError
-from hypercompress.export import Exported, check_request
+from hypercompress.export import Exported, check_request, format_of
 from hypercompress.export import export as export_model
 from hypercompress.saved.whole_file import refuse_existing_file
 
@@ -25,7 +25,7 @@ def export(arguments: Namespace) -> None:
     """
     checks.require(
         lambda: checks.model(arguments.student),
-        lambda: check_request(arguments.format, int8=arguments.int8, has_data=arguments.data is not None),
+        lambda: _request(arguments),
         lambda: _preprocessing(arguments),
         lambda: _device(arguments),
         lambda: refuse_existing_file(arguments.file, arguments.overwrite),
@@ -75,6 +75,10 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     return exported.as_json()
 
 
+def _request(arguments: Namespace) -> None:
+    check_request(arguments.file, arguments.format, int8=arguments.int8, has_data=arguments.data is not None)
+
+
 def _preprocessing(arguments: Namespace) -> None:
     """``--mean`` and ``--std`` are of images."""
     if arguments.data is None and (arguments.mean is not None or arguments.std is not None):
@@ -85,7 +89,10 @@ def _preprocessing(arguments: Namespace) -> None:
 
 def _device(arguments: Namespace) -> None:
     """Only a program of torch can belong to another device than the CPU."""
-    if arguments.format == "onnx" and checks.device(arguments.device or DEVICE).type != "cpu":
+    if (
+        format_of(arguments.file, arguments.format) == "onnx"
+        and checks.device(arguments.device or DEVICE).type != "cpu"
+    ):
         raise ExportError(
             f"received --device {arguments.device} for an ONNX file; expected cpu, where it is made and run for the "
             "comparison; drop --device: the file itself belongs to no device"

@@ -28,6 +28,8 @@ from hypercompress.specs import Budget, Unit
 from hypercompress.student import Student
 from hypercompress.synthetic.inversion import STEPS, passes_of, synthesize, usual_images
 
+MANY, FEW_OF_MANY = 200, 16  # of so many classes --steady is mostly closer with fewer images than `FEW`, see there
+
 
 def generate(arguments: Namespace) -> None:
     """Run the command.
@@ -104,7 +106,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if budget is not None:
         student = _student(plan, budget, arguments, architecture, start, terminal)
-        show_student(student.report, terminal)
+        show_student(student.report, terminal, scaled=trade_off is not None)
         warn_if_larger(size, student.report, stacklevel=1)
         terminal.note("saved", str(arguments.out))
         result = dict(student.report)
@@ -155,7 +157,8 @@ def _images(
     terminal.phase("read images")
     images = open_data(arguments.data, preprocess, train=True)
     if outputs := inputs.output_shape(teacher, preprocess.input_size):
-        images = inputs.comparable(images, outputs[0], inputs.class_names(arguments.model), terminal)
+        names = inputs.class_names(arguments.model)
+        images = inputs.comparable(images, arguments.data, outputs[0], names, terminal)
     options = {"limit": arguments.images, "batch_size": arguments.batch_size, "seed": arguments.seed}
     batches, count, size = inputs.calibration(images, teacher, **options)
     batches = list(terminal.counted("prepare images", batches, count))
@@ -163,8 +166,8 @@ def _images(
     norms = len(remembering_norms(teacher))
     if arguments.renormalize:
         terminal.note("BatchNorms", f"{norms} to renormalise to these images")
-    elif count <= FEW and norms and not arguments.steady:
-        terminal.note("few images", "with so few --steady is mostly closer; of hundreds of classes with about 16")
+    elif count <= (FEW_OF_MANY if outputs and outputs[0] >= MANY else FEW) and norms and not arguments.steady:
+        terminal.note("few images", "with so few --steady is mostly closer")
     return batches, count, time.perf_counter()
 
 

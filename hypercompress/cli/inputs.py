@@ -194,10 +194,11 @@ def calibrated_on(text: str, data: str) -> bool:
         return False
 
 
-def comparable(images: ImageData, outputs: int, names: Sequence[str], terminal: Terminal) -> ImageData:
+def comparable(images: ImageData, data: str, outputs: int, names: Sequence[str], terminal: Terminal) -> ImageData:
     """The images with labels as the model numbers its classes; without labels, and a note, where that is unknown.
 
     Args:
+        data: what names them.
         outputs: of the model.
         names: of the outputs, by `class_names`; empty where they are unknown: then as many classes count as the same.
     """
@@ -206,6 +207,12 @@ def comparable(images: ImageData, outputs: int, names: Sequence[str], terminal: 
     order = names if len(names) == outputs else images.classes
     why = mismatch(images.classes, order, outputs)
     if why is None:
+        if not names and image_folder(data) is not None:
+            terminal.note(
+                "labels",
+                f"class folders in alphabetical order are taken as classes 0 to {outputs - 1} (the model does not name "
+                "its own)",
+            )
         return images.numbered(order)
     terminal.note("top1", f"not measured ({why})")
     return images.unlabelled()

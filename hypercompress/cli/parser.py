@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hypercompress.cli.examples import EXAMPLES
-from hypercompress.cli.usage import Parser
+from hypercompress.cli.usage import Parser, share
 from hypercompress.export import FORMATS
 from hypercompress.transfer.views import MOST_VIEWS, VIEWS
 
@@ -57,10 +57,10 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="student folder to write")
     budget = parser.add_argument_group("budget", "One share of the whole teacher in (0, 1], met from below.")
-    budget.add_argument("--params", type=float, metavar="SHARE", help="share of the parameters, such as 0.4")
-    budget.add_argument("--macs", type=float, metavar="SHARE", help="share of the multiply-accumulates")
+    budget.add_argument("--params", type=share, metavar="SHARE", help="share of the parameters, such as 0.4")
+    budget.add_argument("--macs", type=share, metavar="SHARE", help="share of the multiply-accumulates")
     budget.add_argument(
-        "--latency", type=float, metavar="SHARE", help="share of the running time, as measured on this machine"
+        "--latency", type=share, metavar="SHARE", help="share of the running time, as measured on this machine"
     )
     budget.add_argument(
         "--latency-batch-size",
@@ -192,9 +192,9 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        default=FORMATS[0],
         metavar="|".join(FORMATS),
-        help="onnx needs pip install 'hypercompress[export]'; torch-export is for torch.export.load (default: onnx)",
+        help="onnx needs pip install 'hypercompress[export]'; torch-export is for torch.export.load (default: "
+        "torch-export if FILE ends in .pt2, else onnx)",
     )
     parser.add_argument(
         "--int8",
@@ -221,7 +221,7 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
     )
     method.add_argument(
         "--follow",
-        type=float,
+        type=share,
         metavar="SHARE",
         help="how far the steps are followed, in (0, 1]: 0.5 takes the weights half way between those before and after "
         "them (default: 0.5 with 32 images a class or fewer on a near task, else 1)",

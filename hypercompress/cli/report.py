@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hypercompress.cli import checks
+from hypercompress.cli.shown import show_task
 from hypercompress.cli.terminal import Terminal
 from hypercompress.errors import ArtefactError, HypercompressError
 from hypercompress.report import print_report
@@ -34,6 +35,8 @@ def report(arguments: Namespace) -> None:
             terminal.note("saved", str(file))
         elif not arguments.json:
             with _readable(folder):
+                if "transfer" in saved.report:
+                    show_task(saved.report["transfer"], terminal)
                 print_report(saved.report, terminal.out)
         terminal.finish(saved.report)
 

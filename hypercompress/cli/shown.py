@@ -13,12 +13,18 @@ from hypercompress.generator import ANALYTIC
 from hypercompress.running.norms import remembering_norms
 from hypercompress.search import NAME as SEARCH
 from hypercompress.synthetic.inversion import usual_images
+from hypercompress.transfer.nearness import BAR, Nearness, nearness_of
 
 REFITTED = {"none": "as generated", "outputs": "output factor refitted", "both": "both factors refitted"}
 
 
-def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
-    """Teacher and student side by side, then what was asked for and how close the student stays."""
+def show_student(report: Mapping[str, Any], terminal: Terminal, *, scaled: bool = False) -> None:
+    """Teacher and student side by side, then what was asked for and how close the student stays.
+
+    Args:
+        scaled: whether the predicted KL was brought to what one student was measured at; else it ranks, and is often
+            several times too small.
+    """
     teacher, student, budget, fidelity = (report[name] for name in ("teacher", "student", "budget", "fidelity"))
     table = Table("", "teacher", "student", "share")
     for name in ("params", "macs", "bytes"):
@@ -35,17 +41,20 @@ def show_student(report: Mapping[str, Any], terminal: Terminal) -> None:
             f"{times['teacher_ms']:.3g} ms -> {times['student_ms']:.3g} ms at batch size {times['batch_size']}",
         )
     if report["predicted_kl"] is not None:
-        terminal.note("predicted KL", f"{report['predicted_kl']:.4g} nats")
+        told = "" if scaled else " (ranks students, and is often far too small: go by what is measured)"
+        terminal.note("predicted KL", f"{report['predicted_kl']:.4g} nats{told}")
     if fidelity["images"]:
         agreement = "" if fidelity["agreement"] is None else f", agreement {fidelity['agreement']:.4f}"
+        kl = "KL not finite" if fidelity["kl"] is None else f"KL {fidelity['kl']:.4g} nats"
         terminal.note(
             "measured",
-            f"KL {fidelity['kl']:.4g} nats{agreement} on {fidelity['images']} held-out "
+            f"{kl}{agreement} on {fidelity['images']} held-out "
             f"{'' if (made := checks.made_images(report['calibration'])) is None else f'{made.kind} '}images",
         )
     generator = report["generator"]
     if generator["name"] not in (*ANALYTIC, SEARCH):
-        terminal.note("strength of the hypernetwork", f"{generator['strength']:g}")
+        unused = "" if generator["strength"] else " (not used)"
+        terminal.note("strength of the hypernetwork", f"{generator['strength']:g}{unused}")
     if report["tilt"]:
         terminal.note("allocation", f"late layers weigh e^{report['tilt']:g} times as much as early ones")
     counts = Counter(layer["refitted"] for layer in report["layers"] if layer["refitted"] is not None)
@@ -68,3 +77,12 @@ def show_no_data(generator: str, teacher: nn.Module, terminal: Terminal) -> int:
         "--generator svd",
     )
     return count
+
+
+def show_task(moved: Mapping[str, Any], terminal: Terminal) -> None:
+    """Whether the task that a student was moved to is near, from the report of the transfer."""
+    alike = moved.get("levels", {}).get("alike")
+    task, why = nearness_of(alike), "how alike MODEL answers the new classes is not known"
+    if alike is not None:
+        why = f"alike {alike:.3g}, {'at most' if task is Nearness.NEAR else 'above'} {BAR:g}"
+    terminal.note("task", f"{task} ({why})")

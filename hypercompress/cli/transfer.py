@@ -10,6 +10,7 @@ from torch import nn
 
 from hypercompress.architecture import Architecture
 from hypercompress.cli import checks, inputs
+from hypercompress.cli.shown import show_task
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, loader, open_data
 from hypercompress.errors import DataError
@@ -23,6 +24,7 @@ from hypercompress.saved.card import steps_line
 from hypercompress.saved.replacing import prepared_in
 from hypercompress.student import Student, from_pretrained
 from hypercompress.transfer import adapt, load_network
+from hypercompress.transfer.levels import MARGIN, Weighing
 from hypercompress.transfer.ridge import check_labels
 from hypercompress.transfer.support import draw_shots
 
@@ -92,6 +94,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     student.report["teacher"]["bytes"] = size  # in its own precision
     terminal.phase("save")
     student.save_pretrained(arguments.out, overwrite=arguments.overwrite)
+    show_task(student.report["transfer"], terminal)
     terminal.show(table(student.report["transfer"]))
     terminal.note("saved", str(arguments.out))
     return dict(student.report)
@@ -133,14 +136,36 @@ def table(told: Mapping[str, Any]) -> Table:
     """What was done, and what leaving one out says."""
     views, levels = told["views"], told["levels"]
     shown = Table("", "ridge on MODEL", "adapted", "on all stages", f"and {views['count']} views")
-    for name, form in {"accuracy": "{:.4f}", "loss": "{:.4f}"}.items():
-        values = (told["loo"][kind][name] for kind in ("plain", "adapted", "levels", "views"))
-        shown.add_row(f"leave-one-out {name}", *("unknown" if v is None else form.format(v) for v in values))
+    for name in ("accuracy", "loss"):
+        cells = (_left_out(told, kind, name) for kind in ("plain", "adapted", "levels", "views"))
+        shown.add_row(f"leave-one-out {name}", *cells)
     kept = ["yes" if told["kept"] == kind else "" for kind in ("plain", "adapted")]
     shown.add_row("kept", *kept, *("yes" if part["kept"] else "" for part in (levels, views)))
-    shown.add_row("why", told["why"], "", levels["why"], views["why"])
+    shown.add_row("why", told["why"], "", _why_levels(levels), views["why"])
     shown.add_row("network", told["network"])
     shown.add_row("steps", steps_line(told))
     for name in ("penalty", "passes", "seconds"):
         shown.add_row(name, f"{told[name]:.4g}")
     return shown
+
+
+def _left_out(told: Mapping[str, Any], kind: str, name: str) -> str:
+    """Accuracy or loss of one head where an image is left out."""
+    value = told["loo"][kind][name]
+    if value is None and told["loo"]["plain"]["loss"] is None:
+        return "unknown"  # one image a class: nothing can be left out
+    if value is None and kind == "levels" and (losses := _tried(told["levels"])):  # and not kept
+        return f"{min(losses):.4f}" if name == "loss" else "unknown"
+    return "not tried" if value is None else f"{value:.4f}"
+
+
+def _tried(levels: Mapping[str, Any]) -> list[float]:
+    """Leave-one-out losses of the heads on all stages."""
+    return [loss for weighing, loss in levels["loo_loss"].items() if weighing != Weighing.LAST and loss is not None]
+
+
+def _why_levels(levels: Mapping[str, Any]) -> str:
+    """Why the head reads all stages or not; a lower loss may not be enough."""
+    lower = any(loss < levels["loo_loss"][Weighing.LAST] for loss in _tried(levels))
+    margin = f", less by {MARGIN:.0%} at least where a task is not known to be far"
+    return f"{levels['why']}{margin if lower and not levels['kept'] else ''}"

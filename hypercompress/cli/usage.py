@@ -30,3 +30,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"received an unusable command line ({message}); expected its usage; run {self.prog} --help")
+
+
+def share(text: str) -> float:
+    """A number, to argparse; what is none is mostly a percentage."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a share such as 0.4, not {text!r}") from None

@@ -25,6 +25,13 @@ from hypercompress.saved.whole_file import whole_file
 from hypercompress.student import Student
 
 FORMATS = ("onnx", "torch-export")
+ENDINGS = {".onnx": "onnx", ".pt2": "torch-export"}
+OTHERS = frozenset(  # endings that promise a format of other programs, or weights alone
+    {
+        *(".engine", ".plan", ".trt", ".tflite", ".mlmodel", ".mlpackage", ".pb", ".h5", ".keras", ".xml", ".ort"),
+        *(".pt", ".pth", ".pte", ".ptl", ".ckpt", ".safetensors"),
+    }
+)
 BATCH_SIZES = (1, 3)  # that the file is compared at; it is traced at another
 TOLERANCE = 1e-4  # of the largest output, or of 1 where all outputs are smaller
 GRAPH_SHARE, GRAPH_BYTES = 0.1, 2**20  # what a file may have beyond the weights: folded tables, names, operations
@@ -62,7 +69,7 @@ class Exported:
 def export(
     model: nn.Module,
     file: str | Path,
-    format: str = "onnx",  # noqa: A002 - the word of the command line
+    format: str | None = None,  # noqa: A002 - the word of the command line
     *,
     input_size: Sequence[int] | None = None,
     int8: bool = False,
@@ -77,7 +84,7 @@ def export(
             compiled counts as it was written.
         file: path to write. It appears whole or not at all.
         format: ``onnx`` (onnxruntime and others; input ``input``, output ``output``) or ``torch-export``
-            (``torch.export.load``; for the device that the model is on).
+            (``torch.export.load``; for the device that the model is on); ``None``: see `format_of`.
         input_size: shape of one input; ``None``: what the model's ``pretrained_cfg`` says.
         int8: quantize the ONNX file; see `int8.py` for how.
         data: batches of images for ``int8``, to calibrate convolutions and to measure agreement. ``None``: agreement on
@@ -86,7 +93,8 @@ def export(
         seed: of the noise that the file is compared on.
 
     Raises:
-        ExportError: a package or a translation is missing, or the file differs or is too large.
+        ExportError: a package or a translation is missing, the file differs or is too large, or its name says another
+            format.
         ArtefactError: ``file`` is in the way or cannot be written. ModelError: no input size, or not one output.
         DataError: ``data`` has too few images.
 
@@ -95,7 +103,7 @@ def export(
         True
     """
     start, file = time.perf_counter(), Path(file)
-    check_request(format, int8=int8, has_data=data is not None)
+    format = check_request(file, format, int8=int8, has_data=data is not None)  # noqa: A001
     model = as_written(model)
     model = model.model if isinstance(model, Student) else model  # the tensors get the names that the folder has
     student_bytes, size = bytes_of(model), _input_size(model, input_size)
@@ -130,20 +138,45 @@ def _written(graph: ExportedProgram, format: str, file: Path) -> nn.Module:  # n
     return program.read(file)
 
 
-def check_request(format: str, *, int8: bool, has_data: bool) -> None:  # noqa: A002
-    """What can be known to be wrong before the model is touched.
+def format_of(file: Path, given: str | None) -> str:
+    """The format ``given``, else the one that the file's name ends as, else ``onnx``.
 
     Raises:
-        ExportError: an unknown format, options that do not go together, or a package that is missing.
+        ExportError: an unknown one, or a name that ends as files of another.
     """
-    if format not in FORMATS:
-        raise ExportError(f"received the format {format!r}; expected {' or '.join(FORMATS)}; choose one")
-    if int8 and format != "onnx":
-        raise ExportError(f"received int8 with the format {format}; expected onnx, whose files it is for; drop one")
+    if given is not None and given not in FORMATS:
+        raise ExportError(f"received the format {given!r}; expected {' or '.join(FORMATS)}; choose one")
+    ending = file.suffix.lower()
+    said = ENDINGS.get(ending)
+    if given is None and ending in OTHERS:
+        raise ExportError(
+            f"received the file {file}, whose ending is of a format that is not written here; expected "
+            f"{' or '.join(f'{end} ({form})' for end, form in ENDINGS.items())}; rename it, or say the format"
+        )
+    if said and given and said != given:
+        raise ExportError(
+            f"received the format {given} for the file {file}; expected {said}, as its ending says; leave the format "
+            "out, or rename the file"
+        )
+    return given or said or FORMATS[0]
+
+
+def check_request(file: Path, format: str | None, *, int8: bool, has_data: bool) -> str:  # noqa: A002
+    """The format to write, and what can be known to be wrong before the model is touched.
+
+    Raises:
+        ExportError: see `format_of`; options that do not go together, or a package that is missing.
+    """
+    chosen = format_of(file, format)
+    if int8 and chosen != "onnx":
+        raise ExportError(
+            f"received int8 with the format {chosen}; expected onnx, whose files it is for; drop int8 or write .onnx"
+        )
     if has_data and not int8:
         raise ExportError("received images without int8; expected them only to quantize with; drop them or add int8")
-    if format == "onnx":
+    if chosen == "onnx":
         onnx_file.require_packages()
+    return chosen
 
 
 def largest_difference(running: nn.Module, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hypercompress.architecture import Architecture, build, load_timm
+from hypercompress.architecture.names import near_names
 from hypercompress.errors import ModelError
 from tests.small_models import FAMILIES, SMALL, same
 
@@ -65,6 +66,13 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         load_timm("resnt50", pretrained=False)
     with pytest.raises(ModelError, match=r"'!!'.*list_models\(\)"):
         build(Architecture("!!"))
+
+
+def test_folders_are_named_before_models() -> None:
+    assert near_names("test_resnt", ["test_resnets", "s/test_res"]).startswith(
+        "did you mean the student folder test_resnets or s/test_res, or test_resnet, "
+    )
+    assert near_names("studen", ["student"]) == "did you mean the student folder student?"
 
 
 def test_a_class_of_ones_own_is_no_name() -> None:

@@ -75,6 +75,25 @@ def test_a_timm_model_can_be_evaluated(run: Run, teacher: tuple[object, ...]) ->
     assert json.loads(out)["images"] == 50
 
 
+def test_labels_of_folders_are_told_where_the_model_does_not_name_its_classes(
+    run: Run, student: Path, tmp_path: Path
+) -> None:
+    for name in "abcdefghij":
+        write_images(tmp_path / "photos" / name, 1)
+    code, out, err = run("evaluate", student, "--data", tmp_path / "photos")
+    assert (code, err) == (0, "")
+    assert "labels: class folders in alphabetical order are taken as classes 0 to 9 (the model does not" in out
+    assert "labels:" not in run("evaluate", student, *DATA, "--images", 50)[1], "these are numbered by who made them"
+
+
+def test_random_weights_are_told(run: Run, student: Path) -> None:
+    words = (*DATA, "--images", 50, "--against", "test_resnet", "--no-pretrained")
+    code, out, err = run("evaluate", student, *words)
+    assert (code, err) == (0, "")
+    assert f"model: student folder {student}" in out
+    assert "against: test_resnet with random weights" in out
+
+
 def test_unlabelled_images(run: Run, student: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "flat", 9)
     code, out, err = run("evaluate", student, "--data", tmp_path / "flat", "--against", student, "--json")
@@ -176,6 +195,7 @@ def test_classes_are_compared_by_name(run: Run, weights: Path, tmp_path: Path) -
     code, out, err = run("evaluate", tmp_path / "moved", "--data", tmp_path / "all", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["top1"] == 1
+    assert "labels:" not in run("evaluate", tmp_path / "moved", "--data", tmp_path / "all")[1]
     (tmp_path / "all" / "b").rename(tmp_path / "all" / "x")
     words = ("--data", tmp_path / "all", "--against", tmp_path / "moved")
     code, out, err = run("evaluate", tmp_path / "moved", *words)

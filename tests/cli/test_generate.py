@@ -114,6 +114,29 @@ def test_a_tilted_allocation_is_told(
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("allocation")] == told
 
 
+def test_a_student_whose_outputs_overflow_is_told(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON has no NaN: its KL is null."""
+    report = json.loads((student / "report.json").read_text())
+    fidelity = {"kl": None, "agreement": None, "top1_teacher": None, "top1_student": None, "images": 12}
+    with Terminal(quiet=False) as terminal:
+        show_student({**report, "fidelity": fidelity, "calibration": "photos"}, terminal)
+    assert "measured: KL not finite on 12 held-out images" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_prediction_that_nothing_scaled_is_not_to_be_trusted(
+    scaled: bool, student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = json.loads((student / "report.json").read_text())
+    with Terminal(quiet=False) as terminal:
+        show_student({**report, "predicted_kl": 0.25}, terminal, scaled=scaled)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("predicted KL"))
+    assert line == (
+        "predicted KL: 0.25 nats"
+        + ("" if scaled else " (ranks students, and is often far too small: go by what is measured)")
+    )
+
+
 def test_the_bar_names_the_layer_at_hand() -> None:
     with Terminal(quiet=True) as terminal:
         terminal.phase("generate", 2)
@@ -177,7 +200,7 @@ def test_a_hypernetwork_by_its_folder(run: Run, teacher: tuple[object, ...], hyp
     code, out, err = run("generate", name, tmp_path / "s", *rest, "--params", 0.3, "--generator", hypernet, *CALIBRATE)
     assert (code, err) == (0, "")
     assert "generator: mine\n" in out
-    assert re.search(r"^strength of the hypernetwork: [0-9.]+$", out, flags=re.MULTILINE)
+    assert re.search(r"^strength of the hypernetwork: (0 \(not used\)|[0-9.]+)$", out, flags=re.MULTILINE)
     code, out, err = run("generate", name, tmp_path / "t", *rest, "--params", 0.3, "--search", 0.1, *CALIBRATE)
     assert (code, err) == (0, "")
     assert "generator: kfac-search\n" in out, "what is searched is the closed form"

@@ -42,6 +42,17 @@ def test_pareto_lies_beside_out_and_predicts_its_student(run: Run, teacher: tupl
     assert after.predicted_kl <= result["predicted_kl"] <= before.predicted_kl
 
 
+def test_a_scaled_prediction_carries_no_warning(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
+    name, *rest = teacher
+    words = (*rest, "--generator", "kfac", "--params", 0.5, *CALIBRATE, "--no-refit")
+    warned = []
+    for more in ((), ("--pareto",)):
+        code, out, _ = run("generate", name, tmp_path / "s", *words, "--overwrite", *more)
+        assert code == 0
+        warned.append("far too small: go by what is measured" in out)
+    assert warned == [True, False]
+
+
 def test_pareto_refuses(run: Run, teacher: tuple[object, ...], tmp_path: Path) -> None:
     name, *rest = teacher
     (tmp_path / "pareto.csv").write_text("mine")

@@ -195,6 +195,36 @@ def test_a_file_that_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "wanted"),
+    [
+        ("s.pt2", None, "torch-export"),
+        ("s.onnx", None, "onnx"),
+        ("S.PT2", None, "torch-export"),
+        ("s", None, "onnx"),
+        ("resnet50.a1_in1k", None, "onnx"),
+        ("s.file", "torch-export", "torch-export"),
+        ("s.pth", "torch-export", "torch-export"),
+        ("s.pt2", "onnx", r"received the format onnx for the file s\.pt2; expected torch-export, as its ending says"),
+        ("s.onnx", "torch-export", r"received the format torch-export for .*; expected onnx, as"),
+        ("s.tflite", None, r"received the file s\.tflite, .*; expected \.onnx \(onnx\) or \.pt2 \(torch-export\)"),
+        ("s.pth", None, r"received the file s\.pth, whose ending is of a format that is not written here"),
+    ],
+)
+def test_the_ending_says_the_format_or_belies_it(name: str, given: str | None, wanted: str) -> None:
+    if wanted in FORMATS:
+        assert checked.format_of(Path(name), given) == wanted
+        return
+    with pytest.raises(ExportError, match=wanted):
+        export(MLP(), name, given, input_size=(32,))
+    assert not Path(name).exists()
+
+
+def test_a_program_of_torch_is_written_by_its_ending(tmp_path: Path) -> None:
+    assert export(MLP(), tmp_path / "s.pt2", input_size=(32,)).format == "torch-export"
+    torch.export.load(str(tmp_path / "s.pt2"))
+
+
 def test_requests_that_make_no_sense(tmp_path: Path) -> None:
     images = [torch.randn(8, 32)]
     for words, text in (

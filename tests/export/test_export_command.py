@@ -89,6 +89,28 @@ def test_bad_requests_are_one_line(run: Run, folder: Path, tmp_path: Path, words
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_ending_says_the_format(run: Run, folder: Path, tmp_path: Path) -> None:
+    code, out, err = run("export", folder, tmp_path / "student.pt2", *SIZE, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["format"] == "torch-export"
+    torch.export.load(str(tmp_path / "student.pt2"))
+
+
+def test_an_ending_that_belies_the_format_is_refused_before_anything_runs(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypercompress.cli.export._run", lambda *_: pytest.fail("work began"))
+    for name, words, told in (
+        ("s.tflite", (), "whose ending is of a format that is not written here; expected .onnx (onnx) or .pt2"),
+        ("s.onnx", ("--format", "torch-export"), "expected onnx, as its ending says"),
+        ("s.pt2", ("--int8",), "received int8 with the format torch-export"),
+    ):
+        code, out, err = run("export", folder, tmp_path / name, *words)
+        assert (code, out) == (2, "")
+        assert told in err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_file_is_refused(run: Run, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     code, _, err = run("export", folder, tmp_path / "file", *SIZE)
