@@ -87,7 +87,7 @@ class Distillation(Resumable):
         self.watched: tuple[str, ...] = ()  # setup leaves the comparable ones
         if self.teacher is not None and self.losses.features > 0:
             self.watched = in_common(self.network, self.teacher)
-            self._require_terms(self.watched, "whose feature_info names no module that the teacher has too")
+            self.losses.require_maps(self.watched, "whose feature_info names no module that the teacher has too")
         names = ("kl", "agreement", "top1_teacher", "top1_student")
         self.metrics = nn.ModuleDict({name: MeanMetric() for name in names})
         self.fidelity: dict[str, Any] = fidelity_json(None)
@@ -99,13 +99,6 @@ class Distillation(Resumable):
         """The teacher, on whatever device it was moved to."""
         return None if self._outside is None else self._outside.module
 
-    def _require_terms(self, watched: tuple[str, ...], why: str) -> None:
-        if not watched and self.losses.features > 0 and self.losses.logits == self.losses.labels == 0:
-            raise ModelError(
-                f"received a weight on features alone for a model {why}; expected something to learn from; set the "
-                "weight of the logits above 0"
-            )
-
     def setup(self, stage: str) -> None:
         """It is known how the images are prepared: give the teacher its own normalisation where that differs, keep the
         feature maps that can be compared, and say which cannot.
@@ -113,11 +106,13 @@ class Distillation(Resumable):
         Raises:
             DataError: ``mean`` or ``std`` of the teacher do not fit, or labels to follow are no classes of the student.
             ModelError: student and teacher differ in the shape of their logits, or one does not take the images; a
-                weight on features alone, and no two maps that are alike.
+                weight on features alone, and no two maps that are alike. SettingError: such a weight in several
+                processes.
         """
         if stage == "fit":  # what a checkpoint says comes after it
             self.frozen = None if self.norms == "auto" else self.norms == "frozen"
             self.rate = None if self.optimization.lr == "auto" else self.optimization.lr
+        self.losses.require_all_weights(self.trainer.world_size)
         given = self._preprocess()
         size = given.input_size
         if self.teacher is None or self._source is None:
@@ -134,7 +129,7 @@ class Distillation(Resumable):
         if wrong:
             listed = "; ".join(f"{name} ({fault})" for name, fault in wrong.items())
             rank_zero_info(f"feature loss leaves out: {listed}")
-        self._require_terms(
+        self.losses.require_maps(
             self.watched, f"whose feature maps all differ from the teacher's or are no tensors ({len(wrong)})"
         )
 

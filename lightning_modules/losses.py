@@ -1,7 +1,9 @@
 """What a distilled student follows: the weights of the terms of its loss."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hypercompress.errors import ModelError
 from lightning_modules.optimization import SettingError
 
 
@@ -30,3 +32,23 @@ class Losses:
                 f"{self.temperature:g}; expected weights of 0 or more, one above 0, and a temperature above 0; change "
                 "them"
             )
+
+    def require_maps(self, maps: Sequence[str], why: str) -> None:
+        """Raises ModelError if maps alone are followed, and there are none: ``why`` says of what model."""
+        if not maps and self._maps_alone:
+            raise ModelError(
+                f"received a weight on features alone for a model {why}; expected something to learn from; set the "
+                "weight of the logits above 0"
+            )
+
+    def require_all_weights(self, processes: int) -> None:
+        """Raises SettingError if several processes would wait for gradients that no term gives the classifier."""
+        if processes > 1 and self._maps_alone:
+            raise SettingError(
+                f"received a weight on features alone for {processes} processes; expected a term that reaches every "
+                "weight, the classifier's too; set the weight of the logits above 0, or train in one process"
+            )
+
+    @property
+    def _maps_alone(self) -> bool:
+        return self.features > 0 and self.logits == self.labels == 0

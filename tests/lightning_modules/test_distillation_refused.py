@@ -14,6 +14,7 @@ from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses
+from lightning_modules.optimization import SettingError
 from lightning_modules.source import TeacherSource
 from tests.lightning_modules.distilled import Folders, images, system
 
@@ -44,6 +45,23 @@ def test_features_alone_of_a_model_that_names_none(folders: Folders, monkeypatch
     monkeypatch.setattr("lightning_modules.distillation.from_pretrained", nameless)
     with pytest.raises(ModelError, match="received a weight on features alone"):
         system(folders, losses)
+
+
+def test_features_alone_in_several_processes(
+    folders: Folders, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They reach no classifier, whose gradient the processes would wait for."""
+    alone = Losses(logits=0.0, features=1.0)
+    for losses in (alone, Losses(features=1.0), Losses(logits=0.0, features=1.0, labels=1.0)):
+        losses.require_all_weights(1)
+        if losses is not alone:
+            losses.require_all_weights(2)
+    distillation = system(folders, alone)
+    distillation.trainer = trainer(max_steps=1)
+    distillation.setup("fit")
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    with pytest.raises(SettingError, match=r"received a weight on features alone for 2 processes; expected a term"):
+        distillation.setup("fit")
 
 
 @pytest.mark.parametrize(
