@@ -21,7 +21,7 @@ from hypercompress.errors import HypercompressError
 from hypercompress.running.memory import keep_freed
 from lightning_modules.callbacks import SaveWhenStopped, StepLines, TellReplaced
 
-KEYWORDS = ("best", "last", "hpc")  # of Lightning's, for checkpoints of the run itself
+KEYWORDS = ("best", "last", "hpc", "registry")  # of Lightning's, for checkpoints of the run itself
 OUTPUTS = ("default_root_dir", "save_dir", "dirpath", "folder", "out")  # what the configs call the places they write to
 
 
@@ -108,7 +108,7 @@ def require_checkpoint(path: str | None) -> None:
     if path is None or path in KEYWORDS or ":" in path:
         return
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises some ten kinds
         raise HypercompressError(
             f"received --ckpt_path {path}, which cannot be read ({type(error).__name__}: {one_line(error)}); expected "

@@ -39,7 +39,7 @@ def require_known(text: str) -> None:
             own class, which cannot be built from what its folder says.
     """
     if is_student_folder(text):
-        _require_timm(Path(text))
+        require_buildable(Path(text))
     elif ":" not in text and not timm.is_model(text):
         raise ModelError(
             f"received {text!r}, neither a student folder nor a timm name; expected one of them; "
@@ -47,7 +47,8 @@ def require_known(text: str) -> None:
         )
 
 
-def _require_timm(folder: Path) -> None:
+def require_buildable(folder: Path) -> None:
+    """Raises ArtefactError if a student folder is of a model that only its user can build."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # told where it is loaded

@@ -77,7 +77,7 @@ class KeepsBest(Resumable):
         """
         self._catch_up()
         if keeps(self.trainer) and self.trainer.global_step > 0 and not (self.curve and self.out.exists()):
-            rank_zero_warn("nothing was validated, so nothing was chosen: the last network is written")
+            rank_zero_warn("nothing was validated in this run, so nothing was chosen: the last network is written")
             self._write()
 
     def _catch_up(self) -> None:

@@ -21,6 +21,7 @@ from torchmetrics import MeanMetric
 from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
 from hypercompress.losses import distillation_kl, feature_loss, watching
+from hypercompress.models import require_buildable
 from hypercompress.report import class_names, fidelity_json, trained_on
 from hypercompress.running.calling import keeping_random_state, precision, single_
 from hypercompress.running.norms import remembering_norms
@@ -65,6 +66,7 @@ class Distillation(Resumable):
         norms: Literal["auto", "training", "frozen"] = "auto",
     ) -> None:
         super().__init__()
+        require_buildable(student)
         source = from_pretrained(student)
         self.network, self.architecture, self.report = source.model, source.architecture, source.report
         self._saved_as = single_(self.network)

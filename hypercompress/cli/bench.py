@@ -13,7 +13,7 @@ from hypercompress.benchmark import LayerSpeed, ModelSpeed, Settings, compare_la
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.errors import BenchmarkError, ModelError
-from hypercompress.models import is_student_folder, require_known
+from hypercompress.models import is_student_folder, require_buildable
 from hypercompress.running.timing import Timing
 from hypercompress.student import Student, from_pretrained, low_rank_layers
 
@@ -111,7 +111,7 @@ def _student(text: str) -> None:
             f"received STUDENT {text}, which is no student folder (no config.json); expected one; "
             f"{checks.meant(text)}make it with hypercompress generate"
         )
-    require_known(text)
+    require_buildable(Path(text))
 
 
 def _teacher(arguments: Namespace) -> None:

@@ -14,7 +14,7 @@ from hypercompress.cli import checks, inputs, pareto
 from hypercompress.cli.shown import show_no_data, show_student
 from hypercompress.cli.terminal import Terminal
 from hypercompress.compress import SEARCHED, finish, searched
-from hypercompress.curvature.steadying import COUNTS_AS, FEW
+from hypercompress.curvature.steadying import COUNTS_AS, few
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import BudgetError, GeneratorError, HypercompressError
 from hypercompress.generator import load_generator
@@ -27,8 +27,6 @@ from hypercompress.saved.replacing import prepared_in
 from hypercompress.specs import Budget, Unit
 from hypercompress.student import Student
 from hypercompress.synthetic.inversion import STEPS, passes_of, synthesize, usual_images
-
-MANY, FEW_OF_MANY = 200, 16  # of so many classes --steady is mostly closer with fewer images than `FEW`, see there
 
 
 def generate(arguments: Namespace) -> None:
@@ -166,7 +164,7 @@ def _images(
     norms = len(remembering_norms(teacher))
     if arguments.renormalize:
         terminal.note("BatchNorms", f"{norms} to renormalise to these images")
-    elif count <= (FEW_OF_MANY if outputs and outputs[0] >= MANY else FEW) and norms and not arguments.steady:
+    elif count <= few(outputs[0] if outputs else 0) and norms and not arguments.steady:
         terminal.note("few images", "with so few --steady is mostly closer")
     return batches, count, time.perf_counter()
 

@@ -24,7 +24,7 @@ from hypercompress.saved.card import steps_line
 from hypercompress.saved.replacing import prepared_in
 from hypercompress.student import Student, from_pretrained
 from hypercompress.transfer import adapt, load_network
-from hypercompress.transfer.levels import MARGIN, Weighing
+from hypercompress.transfer.levels import Weighing
 from hypercompress.transfer.ridge import check_labels
 from hypercompress.transfer.support import draw_shots
 
@@ -141,7 +141,7 @@ def table(told: Mapping[str, Any]) -> Table:
         shown.add_row(f"leave-one-out {name}", *cells)
     kept = ["yes" if told["kept"] == kind else "" for kind in ("plain", "adapted")]
     shown.add_row("kept", *kept, *("yes" if part["kept"] else "" for part in (levels, views)))
-    shown.add_row("why", told["why"], "", _why_levels(levels), views["why"])
+    shown.add_row("why", told["why"], "", levels["why"], views["why"])
     shown.add_row("network", told["network"])
     shown.add_row("steps", steps_line(told))
     for name in ("penalty", "passes", "seconds"):
@@ -162,10 +162,3 @@ def _left_out(told: Mapping[str, Any], kind: str, name: str) -> str:
 def _tried(levels: Mapping[str, Any]) -> list[float]:
     """Leave-one-out losses of the heads on all stages."""
     return [loss for weighing, loss in levels["loo_loss"].items() if weighing != Weighing.LAST and loss is not None]
-
-
-def _why_levels(levels: Mapping[str, Any]) -> str:
-    """Why the head reads all stages or not; a lower loss may not be enough."""
-    lower = any(loss < levels["loo_loss"][Weighing.LAST] for loss in _tried(levels))
-    margin = f", less by {MARGIN:.0%} at least where a task is not known to be far"
-    return f"{levels['why']}{margin if lower and not levels['kept'] else ''}"

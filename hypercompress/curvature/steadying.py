@@ -14,7 +14,13 @@ from hypercompress.specs import Curvature, Sketch
 
 COUNTS_AS = 8.0  # images that the noise weighs as much as
 # Images up to which that is mostly worth it: 32 on nine networks, 64 on two of them; with 1,000 classes 16 (LOG.md).
-FEW = 64
+FEW, FEW_OF_MANY = 64, 16
+MANY = 200  # classes; between those ten and these 1,000 nothing was measured, and the bar is a guess
+
+
+def few(classes: int) -> int:
+    """Images up to which noise is mostly worth it, for a model of so many classes."""
+    return FEW_OF_MANY if classes >= MANY else FEW
 
 
 def noise_share(samples: int) -> float:

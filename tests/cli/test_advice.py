@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
-from hypercompress.errors import ArtefactError, ModelError
+from hypercompress.errors import ArtefactError
 from hypercompress.models import load_model, near_student_folders
-from lightning_modules.source import TeacherSource
 from tests.cli.words import DATA, Run
 from tests.exported import mlp_student
 
@@ -71,9 +69,3 @@ def test_report_reads_a_student_of_ones_own_class_and_no_teacher_is_made_of_it(r
 def test_a_percentage_is_told_to_be_a_share(run: Run, option: str) -> None:
     _, _, err = run("generate", "test_resnet", "out", option, "40%")
     assert f"(argument {option}: expected a share such as 0.4, not '40%')" in err
-
-
-def test_a_teacher_of_train_is_told_the_options_of_train(tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ModelError, match=r"check the model name and --model\.teacher\.model_args \(num_classes"):
-        TeacherSource("test_resnet", checkpoint=tmp_path / "other.pth").load()

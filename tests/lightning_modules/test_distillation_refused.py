@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
@@ -16,6 +17,7 @@ from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses
 from lightning_modules.optimization import SettingError
 from lightning_modules.source import TeacherSource
+from tests.exported import mlp_student
 from tests.lightning_modules.distilled import Folders, images, system
 
 
@@ -92,3 +94,15 @@ def test_a_teacher_that_is_not_there_is_named_with_the_options_for_it(folders: F
         ModelError, match=r"'runs/teacher/teacher'.*; this is the teacher: name it with --model.teacher"
     ):
         Distillation(folders[1], TeacherSource("runs/teacher/teacher"))
+
+
+def test_a_teacher_of_train_is_told_the_options_of_train(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ModelError, match=r"check the model name and --model\.teacher\.model_args \(num_classes"):
+        TeacherSource("test_resnet", checkpoint=tmp_path / "other.pth").load()
+
+
+def test_a_student_of_ones_own_class_is_trained_in_a_loop_of_ones_own(tmp_path: Path) -> None:
+    mlp_student().save_pretrained(tmp_path / "mine")
+    with pytest.raises(ArtefactError, match=r"received the student .*mine of a model of your own class"):
+        Distillation(tmp_path / "mine")

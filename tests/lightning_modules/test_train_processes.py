@@ -45,6 +45,25 @@ def test_sigterm_leaves_a_checkpoint_and_143(root: Path, here: Path, folders: Fo
     assert not (here / "runs/debug/distill/student").exists()
 
 
+def stopped_as_a_group(root: Path, here: Path, words: list[str], checkpoint: Path) -> int:
+    """The step after which a run ends, all of whose processes get SIGTERM once it has a checkpoint."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command, log = [sys.executable, str(root / "train.py"), *words], here / "said"
+    with log.open("w") as said:
+        process = subprocess.Popen(command, cwd=here, env=environment, stdout=said, stderr=said, start_new_session=True)
+        try:
+            while process.poll() is None and not checkpoint.exists():
+                time.sleep(0.1)
+            os.killpg(process.pid, signal.SIGTERM)
+            assert process.wait(timeout=60) == 143, log.read_text()[-3000:]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    found = re.search(r"stopped by SIGTERM after step (\d+)", log.read_text())
+    assert found is not None
+    return int(found[1])
+
+
 TWO = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
 
 
@@ -53,44 +72,20 @@ def test_two_processes_stop_together_after_the_same_whole_step(root: Path, here:
     words = ["fit", "--config", config(root, "distill"), *start(folders), *TWO, "--trainer.max_steps", "100000"]
     words += ["--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "0"]
     words += ["--trainer.accumulate_grad_batches", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command, checkpoint = [sys.executable, str(root / "train.py"), *words], here / "runs/debug/distill/last.ckpt"
-    with (here / "said").open("w+") as said:
-        process = subprocess.Popen(command, cwd=here, env=environment, stdout=said, stderr=said, start_new_session=True)
-        try:
-            while process.poll() is None and not checkpoint.exists():
-                time.sleep(0.1)
-            os.killpg(process.pid, signal.SIGTERM)
-            assert process.wait(timeout=60) == 143
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        found = re.search(r"stopped by SIGTERM after step (\d+)", (here / "said").read_text())
-    assert found is not None
+    checkpoint = here / "runs/debug/distill/last.ckpt"
+    step = stopped_as_a_group(root, here, words, checkpoint)
     content = torch.load(checkpoint, weights_only=True)
     batches = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
-    assert (content["global_step"], batches) == (int(found[1]), 2 * int(found[1]))
+    assert (content["global_step"], batches) == (step, 2 * step)
 
 
 def test_processes_that_prepare_images_do_not_end_before_the_run(root: Path, here: Path) -> None:
     """They are in the group that a scheduler signals; without them there is no next batch, and no checkpoint."""
     words = ["fit", "--config", config(root, "teacher"), "--data.augment", "crop", "--data.workers", "2"]
     words += ["--trainer.max_steps", "100000", "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command, checkpoint = [sys.executable, str(root / "train.py"), *words], here / "runs/debug/teacher/last.ckpt"
-    with (here / "said").open("w+") as said:
-        process = subprocess.Popen(command, cwd=here, env=environment, stdout=said, stderr=said, start_new_session=True)
-        try:
-            while process.poll() is None and not checkpoint.exists():
-                time.sleep(0.1)
-            os.killpg(process.pid, signal.SIGTERM)
-            assert process.wait(timeout=60) == 143, (here / "said").read_text()[-3000:]
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        found = re.search(r"stopped by SIGTERM after step (\d+)", (here / "said").read_text())
-    assert found is not None
-    assert torch.load(checkpoint, weights_only=True)["global_step"] == int(found[1])
+    checkpoint = here / "runs/debug/teacher/last.ckpt"
+    step = stopped_as_a_group(root, here, words, checkpoint)
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == step
 
 
 @pytest.mark.parametrize("name", ["distill", "finetune"])

@@ -155,6 +155,8 @@ def test_maps_are_never_worse_than_ridge_regression_by_what_is_left_out(task: Ne
         found = weigh(features, labels, 3, LEVELS, replace(last, loo_loss=loss), task)
         assert (found.weighing is not Weighing.LAST) == kept
         assert found.head.loo_loss <= loss
+        asked = not kept and task is not Nearness.FAR
+        assert found.why == ("leave-one-out loss" + ", 10% less of which is asked where a task is not far" * asked)
 
 
 @pytest.mark.parametrize("task", list(Nearness))
