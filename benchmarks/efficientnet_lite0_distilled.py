@@ -1,35 +1,42 @@
 """EfficientNet-Lite0 with its ImageNet weights: what 300 steps of distillation make of each generator's start.
 
-    python -m benchmarks.efficientnet_lite0_distilled --assets ASSETS [--pilot] [--statistics images none] [--only ...]
+    python -m benchmarks.efficientnet_lite0_distilled --assets ASSETS [--pilot] [--statistics images ...] [--only ...]
         [--batch 32] [--crops 12] [--device cpu|cuda] [--out benchmarks/results]
 
-As `benchmarks.efficientnet_lite0`: starts from the photographs of ``train`` and crops of them, or from the weights
-alone; agreement with the teacher and KL on those of ``val``. The steps learn from the teacher's logits on the
-photographs of ``train`` and crops of them, no labels; BatchNorm keeps its moments, as so few photographs have poor
-ones. Starts are as generated, without the refit that steps would undo. ``--pilot`` compares learning rates first, by a
-third of the steps and on photographs of ``train`` that neither statistics nor steps have seen, and writes
-``efficientnet_lite0_pilot.csv``; the best of each start is used. Writes ``efficientnet_lite0_distilled.csv``; rows that
-are there are not made again. The folders are no classes of ImageNet, so top-1 says nothing. On a card a minute for the
-images and some seconds a row; on one thread a quarter of an hour a row (``--batch 8``).
+As `benchmarks.efficientnet_lite0`: starts from the photographs of ``train`` and crops of them, from the weights alone,
+or from 1/f noise; agreement with the teacher and KL on those of ``val``. The steps learn from the teacher's logits on
+the photographs of ``train`` and crops of them, no labels; BatchNorm keeps its moments, as so few photographs have poor
+ones. Starts are as generated, without the refit that steps would undo: of `svd` that is the same with photographs and
+without. Where the guard of the hypernetwork took `kfac`'s student, its row is `kfac`'s. ``--pilot`` compares learning
+rates first, by a third of the steps and on photographs of ``train`` that neither statistics nor steps have seen, and
+writes ``efficientnet_lite0_pilot.csv``; the best of each start is used. Writes ``efficientnet_lite0_distilled.csv``;
+rows that are there are not made again. The folders are no classes of ImageNet, so top-1 says nothing. On a card a
+minute for the images and some seconds a row; on one thread five minutes a row (``--batch 8``).
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks.efficientnet_lite0 import BATCH, CROPS, SHARES, open_teacher, photographs
-from benchmarks.shared.common import RESULTS, Results, Set, answered, budget_of, digest, read_set, say
+from benchmarks.shared.common import RESULTS, Results, Set, answered, budget_of, cell, digest, read_set, say
 from benchmarks.shared.distillation import Recipe, distilled
-from benchmarks.shared.sweep import DATA, WITH_DATA, WITHOUT_DATA, Generators
+from benchmarks.shared.sweep import NOISE, WITHOUT_DATA, Generators
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.preparation import Plan, prepare
+from hypercompress.student import Student
+from hypercompress.synthetic.inversion import synthesize
 
-SOURCES = ("images", "none")  # of the statistics
+STARTS = {"images": ("whitened", "kfac", "hypernet"), "none": WITHOUT_DATA, "noise": NOISE}
+SOURCES = tuple(STARTS)  # of the statistics
+NAMES = tuple(dict.fromkeys(name for names in STARTS.values() for name in names))
+MEASURED = ("params", "macs", "top1_start", "kl_start", "top1", "agreement", "kl", "top1_teacher", "seconds")
 STEPS = 300
 RATES = (1e-4, 3e-4, 1e-3)
 PILOT_SHARE = 0.5
@@ -55,7 +62,7 @@ class Bench:
     batch: int = 32
     crops: int = CROPS
     sources: Sequence[str] = SOURCES
-    starts: Sequence[str] = WITH_DATA + WITHOUT_DATA
+    starts: Sequence[str] = NAMES
     generators: Generators = field(default_factory=Generators)
 
     @property
@@ -70,7 +77,7 @@ class Bench:
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Sources and the starts made from each."""
         for source in self.sources:
-            yield from ((source, start) for start in DATA[source] if start in self.starts)
+            yield from ((source, start) for start in STARTS[source] if start in self.starts)
 
     def recipe(self, rate: float, steps: int) -> Recipe:
         """The distillation at one learning rate."""
@@ -80,14 +87,14 @@ class Bench:
         """Digest of all that a start depends on."""
         return self.generators.weights(start, digest(self.assets))
 
-    def start(self, plan: Plan, start: str, share: float) -> nn.Module:
+    def start(self, plan: Plan, start: str, share: float) -> Student:
         """The student of a start, as generated.
 
         Raises:
             BudgetError: out of reach.
         """
         plan = replace(plan, generator=self.generators.load(start))
-        return finish(plan, budget_of(plan.spec, share), refit=False, norms=False).model
+        return finish(plan, budget_of(plan.spec, share), refit=False, norms=False)
 
     def images(self, teacher: nn.Module, seed: int) -> tuple[torch.Tensor, Set, Set]:
         """The photographs that the statistics read, those that the steps learn from, and those that are measured on.
@@ -104,9 +111,14 @@ class Bench:
 
     def plans(self, teacher: nn.Module, images: torch.Tensor) -> dict[str, Plan]:
         """The teacher with its statistics, by source."""
-        found = {"images": images.split(BATCH), "none": None}
-        example = images[:2]
-        return {source: prepare(teacher, found[source], "svd", example=example) for source in self.sources}
+        return {source: self._plan(source, teacher, images) for source in self.sources}
+
+    @staticmethod
+    def _plan(source: str, teacher: nn.Module, images: torch.Tensor) -> Plan:
+        if source == "noise":
+            noise = torch.cat(list(synthesize(teacher, images.shape[1:], steps=0)))
+            return prepare(teacher, noise.split(BATCH), "kfac", renormalize=True)
+        return prepare(teacher, images.split(BATCH) if source == "images" else None, "svd", example=images[:2])
 
 
 def pilot(bench: Bench, results: Results) -> None:
@@ -122,7 +134,7 @@ def pilot(bench: Bench, results: Results) -> None:
             key = {"data": source, "start": start, "rate": f"{rate:g}"}
             made_of = {"weights": bench.weights(start), "recipe": str(recipe)}
             if not results.has({**key, **made_of}):
-                student = bench.start(plans[source], start, PILOT_SHARE)
+                student = bench.start(plans[source], start, PILOT_SHARE).model
                 row = distilled(teacher, student, train, test, recipe, 0)
                 results.add({**key, **row, **made_of})
                 say(f"pilot, {source}, {start}, rate {rate:g}: KL {row['kl_start']:.3f} -> {row['kl']:.3f}")
@@ -147,6 +159,15 @@ def best_rate(bench: Bench, results: Results, source: str, start: str) -> float:
     return min(known, key=known.__getitem__)
 
 
+def _of_kfac(student: Student, table: Results, key: Mapping[str, Any]) -> dict[str, str] | None:
+    """The row of `kfac` by the same steps, where the guard of the hypernetwork took its student."""
+    if key["start"] != "hypernet" or student.report["generator"]["strength"]:
+        return None
+    wanted = {name: cell(value) for name, value in {**key, "start": "kfac"}.items()}
+    rows = [row for row in table.rows if all(row[name] == value for name, value in wanted.items())]
+    return {name: rows[0][name] for name in MEASURED} if rows else None
+
+
 def run(bench: Bench, rates: Results, table: Results, shares: Sequence[float], seed: int) -> None:
     """All rows of a seed that are missing."""
     recipes = {pair: bench.recipe(best_rate(bench, rates, *pair), STEPS) for pair in bench.pairs()}
@@ -164,9 +185,12 @@ def run(bench: Bench, rates: Results, table: Results, shares: Sequence[float], s
             except BudgetError as error:
                 say(f"{start}: {error}")
                 continue
-            row = distilled(teacher, student, pool, test, recipe, seed)
+            row = _of_kfac(student, table, {**key, "recipe": made_of["recipe"]})
+            row = row or distilled(teacher, student.model, pool, test, recipe, seed)
             table.add({**key, **row, **made_of})
-            change = f"KL {row['kl_start']:.3f} -> {row['kl']:.3f}, agreement {row['agreement']:.3f}"
+            change = (
+                f"KL {float(row['kl_start']):.3f} -> {float(row['kl']):.3f}, agreement {float(row['agreement']):.3f}"
+            )
             say(f"{source}, {start}, {share:.0%}: {change}")
 
 
@@ -175,9 +199,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True, help="folder with the weights and photos/")
     parser.add_argument("--pilot", action="store_true", help="compare the learning rates first")
-    parser.add_argument("--statistics", nargs="+", choices=SOURCES, default=list(SOURCES), help="starts of these only")
-    names = sorted({*WITH_DATA, *WITHOUT_DATA})
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="starts of these generators only")
+    parser.add_argument("--statistics", nargs="+", choices=SOURCES, default=SOURCES, help="starts of these only")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="starts of these generators only")
     parser.add_argument("--shares", nargs="*", type=float, default=list(SHARES), help="and these sizes only")
     parser.add_argument("--seed", type=int, default=0, help="of the crops and of the order (default: 0)")
     parser.add_argument("--batch", type=int, default=32, help="images of a step (default: 32)")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import hypercompress
 from benchmarks import efficientnet_lite0, efficientnet_lite0_rates
 from benchmarks import efficientnet_lite0_distilled as bench
 from benchmarks.shared.common import Results, answered
@@ -62,12 +63,13 @@ def test_starts_are_distilled_at_the_rate_of_their_pilot_and_rows_are_kept(
     monkeypatch.setattr(bench, "STEPS", 6)
     monkeypatch.setattr(bench, "RATES", (1e-2, 1.0))  # the second destroys the student
     words = ["--assets", str(assets), "--shares", "0.8", "0.01", "--out", str(assets / "out")]
-    words += ["--only", "kfac", "svd", "prior", "--batch", "8", "--crops", "1"]
-    with pytest.raises(LookupError, match=r"no rows of svd \(images\) .* of 8 in .*; expected some; pass --pilot"):
+    words += ["--only", "kfac", "svd", "prior", "hypernet", "--batch", "8", "--crops", "1"]
+    with pytest.raises(LookupError, match=r"no rows of kfac \(images\) .* of 8 in .*; expected some; pass --pilot"):
         bench.main(words)
     bench.main([*words, "--pilot"])
     found = Results(assets / "out" / bench.PILOT, bench.PILOT_KEY, bench.MADE_OF)
-    pairs = [("images", "svd"), ("images", "kfac"), ("none", "svd"), ("none", "prior")]
+    pairs = [("images", "kfac"), ("images", "hypernet"), ("none", "svd"), ("none", "prior"), ("none", "hypernet")]
+    pairs.append(("noise", "kfac"))
     assert [(row["data"], row["start"], row["rate"]) for row in found.rows] == [
         (*pair, rate) for pair in pairs for rate in ("0.01", "1")
     ]
@@ -84,6 +86,19 @@ def test_starts_are_distilled_at_the_rate_of_their_pilot_and_rows_are_kept(
     before = table.path.read_bytes()
     bench.main(words)
     assert table.path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("strength", "steps", "same"), [(0.0, 6, True), (0.5, 6, False), (0.0, 3, False)])
+def test_where_the_guard_took_kfac_the_row_is_its_row(tmp_path: Path, strength: float, steps: int, same: bool) -> None:
+    table = Results(tmp_path / "rows.csv", bench.KEY, bench.MADE_OF)
+    key = {"data": "images", "share": 0.8, "seed": 0}
+    measured = {name: float(place) for place, name in enumerate(bench.MEASURED)}
+    table.add({**key, "start": "kfac", "weights": "w", "recipe": f"{steps} x 8", **measured})
+    student = hypercompress.compress(small(tmp_path)[0], {"params": 0.9}, generator="svd")
+    student.report["generator"]["strength"] = strength
+    row = bench._of_kfac(student, table, {**key, "start": "hypernet", "recipe": "6 x 8"})
+    assert row == ({name: f"{place}" for place, name in enumerate(bench.MEASURED)} if same else None)
+    assert bench._of_kfac(student, table, {**key, "start": "whitened", "recipe": "6 x 8"}) is None
 
 
 def test_rates_are_of_the_first_batch(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
