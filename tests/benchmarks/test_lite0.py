@@ -14,6 +14,7 @@ from benchmarks import efficientnet_lite0_distilled as bench
 from benchmarks.shared.common import Results, answered
 from benchmarks.shared.distillation import Recipe, distil
 from hypercompress.architecture import Architecture, load_timm
+from hypercompress.specs import Budget
 
 
 def small(_assets: Path) -> tuple[nn.Module, Architecture]:
@@ -94,7 +95,7 @@ def test_where_the_guard_took_kfac_the_row_is_its_row(tmp_path: Path, strength: 
     key = {"data": "images", "share": 0.8, "seed": 0}
     measured = {name: float(place) for place, name in enumerate(bench.MEASURED)}
     table.add({**key, "start": "kfac", "weights": "w", "recipe": f"{steps} x 8", **measured})
-    student = hypercompress.compress(small(tmp_path)[0], {"params": 0.9}, generator="svd")
+    student = hypercompress.compress(small(tmp_path)[0], Budget(params=0.9), generator="svd")
     student.report["generator"]["strength"] = strength
     row = bench._of_kfac(student, table, {**key, "start": "hypernet", "recipe": "6 x 8"})
     assert row == ({name: f"{place}" for place, name in enumerate(bench.MEASURED)} if same else None)
