@@ -260,7 +260,8 @@ def summary(report: Mapping[str, Any]) -> str:
     achieved = "" if budget["achieved"] is None else f", achieved {budget['achieved']:.4f}"
     lines.append(f"budget: {budget['unit']} {budget['target']:g}{achieved}")
     if report["predicted_kl"] is not None:
-        lines.append(f"predicted KL: {report['predicted_kl']:.4g} nats")
+        predicted = f"{report['predicted_kl']:.4g} nats"
+        lines.append(f"KL as predicted when it was made: {predicted} (ranks students; go by what is measured)")
     fidelity = report["fidelity"]
     if fidelity["images"]:
         parts = [f"{k} {v:.4g}" for k, v in fidelity.items() if v is not None]

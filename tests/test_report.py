@@ -131,6 +131,8 @@ def test_summary_says_what_is_known() -> None:
     assert "measured on held-out calibration images: agreement 0.75, kl 0.02, images 4" in summary(report)
     silent = {**report, "predicted_kl": None, "fidelity": fidelity_json(None)}
     assert "predicted" not in summary(silent)
+    told = summary({**report, "predicted_kl": 0.01234})
+    assert "\nKL as predicted when it was made: 0.01234 nats (ranks students; go by what is measured)\n" in told
     assert "measured" not in summary(silent)
     assert summary({}) == "no report: this student was not made by generate"
 
