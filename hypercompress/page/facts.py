@@ -11,6 +11,10 @@ from hypercompress.saved.card import calibration, trained_line, transfer_line
 NAMES = {"params": "Parameters", "macs": "Multiply-accumulates (MACs)", "bytes": "Bytes"}
 UNITS = {"params": "parameters", "macs": "multiply-accumulates", "latency": "time of a forward pass"}
 OVERFLOWED = "no number: outputs overflowed"
+TASKS = {
+    "near": "near: the old classifier tells the new classes apart",
+    "far": "far: the old classifier answers different new classes alike",
+}
 REFITTED = {"none": "as generated", "outputs": "output factors refitted", "both": "both factors refitted"}
 
 
@@ -123,6 +127,8 @@ def _origin(stage: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 def _transfer(moved: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     heads = {"plain": "the head alone", "adapted": "with adapted norms", "views": "with views"}
     found = [("Classes", f"{counted(moved['ways']):,}"), ("Images", f"{counted(moved['images']):,}")]
+    if task := TASKS.get(moved.get("task", "")):
+        found.append(("Task", task))
     for key, text in heads.items():
         accuracy = moved["loo"].get(key, {}).get("accuracy")
         found.append((f"Leave-one-out accuracy, {text}", measured(accuracy, "{:.2%}")))

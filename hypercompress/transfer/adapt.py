@@ -160,6 +160,7 @@ def transfer_report(start: Start) -> dict[str, Any]:
     return {
         "ways": len(start.head.bias),
         "images": len(reading.labels),
+        "task": str(start.task),
         "kept": "adapted" if choice.adapted else "plain",
         "strength": float(choice.adapted),
         "why": choice.why + ("; features weigh more evenly" if even else ""),

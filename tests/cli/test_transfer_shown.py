@@ -70,6 +70,7 @@ def test_how_near_a_task_is(levels: dict[str, Any], line: str, capsys: pytest.Ca
 def test_both_commands_say_how_near_the_task_is(run: Run, student: Path, moved: Path, tmp_path: Path) -> None:
     told = run("transfer", student, tmp_path / "s", *PLAIN)[1]
     (line,) = (line for line in told.splitlines() if line.startswith("task: "))
-    assert f"(alike {json.loads((moved / 'report.json').read_text())['transfer']['levels']['alike']:.3g}, " in line
+    report = json.loads((moved / "report.json").read_text())["transfer"]
+    assert line.startswith(f"task: {report['task']} (alike {report['levels']['alike']:.3g}, ")
     assert run("report", moved)[1].startswith(f"{line}\n")
     assert "task: " not in run("report", student)[1]

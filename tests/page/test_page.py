@@ -169,9 +169,14 @@ def test_a_moved_student_tells_what_it_is_and_what_it_was() -> None:
     ]
     assert (page.facts["Classes"], page.facts["Images"]) == ("3", "9")
     assert page.facts["Leave-one-out accuracy, the head alone"] == "50.00%"
+    assert "Task" not in page.facts  # older reports do not say
     assert page.facts["Leave-one-out accuracy, with adapted norms"] == "not measured"
     assert "as they were before the student was moved" in text
     assert len(page.tables[1]) == 3
+    for task, told in (("near", "tells the new classes apart"), ("far", "answers different new classes alike")):
+        moved = report_page({"transfer": {**MOVED, "task": task}}, "net")
+        assert Page(moved).facts["Task"] == f"{task}: the old classifier {told}"
+    assert "Task" not in Page(report_page({"transfer": {**MOVED, "task": "unknown"}}, "net")).facts
     twice = {"transfer": MOVED, "before": {"transfer": MOVED, "before": before}}
     assert layers_of(twice) == before["layers"]
     assert len(Page(report_page(twice, "net")).tables[1]) == 3
