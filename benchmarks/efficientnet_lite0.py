@@ -1,16 +1,18 @@
-"""Generators on a real network and real photographs: EfficientNet-Lite0 with its ImageNet weights.
+"""Generators on a real network and real photographs: EfficientNet-Lite0 with its ImageNet weights, or Lite1, or Lite2.
 
-    python -m benchmarks.efficientnet_lite0 --assets ASSETS [--seeds 3] [--synthetic-images N]
-        [--out benchmarks/results]
+    python -m benchmarks.efficientnet_lite0 --assets ASSETS [--network lite0|lite1|lite2] [--seeds 3]
+        [--synthetic-images N] [--out benchmarks/results]
 
 ASSETS holds ``efficientnet_lite0.safetensors`` (timm's ``tf_efficientnet_lite0``, 224 pixels, mean and std 0.5) and
-``photos/{train,val}``. Statistics come from the photographs of ``train``, each as it is and twice cropped and flipped
-at random; agreement with the teacher and KL are measured on those of ``val``. Nothing is trained. Sizes are shares of
-the parameters of the layers that may be factored. Without photographs: weights alone, 256 synthetic images, and 256
-images of 1/f noise with the BatchNorms renormalised. Writes ``efficientnet_lite0.csv`` and ``efficientnet_lite0.png``;
-rows that are there are not made again. Two CPU cores, about ten minutes a seed; 96 synthetic images took 26. Rows do
-not say how many those were: for another number another --out. As a yardstick ``efficientnet_lite0_itself.csv`` has the
-network against itself on photographs that are slightly changed, whatever rows are asked for.
+``photos/{train,val}``; `benchmarks.lite_weights` puts the weights of the other two there (240 and 260 pixels), on which
+nothing was chosen. Statistics come from the photographs of ``train``, each as it is and twice cropped and flipped at
+random; agreement with the teacher and KL are measured on those of ``val``. Nothing is trained. Sizes are shares of the
+parameters of the layers that may be factored. Without photographs: weights alone, 256 synthetic images, and 256 images
+of 1/f noise with the BatchNorms renormalised. Writes ``efficientnet_lite0.csv`` and ``efficientnet_lite0.png``, or
+those of the network; rows that are there are not made again. Two CPU cores, about ten minutes a seed; 96 synthetic
+images took 26. Rows do not say how many those were: for another number another --out. As a yardstick
+``efficientnet_lite0_itself.csv`` has the network against itself on photographs that are slightly changed, whatever rows
+are asked for.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from hypercompress.synthetic.inversion import synthesize
 SHARES = (0.8, 0.65, 0.5, 0.35, 0.25)
 CROPS = 2  # random crops of each photograph, beside the photograph itself
 BATCH = 32
-ITSELF = "efficientnet_lite0_itself.csv"
+NETWORKS = ("lite0", "lite1", "lite2")
 MOVE = 4  # pixels
 # What comes in at the left of a moved photograph repeats its edge.
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -57,21 +59,30 @@ def photographs(teacher: nn.Module, folder: str, seed: int, crops: int = CROPS) 
     return list(images[torch.randperm(len(images))].split(BATCH))
 
 
-def open_teacher(assets: Path) -> tuple[nn.Module, Architecture]:
+def file_of(assets: Path, network: str = NETWORKS[0]) -> Path:
+    """Where its weights lie."""
+    return assets / f"efficientnet_{network}.safetensors"
+
+
+def open_teacher(assets: Path, network: str = NETWORKS[0]) -> tuple[nn.Module, Architecture]:
     """The network."""
     return load_timm(
-        "tf_efficientnet_lite0",
-        checkpoint=assets / "efficientnet_lite0.safetensors",
+        f"tf_efficientnet_{network}",
+        checkpoint=file_of(assets, network),
         pretrained_cfg={"mean": [0.5] * 3, "std": [0.5] * 3},
     )
 
 
 def make_sweep(
-    assets: Path, hypernet: str = "hypernet", shares: Sequence[float] = SHARES, synthetic: int | None = None
+    assets: Path,
+    hypernet: str = "hypernet",
+    shares: Sequence[float] = SHARES,
+    synthetic: int | None = None,
+    network: str = NETWORKS[0],
 ) -> Sweep:
     """Read the network and the photographs; ``synthetic``: how many images are made, as many as usual if ``None``."""
     photos = str(assets / "photos")
-    teacher, architecture = open_teacher(assets)
+    teacher, architecture = open_teacher(assets, network)
     test = read_set(teacher, photos, train=False)
     test = replace(test, labels=torch.full_like(test.labels, -1))  # the folders are no classes of ImageNet
 
@@ -89,7 +100,7 @@ def make_sweep(
             return prepare(teacher, torch.cat(batches).split(BATCH), "kfac", renormalize=True, seed=seed)
         return prepare(teacher, batches, "svd", seed=seed)
 
-    return Sweep(measure, architecture, digest(assets), Generators(hypernet), test, shares)
+    return Sweep(measure, architecture, digest(file_of(assets, network)), Generators(hypernet), test, shares)
 
 
 class Changed(nn.Module):
@@ -104,9 +115,8 @@ class Changed(nn.Module):
         return answer
 
 
-def against_itself(assets: Path, sweep: Sweep, results: Results) -> None:
+def against_itself(teacher: nn.Module, sweep: Sweep, results: Results) -> None:
     """Agreement and KL of the network with itself on the same images, changed: what a student can be held against."""
-    teacher, _ = open_teacher(assets)
     for name, change in CHANGES.items():
         made = {"change": name, "weights": sweep.teacher}
         if not results.has(made):
@@ -115,13 +125,16 @@ def against_itself(assets: Path, sweep: Sweep, results: Results) -> None:
             say(f"the network itself, {name}: agreement {found.agreement:.3f}, KL {found.kl:.3f}")
 
 
-def draw(results: Results, path: Path) -> None:
+def draw(results: Results, network: str, path: Path) -> None:
     """Agreement and KL against size."""
     figure = Figure((11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     curves(left, results, "agreement", 100)
     curves(right, results, "kl")
-    left.set(ylabel="same top-1 class as the teacher, %", title="EfficientNet-Lite0, photographs, nothing trained")
+    left.set(
+        ylabel="same top-1 class as the teacher, %",
+        title=f"EfficientNet-{network.title()}, photographs, nothing trained",
+    )
     right.set(ylabel="KL(teacher || student), nats")
     for axes in (left, right):
         axes.set_xscale("linear")
@@ -134,6 +147,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, required=True, help="folder with the weights and photos/")
+    parser.add_argument("--network", choices=NETWORKS, default=NETWORKS[0], help="which (default: lite0)")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions (default: 3)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the files go (default: benchmarks/results)")
     parser.add_argument("--hypernet", default="hypernet", help="folder of a hypernetwork (default: the released one)")
@@ -142,11 +156,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--statistics", nargs="+", choices=list(DATA), default=list(DATA), help="and of these only")
     parser.add_argument("--synthetic-images", type=int, metavar="N", help="of synthetic statistics (default: 256)")
     options = parser.parse_args(words)
-    results = Results(options.out / "efficientnet_lite0.csv", KEY)
-    sweep = make_sweep(options.assets, options.hypernet, synthetic=options.synthetic_images)
-    against_itself(options.assets, sweep, Results(options.out / ITSELF, ("change",)))
+    name = file_of(options.assets, options.network).stem
+    results = Results(options.out / f"{name}.csv", KEY)
+    sweep = make_sweep(options.assets, options.hypernet, synthetic=options.synthetic_images, network=options.network)
+    teacher, _ = open_teacher(options.assets, options.network)
+    against_itself(teacher, sweep, Results(options.out / f"{name}_itself.csv", ("change",)))
     sweep.run(results, options.seeds, options.only, options.statistics)
-    draw(results, options.out / "efficientnet_lite0.png")
+    draw(results, options.network, options.out / f"{name}.png")
     for data in values(results, "data"):
         for column, digits, scale in (("agreement", 1, 100.0), ("kl", 3, 1.0)):
             say(f"\n{column}, statistics from: {data}\n\n{by_share(results, data, column, digits, scale)}")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.efficientnet_lite0 import BATCH, CROPS, SHARES, open_teacher, photographs
+from benchmarks.efficientnet_lite0 import BATCH, CROPS, SHARES, file_of, open_teacher, photographs
 from benchmarks.shared.common import RESULTS, Results, Set, answered, budget_of, cell, digest, read_set, say
 from benchmarks.shared.distillation import Recipe, distilled
 from benchmarks.shared.sweep import NOISE, WITHOUT_DATA, Generators
@@ -85,7 +85,7 @@ class Bench:
 
     def weights(self, start: str) -> str:
         """Digest of all that a start depends on."""
-        return self.generators.weights(start, digest(self.assets))
+        return self.generators.weights(start, digest(file_of(self.assets)))
 
     def start(self, plan: Plan, start: str, share: float) -> Student:
         """The student of a start, as generated.

@@ -102,9 +102,9 @@ def size_of(model: nn.Module, example: Float[Tensor, "n c h w"]) -> tuple[int, i
     return spec.params, spec.macs
 
 
-def digest(folder: Path) -> str:
-    """Eight letters that name the weights in a folder."""
-    files = sorted(folder.glob("*.safetensors"))
+def digest(path: Path) -> str:
+    """Eight letters that name the weights in a file, or in the files of a folder."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
