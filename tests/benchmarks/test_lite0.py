@@ -17,12 +17,12 @@ from hypercompress.architecture import Architecture, load_timm
 from hypercompress.specs import Budget
 
 
-def small(_assets: Path) -> tuple[nn.Module, Architecture]:
+def small(_assets: Path, _network: str = "lite0") -> tuple[nn.Module, Architecture]:
     torch.manual_seed(0)
     return load_timm("test_efficientnet", pretrained=False, pretrained_cfg={"input_size": [3, 32, 32]})
 
 
-def sharper(path: Path) -> tuple[nn.Module, Architecture]:
+def sharper(path: Path, _network: str = "lite0") -> tuple[nn.Module, Architecture]:
     """A random network that does not say nearly the same of every image."""
     model, architecture = small(path)
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_rates_are_of_the_first_batch(assets: Path, monkeypatch: pytest.MonkeyPa
 def test_the_network_is_held_against_itself_on_changed_images(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(efficientnet_lite0, "open_teacher", sharper)
     sweep, results = efficientnet_lite0.make_sweep(assets), Results(assets / "itself.csv", ("change",))
-    efficientnet_lite0.against_itself(assets, sweep, results)
+    efficientnet_lite0.against_itself(sharper(assets)[0], sweep, results)
     (model, _), images = sharper(assets), sweep.test.images
     moved = torch.cat([images[..., :1].expand(-1, -1, -1, 4), images[..., :-4]], -1)
     assert [row["change"] for row in results.rows] == ["mirrored", "moved right by 4 pixels"]
@@ -134,5 +134,5 @@ def test_the_network_is_held_against_itself_on_changed_images(assets: Path, monk
         assert float(row["agreement"]) == pytest.approx(float((right.argmax(1) == other.argmax(1)).double().mean()))
         assert row["images"] == "4"
     before = results.path.read_bytes()
-    efficientnet_lite0.against_itself(assets, sweep, results)
+    efficientnet_lite0.against_itself(sharper(assets)[0], sweep, results)
     assert results.path.read_bytes() == before
