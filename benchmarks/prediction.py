@@ -24,7 +24,7 @@ from hypercompress.models import load_model
 from hypercompress.preparation import prepare
 from hypercompress.probe import kl_scale
 from hypercompress.specs import Budget, Refit
-from lightning_modules.zoo import read_rows
+from lightning_modules.index import read_rows
 
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 IMAGES, TEST = 1024, 2048

@@ -135,7 +135,13 @@ def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | N
 
 
 def _mean(model: nn.Module, **options: Any) -> "MeanMetric":
-    """A mean that is kept where the model is. Imported here: torchmetrics takes nearly as long to load as torch."""
+    """A mean that is kept where the model is, in double precision where there is one: torch's default may be half.
+
+    Imported here: torchmetrics takes nearly as long to load as torch.
+    """
     from torchmetrics import MeanMetric
 
-    return MeanMetric(**options).to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    mean = MeanMetric(**options).to(device)
+    mean.set_dtype(torch.float32 if device.type == "mps" else torch.float64)
+    return mean

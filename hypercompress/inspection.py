@@ -85,11 +85,13 @@ def _too_small(layer: LayerSpec) -> str:
 
 
 def _follower(name: str, trace: Trace, sharing: Sharing) -> str | None:
-    """The norm that can give back what truncation takes from layer ``name``: what it holds is its own, and is read by
-    nobody else.
+    """The norm that can give back what truncation takes from layer ``name``: it has a shift to do it by, and what it
+    holds is its own, and is read by nobody else.
     """
     norm = trace.follower(name)
-    if norm is None or any(f"{norm}.{part}" in trace.readers for part in sharing.modules[norm]._parameters):
+    if norm is None or getattr(sharing.modules[norm], "bias", None) is None:
+        return None
+    if any(f"{norm}.{part}" in trace.readers for part in sharing.modules[norm]._parameters):
         return None
     held = (sharing.held[id(parameter)] for parameter in sharing.modules[norm].parameters(recurse=False))
     return norm if all(paths == [norm] for paths in held) else None

@@ -159,6 +159,8 @@ def _forms(layer: LayerSpec) -> Iterator[tuple[int, int]]:
 
 def _fits(layer: LayerSpec, rank: int, inner: int) -> bool:
     """Whether the layer has such a form: a cache holds what was written into it."""
+    if rank < 1 or inner < 0:
+        return False
     if inner:
         return layer.projects and inner < layer.channels and rank <= layer.full_rank
     return rank <= layer.max_rank
@@ -206,7 +208,7 @@ def _read(path: Path) -> dict[str, list[tuple[int, int, float]]]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {key: [(int(r), int(q), float(t)) for r, q, t in rows] for key, rows in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
 
 

@@ -1,6 +1,5 @@
 """What meta-training draws its steps from: the zoo's index, and a teacher with its images."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from hypercompress.errors import DataError
 from hypercompress.meta import Case
+from lightning_modules.index import rows_of
 from lightning_modules.optimization import SettingError
 
 SPLITS = {
@@ -110,7 +110,10 @@ def read_index(zoo: Path, teachers: Sequence[str] = (), leave_out: str | None = 
     path = zoo / "zoo.csv"
     if not path.is_file():
         raise DataError(f"received {zoo} without zoo.csv; expected a zoo; run python -m lightning_modules.zoo first")
-    rows = _entries(path)
+    rows = [
+        Entry(row["name"], path.parent / row["name"], row["data"], row["split"])
+        for row in rows_of(path, ("name", "data", "split"))
+    ]
     if unknown := sorted({row.split for row in rows} - set(SPLITS)):
         raise DataError(
             f"received {path} with split {', '.join(unknown)}; expected {', '.join(SPLITS)}; mend the zoo's config and "
@@ -128,18 +131,6 @@ def read_index(zoo: Path, teachers: Sequence[str] = (), leave_out: str | None = 
                 "that is there is trained anew)"
             )
     return rows
-
-
-def _entries(path: Path) -> list[Entry]:
-    """The rows of an index. Raises DataError if it lacks a column."""
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file, restval="")
-        if missing := sorted({"name", "data", "split"} - set(reader.fieldnames or ())):
-            raise DataError(
-                f"received {path} without the columns {', '.join(missing)}; expected name, data and split; remove it "
-                "and run python -m lightning_modules.zoo again with its config (nothing that is there is trained anew)"
-            )
-        return [Entry(row["name"], path.parent / row["name"], row["data"], row["split"]) for row in reader]
 
 
 def _require_names(path: Path, rows: Sequence[Entry], teachers: Sequence[str], leave_out: str | None) -> None:

@@ -10,7 +10,6 @@ missing.
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,11 @@ from hypercompress.inspection import inspect
 from hypercompress.models import is_student_folder, load_model
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule, Inputs
+from lightning_modules.index import COLUMNS, read_rows, write_rows
 from lightning_modules.optimization import Optimization
 from lightning_modules.perturbation import perturb_
 from lightning_modules.recipes import Recipe, Variant, read_recipes
 from lightning_modules.teacher import Teacher
-
-COLUMNS = ("name", "family", "data", "split", "params", "macs", "top1")
 
 
 def train(recipe: Recipe, data: str, folder: Path) -> None:
@@ -80,24 +78,6 @@ def describe(recipe: Recipe, data: str, folder: Path) -> dict[str, Any]:
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def write_index(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``zoo.csv`` whole."""
-    staging = path.with_suffix(".new")
-    with staging.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    staging.replace(path)
-
-
-def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of an index by name; none if there is no index yet."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        return {row["name"]: dict(row) for row in csv.DictReader(file)}
-
-
 def require_bases(recipes: list[Recipe], out: Path) -> None:
     """Raises DataError if a variant is to be made whose base is neither in ``out`` nor among the recipes."""
     there = {r.name for r in recipes} | {path.name for path in out.glob("*") if is_student_folder(str(path))}
@@ -125,12 +105,12 @@ def build(recipes: list[Recipe], out: Path, root: str) -> None:
         if trained:
             console.print(f"[{place}/{len(recipes)}] training {recipe.name}: {recipe.model} on {data}")
             if recipe.name in rows:  # the row of a folder that is gone: no index says it of the next one
-                write_index(index, [row for name, row in rows.items() if name != recipe.name])
+                write_rows(index, [row for name, row in rows.items() if name != recipe.name])
             train(recipe, data, folder)
         if trained or recipe.name not in rows:
             rows[recipe.name] = describe(recipe, data, folder)
         rows[recipe.name]["split"] = recipe.split
-        write_index(index, list(rows.values()))
+        write_rows(index, list(rows.values()))
         console.print(f"[{place}/{len(recipes)}] {recipe.name}: top-1 {rows[recipe.name]['top1']}")
 
 

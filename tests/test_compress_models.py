@@ -1,5 +1,6 @@
 """The facade takes any module and any batch, and leaves the teacher, its buffers and the random state untouched."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hypercompress
 from hypercompress.compress import compress
-from hypercompress.errors import GeneratorError, ModelError
+from hypercompress.errors import GeneratorError, ModelError, NonFiniteError
 from hypercompress.preparation.example import dtype_of
 from hypercompress.specs import Budget
-from hypercompress.student import Student
+from hypercompress.student import Student, build_student
 from tests.small_models import batches, network
 
 CPU = torch.device("cpu")
@@ -203,3 +204,57 @@ def test_without_data_a_timm_model_needs_nothing_and_another_an_example() -> Non
     assert compress(network(), Budget(params=0.5), None, "svd", example=batches()[0]).ranks
     with pytest.raises(GeneratorError, match="received no calibration data"):
         compress(network(), Budget(params=0.5), None, "kfac", example=batches()[0])
+
+
+class ConvolutionExperts(nn.Module):
+    """Each image goes to one of two convolutions, which also run on batches of none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 24, 3, padding=1), nn.Linear(24, 6)
+        self.experts = nn.ModuleList(nn.Conv2d(24, 24, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, chosen = self.stem(x).relu(), (x.mean((1, 2, 3)) > 0.1).long()
+        out = torch.zeros_like(h)
+        for number, expert in enumerate(self.experts):
+            out[chosen == number] = expert(h[chosen == number])
+        return self.head(out.relu().mean((2, 3)))
+
+
+def test_an_expert_that_some_batches_do_not_reach_has_finite_weights() -> None:
+    torch.manual_seed(0)
+    model, x = ConvolutionExperts(), torch.randn(48, 3, 9, 9)
+    assert not all((batch.mean((1, 2, 3)) > 0.1).any() for batch in x.split(8))
+    student = compress(model, Budget(params=0.2), x.split(8), "kfac")
+    assert "experts.1" in student.input_ranks  # whose input channels are projected
+    assert all(parameter.isfinite().all() for parameter in student.parameters())
+    assert student(x).isfinite().all()
+
+
+def test_a_student_with_a_weight_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(*arguments: Any) -> Student:
+        student = build_student(*arguments)
+        student.model.get_submodule("4").expand.bias.data[0] = torch.nan
+        return student
+
+    monkeypatch.setattr(sys.modules["hypercompress.compress"], "build_student", spoilt)
+    with pytest.raises(NonFiniteError, match=r"in the student's 4\.expand\.bias; expected finite weights; pass more"):
+        compress(network(), Budget(params=0.5), generator="svd", example=batches()[0])
+
+
+def test_a_norm_without_a_shift_takes_no_mean() -> None:
+    """With a scale alone it has nothing to give back by, nor could be rebased."""
+    torch.manual_seed(0)
+    convolution, norm = nn.Conv2d(3, 24, 3, bias=False), nn.BatchNorm2d(24)
+    head, x = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 6)], torch.randn(48, 3, 9, 9)
+    model = nn.Sequential(convolution, norm, nn.ReLU(), *head)
+    model(x)
+    norm.weight.data.uniform_(0.5, 2)
+    norm.bias = None
+    model.eval()
+    for data in (x.split(8), None):
+        student = compress(model, Budget(params=0.6), data, "kfac" if data else "prior", example=x[:2])
+        assert "0" in student.ranks
+        assert student.model[1].bias is None
+        assert student(x).isfinite().all()

@@ -130,3 +130,17 @@ def test_a_batch_that_is_gone_is_not_taken_for_a_new_one() -> None:
     for seed in range(50):  # pieces of a split die at once, and their identity passes to the next
         given = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(answer(teacher, given.view(3, 4)), given)
+
+
+def test_torch_s_default_dtype_changes_nothing() -> None:
+    """In half precision a sum of so many images would be infinite, and their mean zero."""
+    torch.manual_seed(0)
+    x = torch.randn(70_000, 3)
+    teacher, student = Fixed(torch.zeros(3)), Fixed(torch.tensor([0.1, 0.0, 0.0]))
+    wanted = compare(teacher, student, [x])
+    torch.set_default_dtype(torch.float16)
+    try:
+        got = compare(teacher, student, [x])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got == wanted

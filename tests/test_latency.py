@@ -249,8 +249,18 @@ def test_layers_that_print_alike_are_not_taken_for_one_another() -> None:
 
 def test_forms_that_a_layer_does_not_have_are_not_read_from_a_cache(machine: Path) -> None:
     spec = timed(machine)[1]
-    found = {key: [*rows, [1000, 0, 0.1], [8, 1000, 0.1]] for key, rows in json.loads(machine.read_text()).items()}
+    found = {
+        key: [*rows, [1000, 0, 0.1], [8, 1000, 0.1], [0, 0, 0.1], [8, -1, 0.1]]
+        for key, rows in json.loads(machine.read_text()).items()
+    }
     machine.write_text(json.dumps(found))
+    assert timed(machine)[1] == spec
+
+
+@pytest.mark.parametrize("text", ['{"a": [[Infinity, 0, 1]]}', "[" * 100_000, "{", '{"a": 1}', "[]"])
+def test_a_cache_that_cannot_be_read_is_as_good_as_none(machine: Path, text: str) -> None:
+    spec = timed(machine)[1]
+    machine.write_text(text)
     assert timed(machine)[1] == spec
 
 

@@ -14,7 +14,7 @@ from hypercompress.data.registry import REGISTRY
 from hypercompress.errors import DataError
 from hypercompress.models import load_model
 from hypercompress.preparation import Plan, prepare
-from lightning_modules.zoo import read_rows
+from lightning_modules.index import read_rows
 
 STATISTICS_BATCH = 64  # images; the guard gets whole batches
 

@@ -113,7 +113,7 @@ class _Recorder:
                 rows = self.kind.input_rows(module, x)
             self.sums.add(rows)
             channels = self.kind.input_channels(module, x) if self.layer.projects else None
-            if channels is not None:
+            if channels is not None and len(channels):  # no sample came to an expert: the mean of none is NaN
                 self.inputs.add(channels)
                 self.columns += self.kind.input_mean(module, x).to(self.columns.dtype) * len(rows)
         # Adding zero changes no value and puts the output on a graph that starts at the anchor, so that the

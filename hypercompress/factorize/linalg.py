@@ -74,14 +74,16 @@ class Frame:
         inner: tuple[Float[Tensor, "c q"], Float[Tensor, "q c"]] | None = None,
         taps: int = 1,
     ) -> LayerFactors:
-        """The factors of rank ``rank``, scaled so that each direction has the same norm in both.
+        """The factors of rank ``rank``, scaled so that each direction has the same norm in both; in float32 at least,
+        so that those of a weight in half precision are rounded once.
 
         Args:
             inner: a projection of the input channels, for three factors.
             taps: positions of the kernel.
         """
         left, right = self.kept(rank)
-        dtype, project = weight.dtype, None
+        dtype, project = torch.promote_types(weight.dtype, torch.float32), None
+        weight = weight.to(dtype)
         if self.side is Side.OUTPUT:
             expand, reduce = left.to(dtype), right.to(dtype) @ weight
         else:

@@ -201,7 +201,7 @@ def _layer(
     frame, rank, mask = start.directions.outputs[layer.name], plan.ranks[layer.name], masks.outputs.get(layer.name)
     inner = _inner(layer, start, plan, masks, exact)
     frame = frame if exact is None else frame.stored(exact)
-    weight = sketch.weight
+    weight = sketch.weight.to(torch.promote_types(sketch.weight.dtype, torch.float32))  # rounded once, in the end
     dtype = frame.left.dtype
     left, right = rotated(frame, start.curvatures[layer.name].gram, rank, outputs.rotation[index].to(dtype), mask)
     gain = outputs.gain[index].to(left)[bands(layer.full_rank, rank)[: left.shape[-1]].to(left.device)]

@@ -117,9 +117,10 @@ class ConvKind(LayerKind):
     def input_mean(self, module: nn.Module, x: Tensor) -> Float[Tensor, "*g d"]:
         """Channel by channel, so that no matrix of d columns is ever formed."""
         taps = self.taps(module)
-        reduce = self.low_rank(module, 1)
-        assert isinstance(reduce, LowRankConv)
-        patches = reduce.kernel(1, taps, bias=False, groups=1).to(x.device, x.dtype)
+        with torch.random.fork_rng(devices=[]):  # as in `registry.low_rank_like`
+            reduce = self.low_rank(module, 1)
+            assert isinstance(reduce, LowRankConv)
+            patches = reduce.kernel(1, taps, bias=False, groups=1).to(x.device, x.dtype)
         weight = patches.weight
         assert isinstance(weight, Tensor)
         with torch.no_grad():

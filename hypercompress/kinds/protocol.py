@@ -63,7 +63,8 @@ class LayerKind(ABC):
         They are what ``reduce`` gives with the identity as its matrix, whatever stride, padding and dilation do.
         """
         d, groups = self.matrix(module).shape[-1], self.groups(module)
-        reduce = self.low_rank(module, d).reduce.to(x.device, x.dtype)
+        with torch.random.fork_rng(devices=[]):  # as in `registry.low_rank_like`
+            reduce = self.low_rank(module, d).reduce.to(x.device, x.dtype)
         weight = reduce.weight
         assert isinstance(weight, Tensor)
         with torch.no_grad():

@@ -1,5 +1,6 @@
 """The kinds that are known, by the exact class of a module: a subclass may compute something else."""
 
+import torch
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.linear import Linear as TimmLinear
 from torch import nn
@@ -54,7 +55,8 @@ def kind_of(module: nn.Module) -> LayerKind | None:
 
 
 def low_rank_like(dense: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:
-    """The empty low-rank layer that stands in for ``dense``, on its device, in its dtype.
+    """The empty low-rank layer that stands in for ``dense``, on its device, in its dtype. Random states stay as they
+    are: what torch draws for a new layer is overwritten.
 
     Raises:
         TypeError: no kind is known for its class, or it has no input channels to project.
@@ -62,9 +64,8 @@ def low_rank_like(dense: nn.Module, rank: int, input_rank: int | None = None) ->
     kind = kind_of(dense)
     if kind is None:
         raise TypeError(f"received {type(dense).__name__}; expected a registered kind of layer; see register_kind")
-    if input_rank is None:
-        return kind.low_rank(dense, rank)
-    layer = kind.low_rank(dense, rank, input_rank)
-    if layer.input_rank != input_rank:
+    with torch.random.fork_rng(devices=[]):
+        layer = kind.low_rank(dense, rank) if input_rank is None else kind.low_rank(dense, rank, input_rank)
+    if input_rank is not None and layer.input_rank != input_rank:
         raise TypeError(f"received an input rank for {type(dense).__name__}; expected a kind of layer with a kernel")
     return layer

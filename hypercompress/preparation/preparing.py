@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hypercompress.curvature import UNREACHED, reached
@@ -36,6 +37,7 @@ ANYTHING = Wanted()
 UNLIKE = 1.0  # share of the lost variance that is given back: more of it is lost of the model's own images
 
 
+@torch.inference_mode(False)  # curvature takes gradients
 def prepare(  # noqa: PLR0913  (each has a default)
     teacher: nn.Module,
     data: Iterable[Any] | None,
@@ -202,8 +204,8 @@ def _on_noise(teacher: nn.Module, wanted: Wanted, *, example: Any, seed: int, **
         lost = [layer.name for layer in plan.spec.layers if layer.reason == UNREACHED]
         why, made = f"no gradient reaches {', '.join(lost)}", None if lost else plan
     if made is None:
-        # The caller of `compress`, between which and this are `prepare` and the decorator.
-        warnings.warn(f"noise cannot stand in for images: {why}. The weights alone are read", stacklevel=5)
+        # The caller of `compress`, between which and this are `prepare` and the decorators of both.
+        warnings.warn(f"noise cannot stand in for images: {why}. The weights alone are read", stacklevel=6)
         return None
     wanted.check(made.teacher, made.spec)
     return replace(made, stand_in=sum(map(len, noise)))

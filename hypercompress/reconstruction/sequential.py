@@ -5,10 +5,11 @@ that the layers before it have already changed. So teacher and student run side 
 layer, and with x what the student's layer gets and y what the teacher's layer gives, both factors become those of
 reduced-rank regression (`factorize/regression.py`). Then, with ``h = R x``, the output factor and the intercept are
 
-    E, c = argmin  mean || y - E h - c ||^2  +  ridge (|| E - E_0 ||^2 + || c - c_0 ||^2)
+    E, c = argmin  mean || y - E h - c ||^2  +  ridge (s || E - E_0 ||^2 + || d - d_0 ||^2)
 
-with ``E_0, c_0`` as they were, before the student goes on with ``E h + c`` (asymmetric reconstruction, Zhang et al.
-2016, "Accelerating very deep convolutional networks", sec. 3.2; He et al. 2017, "Channel pruning", sec. 3.2). Ranks
+with ``E_0, c_0`` as they were, ``d = c + E m`` what is given at the mean ``m`` of h (``d_0`` likewise) and ``s`` the
+mean eigenvalue of the covariance of h, before the student goes on with ``E h + c`` (asymmetric reconstruction, Zhang et
+al. 2016, "Accelerating very deep convolutional networks", sec. 3.2; He et al. 2017, "Channel pruning", sec. 3.2). Ranks
 stay, and so does the projection of the input channels where a layer is factored on both sides; and of a layer that sees
 too few rows for its number of inputs the output factor alone is fitted. No gradient is needed.
 As in the `kfac` generator half of the variance that a fit loses is given back. ``c`` goes into the bias or into the

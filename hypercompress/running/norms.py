@@ -79,12 +79,12 @@ def rebase_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn
 
     A refitted student was fitted to the teacher's moments, and its layers give less variance than that. In training
     mode a norm takes the moments of the batch instead, which undoes the fit: the first steps would have to find it
-    again (LOG.md, 2026-11-27). Rebased, it computes nearly the same in either mode. Norms without scale and shift, or
+    again (LOG.md, 2026-11-27). Rebased, it computes nearly the same in either mode. Norms without scale or shift, or
     that share them or whose are read by others, and channels that are not finite, stay as they are.
     """
     batches = list(batches)
     held = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
-    norms = [norm for norm in remembering_norms(model) if norm.affine]
+    norms = [norm for norm in remembering_norms(model) if norm.affine and norm.bias is not None]
     sums = {norm: _Sums() for norm in norms if all(held[id(parameter)] == 1 for parameter in norm.parameters())}
     if not sums or not batches:
         return

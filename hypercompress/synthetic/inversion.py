@@ -37,6 +37,7 @@ FADING = 1.0  # exponent of the noise's amplitude over frequency
 SHARED = 0.9  # of the noise's variance, the part that all colours share, as they do in photographs
 
 
+@torch.inference_mode(False)  # it learns
 def synthesize(
     model: nn.Module,
     input_size: Sequence[int],
@@ -50,8 +51,8 @@ def synthesize(
 
     Args:
         model: not modified; its BatchNorms' running moments are read, and nothing of what it returns. Without any that
-            run the images are 1/f noise. They are in its own precision; of a model in half precision a copy in single
-            precision is asked.
+            run, and that gradients pass, the images are 1/f noise. They are in its own precision; of a model in half
+            precision a copy in single precision is asked.
         input_size: channels, height and width of an image.
         images: how many, at least 2; ``None``: `usual_images`.
         steps: of the generator, and half as many of each batch that it made; 0: 1/f noise.
@@ -78,8 +79,8 @@ def synthesize(
         norms = remembering_norms(model)
     if not _reached(model, norms, input_size):
         noise = fading_noise(images, input_size, torch.Generator().manual_seed(seed))
-        return list(noise.to(next(model.parameters()).device, own).chunk(parts))
-    sizes = [len(part) for part in torch.arange(images).chunk(parts)]
+        return list(noise.to(next(model.parameters()).device, own).tensor_split(parts))
+    sizes = [len(part) for part in torch.arange(images).tensor_split(parts)]  # none of a single one
     polish = max(1, steps // SHARE)
     whole, spent = passes_of(images, steps), 0
 
@@ -209,14 +210,16 @@ def mismatch(model: nn.Module, norms: Sequence[nn.Module], images: Float[Tensor,
     return torch.stack(found).mean()
 
 
-@torch.no_grad()
 def _reached(model: nn.Module, norms: Sequence[nn.Module], input_size: Sequence[int]) -> bool:
-    """Whether an image comes to any of the norms: to that of a head for training alone none does."""
+    """Whether an image comes to any of the norms, and a gradient back: to that of a head for training alone, or of a
+    trunk that runs under ``torch.no_grad``, none does.
+    """
     if not norms:
         return False
-    with evaluating(model), _moments(norms) as found:
-        model(next(model.parameters()).new_zeros(2, *input_size))
-    return bool(found)
+    image = next(model.parameters()).new_zeros(2, *input_size).requires_grad_()
+    with evaluating(model), frozen(model), _moments(norms) as found, torch.enable_grad():
+        model(image.clone())  # a model may write into what it reads
+    return any(distance.requires_grad for distance in found)
 
 
 @contextmanager

@@ -241,3 +241,14 @@ def test_outer_products_are_added_in_place_to_a_part_of_a_matrix(groups: tuple[i
     wanted[..., 1:5, :5] -= 2 * left[..., :, None] * right[..., None, :]
     add_outer(whole[..., 1:5, :5], left, right, -2.0)
     torch.testing.assert_close(whole, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_factors_of_half_precision_weights_are_rounded_once(dtype: torch.dtype) -> None:
+    """Multiplied in half precision their errors add up over all inputs."""
+    weight = random(48, 96).to(dtype)
+    S, G = covariance(96, 1), covariance(48, 4)
+    curvature = curvature_from(weight.double(), S, G, random(96, seed=7))
+    frame = weighted_frame(curvature, Metric())
+    got, exact = frame.factors(weight, 12), frame.factors(weight.double(), 12)
+    torch.testing.assert_close(got.product().double(), exact.product(), rtol=0, atol=1e-5)

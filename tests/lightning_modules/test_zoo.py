@@ -74,7 +74,7 @@ def test_a_teacher_that_is_trained_anew_is_described_anew(
     arguments = ["--config", str(config), "--out", str(tmp_path), "--only", "test_efficientnet", "test_mambaout"]
     assert zoo.main(arguments) == 0
     found = rows(tmp_path)
-    zoo.write_index(tmp_path / "zoo.csv", [{**row, "top1": "0.0001"} for row in found])
+    write_rows(tmp_path / "zoo.csv", [{**row, "top1": "0.0001"} for row in found])
     shutil.rmtree(tmp_path / "test_efficientnet")
     assert zoo.main(arguments) == 0
     assert rows(tmp_path) == [found[0], {**found[1], "top1": "0.0001"}]  # in its place; the other is not measured again

@@ -17,6 +17,7 @@ from hypercompress.models import load_model
 from hypercompress.running.norms import remembering_norms
 from hypercompress.synthetic.image_generator import PyramidGenerator
 from hypercompress.synthetic.inversion import (
+    BATCH,
     FEWER,
     IMAGES,
     LARGEST,
@@ -224,3 +225,32 @@ def test_torch_s_default_dtype_changes_no_image(steps: int) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(got, wanted)
+
+
+def test_in_inference_mode_the_images_are_the_same() -> None:
+    model = model_of_moments()
+    (wanted,) = synthesize(model, (3, 16, 16), 8, steps=4)
+    with torch.inference_mode():
+        (got,) = synthesize(model, (3, 16, 16), 8, steps=4)
+    assert torch.equal(got, wanted)
+    assert not got.is_inference()
+
+
+def test_norms_that_no_gradient_passes_are_as_none() -> None:
+    """Of a trunk that is frozen, whose parameters ask for gradients all the same."""
+
+    class Frozen(Heads):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            with torch.no_grad():
+                return super().forward(x)
+
+    (got,) = synthesize(Frozen(model_of_moments(), always=True).eval(), (3, 16, 16), 8, steps=4)
+    assert torch.equal(got, fading_noise(8, (3, 16, 16), torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_no_batch_is_a_single_image(steps: int) -> None:
+    """It has no variance over images."""
+    sizes = [len(batch) for batch in synthesize(model_of_moments(), (3, 8, 8), 4 * BATCH + 1, steps=steps)]
+    assert sum(sizes) == 4 * BATCH + 1
+    assert max(sizes) - min(sizes) <= 1
