@@ -1,6 +1,7 @@
 """How close a student is to its teacher, measured: agreement, KL, and accuracy where there are labels."""
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.running.calling import ForwardFn, call_model, evaluating
-from hypercompress.running.outputs import divergence, logits_of, named
+from hypercompress.running.outputs import NONE, agreeing, divergence, logits_of, named
 
 if TYPE_CHECKING:
     from torchmetrics import MeanMetric
@@ -22,7 +23,7 @@ class Fidelity:
 
     Args:
         agreement: share of images (or positions, where each has logits) on which both name the same class; ``None``
-            where outputs are numbers (`outputs.logits_of`).
+            where outputs are numbers (`outputs.logits_of`). Logits with NaN name none.
         kl: mean of KL(teacher || student) in nats, of numbers as means of unit-variance Gaussians; infinity if the
             student gave NaN anywhere.
         top1_teacher, top1_student: accuracy; ``None`` without labels, or with one that is no class of the outputs.
@@ -100,7 +101,7 @@ def compare(
             labelled, classes = labelled and labels is not None, classes and theirs is not None
             means["kl"].update(divergence(expected, got))
             if theirs is not None and ours is not None:
-                means["agreement"].update((theirs == ours).float())
+                means["agreement"].update(agreeing(theirs, ours).float())
                 if labels is not None:
                     means["top1_teacher"].update((theirs[:, 0] == labels).float())
                     means["top1_student"].update((ours[:, 0] == labels).float())
@@ -115,12 +116,12 @@ def compare(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None = None) -> float:
-    """Top-1 accuracy in [0, 1] of a classifier on labelled batches.
+    """Top-1 accuracy in [0, 1] of a classifier on labelled batches. Logits with NaN count as wrong, with a warning.
 
     Raises:
-        DataError: a batch without labels, no batch at all, or outputs that name no class for an image.
+        DataError: a batch without labels, no batch at all, or outputs without one row of logits for an image.
     """
-    forward_fn, mean = forward_fn or call_model, _mean(model)
+    forward_fn, mean, lost = forward_fn or call_model, _mean(model), 0
     with evaluating(model):
         for batch in batches:
             labels, found = labels_of(batch), named(forward_fn(model, batch))
@@ -129,8 +130,15 @@ def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | N
             if found is None or found.shape[1] != 1:
                 raise DataError("received a model without one class for each image; expected [b, classes] logits")
             mean.update((found[:, 0] == labels).float())
+            lost += int((found == NONE).sum())
     if mean.weight == 0:
         raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
+    if lost:
+        warnings.warn(
+            f"received NaN in the model's outputs for {lost} of {int(mean.weight)} images, which count as wrong; "
+            "expected finite ones; run it in a larger precision, or check its weights",
+            stacklevel=3,
+        )
     return float(mean.compute())
 
 

@@ -53,7 +53,7 @@ class Student(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "model":  # not set yet
+            if name == "model" or name.startswith("__"):  # not set yet; how the network is copied is its own affair
                 raise
             return getattr(super().__getattr__("model"), name)
 
@@ -85,8 +85,8 @@ class Student(nn.Module):
         return list(unpacked_layers(self.model))
 
     def reset_classifier(self, *args: Any, **kwargs: Any) -> None:
-        """timm's ``reset_classifier``; the new head (and pooling, if given) is rebuilt so after a reload, and what the
-        report says of the old one is null.
+        """timm's ``reset_classifier``; the new head (and pooling, if given) is rebuilt so after a reload, where timm
+        builds it of the same parts by these arguments, and what the report says of the old one is null.
         """
         self.model.reset_classifier(*args, **kwargs)  # type: ignore[operator]
         self.report = with_new_head(self.report, self.model)

@@ -25,7 +25,7 @@ from hypercompress.models import require_buildable
 from hypercompress.report import class_names, fidelity_json, trained_on
 from hypercompress.running.calling import keeping_random_state, precision, single_
 from hypercompress.running.norms import remembering_norms
-from hypercompress.running.outputs import divergence, named
+from hypercompress.running.outputs import agreeing, divergence, named
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.data import ImageDataModule
 from lightning_modules.held_out import described, measured, tell, validated
@@ -262,7 +262,7 @@ class Distillation(Resumable):
             self._measure("kl", divergence(target, logits).flatten())
             theirs = named(target)
             if ours is not None and theirs is not None:
-                self._measure("agreement", (ours == theirs).flatten())
+                self._measure("agreement", agreeing(theirs, ours).flatten())
                 if labelled:
                     self._measure("top1_teacher", theirs[:, 0] == labels)
 

@@ -1,5 +1,6 @@
 """Agreement, KL and accuracy against a count by hand."""
 
+import math
 from typing import Any
 
 import pytest
@@ -144,3 +145,15 @@ def test_torch_s_default_dtype_changes_nothing() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert got == wanted
+
+
+def test_logits_with_nan_name_no_class() -> None:
+    """torch's largest of them is the NaN, which would be class 0 here: right, and the same in both models."""
+    x = torch.randn(8, 4)
+    labels, broken = torch.zeros(8, dtype=torch.int64), Fixed(torch.tensor([torch.nan, 0.0, 0.0, 0.0]))
+    got = compare(broken, broken, [(x, labels)])
+    assert (got.agreement, got.top1_teacher, got.top1_student, got.kl) == (0.0, 0.0, 0.0, math.inf)
+    with pytest.warns(UserWarning, match=r"NaN in the model's outputs for 8 of 8 images, which count as wrong"):
+        assert accuracy(broken, [(x, labels)]) == 0.0
+    masked = Fixed(torch.tensor([0.0, -torch.inf, 0.0, 0.0]))  # a class that is ruled out
+    assert compare(masked, masked, [(x, labels)]).agreement == 1.0

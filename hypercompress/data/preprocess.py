@@ -15,6 +15,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
 from hypercompress.errors import DataError
+from hypercompress.kinds import LowRankConv
 
 MODES = {1: "L", 3: "RGB"}
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # two tags of a TIFF, and a value of the second
@@ -158,7 +159,7 @@ def _first_channels(model: nn.Module, cfg: Mapping[str, Any]) -> int | None:
         first = model.get_submodule(str(cfg.get("first_conv")))
     except AttributeError:
         return None
-    channels = first.in_channels if isinstance(first, nn.Conv2d) else None
+    channels = first.in_channels if isinstance(first, (nn.Conv2d, LowRankConv)) else None
     return channels if channels in MODES else None
 
 

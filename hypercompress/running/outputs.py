@@ -3,10 +3,12 @@ curvature, guard, losses and what is measured of them.
 """
 
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from hypercompress.errors import ModelError
+
+NONE = -1  # no class
 
 
 def require_real_rows(output: Tensor) -> None:
@@ -38,9 +40,14 @@ def logits_of(output: Float[Tensor, "b ..."]) -> Float[Tensor, "b rows classes"]
 
 
 def named(output: Float[Tensor, "b ..."]) -> Int64[Tensor, "b rows"] | None:
-    """The class that each row of logits names; ``None`` of numbers."""
+    """The class that each row of logits names, `NONE` where one of them is NaN; ``None`` of numbers."""
     logits = logits_of(output)
-    return None if logits is None else logits.argmax(-1)
+    return None if logits is None else logits.argmax(-1).masked_fill(logits.isnan().any(-1), NONE)
+
+
+def agreeing(theirs: Int64[Tensor, "b rows"], ours: Int64[Tensor, "b rows"]) -> Bool[Tensor, "b rows"]:
+    """Where two outputs name the same class: two that name none do not."""
+    return (theirs == ours) & (theirs != NONE)
 
 
 def divergence(

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+import hypercompress
+from hypercompress import Budget
 from hypercompress.data import Preprocess
 from hypercompress.errors import DataError
 
@@ -168,3 +170,16 @@ def test_all_faults_are_reported_at_once() -> None:
     with pytest.raises(DataError) as caught:
         Preprocess((1, 8, 8), (0.5, 0.5), (0.0,), "cubic", 2.0, "middle")
     assert all(word in str(caught.value) for word in ("mean", "std", "interpolation", "crop_pct", "crop_mode"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_student_has_the_channels_of_its_factored_first_convolution(channels: int) -> None:
+    """timm's own notes say three."""
+    teacher = timm.create_model("test_vit", in_chans=channels, num_classes=5)
+    example = torch.randn(2, channels, 160, 160)
+    student = hypercompress.compress(teacher, Budget(params=0.5), example=example, generator="svd")
+    assert "patch_embed.proj" in student.ranks
+    for model in (teacher, student):
+        assert Preprocess.of(model, mean=[0.5], std=[0.5]).input_size == (channels, 160, 160)
+    with pytest.raises(DataError, match=f"channels for a model of {channels}; expected equal channels"):
+        Preprocess.of(student, input_size=(4 - channels, 160, 160), mean=[0.5], std=[0.5])

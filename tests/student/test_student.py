@@ -179,3 +179,20 @@ def test_weights_and_biases_are_frozen_apart(trained: str) -> None:
 def test_table_of_layers_is_printed(student: Student, capsys: pytest.CaptureFixture[str]) -> None:
     student.print_compression()
     assert "no report: this student was not made by generate" in capsys.readouterr().out
+
+
+def test_a_copy_of_a_student_is_one_whatever_its_network_copies_by() -> None:
+    class Counting(nn.Sequential):
+        """Says itself how it is copied, as one must that holds what torch cannot copy."""
+
+        def __deepcopy__(self, memo: dict[int, object]) -> "Counting":
+            return Counting(*(copy.deepcopy(module, memo) for module in self))
+
+    student = hypercompress.compress(
+        Counting(nn.Linear(32, 32), nn.Linear(32, 32)), Budget(params=0.5), example=torch.randn(2, 32), generator="svd"
+    )
+    copied = copy.deepcopy(student)
+    assert type(copied) is Student
+    assert type(copied.model) is Counting
+    assert (copied.ranks, copied.report) == (student.ranks, student.report)
+    assert torch.equal(copied.state_dict()["model.0.reduce.weight"], student.state_dict()["model.0.reduce.weight"])
