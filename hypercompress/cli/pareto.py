@@ -2,11 +2,10 @@
 
 import csv
 import io
-import os
-import tempfile
 from argparse import Namespace
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ from rich.table import Table
 from hypercompress.allocation import ParetoPoint, pareto
 from hypercompress.cli import checks
 from hypercompress.cli.terminal import Terminal
-from hypercompress.errors import ArtefactError, GeneratorError, HypercompressError
+from hypercompress.data import expanded
+from hypercompress.errors import GeneratorError, HypercompressError
 from hypercompress.generator import ANALYTIC
 from hypercompress.preparation import Plan
 from hypercompress.probe import kl_scale
+from hypercompress.saved.whole_file import refuse_existing_file, whole_file
 from hypercompress.specs import COUNTED, KlScale, Unit
 
 GENERATOR = "kfac"  # the only one whose energies are nats; a hypernetwork starts from it
@@ -42,7 +43,7 @@ class TradeOff:
 def folder(arguments: Namespace) -> Path:
     """Where the files go: the folder given, else the one that OUT lies in, else the current one."""
     if arguments.pareto:
-        return Path(arguments.pareto)
+        return expanded(arguments.pareto)
     return Path() if arguments.out is None else Path(arguments.out.parent)
 
 
@@ -55,12 +56,12 @@ def check(arguments: Namespace) -> None:
     if arguments.pareto is None:
         return
     where = folder(arguments)
-    present = [str(where / name) for name in (CSV, PNG) if (where / name).exists()]
     checks.require(
         lambda: _measured(arguments),
         lambda: _in_nats(arguments),
         lambda: checks.writable(where),
-        lambda: _free(present, arguments.overwrite),
+        lambda: refuse_existing_file(where / CSV, arguments.overwrite),
+        lambda: refuse_existing_file(where / PNG, arguments.overwrite),
     )
 
 
@@ -84,14 +85,6 @@ def _in_nats(arguments: Namespace) -> None:
         )
 
 
-def _free(present: Sequence[str], overwrite: bool) -> None:
-    if present and not overwrite:
-        raise ArtefactError(
-            f"received --pareto for {' and '.join(present)}, which exist; expected new files; choose another folder or "
-            "pass --overwrite"
-        )
-
-
 def measured(plan: Plan, *, refit: bool = True) -> TradeOff:
     """Every budget at once, and one student to say how far the predictions are off; ``refit``: as students will be."""
     generator = ANALYTIC[GENERATOR]
@@ -105,8 +98,9 @@ def measured(plan: Plan, *, refit: bool = True) -> TradeOff:
 def write(trade_off: TradeOff, where: Path, overwrite: bool, terminal: Terminal) -> dict[str, Any]:
     """Print the table, write both files and return all of it for ``--json``."""
     curves = trade_off.curves
-    _free([str(where / name) for name in (CSV, PNG) if (where / name).exists()], overwrite)
-    replace_files({where / CSV: as_csv(curves).encode(), where / PNG: as_png(curves)})
+    with ExitStack() as files:  # both are moved in once both are written
+        files.enter_context(whole_file(where / CSV, overwrite)).write_bytes(as_csv(curves).encode())
+        files.enter_context(whole_file(where / PNG, overwrite)).write_bytes(as_png(curves))
     terminal.show(as_table(curves))
     terminal.note("predicted KL", f"times {trade_off.scale.best:.2f}, as one student was measured")
     terminal.show(f"saved: {where / CSV}, {where / PNG}")
@@ -171,32 +165,3 @@ def as_png(curves: Curves) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     return picture.getvalue()
-
-
-def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """Write every file beside its place first, then move them all in, so that no half of one is ever seen.
-
-    Raises:
-        ArtefactError: the disk refuses.
-    """
-    moves: list[Callable[[], object]] = []
-    staged: list[Path] = []
-    try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.new-", dir=path.parent)
-            staged.append(Path(name))
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            staged[-1].chmod(0o644)
-            moves.append(lambda source=staged[-1], target=path: source.replace(target))  # type: ignore[misc]
-        for move in moves:
-            move()
-    except OSError as error:
-        raise ArtefactError(
-            f"received '{error}' while writing {', '.join(map(str, contents))}; expected room and permission there; "
-            "choose another folder"
-        ) from error
-    finally:
-        for path in staged:
-            path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hypercompress.data import expanded
 from hypercompress.errors import ArtefactError
 from hypercompress.saved.replacing import allowed_mode, in_the_way, kept_mode, staging_beside, sync
 
@@ -13,6 +14,10 @@ def refuse_existing_file(file: Path, overwrite: bool) -> None:
     """Raises ArtefactError if ``file`` is in the way; cheap, so call it before the work starts."""
     if file.is_dir():
         raise ArtefactError(f"received the output {file}, a folder; expected a file; add a name to it")
+    if file.exists() and not file.is_file():
+        raise ArtefactError(
+            f"received the output {file}, a device, a pipe or the like; expected a file; choose another path"
+        )
     if file.exists() and not overwrite:
         raise in_the_way(file)
 
@@ -24,8 +29,10 @@ def whole_file(file: Path, overwrite: bool) -> Iterator[Path]:
     A link stays, and what it points to is replaced. The permissions of a file that is replaced stay, too.
 
     Raises:
-        ArtefactError: ``file`` exists, if only since the block began, and ``overwrite`` is false, or the disk refuses.
+        ArtefactError: ``file`` exists, if only since the block began, and ``overwrite`` is false, or is no regular
+            file, or the disk refuses.
     """
+    file = expanded(file)
     refuse_existing_file(file, overwrite)
     place = Path(os.path.realpath(file))
     try:

@@ -1,13 +1,18 @@
 """`--pareto`: the whole trade-off, without a student."""
 
 import json
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from hypercompress.allocation import ParetoPoint
-from hypercompress.cli.pareto import best_within, thinned
+from hypercompress.cli.pareto import TradeOff, best_within, thinned, write
+from hypercompress.cli.terminal import Terminal
+from hypercompress.specs import KlScale, Unit
 from tests.cli.words import CALIBRATE, Run, rows_of
 
 
@@ -64,6 +69,30 @@ def test_pareto_refuses(run: Run, teacher: tuple[object, ...], tmp_path: Path) -
     assert (tmp_path / "pareto.csv").read_text() == "mine"
     assert run(*words, "--generator", "kfac", *CALIBRATE, "--overwrite")[0] == 0
     assert (tmp_path / "pareto.csv").read_text().startswith("unit,share,predicted_kl\n")
+
+
+@pytest.fixture
+def private() -> Iterator[None]:
+    """Nobody else may read new files."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("private")
+def test_pareto_files_keep_links_and_permissions(tmp_path: Path) -> None:
+    curve = [ParetoPoint(0.5, 1.0), ParetoPoint(1.0, 0.0)]
+    where, real = tmp_path / "plots", tmp_path / "real.csv"
+    for overwrite in (False, True):
+        write(TradeOff(dict.fromkeys(Unit, curve), KlScale(1.0)), where, overwrite, Terminal(quiet=True))
+        assert [stat.S_IMODE(path.stat().st_mode) for path in where.iterdir()] == [0o600, 0o600]
+        if not overwrite:
+            (where / "pareto.csv").rename(real)
+            (where / "pareto.csv").symlink_to(real)
+            real.write_text("old")
+    assert (where / "pareto.csv").is_symlink()
+    assert real.read_text().startswith("unit,share,predicted_kl\n")
+    assert sorted(path.name for path in where.iterdir()) == ["pareto.csv", "pareto.png"]
 
 
 def test_thinning_keeps_the_ends() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hypercompress.errors import ArtefactError
-from hypercompress.saved.whole_file import whole_file
+from hypercompress.saved.whole_file import refuse_existing_file, whole_file
 
 
 def refuses(*_: object, **__: object) -> None:
@@ -57,3 +57,27 @@ def test_the_permissions_of_what_is_overwritten_stay(tmp_path: Path) -> None:
         (tmp_path / "page.html").chmod(mode)
         put(tmp_path / "page.html", "new", overwrite=True)
         assert stat.S_IMODE((tmp_path / "page.html").stat().st_mode) == mode
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes have names here")
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path, overwrite: bool) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for output in (pipe, link):
+        with pytest.raises(ArtefactError, match=r"a device, a pipe or the like; expected a file; choose another path"):
+            put(output, "new", overwrite=overwrite)
+    with pytest.raises(ArtefactError, match=f"received the output {os.devnull}, a device"):
+        refuse_existing_file(Path(os.devnull), overwrite)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link"}
+
+
+def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    put(Path("~/page.html"), "new")
+    assert (tmp_path / "home" / "page.html").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
