@@ -107,7 +107,7 @@ def _origin(stage: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     if "calibration" in stage:
         found.append(("Calibrated on", calibration(stage) or "nothing: made from the weights alone"))
     if made_with := stage.get("made_with"):
-        told = {"images": "images of calibration", "batch_size": "in a batch", "seed": "seed"}
+        told = {"images": "images of calibration at most", "batch_size": "in a batch at most", "seed": "seed"}
         parts = [f"{text} {counted(made_with[key]):,}" for key, text in told.items() if made_with.get(key) is not None]
         found.append(("Made with", ", ".join(parts)))
     if "refitted" in stage:

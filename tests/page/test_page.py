@@ -151,9 +151,10 @@ def test_null_where_nothing_is_known() -> None:
 
 
 def test_what_it_was_made_with() -> None:
+    """The report has the options, which are limits: there may have been fewer images, in smaller batches."""
     made = {"seed": 7, "images": 1024, "batch_size": 64, "generator": "auto", "refit": True, "norms": True}
     page = Page(report_page(report_of(row("a"), made_with=made), "net"))
-    assert page.facts["Made with"] == "images of calibration 1,024, in a batch 64, seed 7"
+    assert page.facts["Made with"] == "images of calibration at most 1,024, in a batch at most 64, seed 7"
 
 
 def test_a_moved_student_tells_what_it_is_and_what_it_was() -> None:
