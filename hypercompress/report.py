@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
@@ -26,8 +27,8 @@ def params_of(model: nn.Module) -> int:
 
 
 def bytes_of(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers, tied ones once."""
-    tensors = weights_of(model)
+    """Bytes of all parameters and buffers, tied ones once; without sparse ones, which no student folder holds."""
+    tensors = [t for t in weights_of(model) if t.layout is torch.strided]
     groups, sizes = overlapping(tensors), dict[int, int]()
     for t in tensors:
         sizes[groups[id(t)]] = max(sizes.get(groups[id(t)], 0), t.numel() * t.element_size())

@@ -7,8 +7,10 @@ README.md           the model card
 """
 
 import contextlib
+import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,9 +19,12 @@ from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as read_bytes
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
+from hypercompress.data import expanded
 from hypercompress.errors import ArtefactError
 from hypercompress.saved.card import model_card
 from hypercompress.saved.replacing import in_the_way, leftover, name_fault, replaced
@@ -89,7 +94,7 @@ def save(
     """Write a student folder; see `whole_folder` for what a failure leaves.
 
     Raises:
-        ArtefactError: the state holds more than tensors.
+        ArtefactError: the state holds more than tensors, or some that safetensors cannot hold.
     """
     if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise ArtefactError(
@@ -97,7 +102,13 @@ def save(
             f"tensors; expected tensors alone, which are all that {WEIGHTS} holds; keep it in buffers "
             "(register_buffer), or return a tensor from get_extra_state"
         )
-    with whole_folder(folder, overwrite) as staging:
+    if unheld := [f"{name} ({fault})" for name, value in state.items() if (fault := _fault(value)) is not None]:
+        raise ArtefactError(
+            f"received a network whose state has {', '.join(unheld[:3])}{' and more' if unheld[3:] else ''}; expected "
+            f"dense tensors of a dtype that {WEIGHTS} holds; convert them, or leave them out of the state "
+            "(register_buffer(..., persistent=False))"
+        )
+    with whole_folder(expanded(folder), overwrite) as staging:
         stored, aliases = _untied(state)
         save_file(stored, staging / WEIGHTS, metadata={"format": "pt"})
         header = {
@@ -137,13 +148,31 @@ def is_names(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+def _fault(tensor: Tensor) -> str | None:
+    """The layout or the dtype that a file of safetensors cannot hold; ``None`` if it holds both."""
+    if tensor.layout is not torch.strided:
+        return str(tensor.layout)
+    return None if _held(tensor.dtype) else str(tensor.dtype)
+
+
+@functools.cache
+def _held(dtype: torch.dtype) -> bool:
+    """Only trying tells: versions of safetensors differ, and none says what it holds."""
+    try:
+        read_bytes(as_bytes({"tried": torch.empty(0, dtype=dtype)}))
+    except (KeyError, SafetensorError):
+        return False
+    return True
+
+
 def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors that are one and the same are stored under their first name; the others become aliases."""
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[Any, str] = {}
     for name, tensor in state.items():
-        key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+        key = (*place, tensor.dtype, tensor.is_conj(), tensor.is_neg())  # views may read one memory in two ways
         if tensor.numel() and key in first:
             aliases[name] = first[key]
         else:
@@ -163,6 +192,8 @@ def load(folder: Path) -> Saved:
     Raises:
         ArtefactError: missing, incomplete, altered, unreadable, or of a later format.
     """
+    folder = expanded(folder)
+    _require_text(folder)
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ArtefactError(
@@ -203,6 +234,16 @@ def load(folder: Path) -> Saved:
             "was saved; copy it again"
         ) from error
     return Saved(config, report, state)
+
+
+def _require_text(folder: Path) -> None:
+    """Raises ArtefactError if the path is not UTF-8: safetensors reads from no other."""
+    try:
+        os.fsencode(folder).decode()
+    except UnicodeDecodeError as error:
+        raise ArtefactError(
+            f"received the student folder {folder}, a path that is not UTF-8; expected one that is; rename the folder"
+        ) from error
 
 
 def load_state(model: nn.Module, saved: Saved, folder: Path) -> None:

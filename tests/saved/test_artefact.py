@@ -1,6 +1,8 @@
 """A student folder is data, and hashed."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,30 @@ def test_every_dtype_layout_and_tie_comes_back(tmp_path: Path) -> None:
     saved = load(tmp_path / "s").state
     assert set(saved) == set(state)
     assert all(torch.equal(saved[name], state[name]) and saved[name].dtype is state[name].dtype for name in state)
+
+
+def test_views_that_read_one_memory_differently_come_back(tmp_path: Path) -> None:
+    numbers, waves = torch.arange(4.0), torch.randn(3, dtype=torch.complex64)
+    state = {
+        "numbers": numbers,
+        "bits": numbers.view(torch.int32),
+        "waves": waves,
+        "turned back": waves.conj(),
+        "imaginary": waves.imag,
+        "negative": waves.conj().imag,
+    }
+    write(tmp_path / "s", state)
+    saved = load(tmp_path / "s").state
+    assert all(torch.equal(saved[name], state[name]) and saved[name].dtype is state[name].dtype for name in state)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+def test_a_path_that_is_not_utf_8_is_told_so(tmp_path: Path) -> None:
+    write(tmp_path / "s")
+    folder = (tmp_path / "s").rename(os.fsdecode(os.fsencode(tmp_path) + b"/st\xff"))
+    with pytest.raises(ArtefactError, match=r"a path that is not UTF-8; expected one that is; rename the folder"):
+        load(folder)
+    load(folder.rename(tmp_path / "s"))
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])

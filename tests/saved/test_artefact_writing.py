@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from hypercompress.errors import ArtefactError
+from hypercompress.report import bytes_of
 from hypercompress.saved import artefact, replacing
 from hypercompress.saved.artefact import CARD, CONFIG, REPORT, WEIGHTS, load, save, whole_folder
 from hypercompress.saved.replacing import replaced
+from hypercompress.student import Student
 from tests.artefacts import CONFIGURATION, REPORTED, write
 
 
@@ -56,6 +59,42 @@ def test_a_state_that_is_no_tensor_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"whose state has 1\._extra_state, no tensors; .*get_extra_state"):
         write(tmp_path / "s", {"0.weight": torch.ones(2), "1._extra_state": {"scale": 1.0}})  # type: ignore[dict-item]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, .*:UserWarning")
+def test_tensors_that_the_file_cannot_hold_are_named(tmp_path: Path) -> None:
+    state = {
+        "0.weight": torch.ones(2),
+        "table": torch.ones(2, dtype=torch.complex128),
+        "mask": torch.eye(2).to_sparse(),
+        "codes": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8),
+    }
+    for names in (["table"], ["mask"], ["codes"]):
+        with pytest.raises(ArtefactError, match=rf"whose state has {names[0]} \(torch\.\w+\); expected dense tensors"):
+            write(tmp_path / "s", {name: state[name] for name in ("0.weight", *names)})
+    with pytest.raises(
+        ArtefactError, match=r"table \(torch\.complex128\), mask \(torch\.sparse_coo\), codes \(torch\.q"
+    ):
+        write(tmp_path / "s", state)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_student_with_a_sparse_buffer_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    model.register_buffer("mask", torch.eye(2).to_sparse())
+    assert bytes_of(model) == 4 * 8
+    with pytest.raises(ArtefactError, match=r"whose state has mask \(torch\.sparse_coo\)"):
+        Student(model, None, REPORTED).save_pretrained(tmp_path / "s")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    state = write(Path("~/s"))
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    for folder in (tmp_path / "home" / "s", Path("~/s")):
+        assert torch.equal(load(folder).state["0.weight"], state["0.weight"])
 
 
 def test_folders_are_exchanged_without_the_system_call_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
