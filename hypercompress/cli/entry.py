@@ -11,6 +11,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import TextIO
 
 from hypercompress.cli.bench import bench
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit code.
     """
+    _escape_unencodable()
     try:
         arguments = make_parser().parse_args(argv)
     except SystemExit as leave:  # --help and --version
@@ -79,6 +81,13 @@ def run(arguments: Namespace) -> int:
             "check space and permission"
         )
     return 0
+
+
+def _escape_unencodable() -> None:
+    """What a stream cannot encode, as letters of paths in ASCII, is written as escapes instead of raised."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":  # others were chosen
+            stream.reconfigure(errors="backslashreplace")
 
 
 def failed(text: str, code: int = 2) -> int:

@@ -2,10 +2,10 @@
 
 import argparse
 from importlib.metadata import version
-from pathlib import Path
 
 from hypercompress.cli.examples import EXAMPLES
 from hypercompress.cli.usage import Parser, share
+from hypercompress.data import expanded
 from hypercompress.export import FORMATS
 from hypercompress.transfer.views import MOST_VIEWS, VIEWS
 
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("student", metavar="STUDENT", help="student folder")
     report.add_argument(
         "--html",
-        type=Path,
+        type=expanded,
         metavar="FILE",
         help="write the report as one self-contained HTML file with plots instead of printing the table",
     )
@@ -55,7 +55,7 @@ def _command(commands: "argparse._SubParsersAction[Parser]", name: str, summary:
 
 def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="student folder to write")
+    parser.add_argument("out", metavar="OUT", nargs="?", type=expanded, help="student folder to write")
     budget = parser.add_argument_group("budget", "One share of the whole teacher in (0, 1], met from below.")
     budget.add_argument("--params", type=share, metavar="SHARE", help="share of the parameters, such as 0.4")
     budget.add_argument("--macs", type=share, metavar="SHARE", help="share of the multiply-accumulates")
@@ -188,7 +188,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
 
 def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("student", metavar="STUDENT", help=f"student folder, or a model: {MODEL}")
-    parser.add_argument("file", metavar="FILE", type=Path, help="file to write")
+    parser.add_argument("file", metavar="FILE", type=expanded, help="file to write")
     parser.add_argument(
         "--format",
         choices=FORMATS,
@@ -213,7 +213,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
 
 def _transfer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument("out", metavar="OUT", type=Path, help="student folder to write")
+    parser.add_argument("out", metavar="OUT", type=expanded, help="student folder to write")
     method = parser.add_argument_group("method")
     method.add_argument("--shots", type=int, metavar="K", help="use K images of each class (default: all)")
     method.add_argument(
@@ -259,7 +259,7 @@ def _model(parser: argparse.ArgumentParser, whose: str) -> None:
     group = parser.add_argument_group(f"weights and arguments of {whose}")
     group.add_argument(
         "--checkpoint",
-        type=Path,
+        type=expanded,
         metavar="FILE",
         help="weights: .safetensors, or .pth/.pt (read as data, never as code)",
     )

@@ -2,9 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
+from hypercompress.data import expanded
 from hypercompress.errors import HypercompressError
 
 
@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
         # missing at the first option (python/cpython#59317).
         rest = rest[1:] if rest[:1] == ["--"] else rest
         if len(rest) == 1 and not rest[0].startswith("-") and getattr(found, "out", "") is None:
-            found.out, rest = Path(rest[0]), []
+            found.out, rest = expanded(rest[0]), []
         if rest:  # told by this command, which knows the place of its help
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return found, rest

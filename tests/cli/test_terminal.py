@@ -1,6 +1,8 @@
 """What all commands share: help, mistakes in the words, interrupts, bars and pipes."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ import torch
 
 import hypercompress
 from hypercompress.cli import generate as generate_module
+from hypercompress.cli import main, pareto
+from hypercompress.cli.parser import make_parser
 from hypercompress.cli.terminal import finite
 from tests.cli.words import DATA, Run, write_images
 
@@ -162,6 +166,28 @@ def test_a_terminal_shows_a_bar_but_not_with_json(run: Run, student: Path, monke
     code, out, err = run("evaluate", student, *DATA, "--images", 10, "--json")
     assert (code, err) == (0, "")
     json.loads(out)
+
+
+def test_what_standard_output_cannot_encode_is_escaped(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for errors, shown in (("strict", b"\\xfcn\\xef.html"), ("replace", b"?n?.html")):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors=errors))
+        assert main(["report", str(student), "--html", str(tmp_path / errors / "\xfcn\xef.html")]) == 0
+        assert written.getvalue().endswith(shown + os.linesep.encode())
+
+
+def test_a_tilde_in_an_output_is_the_home(
+    run: Run, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert run("report", student, "--html=~/r.html") == (0, f"saved: {tmp_path}/home/r.html\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    words = make_parser().parse_args(["generate", "test_vit", "--params=0.5", "~/s", "--pareto=~/plots"])
+    assert (words.out, pareto.folder(words)) == (tmp_path / "home" / "s", tmp_path / "home" / "plots")
+    assert make_parser().parse_args(["export", "s", "~/x.pt2"]).file == tmp_path / "home" / "x.pt2"
 
 
 def test_json_has_null_for_what_is_no_number() -> None:
