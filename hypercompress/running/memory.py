@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 # Of `man 3 mallopt`, and the environment in which a user has chosen them.
@@ -33,7 +34,8 @@ def finite(tensor: Tensor) -> bool:
     """Whether all numbers are finite. Both ends are: NaN passes through either, and nothing lies beyond them."""
     if tensor.numel() == 0:
         return True
-    least, most = tensor.detach().aminmax()
+    tensor = tensor.detach()
+    least, most = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).aminmax()
     return bool(least.isfinite() & most.isfinite())
 
 

@@ -50,6 +50,13 @@ def test_numbers_are_finite_or_not(dtype: torch.dtype, place: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+def test_complex_numbers_are_finite_in_both_parts() -> None:
+    numbers = torch.ones(3, dtype=torch.complex64)
+    assert finite(numbers)
+    for broken in (complex(math.nan, 0), complex(0, math.inf)):
+        assert not finite(torch.tensor([1, broken]))
+
+
 def test_freed_memory_is_given_back() -> None:
     def resident() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
