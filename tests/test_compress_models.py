@@ -258,3 +258,11 @@ def test_a_norm_without_a_shift_takes_no_mean() -> None:
         assert "0" in student.ranks
         assert student.model[1].bias is None
         assert student(x).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_a_table_that_torch_cannot_copy_is_told_so() -> None:
+    model = network()
+    model.register_buffer("table", torch.eye(3).to_sparse_csr())
+    with pytest.raises(ModelError, match=r"that cannot be copied \(.*Csr.*\); expected a model that copy"):
+        compress(model, Budget(params=0.5), generator="svd", example=batches()[0])
