@@ -1,7 +1,8 @@
 """An ONNX file in eight bits, by onnxruntime's quantizer, and how far its answers are from the student's.
 
 Weights have one scale for each output channel. Activations are either scaled by ranges seen on calibration images
-(*static*: every operation that has an integer form), or in each run by what comes in (*dynamic*: matrix products only).
+(*static*: convolutions, matrix products and what lies between), or in each run by what comes in (*dynamic*: matrix
+products only).
 `choose` says which; LOG.md has the measurements behind it.
 """
 
@@ -17,9 +18,17 @@ from hypercompress.errors import DataError, ExportError
 from hypercompress.export.onnx_file import INPUT, OnnxModel
 from hypercompress.export.program import quiet, understood
 from hypercompress.fidelity import compare
-from hypercompress.running.calibration import split_batches, to_device
+from hypercompress.running.calibration import require_batches, split_batches, to_device
+from hypercompress.running.calling import taking
 
 NOISE = 64  # inputs to measure agreement with where there are no images
+LARGEST_SHARE = 0.95  # of the float file's bytes, that a file in eight bits may have
+PRODUCTS = ("MatMul", "Gemm")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+BETWEEN = (  # quantized where the file is static; onnxruntime's quantizer breaks others, such as norms over groups
+    *("Add", "Mul", "Clip", "Relu", "LeakyRelu", "Sigmoid"),
+    *("AveragePool", "GlobalAveragePool", "MaxPool", "Concat", "Resize"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,8 @@ def quantize(
         noise: inputs [b, ...] that stand in where there are no images.
 
     Raises:
-        DataError: too few images, or batches of another kind. ExportError: eight bits would save nothing without
-        images, or the quantizer refuses the file.
+        DataError: too few images, or batches of another kind. ExportError: there are no images for convolutions, eight
+        bits would save nothing, or the quantizer refuses the file.
     """
     method = choose(float_file, has_data=data is not None)
     batches = noise.split(32) if data is None else _batches(data, noise)
@@ -67,15 +76,26 @@ def quantize(
         batches = [*split.select, *split.confirm]
     else:
         write_dynamic(float_file, file)
-    fidelity = compare(model, OnnxModel(file), batches)
+    float_bytes = float_file.stat().st_size
+    require_smaller(file.stat().st_size, float_bytes)
+    fidelity = compare(model, OnnxModel(file), batches, taking(None))
     return Int8(
         method,
-        float_file.stat().st_size,
+        float_bytes,
         fidelity.agreement,
         fidelity.kl,
         fidelity.images,
         "noise" if data is None else "data",
     )
+
+
+def require_smaller(count: int, float_bytes: int) -> None:
+    """Raises ExportError if the file is hardly smaller than in float: no operation above has the weights."""
+    if count > LARGEST_SHARE * float_bytes:
+        raise ExportError(
+            f"received a model that eight bits would save nothing of ({count:,} bytes, {float_bytes:,} in float); "
+            f"expected weights in {', '.join((*CONVOLUTIONS, *PRODUCTS))}; export in float"
+        )
 
 
 def choose(file: Path, *, has_data: bool) -> str:
@@ -105,19 +125,34 @@ def convolution_share(file: Path) -> float:
 
     graph = onnx.load(file).graph
     sizes = {tensor.name: len(tensor.raw_data) for tensor in graph.initializer}
-    bytes_of = {"Conv": 0, "Gemm": 0, "MatMul": 0}
+    bytes_of = dict.fromkeys((*CONVOLUTIONS, *PRODUCTS), 0)
     for node in graph.node:
         if node.op_type in bytes_of:
             bytes_of[node.op_type] += sum(sizes.get(name, 0) for name in node.input)
-    return bytes_of["Conv"] / max(1, sum(bytes_of.values()))
+    return sum(bytes_of[name] for name in CONVOLUTIONS) / max(1, sum(bytes_of.values()))
 
 
 def _batches(data: Iterable[Any], like: Tensor) -> list[Tensor]:
-    """The images of all batches, where ``like`` is and of its type: files have inputs of one type."""
-    return [to_device(_images(batch), like.device, like.dtype) for batch in data]
+    """The images of all batches, where ``like`` is and of its type: files have inputs of one type.
+
+    Raises:
+        DataError: see `require_batches`; or images of another shape than ``like``, or of whole numbers.
+    """
+    require_batches(data)
+    batches = []
+    for batch in data:
+        images = _images(batch)
+        if not images.is_floating_point() or images.ndim != like.ndim or images.shape[1:] != like.shape[1:]:
+            raise DataError(
+                f"received a calibration batch of {images.dtype} {list(images.shape)}; expected real numbers of "
+                f"{['b', *like.shape[1:]]} as the file takes them; resize and normalise the images as for training"
+            )
+        images = to_device(images.detach(), like.device, like.dtype)
+        batches.append(images if isinstance(data, (list, tuple)) else images.clone())  # others may refill one buffer
+    return [batch for batch in batches if len(batch)]
 
 
-def _images(batch: Any) -> Float[Tensor, "b ..."]:
+def _images(batch: Any) -> Tensor:
     """The images of a batch, whatever comes after them."""
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor):
@@ -138,12 +173,12 @@ def write_dynamic(source: Path, file: Path) -> None:
 
     with understood("a file that onnxruntime's quantizer refuses", "operations that it knows"), quiet():
         quantize_dynamic(
-            source, file, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
+            source, file, op_types_to_quantize=list(PRODUCTS), per_channel=True, weight_type=QuantType.QInt8
         )
 
 
 def write_static(source: Path, file: Path, batches: Iterable[Tensor]) -> None:
-    """Quantize every operation that has an integer form; activations get the ranges seen on ``batches`` [b, ...].
+    """Quantize convolutions, products and what lies between; activations get the ranges seen on ``batches`` [b, ...].
 
     Raises:
         ExportError: onnxruntime's quantizer refuses the file.
@@ -166,6 +201,7 @@ def write_static(source: Path, file: Path, batches: Iterable[Tensor]) -> None:
             file,
             Reader(),
             quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=[*CONVOLUTIONS, *PRODUCTS, *BETWEEN],
             per_channel=True,
             activation_type=QuantType.QUInt8,  # signed ones take up to four times as long on x86
             weight_type=QuantType.QInt8,
