@@ -6,6 +6,7 @@ Shape letters: ``b`` inputs in a batch.
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from hypercompress.architecture import own_input_size
-from hypercompress.errors import ExportError, ModelError
+from hypercompress.errors import ExportError, HypercompressError, ModelError, NonFiniteError
 from hypercompress.export import onnx_file, program
 from hypercompress.export.int8 import NOISE, Int8, quantize
 from hypercompress.report import bytes_of
-from hypercompress.running.calling import evaluating
+from hypercompress.running.calling import evaluating, out_of_memory
 from hypercompress.running.copying import as_written
 from hypercompress.saved.whole_file import whole_file
 from hypercompress.student import Student
@@ -95,8 +96,9 @@ def export(
     Raises:
         ExportError: a package or a translation is missing, the file differs or is too large, or its name says another
             format.
-        ArtefactError: ``file`` is in the way or cannot be written. ModelError: no input size, or not one output.
-        DataError: ``data`` has too few images.
+        ArtefactError: ``file`` is in the way or cannot be written. ModelError: no input size, or not one input and one
+        output. NonFiniteError: the model's own outputs hold NaN, or with ``int8`` infinity. DataError: ``data`` has too
+        few images, or others than the model takes.
 
     Example:
         >>> export(student, "student.onnx").max_difference < 1e-4  # doctest: +SKIP
@@ -115,6 +117,7 @@ def export(
     with whole_file(file, overwrite) as staged, torch.no_grad(), evaluating(model):
         inputs = [_noise(model, count, size, seed + count) for count in BATCH_SIZES]
         expected = [_output(model, batch) for batch in inputs]
+        require_numbers(expected, finite=int8)
         graph = program.trace(model, _noise(model, 2, size, seed))
         difference = largest_difference(_written(graph, format, staged), inputs, expected)
         require_close(difference)
@@ -180,22 +183,36 @@ def check_request(file: Path, format: str | None, *, int8: bool, has_data: bool)
 
 
 def largest_difference(running: nn.Module, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest |got - expected| over every batch and output, over max(1, largest |expected|); NaN if any is NaN.
+    """Largest |got - expected| over every batch and output, over max(1, largest finite |expected|); NaN if any is NaN.
+
+    Equal infinities do not differ: some models mask outputs with them.
 
     Raises:
-        ExportError: the outputs have another shape.
+        ExportError: the file does not run, or the outputs have another shape.
     """
     differences, scales = [], [torch.ones((), dtype=torch.double)]
     for batch, wanted in zip(inputs, expected, strict=True):
-        got = _output(running, batch).detach()
+        with program.understood("a file that does not run", f"one that takes {len(batch)} inputs in a batch"):
+            got = running(batch).detach()
         if got.shape != wanted.shape:
             raise ExportError(
                 f"received outputs of {list(got.shape)} from the file for inputs of {list(batch.shape)}; expected "
                 f"{list(wanted.shape)} as from the model; report it with the name of the model"
             )
-        differences.append((got.double() - wanted.double()).abs().max().cpu())
-        scales.append(wanted.detach().double().abs().max().cpu())
+        ours, theirs = got.cpu().double(), wanted.detach().cpu().double()
+        differences.append((ours - theirs).abs().masked_fill(ours == theirs, 0).max())
+        scales.append(theirs.abs().masked_fill(theirs.isinf(), 0).max())
     return float(torch.stack(differences).max() / torch.stack(scales).max())
+
+
+def require_numbers(outputs: Iterable[Tensor], *, finite: bool) -> None:
+    """Raises NonFiniteError if the model's own outputs hold NaN or, if they are to be ``finite``, infinity."""
+    for output in outputs:
+        if bool(output.isnan().any()) or (finite and not bool(output.isfinite().all())):
+            raise NonFiniteError(
+                f"received {'NaN or infinity' if finite else 'NaN'} in the model's own outputs for normal noise; "
+                "expected numbers to compare the file with; check its weights and what it computes"
+            )
 
 
 def require_close(difference: float) -> None:
@@ -227,21 +244,30 @@ def require_finite(running: nn.Module, inputs: Sequence[Tensor]) -> None:
         )
 
 
-def _input_size(model: nn.Module, given: Sequence[int] | None) -> tuple[int, ...]:
-    size = given or own_input_size(model)
-    if not size:
+def _input_size(model: nn.Module, given: Any) -> tuple[int, ...]:
+    size = own_input_size(model) if given is None else given
+    if size is None:
         raise ModelError("received a model without an input size; expected to know it; pass input_size=(c, h, w)")
-    return tuple(size)
+    if not isinstance(size, Sequence) or not size or not all(isinstance(n, Integral) and int(n) > 0 for n in size):
+        raise ModelError(
+            f"received the input size {size!r}; expected positive whole numbers, the shape of one input; pass "
+            "input_size=(c, h, w), or (n,) for vectors"
+        )
+    return tuple(map(int, size))
 
 
 def _output(model: nn.Module, batch: Tensor) -> Tensor:
     try:
         output = model(batch)
-    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+    except HypercompressError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
+        if out_of_memory(error):
+            raise
         raise ModelError(
             f"received inputs of the size {tuple(batch.shape[1:])}, which the model does not take "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); expected one that it takes; pass "
-            "input_size"
+            "input_size, or wrap a model of several inputs in a module of one"
         ) from error
     if not isinstance(output, Tensor):
         raise ModelError(

@@ -5,9 +5,11 @@ Shape letters: ``b`` inputs in a batch, any number when the program runs.
 
 import io
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +18,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from hypercompress.errors import ExportError, HypercompressError
+
+INDEXED = 2**28  # numbers in a batch that kernels take at least: 2^31 by indices of 32 bits, fewer by byte offsets
 
 
 def trace(model: nn.Module, batch: Float[Tensor, "b ..."]) -> ExportedProgram:
@@ -28,7 +32,7 @@ def trace(model: nn.Module, batch: Float[Tensor, "b ..."]) -> ExportedProgram:
         batch: two inputs or more, because torch takes a size of 1 for a constant.
 
     Raises:
-        ExportError: the model cannot be traced, or only for this very batch size.
+        ExportError: the model cannot be traced, or only for some batch sizes.
     """
     with (
         understood("a model that torch.export cannot trace", "a graph that is the same for every input and batch size"),
@@ -37,11 +41,30 @@ def trace(model: nn.Module, batch: Float[Tensor, "b ..."]) -> ExportedProgram:
     ):
         # A named dimension refuses any bound, and kernels of an accelerator set one (their indices have 32 bits).
         program = torch.export.export(model, (batch,), dynamic_shapes=({0: Dim.DYNAMIC},))
+    require_any_batch(program)
     program.example_inputs = None  # else the batch would be stored in the file
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():
             node.meta.pop("stack_trace", None)  # a third of the graph, and it tells where this machine keeps its files
     return program
+
+
+def require_any_batch(program: ExportedProgram) -> None:
+    """Raises ExportError if the graph holds only up to a batch size that no kernel would set: the model branches on it,
+    and other formats than torch's would compute the one branch for every size.
+    """
+    values = [(node.name, node.meta.get("val")) for node in program.graph.nodes]
+    tensors = {name: value for name, value in values if isinstance(value, Tensor)}
+    batch: Any = tensors[program.graph_signature.user_inputs[0]].shape[0]
+    bound = program.range_constraints[batch.node.expr].upper
+    shapes: list[list[Any]] = [list(tensor.shape) for tensor in tensors.values()]
+    fixed = [[size for size in shape if isinstance(size, int)] for shape in shapes]
+    largest = max(math.prod(some) for some, shape in zip(fixed, shapes, strict=True) if len(some) < len(shape))
+    if bound * largest < INDEXED:
+        raise ExportError(
+            f"received a model that computes something else, or nothing, for more than {bound} inputs in a batch; "
+            "expected the same for any number; take what depends on the batch size (x.shape[0], len(x)) out of forward"
+        )
 
 
 def write(program: ExportedProgram, file: Path) -> None:
