@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from hypercompress.architecture import own_input_size
+from hypercompress.data import expanded
 from hypercompress.errors import ExportError, HypercompressError, ModelError, NonFiniteError
 from hypercompress.export import onnx_file, program
 from hypercompress.export.int8 import NOISE, Int8, quantize
@@ -104,7 +105,7 @@ def export(
         >>> export(student, "student.onnx").max_difference < 1e-4  # doctest: +SKIP
         True
     """
-    start, file = time.perf_counter(), Path(file)
+    start, file = time.perf_counter(), expanded(file)
     format = check_request(file, format, int8=int8, has_data=data is not None)  # noqa: A001
     model = as_written(model)
     model = model.model if isinstance(model, Student) else model  # the tensors get the names that the folder has
