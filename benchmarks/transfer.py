@@ -19,8 +19,8 @@ as a multiple of the support set.
 The rates of all other methods that take steps are chosen once for each backbone and number of steps, from one grid, on
 episodes of another data set (``transfer_rates.csv``). Backbones: ``lite0``, EfficientNet-Lite0 with ImageNet weights;
 ``lite0-0.7``, its student of 0.7 times the parameters, calibrated on the photographs of ``train`` without their labels;
-``fashion``, a network trained on Fashion-MNIST. Photographs: both parts, classes that can fill an episode of the most
-shots.
+``fashion``, a network trained on Fashion-MNIST; and, if asked for, ``lite1``, EfficientNet-Lite1, on which nothing was
+chosen (`benchmarks.lite_weights`). Photographs: both parts, classes that can fill an episode of the most shots.
 
 Writes ``transfer.csv``, a row for each block of episodes, and ``transfer.png``; blocks that are there are not made
 again, so it can be run in pieces. On one CPU core the closed-form heads take minutes, a tuned episode of ``fashion`` a
@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.few_shot.adapted import ADAPTED, DEFAULT, LEVELS, network_digest, steps_of
-from benchmarks.few_shot.backbones import BACKBONES, TEACHER, Backbone, check_assets, open_backbone
+from benchmarks.few_shot.backbones import BACKBONES, TEACHER, USUAL, Backbone, check_assets, open_backbone
 from benchmarks.few_shot.frozen import FROZEN
 from benchmarks.few_shot.intervals import block
 from benchmarks.few_shot.rates import RATES_CSV, RATES_KEY, RATES_MADE_OF, choose_rates, try_rates
@@ -224,7 +224,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--assets", type=Path, help="folder with the weights of EfficientNet-Lite0 and photos/")
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="Fashion-MNIST network (default: the packaged)")
-    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES))
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=USUAL)
     parser.add_argument("--data", nargs="+", default=[], help="judge on these DATA instead")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--shots", nargs="+", type=int, choices=SHOTS, default=list(SHOTS))

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from benchmarks.efficientnet_lite0 import photographs
+from benchmarks.efficientnet_lite0 import file_of, open_teacher, photographs
 from benchmarks.shared.common import ROOT, digest, say
-from hypercompress.architecture import load_timm
 from hypercompress.compress import compress
 from hypercompress.data import Preprocess, open_data, read_pool
 from hypercompress.data.episodes import Pool
@@ -84,14 +83,16 @@ def frozen_features(model: nn.Module, images: Float[Tensor, "n c h w"]) -> Float
         return torch.cat([features_of(model, batch.to(device)) for batch in images.split(BATCH)])
 
 
-def lite0(assets: Path) -> Backbone:
-    """EfficientNet-Lite0 with its ImageNet weights (timm's ``tf_efficientnet_lite0``, 224 pixels)."""
-    model, _ = load_timm(
-        "tf_efficientnet_lite0",
-        checkpoint=assets / "efficientnet_lite0.safetensors",
-        pretrained_cfg={"mean": [0.5] * 3, "std": [0.5] * 3},
-    )
-    return Backbone("lite0", model, digest(assets), _lite0_data(assets), "fashion_mnist_mini", LITE0_LIMIT)
+def lite0(assets: Path, network: str = "lite0") -> Backbone:
+    """EfficientNet-Lite0 with its ImageNet weights (timm's ``tf_efficientnet_lite0``, 224 pixels), or a larger one."""
+    model, _ = open_teacher(assets, network)
+    weights = digest(file_of(assets, network))
+    return Backbone(network, model, weights, _lite0_data(assets), "fashion_mnist_mini", LITE0_LIMIT)
+
+
+def lite1(assets: Path) -> Backbone:
+    """EfficientNet-Lite1, on which nothing was chosen (240 pixels; its weights by `benchmarks.lite_weights`)."""
+    return lite0(assets, "lite1")
 
 
 def lite0_student(assets: Path) -> Backbone:
@@ -144,8 +145,9 @@ def check_assets(names: Sequence[str], assets: Path | None) -> None:
         )
 
 
-IN_ASSETS: dict[str, Callable[[Path], Backbone]] = {"lite0": lite0, "lite0-0.7": lite0_student}
+IN_ASSETS: dict[str, Callable[[Path], Backbone]] = {"lite0": lite0, "lite0-0.7": lite0_student, "lite1": lite1}
 BACKBONES = (*IN_ASSETS, "fashion")
+USUAL = ("lite0", "lite0-0.7", "fashion")  # where nobody names any
 
 
 def _lite0_data(assets: Path) -> dict[str, str]:
