@@ -35,7 +35,7 @@ FACTOR = 2.0
 
 def data_of(folder: Path, root: str) -> str:
     """What a teacher of the zoo was trained on, as DATA; of one that its index does not know, Fashion-MNIST."""
-    known = read_rows(folder.parent / "zoo.csv")
+    known = read_rows(folder.parent / "zoo.csv", ("name", "data"))
     name = known[folder.name]["data"].split(":")[0] if folder.name in known else "fashion_mnist"
     return name if name in PACKAGED else f"{name}:{root}"
 

@@ -36,15 +36,18 @@ def rows_of(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows by name, with the columns of `COLUMNS`; none if there is no index yet.
+def read_rows(path: Path, columns: Sequence[str] = COLUMNS) -> dict[str, dict[str, Any]]:
+    """Rows by name, with these columns; none if there is no index yet.
+
+    Args:
+        columns: names among them.
 
     Raises:
         DataError: as `rows_of`.
     """
     if not path.is_file():
         return {}
-    return {row["name"]: {column: row[column] for column in COLUMNS} for row in rows_of(path, COLUMNS)}
+    return {row["name"]: {column: row[column] for column in columns} for row in rows_of(path, columns)}
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -93,7 +93,8 @@ def read_entries(zoo: Path, root: str, names: list[str] | None = None) -> list[E
     Raises:
         DataError: no index, no held-out teacher, or a name that is none.
     """
-    rows = {name: row for name, row in read_rows(zoo / "zoo.csv").items() if row["split"] == "heldout"}
+    known = read_rows(zoo / "zoo.csv", ("name", "family", "data", "split"))
+    rows = {name: row for name, row in known.items() if row["split"] == "heldout"}
     if not rows:
         raise DataError(
             f"received {zoo}, whose zoo.csv has no teacher of split 'heldout'; expected some; run python -m "

@@ -11,6 +11,7 @@ from hypercompress.fidelity import accuracy
 from hypercompress.models import load_model
 from lightning_modules import zoo
 from lightning_modules.data import ImageDataModule, Inputs
+from lightning_modules.index import write_rows
 
 
 @pytest.fixture
