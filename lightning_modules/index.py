@@ -25,9 +25,10 @@ def rows_of(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             there, rows = reader.fieldnames or (), list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"received {path}, which is no CSV file ({error}); expected a zoo's index; {AGAIN}") from error
-    if missing := [column for column in columns if column not in there]:
+    if missing := sorted(set(columns) - set(there)):
+        *most, last = columns
         raise DataError(
-            f"received {path} without the columns {', '.join(missing)}; expected {', '.join(columns)}; {AGAIN}"
+            f"received {path} without the columns {', '.join(missing)}; expected {', '.join(most)} and {last}; {AGAIN}"
         )
     if broken := [place for place, row in enumerate(rows, 1) if None in row or None in row.values()]:
         raise DataError(
