@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hypercompress.errors import DataError
+from hypercompress.saved.whole_file import whole_file
 
 COLUMNS = ("name", "family", "data", "split", "params", "macs", "top1")
 AGAIN = (
@@ -41,7 +42,7 @@ def read_rows(path: Path, columns: Sequence[str] = COLUMNS) -> dict[str, dict[st
     """Rows by name, with these columns; none if there is no index yet.
 
     Args:
-        columns: names among them.
+        columns: ``name`` among them.
 
     Raises:
         DataError: as `rows_of`.
@@ -52,10 +53,8 @@ def read_rows(path: Path, columns: Sequence[str] = COLUMNS) -> dict[str, dict[st
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The index, whole."""
-    staging = path.with_suffix(".new")
-    with staging.open("w", encoding="utf-8", newline="") as file:
+    """The index, whole or not at all."""
+    with whole_file(path, overwrite=True) as staged, staged.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    staging.replace(path)
