@@ -11,21 +11,24 @@ from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.choices import guarded
-from hypercompress.errors import GeneratorError, NonFiniteError
+from hypercompress.errors import GeneratorError
 from hypercompress.generator import Generator
 from hypercompress.guard import Judge
+from hypercompress.inspection import require_finite
 from hypercompress.latency import times_of
 from hypercompress.preparation import Plan, Wanted, prepare
 from hypercompress.reconstruction import refit_batch
 from hypercompress.report import bytes_of, class_names, make_report, params_of, warn_if_larger
 from hypercompress.running.calling import ForwardFn, Progress, batch_size, keeping_random_state
 from hypercompress.running.copying import as_written
-from hypercompress.running.memory import finite
 from hypercompress.running.renormalization import moments_of, put_back
 from hypercompress.search import search as search_ranks
 from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit, require_budget
 from hypercompress.student import Student, build_student
 from hypercompress.targeting import targeted
+
+# What to do about a student whose weights are not finite.
+OVERFLOWED = "pass more or other images, choose generator 'svd', or compress in float32, and please report it"
 
 SEARCHED = ("hypernet", "kfac")  # generators whose start is `kfac`
 
@@ -215,7 +218,7 @@ def finish(
         fidelity = None if plan.unlike else judge.confirmed(student)
     if plan.own:
         put_back(student.model, plan.own, moments_of(teacher))
-    require_finite_weights(student.model)
+    require_finite(student.model, OVERFLOWED)  # held-out images do not see all of them
     student.report = make_report(
         spec,
         target,
@@ -238,16 +241,6 @@ def finish(
     if plan.timed is not None:
         _time(student, plan, forward_fn)
     return student
-
-
-def require_finite_weights(model: nn.Module) -> None:
-    """Raises NonFiniteError naming weights of a student that are not: held-out images do not see all of them."""
-    if bad := [name for name, parameter in model.named_parameters() if not finite(parameter)]:
-        raise NonFiniteError(
-            f"received NaN or infinity in the student's {', '.join(bad[:5])}{' and more' if len(bad) > 5 else ''}; "
-            "expected finite weights; pass more or other images, choose generator 'svd', or compress in float32, and "
-            "please report it"
-        )
 
 
 def _time(student: Student, plan: Plan, forward_fn: ForwardFn | None) -> None:

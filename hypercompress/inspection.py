@@ -133,7 +133,7 @@ def _layer(name: str, module: nn.Module, trace: Trace, sharing: Sharing) -> Laye
     return layer
 
 
-def require_finite(model: nn.Module) -> None:
+def require_finite(model: nn.Module, advice: str = "check the checkpoint") -> None:
     """Raises NonFiniteError naming every parameter and buffer that holds NaN or infinity.
 
     Infinity in a buffer is a fault in a norm's moments only; elsewhere it may be meant (the bounds of a clamp).
@@ -151,7 +151,7 @@ def require_finite(model: nn.Module) -> None:
     if bad:
         raise NonFiniteError(
             f"received NaN or infinity in {', '.join(bad[:5])}{' and more' if len(bad) > 5 else ''}; expected finite "
-            "weights; check the checkpoint"
+            f"weights; {advice}"
         )
 
 

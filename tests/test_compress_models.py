@@ -239,7 +239,7 @@ def test_a_student_with_a_weight_that_is_not_finite_is_refused(monkeypatch: pyte
         return student
 
     monkeypatch.setattr(sys.modules["hypercompress.compress"], "build_student", spoilt)
-    with pytest.raises(NonFiniteError, match=r"in the student's 4\.expand\.bias; expected finite weights; pass more"):
+    with pytest.raises(NonFiniteError, match=r"infinity in 4\.expand\.bias; expected finite weights; pass more"):
         compress(network(), Budget(params=0.5), generator="svd", example=batches()[0])
 
 
