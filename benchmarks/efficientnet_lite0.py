@@ -73,6 +73,12 @@ def open_teacher(assets: Path, network: str = NETWORKS[0]) -> tuple[nn.Module, A
     )
 
 
+def on_noise(teacher: nn.Module, size: Sequence[int], seed: int) -> Plan:
+    """The network with statistics of 1/f noise, as much of it as usual, its BatchNorms renormalised."""
+    noise = torch.cat(synthesize(teacher, size, steps=0, seed=seed))
+    return prepare(teacher, noise.split(BATCH), "kfac", renormalize=True, seed=seed)
+
+
 def make_sweep(
     assets: Path,
     hypernet: str = "hypernet",
@@ -96,8 +102,7 @@ def make_sweep(
             made = synthesize(teacher, size, synthetic, seed=seed, progress=lambda _, done, _at="": say(f"{done}"))
             batches = list(torch.cat(made).split(BATCH // 2))
         elif data == "noise":
-            batches = list(synthesize(teacher, test.images.shape[1:], steps=0, seed=seed))
-            return prepare(teacher, torch.cat(batches).split(BATCH), "kfac", renormalize=True, seed=seed)
+            return on_noise(teacher, test.images.shape[1:], seed)
         return prepare(teacher, batches, "svd", seed=seed)
 
     return Sweep(measure, architecture, digest(file_of(assets, network)), Generators(hypernet), test, shares)

@@ -23,20 +23,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.efficientnet_lite0 import BATCH, CROPS, SHARES, file_of, open_teacher, photographs
-from benchmarks.shared.common import RESULTS, Results, Set, answered, budget_of, cell, digest, read_set, say
+from benchmarks.efficientnet_lite0 import BATCH, CROPS, SHARES, file_of, on_noise, open_teacher, photographs
+from benchmarks.shared.common import RESULTS, Results, Set, answered, budget_of, cell, digest, read_set, say, stamp
 from benchmarks.shared.distillation import Recipe, distilled
-from benchmarks.shared.sweep import NOISE, WITHOUT_DATA, Generators
+from benchmarks.shared.sweep import NOISE, WITH_DATA, WITHOUT_DATA, Generators
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.preparation import Plan, prepare
 from hypercompress.student import Student
-from hypercompress.synthetic.inversion import synthesize
 
-STARTS = {"images": ("whitened", "kfac", "hypernet"), "none": WITHOUT_DATA, "noise": NOISE}
+STARTS = {"images": tuple(name for name in WITH_DATA if name != "svd"), "none": WITHOUT_DATA, "noise": NOISE}
 SOURCES = tuple(STARTS)  # of the statistics
 NAMES = tuple(dict.fromkeys(name for names in STARTS.values() for name in names))
-MEASURED = ("params", "macs", "top1_start", "kl_start", "top1", "agreement", "kl", "top1_teacher", "seconds")
 STEPS = 300
 RATES = (1e-4, 3e-4, 1e-3)
 PILOT_SHARE = 0.5
@@ -93,9 +91,8 @@ class Bench:
         Raises:
             BudgetError: out of reach.
         """
-        if not plan.unlike:  # of noise it is the plan's own, which gives more of the lost variance back
-            plan = replace(plan, generator=self.generators.load(start))
-        return finish(plan, budget_of(plan.spec, share), refit=False, norms=False)
+        chosen = self.generators.given_to(plan, start)
+        return finish(chosen, budget_of(plan.spec, share), refit=False, norms=False)
 
     def images(self, teacher: nn.Module, seed: int) -> tuple[torch.Tensor, Set, Set]:
         """The photographs that the statistics read, those that the steps learn from, and those that are measured on.
@@ -117,8 +114,7 @@ class Bench:
     @staticmethod
     def _plan(source: str, teacher: nn.Module, images: torch.Tensor) -> Plan:
         if source == "noise":
-            noise = torch.cat(list(synthesize(teacher, images.shape[1:], steps=0)))
-            return prepare(teacher, noise.split(BATCH), "kfac", renormalize=True)
+            return on_noise(teacher, images.shape[1:], 0)
         return prepare(teacher, images.split(BATCH) if source == "images" else None, "svd", example=images[:2])
 
 
@@ -166,7 +162,8 @@ def _of_kfac(student: Student, table: Results, key: Mapping[str, Any]) -> dict[s
         return None
     wanted = {name: cell(value) for name, value in {**key, "start": "kfac"}.items()}
     rows = [row for row in table.rows if all(row[name] == value for name, value in wanted.items())]
-    return {name: rows[0][name] for name in MEASURED} if rows else None
+    own = (*KEY, *MADE_OF, *stamp())  # of each row
+    return {name: value for name, value in rows[0].items() if name not in own} if rows else None
 
 
 def run(bench: Bench, rates: Results, table: Results, shares: Sequence[float], seed: int) -> None:

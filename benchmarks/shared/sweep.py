@@ -39,6 +39,10 @@ class Generators:
         """The generator."""
         return load_generator(self.hypernet if name == "hypernet" else name)
 
+    def given_to(self, plan: Plan, name: str) -> Plan:
+        """The plan with the generator; of noise it has its own, which gives more of the lost variance back."""
+        return plan if plan.unlike else replace(plan, generator=self.load(name))
+
     def weights(self, name: str, teacher: str) -> str:
         """Names of all weights that a student depends on; ``teacher`` is the digest of the teacher's."""
         folder = RELEASED if self.hypernet == "hypernet" else Path(self.hypernet)
@@ -78,8 +82,7 @@ class Sweep:
                     if results.has(row):
                         continue
                     plan = plan or self.measure(source, seed)
-                    chosen = plan if source == "noise" else replace(plan, generator=self.generators.load(name))
-                    found = self.student(chosen, share)
+                    found = self.student(self.generators.given_to(plan, name), share)
                     if found is not None:
                         results.add({**key, "seed": seed, **found, "weights": row["weights"]})
                         shown = ", ".join(f"{k} {found[k]:.4f}" for k in MEASURES if found[k] is not None)
