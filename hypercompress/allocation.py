@@ -212,7 +212,7 @@ def allocate(
         least = f"{what} that was measured in each is the least" if timed else "rank 1 in each is the least"
         raise BudgetError(
             f"received a {unit} budget of {budget.share:g}; expected between {_ceil(floor / total)} and 1 for this "
-            f"model ({len(curves)} layers can be factored, {least}); choose a share in that range"
+            f"model ({len(curves)} layers can be factored, {least}{_largest_dense(spec)}); choose a share in that range"
         )
     blocked: set[int] = set()
     for segment in segments:
@@ -229,6 +229,12 @@ def allocate(
     inner = {curve.spec.name: curve.form.input_rank for curve in curves if curve.form.input_rank is not None}
     predicted = sum(curve.loss() for curve in curves) / 2 if nats else None
     return RankPlan(ranks, unit, cost, cost / total, predicted, inner)
+
+
+def _largest_dense(spec: ModelSpec) -> str:
+    """The largest layer that no budget reaches, and why not; empty if it is smaller than a tenth of the model."""
+    layer = max((layer for layer in spec.layers if layer.reason), key=lambda layer: layer.params, default=None)
+    return "" if layer is None or layer.params < spec.params / 10 else f"; {layer.name} stays dense: {layer.reason}"
 
 
 def _require_factored(spec: ModelSpec, budget: Budget, curves: list[_Curve]) -> None:

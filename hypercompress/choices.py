@@ -16,8 +16,9 @@ from hypercompress.guard import STRENGTHS, Judge, choose
 from hypercompress.kinds import LowRank, factors_of
 from hypercompress.preparation import Plan
 from hypercompress.reconstruction import reconstruct, refit_batch
-from hypercompress.running.calling import ForwardFn, batch_size
+from hypercompress.running.calling import ForwardFn
 from hypercompress.running.memory import give_back
+from hypercompress.running.nested import batch_size
 from hypercompress.running.norms import rebase_norms, reestimate_norms, remembering_norms
 from hypercompress.specs import Budget, Factors, Finishing, Generation, Refit
 from hypercompress.student import Student

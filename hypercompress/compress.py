@@ -19,8 +19,9 @@ from hypercompress.latency import times_of
 from hypercompress.preparation import Plan, Wanted, prepare
 from hypercompress.reconstruction import refit_batch
 from hypercompress.report import bytes_of, class_names, make_report, params_of, warn_if_larger
-from hypercompress.running.calling import ForwardFn, Progress, batch_size, keeping_random_state
+from hypercompress.running.calling import ForwardFn, Progress, keeping_random_state
 from hypercompress.running.copying import as_written
+from hypercompress.running.nested import batch_size
 from hypercompress.running.renormalization import moments_of, put_back
 from hypercompress.search import search as search_ranks
 from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit, require_budget

@@ -27,6 +27,15 @@ def test_unreachable_budget_names_the_range_and_its_least_succeeds() -> None:
         allocate(spec, energies, Budget(params=least - 1e-4), nats=True)
 
 
+def test_a_budget_out_of_reach_names_the_large_layer_that_no_budget_reaches() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Embedding(100, 16))
+    spec = inspect(model, torch.zeros(2, 16), lambda net, batch: net[0](batch))
+    energies = {item.name: torch.ones(item.full_rank).double() for item in spec.candidates}
+    words = r"1 layers can be factored, rank 1 in each is the least; 1 stays dense: no kind .* for Embedding\); choose"
+    with pytest.raises(BudgetError, match=words):
+        allocate(spec, energies, Budget(params=0.5), nats=True)
+
+
 def test_everything_stays_dense_at_a_budget_of_one() -> None:
     spec = model_of([layer("a", 12, 20), layer("b", 30, 9)], 57)
     energies = {item.name: torch.zeros(item.full_rank).double() for item in spec.candidates}

@@ -236,7 +236,9 @@ def test_other_batches_go_through_forward_fn() -> None:
     batch = (torch.ones(2, 4), torch.ones(2, 4))
     spec = inspect(Two(), batch, lambda model, pair: model(*pair)[0])
     assert row(spec, "fc").positions == 2
-    with pytest.raises(ModelError, match=r"returns tuple; expected one tensor; pass forward_fn="):
+    with pytest.raises(
+        ModelError, match=r"returns tuple of 0 \[2, 4\], 1 \[2, 4\]; expected one tensor, or logits; pass forward_fn="
+    ):
         inspect(Two(), {"a": batch[0], "b": batch[1]})
     with pytest.raises(ModelError, match="received an example of type str; expected a batch that holds a tensor"):
         inspect(Two(), "text")

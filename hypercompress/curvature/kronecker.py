@@ -35,10 +35,10 @@ from hypercompress.running.calling import (
     evaluating,
     exactly,
     first_argument,
-    flat,
     frozen,
     unwritten,
 )
+from hypercompress.running.nested import flat
 from hypercompress.running.outputs import class_axis, logits_of, require_real_rows
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 

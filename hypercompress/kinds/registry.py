@@ -1,4 +1,6 @@
-"""The kinds that are known, by the exact class of a module: a subclass may compute something else."""
+"""The kinds that are known, by the class of a module. A subclass is of its kind if it computes as that class does."""
+
+from types import FunctionType
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
@@ -23,6 +25,11 @@ _KINDS: dict[type[nn.Module], LayerKind] = {
     nn.ConvTranspose3d: TransposedKind("conv_transpose3d", nn.ConvTranspose3d),
 }
 PLAIN = frozenset({"weight", "bias"})
+# What a subclass may have of its own and still compute as the class that it derives from.
+BESIDE = frozenset(
+    {"__module__", "__doc__", "__annotations__", "__constants__", "__firstlineno__", "__static_attributes__"}
+    | {"__init__", "reset_parameters", "extra_repr", "__repr__"}
+)
 for _kind in _KINDS.values():  # of these instances only: a kind of one's own may derive from their classes
     _kind.parts = PLAIN
 
@@ -33,7 +40,7 @@ def register_kind(module_class: type[nn.Module], kind: LayerKind) -> None:
     A student with such layers needs the same registration before it is loaded again.
 
     Args:
-        module_class: matched exactly, never by inheritance.
+        module_class: matched exactly, or by a subclass that changes nothing of what it computes.
         kind: what is to be known of it; replaces what was registered before.
 
     Example:
@@ -50,8 +57,24 @@ def register_kind(module_class: type[nn.Module], kind: LayerKind) -> None:
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:
-    """The kind of a module; ``None`` if its class is not known."""
-    return _KINDS.get(type(module))
+    """The kind of a module; ``None`` if its class is not known, or changes what a known one computes."""
+    classes = type(module).__mro__
+    known = next((base for base in classes if base in _KINDS), None)
+    if known is None or any(_changes(derived, known) for derived in classes[: classes.index(known)]):
+        return None
+    return _KINDS[known]
+
+
+def _changes(derived: type, known: type) -> bool:
+    """Whether a subclass has more of its own than another start and methods that the known class cannot call.
+
+    Properties count: torch's parametrisations make such of a weight.
+    """
+    return any(
+        hasattr(known, name) or not isinstance(value, (FunctionType, staticmethod, classmethod))
+        for name, value in vars(derived).items()
+        if name not in BESIDE
+    )
 
 
 def low_rank_like(dense: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:

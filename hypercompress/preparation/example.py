@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hypercompress.architecture import own_input_size
 from hypercompress.errors import ModelError
 from hypercompress.running.calibration import CalibrationSplit, pieces, to_device
-from hypercompress.running.calling import batch_size, flat
+from hypercompress.running.nested import batch_size, flat
 from hypercompress.specs import ModelSpec
 
 # Samples for inspection, which holds the outputs of all layers at once: so many, or as many as have so many numbers.

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from hypercompress.errors import DataError
-from hypercompress.running.calling import batch_size, flat, ordinary
+from hypercompress.running.calling import ordinary
+from hypercompress.running.nested import batch_size, flat
 
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
 

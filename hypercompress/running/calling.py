@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hypercompress.errors import HypercompressError, ModelError
+from hypercompress.running.nested import flat
+from hypercompress.running.outputs import tensor_of
 
 ForwardFn = Callable[[nn.Module, Any], Tensor]
 
@@ -23,10 +25,11 @@ class Progress(Protocol):
 
 
 def call_model(model: nn.Module, batch: Any) -> Tensor:
-    """Default ``forward_fn``: a tensor is passed as it is, of a tuple the first item, of a dict the keywords.
+    """Default ``forward_fn``: a tensor is passed as it is, of a tuple the first item, of a dict the keywords. What it
+    gives is read by `outputs.tensor_of`.
 
     Raises:
-        ModelError: the model takes no such keywords, returned something other than one tensor, or wrote into the batch.
+        ModelError: the model takes no such keywords, returned no or several tensors, or wrote into the batch.
     """
     with unwritten(batch):
         if isinstance(batch, Mapping):
@@ -35,12 +38,7 @@ def call_model(model: nn.Module, batch: Any) -> Tensor:
             output = model(batch[0])
         else:
             output = model(batch)
-    if not isinstance(output, Tensor):
-        raise ModelError(
-            f"received a model that returns {type(output).__name__}; expected one tensor; pass "
-            "forward_fn=lambda model, batch: ... that picks it"
-        )
-    return output
+    return tensor_of(output, "pass forward_fn=lambda model, batch: ... that picks it")
 
 
 def precision(model: nn.Module) -> torch.dtype:
@@ -269,26 +267,3 @@ def computing(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[Non
 def exactly(like: Tensor) -> torch.autocast:
     """Inside the block torch.autocast casts nothing on the tensor's device: sums need more than half a precision."""
     return torch.autocast(like.device.type, enabled=False)
-
-
-def batch_size(batch: Any) -> int:
-    """Samples in a batch: the length of its first tensor.
-
-    Raises:
-        ModelError: no tensor in it.
-    """
-    for value in flat(batch):
-        if isinstance(value, Tensor) and value.ndim > 0:
-            return int(value.shape[0])
-    raise ModelError(f"received an example of type {type(batch).__name__}; expected a batch that holds a tensor")
-
-
-def flat(value: Any) -> Iterator[Any]:
-    """Everything in nested tuples, lists and mappings."""
-    if isinstance(value, (tuple, list)):
-        for item in value:
-            yield from flat(item)
-    elif isinstance(value, Mapping):
-        yield from flat(tuple(value.values()))
-    else:
-        yield value

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hypercompress.errors import ModelError
-from hypercompress.running.calling import flat, out_of_memory, switching
+from hypercompress.running.calling import out_of_memory, switching
+from hypercompress.running.nested import flat
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hypercompress.errors import DataError
 from hypercompress.running.calibration import resized
-from hypercompress.running.calling import ForwardFn, batch_size, call_model, evaluating, first_argument
+from hypercompress.running.calling import ForwardFn, call_model, evaluating, first_argument
+from hypercompress.running.nested import batch_size
 from hypercompress.running.tracing import trace_pass
 
 

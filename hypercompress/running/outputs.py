@@ -2,13 +2,44 @@
 curvature, guard, losses and what is measured of them.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from hypercompress.errors import ModelError
+from hypercompress.running.nested import flat
 
+LOGITS = "logits"  # as transformers' models call them beside their losses and hidden states
 NONE = -1  # no class
+
+
+def tensor_of(output: Any, advice: str) -> Tensor:
+    """The tensor that a model is run for: its output, the ``logits`` that this has, or the only tensor in it.
+
+    Raises:
+        ModelError: there is none, or several; ``advice`` says what to do.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = output.get(LOGITS) if isinstance(output, Mapping) else getattr(output, LOGITS, None)
+    held = [named] if isinstance(named, Tensor) else [value for value in flat(output) if isinstance(value, Tensor)]
+    if len(held) == 1:
+        return held[0]
+    raise ModelError(
+        f"received a model that returns {type(output).__name__}{_listed(output)}; expected one tensor, or {LOGITS}; "
+        f"{advice}"
+    )
+
+
+def _listed(output: Any) -> str:
+    """What an output of several tensors has, by their keys or in their order."""
+    items = output.items() if isinstance(output, Mapping) else enumerate(output) if isinstance(output, tuple) else ()
+    known = ((key, list(value.shape) if isinstance(value, Tensor) else type(value).__name__) for key, value in items)
+    shown = [f"{key} {what}" for key, what in known]
+    return f" of {', '.join(shown)}" if shown else ""
 
 
 def require_real_rows(output: Tensor) -> None:

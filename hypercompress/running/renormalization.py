@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.running.calibration import join, layout_of
-from hypercompress.running.calling import ForwardFn, batch_size, flat
+from hypercompress.running.calling import ForwardFn
 from hypercompress.running.copying import copy_of
+from hypercompress.running.nested import batch_size, flat
 from hypercompress.running.norms import reestimate_norms, remembering_norms
 
 TOGETHER = 128  # samples whose moments are taken together: late layers may see one position of each

@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from hypercompress.kinds import kind_of
 from hypercompress.running.calibration import resized
-from hypercompress.running.calling import ForwardFn, batch_size, evaluating, first_argument, flat, frozen
+from hypercompress.running.calling import ForwardFn, evaluating, first_argument, frozen
 from hypercompress.running.counting import counting
+from hypercompress.running.nested import batch_size, flat
 
 # BatchNormAct2d and LayerNorm2d of timm are subclasses. Read only, so isinstance is enough.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

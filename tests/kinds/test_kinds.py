@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from timm.layers.std_conv import ScaledStdConv2d
 from torch import Tensor, nn
+from torchvision.models.video.resnet import Conv3DSimple
 
 import hypercompress
 from hypercompress import Budget, compress, from_pretrained, register_kind
@@ -81,11 +82,63 @@ def test_input_channels_are_projected_only_before_a_kernel() -> None:
         low_rank_like(nn.Linear(4, 4), 1, 2)
 
 
-def test_another_class_is_refused_and_so_is_a_subclass() -> None:
-    class Special(nn.Linear):
-        """May compute anything."""
+def test_a_subclass_that_computes_as_its_class_is_of_its_kind() -> None:
+    class Initialised(nn.Linear):
+        """Starts another way; computes as a linear layer does."""
 
-    for module in (nn.BatchNorm2d(3), Special(3, 4)):
+        def __init__(self, inside: int, out: int) -> None:
+            super().__init__(inside, out)
+            self.reset_parameters()
+
+        def reset_parameters(self) -> None:
+            nn.init.orthogonal_(self.weight)
+
+        def norm(self) -> Tensor:
+            return self.weight.norm()
+
+    class Again(Initialised):
+        pass
+
+    assert kind_of(Again(3, 4)) is kind_of(nn.Linear(3, 4))
+    assert kind_of(Conv3DSimple(3, 4)) is kind_of(nn.Conv3d(3, 4, 3))  # torchvision's, of networks for videos
+    torch.manual_seed(0)
+    teacher, x = nn.Sequential(Again(20, 40), nn.ReLU(), Again(40, 6)).eval(), torch.randn(64, 20)
+    student = compress(teacher, Budget(params=0.5), x.split(16), "kfac")
+    assert set(student.ranks) == {"0", "2"}
+    dense = student.to_dense()
+    assert [type(layer) for layer in (dense[0], dense[2])] == [nn.Linear, nn.Linear]  # whose start nobody needs
+    torch.testing.assert_close(dense(x), student(x), rtol=1e-4, atol=1e-5)
+
+
+class Doubled:
+    """What is mixed in before a layer's class computes before it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * nn.Linear.forward(self, x)  # type: ignore[arg-type]
+
+
+def test_another_class_is_refused_and_so_is_a_subclass_that_may_compute_another_thing() -> None:
+    class Own(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as torch calls it)
+            return super().forward(input).relu()
+
+    class Inside(nn.Conv2d):
+        def _conv_forward(self, *args: Any) -> Tensor:
+            return super()._conv_forward(*args).relu()
+
+    class Shows(nn.Linear):
+        def __getattr__(self, name: str) -> Any:
+            return super().__getattr__(name)
+
+    class Below(Own):
+        pass
+
+    class Mixed(Doubled, nn.Linear):
+        pass
+
+    parametrised = nn.Linear(3, 4)
+    nn.utils.parametrize.register_parametrization(parametrised, "bias", nn.ReLU())  # of a class with a property
+    for module in (nn.BatchNorm2d(3), Own(3, 4), Inside(3, 4, 1), parametrised, Shows(3, 4), Below(3, 4), Mixed(3, 4)):
         with pytest.raises(TypeError, match=rf"received {type(module).__name__}; expected a registered kind of layer"):
             low_rank_like(module, 1)
 

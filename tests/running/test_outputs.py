@@ -1,18 +1,22 @@
 """One reading of a model's output for curvature, guard and losses: logits of classes, or numbers."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hypercompress import Budget, compress
+from hypercompress import Budget, compress, from_pretrained
 from hypercompress.curvature.fisher import fisher_probe
 from hypercompress.errors import DataError, ModelError
 from hypercompress.fidelity import accuracy, compare
 from hypercompress.losses import distillation_kl
-from hypercompress.running.outputs import logits_of
+from hypercompress.running.outputs import logits_of, tensor_of
+
+X = torch.arange(15.0).reshape(3, 5)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +35,75 @@ from hypercompress.running.outputs import logits_of
 def test_rows_of_logits(shape: tuple[int, ...], rows: tuple[int, ...] | None) -> None:
     found = logits_of(torch.randn(shape))
     assert (None if found is None else tuple(found.shape)) == rows
+
+
+@dataclass
+class Detections:
+    """As libraries return them that know no dicts."""
+
+    boxes: Tensor
+    logits: Tensor
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        X,
+        (X,),
+        (X, [], None),
+        {"out": X},
+        {"loss": None, "inner": ([X],)},
+        {"hidden_states": (X + 1, X + 2), "logits": X},
+        Detections(X + 1, X),
+        NamedTuple("Pair", [("state", Tensor), ("logits", Tensor)])(X + 1, X),
+    ],
+    ids=["tensor", "single", "with-nothing", "dict", "nested", "logits", "dataclass", "named"],
+)
+def test_the_tensor_of_an_output(output: Any) -> None:
+    assert tensor_of(output, "") is X
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ((X, X), r"returns tuple of 0 \[3, 5\], 1 \[3, 5\]; expected one tensor, or logits; pick it"),
+        ({"out": X, "aux": [X]}, r"returns dict of out \[3, 5\], aux list; expected"),
+        ({"logits": None, "loss": None}, r"returns dict of logits NoneType, loss NoneType; expected"),
+        ([X, X], "returns list; expected"),
+        (None, "returns NoneType; expected"),
+    ],
+    ids=["two", "dict", "empty", "list", "none"],
+)
+def test_an_output_of_no_or_several_tensors_is_told_by_its_parts(output: Any, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        tensor_of(output, "pick it")
+
+
+def test_a_model_with_logits_among_its_outputs_needs_no_forward_fn(tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return Classifier().eval()
+
+    images = torch.randn(24, 12, generator=torch.Generator().manual_seed(1))
+    student = compress(network(), Budget(params=0.6), images.split(8), "kfac")
+    picked = compress(network(), Budget(params=0.6), images.split(8), "kfac", forward_fn=lambda m, x: m(x)["logits"])
+    assert student.ranks == picked.ranks != {}
+    assert torch.equal(student(images)["logits"], picked(images)["logits"])
+    student.save_pretrained(tmp_path / "student")
+    again = from_pretrained(tmp_path / "student", skeleton=network())
+    assert torch.equal(again(images)["logits"], student(images)["logits"])
+
+
+class Classifier(nn.Module):
+    """Gives what transformers' models give: logits, and what led to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(12, 40), nn.Linear(40, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        states = self.body(x).relu()
+        return {"loss": None, "logits": self.head(states), "hidden_states": (x, states)}
 
 
 def test_maps_are_rows_of_classes() -> None:
