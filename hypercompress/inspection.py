@@ -72,6 +72,8 @@ def _bypassed(name: str, module: nn.Module, trace: Trace) -> str:
         return "its forward was never called in a pass of the example"
     if name in trace.instructed:
         return "it is called with more than one argument (an output size?); its twin takes one"
+    if name in trace.transformed:
+        return "it runs under torch.vmap or another transform of torch.func, where it does not see the batch"
     return ""
 
 

@@ -39,7 +39,7 @@ from hypercompress.running.calling import (
     unwritten,
 )
 from hypercompress.running.nested import flat
-from hypercompress.running.outputs import class_axis, logits_of, require_real_rows
+from hypercompress.running.outputs import class_axis, logits_of, require_gradient, require_real_rows
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 
 UNREACHED = "no gradient reaches it (a detach, a hard choice or a dropped output behind it)"
@@ -257,6 +257,7 @@ def measure(
                         f"{count + len(output) - 1}; expected finite values; check the calibration data"
                     )
                 if recorders:
+                    require_gradient(output)
                     gradients.draw(output)
                 count += len(output)
                 if progress is not None:

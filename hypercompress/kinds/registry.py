@@ -1,7 +1,5 @@
 """The kinds that are known, by the class of a module. A subclass is of its kind if it computes as that class does."""
 
-from types import FunctionType
-
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.linear import Linear as TimmLinear
@@ -66,12 +64,13 @@ def kind_of(module: nn.Module) -> LayerKind | None:
 
 
 def _changes(derived: type, known: type) -> bool:
-    """Whether a subclass has more of its own than another start and methods that the known class cannot call.
+    """Whether a subclass has more of its own than another start and what belongs to the class, not to an instance.
 
-    Properties count: torch's parametrisations make such of a weight.
+    A method of its own may be called where no trial sees it, as in training; its low-rank form would not have it.
+    Properties count, too: torch's parametrisations make such of a weight.
     """
     return any(
-        hasattr(known, name) or not isinstance(value, (FunctionType, staticmethod, classmethod))
+        hasattr(known, name) or not isinstance(value, (staticmethod, classmethod))
         for name, value in vars(derived).items()
         if name not in BESIDE
     )

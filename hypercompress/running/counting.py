@@ -1,8 +1,8 @@
 """Operations of one pass, the same on every device: the formulas that torch's own counter lacks.
 
 `torch.utils.flop_counter.FlopCounterMode` knows the attention kernels of a GPU and counts the CPU's as nothing, and
-likewise oneDNN's LSTM, products with one vector, and `nn.Bilinear`. It counts two operations for one
-multiply-accumulate, and so do these.
+likewise oneDNN's LSTM, products with one vector, sums of products, `nn.Bilinear` and torchvision's deformable
+convolutions. It counts two operations for one multiply-accumulate, and so do these.
 """
 
 import math
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torchvision  # noqa: F401  (registers its operations)
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 Shape = Sequence[int]
@@ -45,6 +46,20 @@ def _trilinear(*shapes: Any, **_: Any) -> int:
     return 2 * elements
 
 
+def _summed_products(_added: Shape, left: Shape, right: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(left) * right[-1]
+
+
+def _distances(left: Shape, right: Shape, *_: Any, **__: Any) -> int:
+    """Between all pairs of rows [*b, n, d] and [*b, m, d]."""
+    return 2 * math.prod(left) * right[-2]
+
+
+def _deformable(_inputs: Shape, weight: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
+    """As a convolution of that weight [o, c, *kernel]; finding the places is not counted."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
 FORMULAS: Mapping[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten.mv: _matrix_vector,
@@ -53,6 +68,9 @@ FORMULAS: Mapping[Any, Callable[..., int]] = {
     aten.addmv: _added_matrix_vector,
     aten.mkldnn_rnn_layer: _recurrent,
     aten._trilinear: _trilinear,
+    aten.addbmm: _summed_products,
+    aten._cdist_forward: _distances,
+    torch.ops.torchvision.deform_conv2d: _deformable,
 }
 
 

@@ -81,7 +81,8 @@ def rebase_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn
     A refitted student was fitted to the teacher's moments, and its layers give less variance than that. In training
     mode a norm takes the moments of the batch instead, which undoes the fit: the first steps would have to find it
     again (LOG.md, 2026-11-27). Rebased, it computes nearly the same in either mode. Norms without scale or shift, or
-    that share them or whose are read by others, and channels that are not finite, stay as they are.
+    that share them or whose are read by others, those that the model runs by the moments of the batch, and channels
+    that are not finite, stay as they are.
     """
     batches = list(batches)
     held = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
@@ -101,7 +102,7 @@ def rebase_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn
         for handle in handles:
             handle.remove()
     for norm, found in sums.items():
-        if found.count:
+        if found.count and not found.by_batch:
             _rebase(norm, *found.moments())
 
 
@@ -110,9 +111,11 @@ class _Sums:
 
     def __init__(self) -> None:
         self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
+        self.by_batch = False  # whether it ran in training mode, which the running moments say nothing of
 
-    def __call__(self, _norm: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+    def __call__(self, norm: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         x = first_argument(args, named)
+        self.by_batch |= norm.training
         if not x.numel():
             return
         others = [axis for axis in range(x.ndim) if axis != 1]

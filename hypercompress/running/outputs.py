@@ -42,6 +42,24 @@ def _listed(output: Any) -> str:
     return f" of {', '.join(shown)}" if shown else ""
 
 
+def require_tensor(output: Any) -> None:
+    """Raises ModelError if a ``forward_fn`` gave no tensor."""
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"received a forward_fn that returns {type(output).__name__}; expected the tensor that the model is run "
+            "for, such as its logits; let it pick that"
+        )
+
+
+def require_gradient(output: Tensor) -> None:
+    """Raises ModelError if no gradient of the output reaches the model."""
+    if not output.requires_grad:
+        raise ModelError(
+            "received an output that is detached from the model (detach, torch.no_grad, numpy or an argmax?); expected "
+            "one that has a gradient; pass forward_fn=lambda model, batch: ... that gives what comes before"
+        )
+
+
 def require_real_rows(output: Tensor) -> None:
     """Raises ModelError if the output has no axis of samples, or is of a type that has no gradient."""
     if output.ndim == 0 or not output.is_floating_point():

@@ -17,6 +17,7 @@ from hypercompress.running.calibration import resized
 from hypercompress.running.calling import ForwardFn, evaluating, first_argument, frozen
 from hypercompress.running.counting import counting
 from hypercompress.running.nested import batch_size, flat
+from hypercompress.running.outputs import require_tensor
 
 # BatchNormAct2d and LayerNorm2d of timm are subclasses. Read only, so isinstance is enough.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -42,10 +43,12 @@ class Trace:
     feeders: dict[str, str] = field(default_factory=dict)
     readers: dict[str, str] = field(default_factory=dict)  # parameter -> who reads it besides those that hold it
     instructed: set[str] = field(default_factory=set)  # modules that got more than one argument
+    transformed: set[str] = field(default_factory=set)  # layers that see what torch.vmap and its kin make of a batch
     keep: list[Any] = field(default_factory=list)  # tensors kept alive, so that an id means one tensor
     stack: list[str] = field(default_factory=list)
     last_norm: str | None = None
     norming: int = 0  # norms that are running
+    missing: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # samples that a layer did not get
     macs: int = 0
 
     def enter(
@@ -58,7 +61,9 @@ class Trace:
         if len(given) > 1:
             self.instructed.add(name)
         if kind is not None and kind.spreads:
-            self.sources[name] += max(1, given[0].numel() // (given[0].shape[kind.axis_of(given[0])] * batch))
+            read = given[0].numel() // given[0].shape[kind.axis_of(given[0])]
+            self.sources[name] += max(1, read // batch)
+            self.missing[name] += max(0, batch - read)
         if isinstance(module, NORMS):
             self.norming += 1
             self.readings[name].add(source := self._source(module, given[0]) if given else None)
@@ -75,8 +80,10 @@ class Trace:
         # An output that was changed in place since (an in-place activation) is no longer the layer's own.
         if source is None or x._version != version:
             return None
-        # A BatchNorm scales axis 1, which is another than a linear layer's channels where there are positions.
-        return None if isinstance(norm, BATCH_NORMS) and axis % x.ndim != 1 else source
+        # A BatchNorm scales axis 1, which is another than a linear layer's channels where there are positions. One that
+        # takes the moments of the batch gives back by itself what truncation takes.
+        scales = axis % x.ndim == 1 and not norm.training and getattr(norm, "running_var", None) is not None
+        return source if scales or not isinstance(norm, BATCH_NORMS) else None
 
     def reading(self, values: Any) -> None:
         """Somebody reads these values, as no follower of a layer does."""
@@ -91,17 +98,21 @@ class Trace:
             self.last_norm = name
             self.norming -= 1
         kind = kind_of(module)
-        if isinstance(output, Tensor) and kind is not None:
+        if isinstance(output, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(output):
+            self.transformed.add(name)
+        elif isinstance(output, Tensor) and kind is not None:
             self.producers[id(output)] = (name, output._version, kind.axis_of(output))
             self.keep.append(output)
-            channels = output.shape[kind.axis_of(output)]
+            rows = output.numel() // output.shape[kind.axis_of(output)]
             # A layer may also run on something without a batch axis (a table of positions): never less than one.
             self.calls[name] += 1
-            self.rows[name] += output.numel() // channels
-            self.positions[name] += max(1, output.numel() // (channels * batch))
+            self.rows[name] += rows
+            self.positions[name] += max(1, rows // batch)
+            if not kind.spreads:
+                self.missing[name] += max(0, batch - rows)
             x = first_argument(inputs, named)
-            rows = kind.input_channels(module, x) if isinstance(x, Tensor) else None
-            self.inputs[name] += 0 if rows is None else max(1, len(rows) // batch)
+            pixels = kind.input_channels(module, x) if isinstance(x, Tensor) else None
+            self.inputs[name] += 0 if pixels is None else max(1, len(pixels) // batch)
 
     def correct(self, alone: "Trace") -> None:
         """Count what runs once for a batch whole, as one sample needs it.
@@ -186,11 +197,21 @@ def _traced(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
         handles.append(nn.Module.register_forward_hook(module, after(name), with_kwargs=True))
     try:
         with evaluating(model) as written, frozen(model), torch.no_grad(), counting() as counter, _Reads(trace, owners):
-            trace.reading(forward_fn(model, example))
+            output = forward_fn(model, example)
+            require_tensor(output)
+            trace.reading(output)
     finally:
         for handle in handles:
             handle.remove()
     for path in (path for tensor in written for path in owners.get(id(tensor), ())):
         trace.readers.setdefault(path, "the model's train() or eval()")
-    trace.macs = counter.get_total_flops() // (2 * batch)
+    trace.macs = (counter.get_total_flops() // 2 + _missing(trace, modules)) // batch
     return trace
+
+
+def _missing(trace: Trace, modules: Mapping[str, nn.Module]) -> int:
+    """Multiply-accumulates of what layers did not run for: positions count as if all samples went to each expert."""
+    short = {name: rows for name, rows in trace.missing.items() if rows}
+    return sum(
+        rows * kind.matrix(modules[name]).numel() for name, rows in short.items() if (kind := kind_of(modules[name]))
+    )

@@ -92,9 +92,11 @@ def test_a_subclass_that_computes_as_its_class_is_of_its_kind() -> None:
 
         def reset_parameters(self) -> None:
             nn.init.orthogonal_(self.weight)
+            nn.init.zeros_(self.bias)
 
-        def norm(self) -> Tensor:
-            return self.weight.norm()
+        @staticmethod
+        def rate() -> float:
+            return 0.1
 
     class Again(Initialised):
         pass
@@ -126,6 +128,10 @@ def test_another_class_is_refused_and_so_is_a_subclass_that_may_compute_another_
         def _conv_forward(self, *args: Any) -> Tensor:
             return super()._conv_forward(*args).relu()
 
+    class Penalised(nn.Linear):
+        def penalty(self) -> Tensor:  # which a model may ask for in training alone
+            return self.weight.square().sum()
+
     class Shows(nn.Linear):
         def __getattr__(self, name: str) -> Any:
             return super().__getattr__(name)
@@ -138,7 +144,16 @@ def test_another_class_is_refused_and_so_is_a_subclass_that_may_compute_another_
 
     parametrised = nn.Linear(3, 4)
     nn.utils.parametrize.register_parametrization(parametrised, "bias", nn.ReLU())  # of a class with a property
-    for module in (nn.BatchNorm2d(3), Own(3, 4), Inside(3, 4, 1), parametrised, Shows(3, 4), Below(3, 4), Mixed(3, 4)):
+    for module in (
+        nn.BatchNorm2d(3),
+        Own(3, 4),
+        Inside(3, 4, 1),
+        parametrised,
+        Shows(3, 4),
+        Below(3, 4),
+        Mixed(3, 4),
+        Penalised(3, 4),
+    ):
         with pytest.raises(TypeError, match=rf"received {type(module).__name__}; expected a registered kind of layer"):
             low_rank_like(module, 1)
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import deform_conv2d
 
 from hypercompress.inspection import inspect
 from hypercompress.running.counting import counting
@@ -47,6 +48,15 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "encoder layer": (
         nn.TransformerEncoderLayer(D, 4, 20, batch_first=True).eval(),
         B * T * D * 4 * D + 2 * B * T * T * D + 2 * B * T * D * 20,
+    ),
+    "sums of products": (lambda x: torch.addbmm(torch.ones(T, T), x, x.mT), B * T * D * T),
+    "distances": (
+        lambda x: torch.cdist(x, torch.ones(B, 5, D), compute_mode="donot_use_mm_for_euclid_dist"),
+        B * T * D * 5,
+    ),
+    "deformable convolution": (
+        lambda x: deform_conv2d(x[:, :4, :, None], torch.zeros(B, 6, D, 1), torch.ones(5, 4, 3, 1), padding=(1, 0)),
+        B * D * 5 * 4 * 3,
     ),
     "matrices": (lambda x: x @ x.mT, B * T * T * D),
 }

@@ -84,6 +84,22 @@ def test_a_rebased_norm_computes_the_same_and_has_the_moments_of_its_inputs() ->
         assert not torch.allclose(before.train()(x), wanted, atol=0.1)
 
 
+def test_a_norm_that_the_model_runs_by_the_batch_is_not_rebased() -> None:
+    class ByBatch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.norm.train()(x)
+            return y
+
+    model, x = ByBatch().eval(), torch.randn(16, 4) * 3 + 1
+    before = copy.deepcopy(model.state_dict())
+    rebase_norms(model, [x])
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_rebasing_twice_changes_nothing() -> None:
     model, x = network().eval(), torch.randn(32, 2, 8, 8)
     rebase_norms(model, [x])

@@ -6,8 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hypercompress import Budget, compress
+from hypercompress.errors import ModelError
 from hypercompress.inspection import inspect
+from hypercompress.specs import Unit
 from tests.lookup import row
+
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("shared", ["norm of two layers", "two norms of a layer"])
@@ -89,3 +94,98 @@ def test_batch_norm_of_another_axis_is_no_follower(size: tuple[int, ...]) -> Non
 
     spec = inspect(Positions(), torch.randn(3, *size))
     assert row(spec, "fc").follower == ("norm" if len(size) == 1 else None)
+
+
+class Named(nn.Module):
+    """A norm by the moments of the batch, or by its own."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv = nn.Conv2d(3, 16, 3, bias=False)
+        self.norm = nn.BatchNorm2d(16, track_running_stats=how != "none kept")
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "training":
+            self.norm.train()
+        y: Tensor = self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+        return y
+
+
+@pytest.mark.parametrize("how", ["training", "none kept", "its own"])
+def test_a_batch_norm_by_the_moments_of_the_batch_is_no_follower(how: str) -> None:
+    follower = row(inspect(Named(how), torch.randn(4, 3, 8, 8)), "conv").follower
+    assert follower == ("norm" if how == "its own" else None)
+
+
+def test_what_a_batch_norm_by_the_batch_gives_back_itself_is_not_given_back_again() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(96, 3, 10, 10) + 1
+    model = Named("training")
+    model.train()(x)
+    model.eval()
+    errors = {}
+    for generator in ("svd", "kfac"):
+        student = compress(model, Budget(params=0.5), list(x.split(32)), generator, refit=False, norms=False)
+        with torch.no_grad():
+            errors[generator] = float((student(x) - model(x)).norm())
+    assert errors["kfac"] < errors["svd"]
+
+
+class Experts(nn.Module):
+    """Each sample is seen by one of several; or two samples by one call; or a transposed convolution sees few."""
+
+    def __init__(self, how: str, count: int = 4) -> None:
+        super().__init__()
+        self.how, self.inside, self.out = how, nn.Conv2d(2, 8, 1), nn.Linear(8, 5)
+        make = nn.ConvTranspose2d if how == "transposed" else nn.Conv2d
+        self.experts = nn.ModuleList(make(8, 8, 1) for _ in range(1 if how == "pairs" else count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inside(x)
+        if self.how == "pairs":
+            x = x + self.experts[0](x.unflatten(0, (-1, 2)).mean(1)).repeat_interleave(2, 0)
+        else:
+            for number, expert in enumerate(self.experts):
+                x = x + torch.zeros_like(x).index_add(0, (chosen := torch.arange(number, len(x), 4)), expert(x[chosen]))
+        y: Tensor = self.out(x.mean((2, 3)))
+        return y
+
+
+@pytest.mark.parametrize("how", ["experts", "transposed", "pairs"])
+def test_layers_that_run_for_some_samples_count_as_if_for_all(how: str) -> None:
+    """In the model's total as well as in their rows, so that the two agree: a student costs what its report says."""
+    model = Experts(how).eval()
+    spec = inspect(model, torch.randn(8, 2, 1, 1))
+    layers = 8 * 8 * len(model.experts) + 2 * 8 + 8 * 5
+    assert spec.macs == sum(layer.dense_cost(Unit.MACS) for layer in spec.layers) == layers
+    student = compress(model, Budget(params=0.7), None, "svd", example=torch.randn(8, 2, 1, 1))
+    assert student.report["student"]["macs"] == sum(row["macs_after"] for row in student.report["layers"])
+
+
+def test_a_layer_under_vmap_is_unsupported() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.each, self.head = nn.Linear(12, 12), nn.Linear(12, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(torch.vmap(self.each)(x).mean(1))
+            return y
+
+    x = torch.randn(6, 5, 12)
+    assert "torch.vmap" in row(inspect(Mapped(), x), "each").reason
+    assert set(compress(Mapped(), Budget(params=0.8), [x, x], "kfac").ranks) == {"head"}
+
+
+@pytest.mark.parametrize("output", [{"logits": X}, (X, None), X.numpy()], ids=["dict", "tuple", "array"])
+def test_a_forward_fn_that_gives_no_tensor_is_told_so(output: Any) -> None:
+    with pytest.raises(ModelError, match=rf"a forward_fn that returns {type(output).__name__}; expected the tensor"):
+        inspect(nn.Sequential(nn.Linear(4, 4)), X, lambda model, batch: (model(batch), output)[1])
+
+
+def test_an_output_that_no_gradient_reaches_is_told_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 40), nn.Linear(40, 4))
+    with pytest.raises(ModelError, match="received an output that is detached from the model"):
+        compress(model, Budget(params=0.5), [X] * 3, "kfac", forward_fn=lambda network, x: network(x).detach())
