@@ -15,13 +15,14 @@ from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.kinds import LowRank, fill, frozen_as, low_rank_like
 from hypercompress.packed.projection import SplitProjection
 from hypercompress.packed.ties import Ties
-from hypercompress.packed.unpacking import pack_layers, replace_module, unpack_layers, unpacked_layers
+from hypercompress.packed.unpacking import pack_layers, replace_module, unpacked_layers
 from hypercompress.report import print_report, recounted, trained_on, with_new_head, with_new_input_size
 from hypercompress.running.calling import switching
 from hypercompress.running.copying import WRAPPED, as_written, copy_of, weights_of
 from hypercompress.saved import artefact
 from hypercompress.saved.configuration import architecture_in, as_json, levels_json, names_in, ranks_in, read_levels_in
 from hypercompress.saved.precision import cast
+from hypercompress.saved.restoring import copy_of_skeleton, restore_layers
 from hypercompress.specs import Generation, ModelSpec, Unit
 
 
@@ -247,12 +248,13 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
     Args:
         folder: as written by `Student.save_pretrained`.
         skeleton: a freshly built dense network, for a student of an ``nn.Module`` that timm cannot build by name; it
-            need not read `Levels` where the student does.
+            need not read `Levels` where the student does. What is frozen in it stays frozen. If a student was part of
+            what was compressed (in a wrapper), that student is part of it.
 
     Raises:
         ArtefactError: the folder is missing, incomplete, altered, or of a later version; or a skeleton is needed, or
             another one.
-        ModelError: the skeleton's parameters hold no values or have no shape yet, or it was scripted.
+        ModelError: the skeleton is no module, its parameters hold no values or have no shape yet, or it was scripted.
     """
     with torch.random.fork_rng(devices=[]):  # new layers are drawn, and then overwritten
         return _loaded(Path(folder), skeleton)
@@ -271,27 +273,10 @@ def _loaded(folder: Path, skeleton: nn.Module | None) -> Student:
             )
         model = build(architecture)
     else:
-        model = copy_of(skeleton)
-        model.eval()  # a train() of the user's own may return nothing
-        # One without parameters lacks layers, which are named below.
-        model = as_written(model) if list(model.parameters()) else model
+        model = copy_of_skeleton(skeleton)
+        model = model.model if isinstance(model, Student) else model
         read_levels_in(saved.config.get("levels", {}), folder, architecture, model)
-    try:
-        unpack_layers(model, unpacked)
-    except (AttributeError, TypeError) as error:
-        raise ArtefactError(
-            f"received a plan that unpacks layers ({error}); expected plain ones there; check the skeleton"
-        ) from error
-    ties = Ties()
-    for name, rank in ranks.items():
-        try:
-            dense = model.get_submodule(name)
-            replace_module(model, name, ties.carry(dense, low_rank_like(dense, rank, inner.get(name))))
-        except (AttributeError, TypeError) as error:
-            raise ArtefactError(
-                f"received a plan that factors {name}; expected a layer of a known kind there; check the skeleton, and "
-                "register a kind of your own before loading"
-            ) from error
+    restore_layers(model, unpacked, ranks, inner)
     cast(model, saved.state)  # now that all that was saved has its name
     artefact.load_state(model, saved, folder)
     return Student(model, architecture, saved.report)

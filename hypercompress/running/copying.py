@@ -66,13 +66,13 @@ def _stuck(model: nn.Module, known: Mapping[int, Tensor]) -> str:
     return ""
 
 
-def require_module(model: Any) -> None:
-    """Raises ModelError for a name, a class or anything else that is no model."""
+def require_module(model: Any, role: str = "the model") -> None:
+    """Raises ModelError for a name, a class or anything else that is no model; ``role``: what it was given as."""
     if isinstance(model, nn.Module):
         return
     what = repr(model) if isinstance(model, str) else f"the class {model.__name__}" if isinstance(model, type) else None
     raise ModelError(
-        f"received {what or f'a {type(model).__name__}'} as the model; expected an nn.Module; build it first, such as "
+        f"received {what or f'a {type(model).__name__}'} as {role}; expected an nn.Module; build it first, such as "
         "with timm.create_model('resnet18', pretrained=True)"
     )
 

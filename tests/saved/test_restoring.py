@@ -1,0 +1,102 @@
+"""A skeleton becomes the network that was saved: what is frozen stays frozen, a student inside it stays factored."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hypercompress.compress import compress
+from hypercompress.errors import ArtefactError, ModelError
+from hypercompress.saved.restoring import copy_of_skeleton, restore_layers
+from hypercompress.specs import Budget
+from hypercompress.student import Student, from_pretrained
+
+HALF = Budget(params=0.5)
+
+
+def network(*frozen: str) -> nn.Sequential:
+    """``frozen`` are names of parameters."""
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    return model
+
+
+def images() -> Tensor:
+    return torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+
+
+def student_of(model: nn.Module, budget: Budget = HALF) -> Student:
+    return compress(model, budget, example=images(), generator="svd")
+
+
+@pytest.mark.parametrize("frozen", [(), ("0.weight", "0.bias", "2.weight", "2.bias"), ("2.weight",), ("2.bias",)])
+def test_what_is_frozen_in_the_skeleton_stays_frozen(frozen: tuple[str, ...], tmp_path: Path) -> None:
+    student = student_of(network(*frozen))
+    assert "2" in student.ranks
+    student.save_pretrained(tmp_path / "s")
+    loaded = from_pretrained(tmp_path / "s", network(*frozen))
+    learning = {name: parameter.requires_grad for name, parameter in loaded.named_parameters()}
+    assert learning == {name: parameter.requires_grad for name, parameter in student.named_parameters()}
+    assert all(learning.values()) == (not frozen)
+
+
+@pytest.mark.parametrize(
+    ("skeleton", "words"), [("resnet18", "'resnet18'"), (nn.Linear, "the class Linear"), ({}, "a dict")]
+)
+def test_a_skeleton_that_is_no_module(skeleton: Any, words: str) -> None:
+    with pytest.raises(ModelError, match=rf"received {words} as the skeleton; expected an nn.Module; build it first"):
+        copy_of_skeleton(skeleton)  # not `from_pretrained`: the tests' type checks would come first
+
+
+class Wrapped(nn.Module):
+    """A student, or what it was made of, inside a module of the user's own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled: Tensor = 2 * self.model(x)
+        return doubled
+
+
+def test_a_student_inside_a_wrapper_is_part_of_the_skeleton(tmp_path: Path) -> None:
+    inner = student_of(network())
+    inner.save_pretrained(tmp_path / "inner")
+    student = student_of(Wrapped(inner), Budget(params=0.8))
+    assert "model.model.2" in student.ranks
+    assert len(student.ranks) > len(inner.ranks)  # its factors, or what was dense, are factored in turn
+    student.save_pretrained(tmp_path / "s")
+    loaded = from_pretrained(tmp_path / "s", Wrapped(from_pretrained(tmp_path / "inner", network())))
+    assert torch.equal(loaded(images()), student(images()))
+    assert loaded.ranks == student.ranks
+
+
+def test_a_student_as_the_skeleton(tmp_path: Path) -> None:
+    student = student_of(network())
+    student.save_pretrained(tmp_path / "s")
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    for skeleton in (student, student.model, student.to_dense()):
+        assert torch.equal(from_pretrained(tmp_path / "s", skeleton)(images()), student(images()))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+    other = student_of(network(), Budget(params=0.3))
+    assert other.ranks["2"] != student.ranks["2"]
+    words = rf"a student itself, with 2 at rank {other.ranks['2']}; .* or rank {student.ranks['2']} there; pass that"
+    for skeleton in (other, other.model):
+        with pytest.raises(ArtefactError, match=words):
+            from_pretrained(tmp_path / "s", skeleton)
+
+
+def test_layers_that_have_their_ranks_already_stay() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten())
+    restore_layers(model, [], {"0": 4, "1": 4}, {"0": 3})
+    before = [*model]
+    restore_layers(model, [], {"0": 4, "1": 4}, {"0": 3})
+    assert all(one is other for one, other in zip(model, before, strict=True))
+    with pytest.raises(ArtefactError, match=r"with 0 at rank 4 and input rank 3; expected .*, or rank 4 there; pass"):
+        restore_layers(model, [], {"0": 4}, {})
+    with pytest.raises(ArtefactError, match=r"with 1 at rank 4; expected .*, or rank 4 and input rank 3 there; pass"):
+        restore_layers(model, [], {"1": 4}, {"1": 3})
