@@ -1,6 +1,6 @@
 """The low-rank layer: two plain modules, so that export, quantization and FLOP counters need no special case."""
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,15 @@ class LowRank(nn.Sequential):
     Shape: as the layer it replaces.
     """
 
-    reduce: nn.Module
-    expand: nn.Module
+    if TYPE_CHECKING:  # torch.jit.script knows no nn.Module as the type of an attribute, and takes the modules' own
+        reduce: nn.Module
+        expand: nn.Module
     rank: int
     groups: int = 1
     # Whether the dense layer with the product as its weight is of the replaced layer's own class.
     restores_class = True
+    # torch.jit.script leaves these out: it would compile them, and knows neither other classes nor what they call.
+    __jit_unused_properties__ = ("weight", "bias", "input_rank")
 
     def __init__(self, reduce: nn.Module, expand: nn.Module, rank: int) -> None:
         super().__init__()
@@ -92,8 +95,10 @@ class Projected(nn.Sequential):
         core: the kernel, with stride, padding and dilation.
     """
 
-    project: nn.Module
-    core: nn.Module
+    if TYPE_CHECKING:  # as above
+        project: nn.Module
+        core: nn.Module
+    __jit_unused_properties__ = ("weight", "input_rank")
 
     def __init__(self, project: nn.Module, core: nn.Module) -> None:
         super().__init__()

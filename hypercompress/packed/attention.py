@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.packed.projection import joined, linear_of, own
@@ -31,6 +30,9 @@ class UnpackedAttention(nn.Module):
 
     # torch's transformer layers look at this before they run as one fused kernel, which would call no layer in here.
     _qkv_same_embed_dim = False
+    # For torch.jit.script as `LowRank` has it; of what it compiles it reads the annotations, and knows no jaxtyping: of
+    # the methods below the docstrings have the shapes.
+    __jit_unused_properties__ = ("in_proj_weight", "in_proj_bias")
 
     def __init__(self, packed: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -99,8 +101,8 @@ class UnpackedAttention(nn.Module):
         weights = weights.mean(1) if average_attn_weights else weights
         return output, weights[0] if query.ndim == 2 else weights
 
-    def _heads(self, x: Tensor) -> Float[Tensor, "n h l c"]:
-        """What a projection gives, head by head; an input [l, e] without a batch axis is a batch of one."""
+    def _heads(self, x: Tensor) -> Tensor:
+        """What a projection gives, head by head [n, h, l, c]; an input [l, e] without an axis of samples is one."""
         x = x.unflatten(-1, (self.num_heads, self.head_dim))
         if x.ndim == 3:
             x = x[None]
@@ -108,17 +110,17 @@ class UnpackedAttention(nn.Module):
             x = x.transpose(0, 1)
         return x.transpose(1, 2)
 
-    def _extended(self, x: Float[Tensor, "n h s c"], learned: Tensor | None) -> Float[Tensor, "n h more c"]:
-        """Keys or values with a learned one [1, 1, e] and one of zeros behind them, if the layer has such."""
+    def _extended(self, x: Tensor, learned: Tensor | None) -> Tensor:
+        """Keys or values [n, h, s, c], behind them a learned one [1, 1, e] and one of zeros, if the layer has such."""
         if learned is not None:
             last = learned.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
             x = torch.cat([x, last.expand(len(x), -1, -1, -1)], 2)
         return F.pad(x, (0, 0, 0, 1)) if self.add_zero_attn else x
 
-    def _mask(
-        self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, dtype: torch.dtype
-    ) -> Float[Tensor, "#n #h #l more"] | None:
-        """Both masks as one that is added to the scores. What `_extended` puts behind the keys is always seen."""
+    def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Both masks as one [n or 1, h or 1, l or 1, keys] that is added to the scores; what `_extended` puts behind
+        the keys is always seen.
+        """
         masks = []
         if attn_mask is not None:  # one for all [l, s], or for each sample and head its own [n h, l, s]
             shared = attn_mask.ndim == 2
@@ -131,10 +133,8 @@ class UnpackedAttention(nn.Module):
         more = (self.bias_k is not None) + self.add_zero_attn
         return F.pad(merged, (0, more)) if more else merged
 
-    def _weights(
-        self, q: Float[Tensor, "n h l c"], k: Float[Tensor, "n h s c"], mask: Tensor | None
-    ) -> Float[Tensor, "n h l s"]:
-        """How much of each value goes into each output: after the dropout, as torch returns them."""
+    def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        """How much of each value goes into each output [n, h, l, s]: after the dropout, as torch returns them."""
         scores = (q * math.sqrt(1.0 / self.head_dim)) @ k.transpose(-2, -1)
         scores = scores if mask is None else scores + mask
         return F.dropout(scores.softmax(-1), self.dropout, self.training)

@@ -28,6 +28,7 @@ class SplitProjection(nn.Module):
     """
 
     switched = False  # whether the module that holds it was told to call it
+    __jit_unused_properties__ = ("weight", "bias")  # as `LowRank` has it
 
     def __init__(self, fused: nn.Linear, *, copies: bool = True) -> None:
         super().__init__()
