@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from hypercompress.errors import ModelError
 from hypercompress.running.calling import out_of_memory, switching
+from hypercompress.running.closures import require_own
 from hypercompress.running.nested import flat
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -33,7 +34,7 @@ def copy_of(model: Model, shared: Iterable[Tensor] = ()) -> Model:
     tensors of a graph, such as activations that a model keeps for its user, are copied without it.
 
     Raises:
-        ModelError: something in the model cannot be copied.
+        ModelError: something in the model cannot be copied, or a function in it would still hold a module of the model.
     """
     left = (value for module in model.modules() for value in flat(list(vars(module).values())))
     known = {id(value): value.detach().clone() for value in left if isinstance(value, Tensor) and not value.is_leaf}
@@ -48,6 +49,7 @@ def copy_of(model: Model, shared: Iterable[Tensor] = ()) -> Model:
             f"received a {what} that cannot be copied ({error}); expected a model that copy.deepcopy takes; take out "
             "what need not be in it, or give its class a __deepcopy__"
         ) from error
+    require_own(model, copied)
     # Of the copy, not of the model, which stays as it is.
     with switching(copied):
         pass
