@@ -32,7 +32,7 @@ class UnpackedAttention(nn.Module):
     _qkv_same_embed_dim = False
     # For torch.jit.script as `LowRank` has it; of what it compiles it reads the annotations, and knows no jaxtyping: of
     # the methods below the docstrings have the shapes.
-    __jit_unused_properties__ = ("in_proj_weight", "in_proj_bias")
+    __jit_unused_properties__ = ("in_proj_weight", "in_proj_bias", *SEPARATE)
 
     def __init__(self, packed: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -62,6 +62,25 @@ class UnpackedAttention(nn.Module):
         """What torch has under this name [3 e], for code that looks at it."""
         biases: list[Any] = [self.q_proj.bias, self.k_proj.bias, self.v_proj.bias]
         return None if biases[0] is None else torch.cat(biases)
+
+    @property
+    def q_proj_weight(self) -> Tensor | None:
+        """What torch has under this name where keys or values have other widths, for code that looks at it."""
+        return self._separate(self.q_proj)
+
+    @property
+    def k_proj_weight(self) -> Tensor | None:
+        """As `q_proj_weight`."""
+        return self._separate(self.k_proj)
+
+    @property
+    def v_proj_weight(self) -> Tensor | None:
+        """As `q_proj_weight`."""
+        return self._separate(self.v_proj)
+
+    def _separate(self, projection: Any) -> Tensor | None:
+        weight: Tensor = projection.weight
+        return None if self.kdim == self.vdim == self.embed_dim else weight
 
     def forward(
         self,

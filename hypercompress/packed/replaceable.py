@@ -2,7 +2,7 @@
 or look at its class.
 
 A plain Python list still points to the dense layer after the twin has taken its registered place: the student would
-compute as before, and another thing after a reload. A closure points to the layer of the model that was copied. And
+compute as before, and another thing after a reload. A global points to the layer of the model that was copied. And
 where the forward asks for ``isinstance(self.layer, nn.Linear)`` it takes another branch: a twin is none.
 """
 
@@ -18,15 +18,9 @@ from torch import Tensor, nn
 
 from hypercompress.errors import ModelError
 from hypercompress.kinds import low_rank_like
+from hypercompress.packed.trials import alike, fitting, passed, tried
 from hypercompress.packed.unpacking import replace_module
-from hypercompress.running.calling import (
-    ForwardFn,
-    call_model,
-    computing,
-    evaluating,
-    keeping_random_state,
-    out_of_memory,
-)
+from hypercompress.running.calling import ForwardFn, call_model, computing, keeping_random_state
 from hypercompress.running.copying import copy_of, weights_of
 from hypercompress.specs import LayerSpec, ModelSpec
 
@@ -35,35 +29,31 @@ ANOTHER = "the model computes another thing when a low-rank layer is in its plac
 
 
 @torch.no_grad()
-def replaceable(model: nn.Module, spec: ModelSpec, example: Any, forward_fn: ForwardFn | None = None) -> ModelSpec:
+def replaceable(
+    model: nn.Module,
+    spec: ModelSpec,
+    example: Any,
+    forward_fn: ForwardFn | None = None,
+    output: Tensor | None = None,
+) -> ModelSpec:
     """The spec, in which a layer is unsupported whose twin would not be called as often as itself, or with whose twin
     the model computes another thing though the two compute the same.
 
     Args:
         model: left as it was; a copy runs, of its structure only.
         example: the batch that ``spec`` was made with.
+        output: what the model gives for it in evaluation mode, if that is known.
 
     Raises:
         ModelError: a copy of the model runs a layer of the model.
     """
-    trial = _Trial(model, example, forward_fn or call_model)
+    trial = _Trial(model, example, forward_fn or call_model, output)
     if trial.same(spec.candidates):
         return spec
     listed = {layer.name for layer in spec.candidates if trial.missed[layer.name]}
     others = [layer for layer in spec.candidates if layer.name not in listed]
-    fitting = {layer.name for layer in _fitting(trial, others, [])}
-    return spec.without(listed, REASON).without({layer.name for layer in others} - fitting, ANOTHER)
-
-
-def _fitting(trial: "_Trial", layers: Sequence[LayerSpec], beside: Sequence[LayerSpec]) -> Sequence[LayerSpec]:
-    """As many of the layers as their twins change nothing, together and ``beside`` those of others; found by halves."""
-    if trial.same([*beside, *layers]):
-        return layers
-    if len(layers) < 2:
-        return []
-    half = len(layers) // 2
-    first = _fitting(trial, layers[:half], beside)
-    return [*first, *_fitting(trial, layers[half:], [*beside, *first])]
+    fits = {layer.name for layer in fitting(trial.same, others)}
+    return spec.without(listed, REASON).without({layer.name for layer in others} - fits, ANOTHER)
 
 
 class _Trial:
@@ -71,13 +61,14 @@ class _Trial:
 
     Args:
         model: its layers must not run.
+        output: what it gives for the example; ``None``: its copy is run for that.
     """
 
-    def __init__(self, model: nn.Module, example: Any, forward_fn: ForwardFn) -> None:
+    def __init__(self, model: nn.Module, example: Any, forward_fn: ForwardFn, output: Tensor | None) -> None:
         self.model, self.copied = model, copy_of(model, shared=weights_of(model))
         self.example, self.forward_fn = example, forward_fn
         self.calls, self.missed, self.strays = Counter[str](), Counter[str](), Counter[str]()
-        self.dense = self._run()
+        self.dense = passed(self.copied, example, forward_fn) if output is None else output
 
     def same(self, layers: Sequence[LayerSpec]) -> bool:
         """Whether the twins of these layers are called as often as they are, and change nothing.
@@ -88,20 +79,17 @@ class _Trial:
         output = self._with_twins(layers)
         if self.strays:
             raise ModelError(
-                f"received a model whose copy does not run its own {next(iter(self.strays))} (a closure over the "
-                "original's?); expected one that can be copied; let its forward reach its layers through self"
+                f"received a model whose copy does not run its own {next(iter(self.strays))} (does it reach the "
+                "original's by a global?); expected one that can be copied; let its forward reach its layers through "
+                "self"
             )
         called = all(self.calls[layer.name] == layer.calls for layer in layers)
-        return called and output is not None and (_alike(output, self.dense) or not self._repeats)
+        return called and output is not None and (alike(output, self.dense) or not self._repeats)
 
     @cached_property
     def _repeats(self) -> bool:
         """Whether the model computes the same each time; else outputs say nothing."""
-        return _alike(self._run(), self.dense)
-
-    def _run(self) -> Tensor:
-        with keeping_random_state(self.copied), evaluating(self.copied):
-            return self.forward_fn(self.copied, self.example)
+        return alike(passed(self.copied, self.example, self.forward_fn), self.dense)
 
     def _with_twins(self, layers: Sequence[LayerSpec]) -> Tensor | None:
         """What the model gives; ``None`` if it fails."""
@@ -114,12 +102,7 @@ class _Trial:
                 stack.callback(replace_module, self.copied, path, dense)
                 for module, counts in ((dense, self.missed), (self.model.get_submodule(path), self.strays)):
                     stack.callback(module.register_forward_hook(_counting(counts, name)).remove)
-            try:
-                return self._run()
-            except Exception as error:
-                if out_of_memory(error):
-                    raise
-                return None
+            return tried(self.copied, self.example, self.forward_fn)
 
     def _twin(self, dense: nn.Module, path: str) -> nn.Module:
         """Put into the layer's place. What it holds is not the layer's, which shows if it is read."""
@@ -143,14 +126,3 @@ class _Trial:
 
 def _counting(counts: Counter[str], name: str) -> Callable[..., None]:
     return lambda *_: counts.update([name])
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Equal but for rounding, at most half the digits, of the largest."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if not (one.is_floating_point() or one.is_complex()):
-        return torch.equal(one, other)
-    share = torch.finfo(one.dtype).eps ** 0.5
-    largest = float(torch.where(other.isfinite(), other, 0).abs().max()) if other.numel() else 0.0
-    return torch.allclose(one, other, rtol=share, atol=share * largest, equal_nan=True)

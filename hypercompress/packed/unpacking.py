@@ -20,18 +20,23 @@ LINEARS = (nn.Linear, NonDynamicallyQuantizableLinear)  # torch's out_proj is of
 VECTORS = {"in_proj_bias", "bias_k", "bias_v"}
 
 
-def unpack(model: nn.Module) -> nn.Module:
-    """The model with every layer unpacked that can be, to be read and not written into: modules of its own, and the
-    model's own parameters and buffers, views of them in fused projections, and copies in unpacked attention layers. The
-    model itself if there is none.
-
-    It computes the same to rounding, except what an encoder's fused kernels leave at padding (`unpack_layers`).
-    """
+def unpackable(model: nn.Module) -> list[str]:
+    """Dotted paths of the layers that can be unpacked, if the model does not mind (`unpackable.py`)."""
     held = holders(model)
     modules = dict(model.named_modules())
     packed = {name: module for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
     names = [name for name, module in packed.items() if not why_packed(name, module, held)]
-    names += [name for name, module in modules.items() if divisible(name, module, held)]
+    return names + [name for name, module in modules.items() if divisible(name, module, held)]
+
+
+def unpack(model: nn.Module, names: Sequence[str] | None = None) -> nn.Module:
+    """The model with the layers at these paths (``None``: every layer that can be) unpacked, to be read and not written
+    into: modules of its own, and the model's own parameters and buffers, views of them in fused projections, and copies
+    in unpacked attention layers. The model itself if there is none.
+
+    It computes the same to rounding, except what an encoder's fused kernels leave at padding (`unpack_layers`).
+    """
+    names = unpackable(model) if names is None else names
     if not names:
         return model
     copied = copy_of(model, shared=weights_of(model))

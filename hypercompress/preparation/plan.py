@@ -17,7 +17,7 @@ class Plan:
 
     Args:
         original: the model as it was given.
-        teacher: what is factored: a copy with its attention layers unpacked, or the model itself if it has none;
+        teacher: what is factored: a copy with its attention layers unpacked, or the model itself if none can be;
             renormalised if there are ``own`` moments, so that students are compared with ``original``.
         spec, sketches: the teacher's.
         split: calibration batches, by use.

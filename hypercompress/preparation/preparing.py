@@ -19,7 +19,7 @@ from hypercompress.generator import AnalyticGenerator, Generator, load_generator
 from hypercompress.inspection import inspect
 from hypercompress.latency import measure_latency
 from hypercompress.packed.replaceable import replaceable
-from hypercompress.packed.unpacking import unpack
+from hypercompress.packed.unpackable import Apart, taken_apart
 from hypercompress.preparation.example import dtype_of, example_of, samples_of_a_pass
 from hypercompress.preparation.plan import Plan
 from hypercompress.preparation.wanted import Wanted
@@ -75,16 +75,16 @@ def prepare(  # noqa: PLR0913  (each has a default)
             f"received generator '{chosen.name}' for a model that is renormalised to its data; expected one that does "
             "not read the BatchNorms' moments, which are those of the data then; pass no data, or choose kfac"
         )
-    teacher = unpack(original)
-    device, dtype = next(teacher.parameters()).device, dtype_of(teacher) if forward_fn is None else None
+    device, dtype = next(original.parameters()).device, dtype_of(original) if forward_fn is None else None
     split = None if data is None else split_batches(data, device, dtype, passed=forward_fn is None)
+    example = example_of(original, split, example, as_it_is=forward_fn is not None)
+    noise = _steadying(original, example, seed) if steady else None
+    apart, timed = taken_apart(original, example, forward_fn), None
     own: Moments = {}
     if norms and split is not None:
-        own, teacher = moments_of(teacher), renormalized(teacher, split.statistics, forward_fn)
-    example = example_of(teacher, split, example, as_it_is=forward_fn is not None)
-    noise = _steadying(original, example, seed) if steady else None
-    spec, timed = inspect(teacher, example, taking(forward_fn)), None
-    spec = replaceable(teacher, spec, example, forward_fn)
+        own, seen = moments_of(apart.model), renormalized(apart.model, split.statistics, forward_fn)
+        apart = replace(apart, model=seen, output=None)
+    teacher, spec = apart.model, _replaceable(apart, example, forward_fn)
     wanted.check(teacher, spec)
     if latency_batch is not None:
         timed = resized(example, latency_batch)
@@ -99,6 +99,12 @@ def prepare(  # noqa: PLR0913  (each has a default)
     if split is None:
         return plan
     return replace(plan, sketches=completed(spec, plan.sketches, split.samples, unlike=renormalize))
+
+
+def _replaceable(apart: Apart, example: Any, forward_fn: ForwardFn | None = None) -> ModelSpec:
+    """The layers of a teacher that is taken apart, and which of them can be replaced."""
+    spec = apart.told(inspect(apart.model, example, taking(forward_fn)))
+    return replaceable(apart.model, spec, example, forward_fn, apart.output)
 
 
 def _sketched(
@@ -187,9 +193,9 @@ def _on_noise(teacher: nn.Module, wanted: Wanted, *, example: Any, seed: int, **
     noise = stand_in(original, example, seed=seed)
     if noise is None:
         return None
-    plain = unpack(original)
-    seen = example_of(plain, None, example)
-    wanted.check(plain, replaceable(plain, inspect(plain, seen, taking(None)), seen))  # faults that are not noise's
+    seen = example_of(original, None, example)
+    apart = taken_apart(original, seen)
+    wanted.check(apart.model, _replaceable(apart, seen))  # faults that are not noise's
     try:
         some = Wanted(wanted.budget)  # noise may reach layers that it has no gradient for: not the model's fault
         plan = prepare(original, noise, "auto", example=example, renormalize=True, wanted=some, seed=seed, **options)

@@ -139,6 +139,15 @@ def test_parameters_cost_and_the_way_back(case: Case) -> None:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
+@pytest.mark.parametrize("kdim", [None, 3])
+def test_what_code_looks_at_is_there(kdim: int | None) -> None:
+    packed = nn.MultiheadAttention(8, 2, kdim=kdim)
+    unpacked = UnpackedAttention(packed)
+    for name in ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        theirs, ours = getattr(packed, name), getattr(unpacked, name)
+        assert ours is None if theirs is None else torch.equal(ours, theirs), name
+
+
 def test_frozen_parameters_stay_frozen() -> None:
     packed = nn.MultiheadAttention(8, 2, add_bias_kv=True)
     for name in ("in_proj_weight", "bias_k"):

@@ -70,6 +70,27 @@ def test_a_model_whose_copies_run_its_own_layers_is_refused() -> None:
         compress(Closed().eval(), Budget(params=0.95), inputs().split(8), "kfac")
 
 
+LAYERS: dict[str, nn.Module] = {}
+
+
+class Global(nn.Module):
+    """One layer is run by a global."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.third = nn.Linear(20, 24), nn.Linear(24, 6)
+        LAYERS["first"] = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.third(LAYERS["first"](x).tanh())
+        return y
+
+
+def test_a_model_whose_copies_run_a_layer_by_a_global_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"whose copy does not run its own first \(does it reach"):
+        compress(Global().eval(), Budget(params=0.95), inputs().split(8), "kfac")
+
+
 def test_an_ordinary_model_is_as_inspected() -> None:
     layer = nn.Linear(20, 20)
     model, x = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(20, 6)).eval(), inputs()
