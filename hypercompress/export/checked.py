@@ -21,7 +21,7 @@ from hypercompress.errors import ExportError, HypercompressError, ModelError, No
 from hypercompress.export import onnx_file, program
 from hypercompress.export.int8 import NOISE, Int8, quantize
 from hypercompress.report import bytes_of
-from hypercompress.running.calling import evaluating, out_of_memory
+from hypercompress.running.calling import evaluating, out_of_memory, placed
 from hypercompress.running.copying import as_written
 from hypercompress.saved.whole_file import whole_file
 from hypercompress.student import Student
@@ -279,6 +279,5 @@ def _output(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 def _noise(model: nn.Module, count: int, size: Sequence[int], seed: int) -> Float[Tensor, "b ..."]:
-    """Normal inputs [count, *size], where the model is and of its type."""
-    first = next(model.parameters(), torch.empty(0))
-    return torch.randn(count, *size, generator=torch.Generator().manual_seed(seed)).to(first.device, first.dtype)
+    """Normal inputs [count, *size], where the model is and of its precision."""
+    return placed(torch.randn(count, *size, generator=torch.Generator().manual_seed(seed)), model)

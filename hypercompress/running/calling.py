@@ -42,8 +42,15 @@ def call_model(model: nn.Module, batch: Any) -> Tensor:
 
 
 def precision(model: nn.Module) -> torch.dtype:
-    """What the model wants its images in: a student may be saved in another floating dtype than float32."""
-    return next(model.parameters()).dtype
+    """What the model wants its images in: a student may be saved in another floating dtype than float32. That of the
+    first real parameter; whole and complex numbers say nothing of it.
+    """
+    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
+
+
+def placed(tensor: Tensor, model: nn.Module) -> Tensor:
+    """Images on the model's device, in its `precision`."""
+    return tensor.to(next(model.parameters()).device, precision(model))
 
 
 def single_(model: nn.Module) -> torch.dtype:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hypercompress.errors import DataError, NonFiniteError
-from hypercompress.running.calling import Progress, evaluating, first_argument, frozen, precision, single_
+from hypercompress.running.calling import Progress, evaluating, first_argument, frozen, placed, precision, single_
 from hypercompress.running.copying import copy_of
 from hypercompress.running.norms import remembering_norms
 from hypercompress.synthetic.image_generator import SINGLE, PyramidGenerator
@@ -168,7 +168,7 @@ def invert(
     Raises:
         NonFiniteError: it diverged.
     """
-    images = start.to(next(model.parameters())).clone().requires_grad_()
+    images = placed(start, model).clone().requires_grad_()
     _descend(torch.optim.Adam([images], lr=RATE), [images], model, norms, lambda: images, steps, done)
     if not images.detach().isfinite().all():
         raise NonFiniteError(
@@ -188,7 +188,7 @@ def _descend(
     done: Callable[[int], None],
 ) -> None:
     """Steps on the `mismatch` of what ``make`` makes of the weights; nothing else gets gradients."""
-    dtype = next(model.parameters()).dtype
+    dtype = precision(model)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for _ in range(steps):
         with torch.enable_grad():
@@ -216,7 +216,7 @@ def _reached(model: nn.Module, norms: Sequence[nn.Module], input_size: Sequence[
     """
     if not norms:
         return False
-    image = next(model.parameters()).new_zeros(2, *input_size).requires_grad_()
+    image = placed(torch.zeros(2, *input_size), model).requires_grad_()
     with evaluating(model), frozen(model), _moments(norms) as found, torch.enable_grad():
         model(image.clone())  # a model may write into what it reads
     return any(distance.requires_grad for distance in found)
