@@ -200,7 +200,7 @@ def allocate(
         BudgetError: the share is below what the least ranks need; the message gives the reachable range, or the reasons
             why nothing can be factored.
     """
-    unit, total = budget.unit, spec.total(budget.unit)
+    unit, total = budget.unit, spec.counted(budget.unit)
     curves = _curves(spec, energies, inputs, unit)
     segments = _segments(curves)
     floor = _fixed_cost(spec, unit) + sum(curve.cost() for curve in curves)
@@ -234,7 +234,9 @@ def allocate(
 def _largest_dense(spec: ModelSpec) -> str:
     """The largest layer that no budget reaches, and why not; empty if it is smaller than a tenth of the model."""
     layer = max((layer for layer in spec.layers if layer.reason), key=lambda layer: layer.params, default=None)
-    return "" if layer is None or layer.params < spec.params / 10 else f"; {layer.name} stays dense: {layer.reason}"
+    if layer is None or layer.params < spec.params / 10:
+        return ""
+    return f"; {layer.name or 'what it holds itself'} stays dense: {layer.reason}"
 
 
 def _require_factored(spec: ModelSpec, budget: Budget, curves: list[_Curve]) -> None:
@@ -282,7 +284,7 @@ def pareto(spec: ModelSpec, energies: Energies, unit: Unit, inputs: InputEnergie
     ``energies`` must be in nats (twice). Points come with the share rising, the first is rank 1 everywhere, the last
     the teacher itself.
     """
-    curves, total = _curves(spec, energies, inputs, unit), spec.total(unit)
+    curves, total = _curves(spec, energies, inputs, unit), spec.counted(unit)
     segments = _segments(curves)
     cost = _fixed_cost(spec, unit) + sum(curve.cost() for curve in curves)
     loss = sum(curve.loss() for curve in curves) / 2

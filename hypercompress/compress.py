@@ -92,8 +92,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         progress: called with a phase's name, a count of samples or layers and, of layers, a name.
 
     Raises:
-        BudgetError, DataError, GeneratorError, ModelError, NonFiniteError: see their docstrings. What cannot be had of
-            the teacher is refused before anything is measured, or, where forms are timed, right after that.
+        BenchmarkError, BudgetError, DataError, GeneratorError, ModelError, NonFiniteError: see their docstrings. What
+            cannot be had of the teacher is refused before anything is measured, or, where forms are timed, right after.
 
     Example:
         >>> student = compress(teacher, Budget(params=0.4), data=loader)  # doctest: +SKIP

@@ -148,13 +148,18 @@ def require_finite(model: nn.Module, advice: str = "check the checkpoint") -> No
         for name, tensor in tensors
         if tensor.layout is torch.strided  # torch asks nothing of some sparse ones
         and (tensor.is_floating_point() or tensor.is_complex())
-        and (tensor.isnan() if id(tensor) not in exact else ~tensor.isfinite()).any()
+        and (tensor.isnan() if id(tensor) not in exact else ~_checkable(tensor).isfinite()).any()
     ]
     if bad:
         raise NonFiniteError(
             f"received NaN or infinity in {', '.join(bad[:5])}{' and more' if len(bad) > 5 else ''}; expected finite "
             f"weights; {advice}"
         )
+
+
+def _checkable(tensor: Tensor) -> Tensor:
+    """The numbers in a type that torch can ask for infinity: of eight bits it can ask only some."""
+    return tensor.float() if tensor.itemsize < 2 else tensor
 
 
 def require_supported(model: nn.Module, spec: ModelSpec) -> None:

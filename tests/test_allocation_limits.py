@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hypercompress.allocation import allocate
+from hypercompress.allocation import allocate, pareto
 from hypercompress.errors import BudgetError
 from hypercompress.inspection import inspect
-from hypercompress.specs import Budget, Measured, ModelSpec
+from hypercompress.specs import Budget, Measured, ModelSpec, Unit
 from tests.allocated import layer, model_of
 
 
@@ -34,6 +34,37 @@ def test_a_budget_out_of_reach_names_the_large_layer_that_no_budget_reaches() ->
     words = r"1 layers can be factored, rank 1 in each is the least; 1 stays dense: no kind .* for Embedding\); choose"
     with pytest.raises(BudgetError, match=words):
         allocate(spec, energies, Budget(params=0.5), nats=True)
+
+
+class Holding(nn.Module):
+    """Holds a large matrix itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.layer = nn.Parameter(torch.ones(64, 64)), nn.Linear(16, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x) @ self.large
+        return out
+
+
+def test_a_budget_out_of_reach_names_what_the_model_holds_itself() -> None:
+    spec = inspect(Holding(), torch.zeros(2, 16))
+    energies = {item.name: torch.ones(item.full_rank).double() for item in spec.candidates}
+    with pytest.raises(BudgetError, match=r"is the least; what it holds itself stays dense: no kind .* for Holding\);"):
+        allocate(spec, energies, Budget(params=0.5), nats=True)
+
+
+def test_a_budget_of_macs_where_none_are_counted() -> None:
+    spec = inspect(nn.Sequential(nn.EmbeddingBag(50, 10), nn.LayerNorm(10)), torch.zeros(8, 7).long())
+    assert spec.macs == 0
+    words = "received a budget of macs for a model in which none are counted; expected .*; choose a budget of params"
+    for share in (0.5, 1.0):
+        with pytest.raises(BudgetError, match=words):
+            allocate(spec, {}, Budget(macs=share), nats=True)
+    with pytest.raises(BudgetError, match=words):
+        pareto(spec, {}, Unit.MACS)
+    assert allocate(spec, {}, Budget(params=1.0), nats=True).cost == spec.params
 
 
 def test_everything_stays_dense_at_a_budget_of_one() -> None:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.architecture import own_input_size
-from hypercompress.errors import ModelError
+from hypercompress.errors import DataError, ModelError
 from hypercompress.running.calibration import CalibrationSplit, pieces, to_device
+from hypercompress.running.calling import placed
 from hypercompress.running.nested import batch_size, flat
 from hypercompress.specs import ModelSpec
 
@@ -21,8 +22,16 @@ def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any,
 
     Args:
         as_it_is: the one given is not cast, as a function of the user's own reads it.
+
+    Raises:
+        DataError: the one given holds no sample. ModelError: it holds no tensor, or there is none and no size known.
     """
     if example is not None:
+        if batch_size(example) == 0:
+            raise DataError(
+                "received an example without a single sample; expected a batch of one or more; pass some images, or "
+                "noise of their shape"
+            )
         return example if as_it_is else to_device(example, next(teacher.parameters()).device, dtype_of(teacher))
     if split is not None:
         first = split.statistics[0]
@@ -33,8 +42,7 @@ def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any,
         raise ModelError(
             "received a model without pretrained_cfg and no data; expected an example of its input; pass example="
         )
-    first = next(teacher.parameters())
-    return torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(first.device, first.dtype)
+    return placed(torch.randn(2, *size, generator=torch.Generator().manual_seed(0)), teacher)
 
 
 def dtype_of(teacher: nn.Module) -> torch.dtype | None:

@@ -21,6 +21,7 @@ from hypercompress.latency import measure_latency
 from hypercompress.packed.replaceable import replaceable
 from hypercompress.packed.unpackable import Apart, taken_apart
 from hypercompress.preparation.example import dtype_of, example_of, samples_of_a_pass
+from hypercompress.preparation.given import require_given
 from hypercompress.preparation.plan import Plan
 from hypercompress.preparation.wanted import Wanted
 from hypercompress.running.calibration import CalibrationSplit, pieces, resized, split_batches
@@ -62,6 +63,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
 
     Without data ``auto`` is `kfac` on noise, of which `Plan.stand_in` tells; where that cannot be, it is ``svd``.
     """
+    require_given(teacher, generator, latency_batch)
     _refuse(data is not None, renormalize, steady, forward_fn)
     if data is None and str(generator) == "auto" and not renormalize and forward_fn is None:
         options = {"example": example, "latency_batch": latency_batch, "seed": seed, "progress": progress}

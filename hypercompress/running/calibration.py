@@ -92,7 +92,7 @@ def _as_passed(batch: Any) -> Any:
 
 def require_batches(data: Any) -> None:
     """Raises DataError if ``data`` is the name of a set, its items are evidently single samples (those of a tensor or
-    an indexed set), or it is evidently a single batch of images and labels.
+    an indexed set), it has no items, or it is evidently a single batch of images and labels.
     """
     if isinstance(data, (str, Path)):
         name = repr(str(data))
@@ -105,6 +105,11 @@ def require_batches(data: Any) -> None:
         raise DataError(
             f"received a {type(data).__name__} as calibration data, whose items are single samples; expected batches, "
             f"each of several samples along its first axis; pass {how}"
+        )
+    if not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):  # not asked: an iterator may be slow to start
+        raise DataError(
+            f"received {data!r} as calibration data; expected batches; pass a loader or a list of batches, or None to "
+            "compress without images"
         )
     if _images_and_labels(data):
         raise DataError(

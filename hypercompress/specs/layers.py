@@ -231,3 +231,16 @@ class ModelSpec:
 
     def total(self, unit: Unit) -> int:
         return {Unit.PARAMS: self.params, Unit.MACS: self.macs, Unit.LATENCY: self.latency}[unit]
+
+    def counted(self, unit: Unit) -> int:
+        """`total`, where a budget is to be a share of it.
+
+        Raises:
+            BudgetError: it is nothing.
+        """
+        if (total := self.total(unit)) > 0:
+            return total
+        raise BudgetError(
+            f"received a budget of {unit} for a model in which none are counted; expected one of which some are, as of "
+            "linear layers and convolutions that run; choose a budget of params"
+        )
