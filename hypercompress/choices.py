@@ -48,13 +48,14 @@ def guarded(
         judge: of the plan's held-out batches.
         forms: of the refit, to choose from; the first is none.
         norms: whether norms may get other moments.
-        bend: whether the allocation may be tilted towards the layers that run last.
+        bend: whether other ranks than the first student's may be tried: late layers may get more of the budget, and a
+            hypernetwork may allocate.
     """
     choices = _Choices(plan, budget, built, forward_fn, judge)
     choices.refit(forms)
     if bend:
         choices.tilt()
-    choices.strength()
+    choices.strength(bend=bend)
     if norms:
         choices.norms()
         choices.rebase()
@@ -126,15 +127,14 @@ class _Choices:
                 break
             self.generation, self.finishing = generation, replace(self.finishing, tilt=tilt)
 
-    def strength(self) -> None:
-        """How much of what a hypernetwork says is followed."""
+    def strength(self, *, bend: bool) -> None:
+        """How much of what a hypernetwork says is followed; unless ``bend`` none that would have other ranks."""
         generator, refitted = self.plan.generator, self.finishing.refitted
         if not isinstance(generator, HypernetGenerator):
             return
         spec, sketches, refit = self.plan.spec, self.plan.sketches, refitted is not Refit.NONE
-        made = [
-            self._built(option) for option in generator.options(spec, sketches, self.budget, STRENGTHS[1:], refit=refit)
-        ]
+        options = generator.options(spec, sketches, self.budget, STRENGTHS[1:], refit=refit)
+        made = [self._built(option) for option in options if bend or _same_ranks(option, self.generation)]
         index = self._choose([lambda s=student: self._refitted(s, refitted) for student, _ in made])  # type: ignore[misc]
         if index > 0:
             self.generation, self.finishing = made[index - 1][1], replace(self.finishing, tilt=0.0)
@@ -189,6 +189,10 @@ class _Choices:
             student.report = {"refitted": layers}
             give_back()
         return student
+
+
+def _same_ranks(one: Generation, other: Generation) -> bool:
+    return (one.plan.ranks, one.plan.input_ranks) == (other.plan.ranks, other.plan.input_ranks)
 
 
 def _held_by(student: Student, generation: Generation) -> Generation:

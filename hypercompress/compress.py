@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.choices import guarded
 from hypercompress.errors import GeneratorError
-from hypercompress.generator import Generator
+from hypercompress.generator import Generator, HypernetGenerator
 from hypercompress.guard import Judge
 from hypercompress.inspection import require_finite
 from hypercompress.latency import times_of
@@ -200,7 +200,8 @@ def finish(
 
     target = budget
     if budget.unit is Unit.LATENCY:
-        budget = targeted(plan.original, spec, plan.sketches, plan.generator, budget, built, plan.timed, forward_fn)
+        ranking = _ranking(plan)
+        budget = targeted(plan.original, spec, plan.sketches, ranking, budget, built, plan.timed, forward_fn)
     if split is None:
         generation = plan.generator.generate(spec, plan.sketches, budget)
         student, finishing, fidelity = built(generation), Finishing(), None
@@ -214,7 +215,7 @@ def finish(
             judge,
             forms=tuple(Refit) if refit and both else (Refit.NONE, Refit.OUTPUTS)[: 1 + refit],
             norms=norms,
-            bend=target.unit is not Unit.LATENCY,  # whose budget was found by students that are not bent
+            bend=target.unit is not Unit.LATENCY,  # whose budget was found by students of these ranks
         )
         fidelity = None if plan.unlike else judge.confirmed(student)
     if plan.own:
@@ -242,6 +243,14 @@ def finish(
     if plan.timed is not None:
         _time(student, plan, forward_fn)
     return student
+
+
+def _ranking(plan: Plan) -> Generator:
+    """The generator whose ranks the student will have: the guard goes on from a hypernetwork's start."""
+    generator = plan.generator
+    if plan.split is not None and isinstance(generator, HypernetGenerator):
+        return generator.base(plan.spec, plan.sketches)
+    return generator
 
 
 def _time(student: Student, plan: Plan, forward_fn: ForwardFn | None) -> None:

@@ -1,7 +1,7 @@
 """A latency budget that is met as measured, not as predicted.
 
 Layers timed one by one do not add up to the time of a student: caches and launches differ. So students are built and
-timed, and the aim is corrected by how much of the predicted saving arrived.
+timed, and the next aim lies between the nearest that was too slow and the nearest that was not.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ ROUNDS = 8
 CLOSE = 0.02  # this near to the least share the least itself is tried
 SLACK = 0.06  # a student that takes up to this much less than it may is near enough
 AIM = 0.97  # of the target: what is aimed at lies inside the band that is accepted
+INSIDE = 0.2  # of the way between two aims: the next one is at least this far from either
 
 
 def targeted(
@@ -45,16 +46,20 @@ def targeted(
     """
     least, tried = least_share(spec, Unit.LATENCY), dict[float, float]()
     aim = max(budget.share, least)
+    fast, slow = None, (1.0, 1.0)  # what was aimed at and what arrived, nearest to the target on either side
     for _ in range(ROUNDS):
         generation = generator.generate(spec, sketches, Budget(latency=aim))
         dense, ours = times_of(teacher, built(generation), example, forward_fn)
         tried[aim] = achieved = ours / dense
         if budget.share * (1 - SLACK) <= achieved <= budget.share or (aim <= least and achieved > budget.share):
             break
-        arrived = (1 - achieved) / max(1 - generation.plan.achieved, 1e-6)
-        wanted = 1 - (1 - AIM * budget.share) / max(arrived, 1e-6)
-        # Half of the way at most: one bad measurement must not throw the search to an end.
-        aim = min(1.0, max(wanted, (aim + least) / 2 if aim - least > CLOSE else least))
+        if achieved <= budget.share:
+            fast = (aim, achieved)
+        else:
+            slow = (aim, achieved)
+        aim = _between(fast, slow, AIM * budget.share, least)
+        if least not in tried and aim - least < CLOSE:
+            aim = least
     fastest = min(tried.values())
     if fastest > budget.share * (1 + SLACK):
         raise BudgetError(
@@ -63,3 +68,14 @@ def targeted(
         )
     within = {aim: time for aim, time in tried.items() if time <= budget.share}
     return Budget(latency=max(within, key=within.__getitem__) if within else min(tried, key=tried.__getitem__))
+
+
+def _between(fast: tuple[float, float] | None, slow: tuple[float, float], target: float, least: float) -> float:
+    """The aim at which a straight line through both has the target, or one through the slow student and the teacher
+    while none is fast enough; well inside, because one bad measurement must not throw the search to an end.
+    """
+    near, far = (slow, (1.0, 1.0)) if fast is None else (fast, slow)
+    wanted = near[0] + (far[0] - near[0]) * (target - near[1]) / max(far[1] - near[1], 1e-6)
+    low = least if fast is None else fast[0]
+    margin = INSIDE * (slow[0] - low)
+    return min(max(wanted, low + margin), slow[0] - margin)

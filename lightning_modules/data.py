@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from hypercompress.data import Preprocess, mismatch, open_data
+from hypercompress.data import Preprocess, mismatch, open_data, told_by_timm
 from hypercompress.errors import DataError
 from hypercompress.models import load_model
 from lightning_modules.images import Augment, CachedImages, Images, open_part
@@ -129,6 +129,8 @@ class ImageDataModule(LightningDataModule):
         """
         train, val = self._opened
         order = tuple(names) if len(names) == outputs else self._trained_classes()
+        if order and len(names) != outputs and (otherwise := told_by_timm(order)):
+            rank_zero_warn(f"class folders in alphabetical order are taken as the model's classes: {otherwise}")
         self._train = self._numbered(train, order, outputs, followed)
         self._val = self._numbered(val, order, outputs, followed)
         if val is not None and self._val is not None and val.classes and not self._val.classes:

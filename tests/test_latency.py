@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,64 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hypercompress import Budget, compress, latency, targeting
+from hypercompress import Budget, compress, latency
 from hypercompress.allocation import allocate, least_share
 from hypercompress.errors import BudgetError
 from hypercompress.generator import ANALYTIC, HypernetGenerator, Hypernetwork
 from hypercompress.inspection import inspect
-from hypercompress.latency import measure_latency
-from hypercompress.sketch import sketch
-from hypercompress.specs import COUNTED, LayerSpec, Measured, ModelSpec, Unit
+from hypercompress.specs import COUNTED, Measured, Unit
 from hypercompress.student import build_student
+from tests.timeless import images, machine, network, ratio, timed
+
+__all__ = ["machine"]  # a fixture
 
 REAL_INSIDE = latency._inside  # what `machine` puts another in the place of
-
-
-def network() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(64, 4, 1),
-        nn.Flatten(),
-        nn.Linear(4 * 16, 40),
-        nn.Linear(40, 10),
-    ).eval()
-
-
-def images(count: int = 4) -> Tensor:
-    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-def ratio(layer: LayerSpec, rank: int, inner: int) -> float:
-    """A machine on which time follows multiply-accumulates, and each part of a layer adds a tenth of the dense one."""
-    share = layer.cost(Unit.MACS, rank, inner or None) / layer.dense_macs
-    return share + (0.2 if inner else 0.1)
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No clock: a nanosecond for each multiply-accumulate of a dense layer. Gives the cache's file."""
-
-    def inside(model: nn.Module, spec: ModelSpec, *_: Any) -> tuple[float, dict[str, float], dict[str, Tensor]]:
-        times = {layer.name: float(layer.dense_macs) for layer in spec.candidates}
-        return 1.25 * sum(times.values()), times, {name: torch.zeros(1, 3) for name in times}
-
-    def ratios(layer: LayerSpec, *_: Any) -> list[tuple[int, int, float]]:
-        forms = [*latency._forms(layer), *((r, 0) for r in range(1, layer.max_rank + 1))]
-        return [(r, q, ratio(layer, r, q)) for r, q in dict.fromkeys(forms)]
-
-    monkeypatch.setattr(latency, "_inside", inside)
-    monkeypatch.setattr(latency, "_ratios", ratios)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "hypercompress" / "latency.json"
-
-
-def timed(machine: Path) -> tuple[nn.Module, ModelSpec, dict[str, Any]]:
-    model = network()
-    spec = measure_latency(model, inspect(model, images()), images(1))
-    return model, spec, sketch(model, spec, [images(16)])
 
 
 def test_only_forms_that_were_found_faster_are_offered(machine: Path) -> None:
@@ -262,49 +215,3 @@ def test_a_cache_that_cannot_be_read_is_as_good_as_none(machine: Path, text: str
     spec = timed(machine)[1]
     machine.write_text(text)
     assert timed(machine)[1] == spec
-
-
-@pytest.mark.parametrize(
-    ("true", "share"),
-    [
-        (lambda p: p, 0.6),
-        (lambda p: 0.3 + 0.7 * p, 0.7),  # less is saved than was predicted
-        (lambda p: p**1.5, 0.6),  # more
-        (lambda p: min(1.3, 1.2 * p + 0.1), 0.6),  # slower than the teacher at first
-    ],
-)
-def test_the_target_is_met_as_measured(
-    machine: Path, monkeypatch: pytest.MonkeyPatch, true: Callable[[float], float], share: float
-) -> None:
-    model, spec, sketches = timed(machine)
-    monkeypatch.setattr(targeting, "times_of", lambda _teacher, student, *_: (1.0, true(student.plan.achieved)))
-    generator, seen = ANALYTIC["kfac"], []
-    budget = targeting.targeted(
-        model, spec, sketches, generator, Budget(latency=share), lambda g: seen.append(g.plan) or g, images(1)
-    )
-    achieved = true(generator.generate(spec, sketches, budget).plan.achieved)
-    assert 0.85 * share <= achieved <= share
-    assert len(seen) <= targeting.ROUNDS
-
-
-def test_a_target_that_no_student_meets_is_refused(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, spec, sketches = timed(machine)
-    monkeypatch.setattr(targeting, "times_of", lambda _teacher, student, *_: (1.0, 0.8 + 0.2 * student.plan.achieved))
-    with pytest.raises(BudgetError, match=r"a latency budget of 0\.5; expected at least about 0\.8"):
-        targeting.targeted(model, spec, sketches, ANALYTIC["kfac"], Budget(latency=0.5), lambda g: g, images(1))
-
-
-def test_report_says_what_was_measured(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (targeting, sys.modules["hypercompress.compress"]):
-        monkeypatch.setattr(module, "times_of", lambda *_: (2.0, 1.1))
-    student = compress(network(), Budget(latency=0.6), [images(16)] * 3, "kfac", latency_batch=2)
-    report = student.report
-    assert report["budget"] == {"unit": "latency", "target": 0.6, "achieved": 0.55}
-    assert report["latency"] == {
-        "teacher_ms": 2.0,
-        "student_ms": 1.1,
-        "batch_size": 2,
-        "threads": torch.get_num_threads(),
-        "device": "cpu",
-    }
-    assert student.ranks

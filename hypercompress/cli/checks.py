@@ -123,6 +123,23 @@ def made_images(text: str | None) -> Made | None:
     return Made(name, int(count) if colon else 0)
 
 
+def counted(arguments: Namespace) -> None:
+    """``--images`` and ``--latency-batch-size`` of ``generate`` have something that they can be a number of."""
+    if arguments.images is not None and (arguments.data is None or made_images(arguments.data) is not None):
+        made = made_images(arguments.data) or Made(NOISE, 0)
+        raise DataError(
+            f"received --images {arguments.images} {'without' if arguments.data is None else 'with'} --data"
+            f"{'' if arguments.data is None else f' {arguments.data}'}; expected images to choose so many of; pass a "
+            f"folder of them, or --data {made.kind}:{max(arguments.images, LEAST_IMAGES)} for so many that are made"
+        )
+    at_least("--latency-batch-size", arguments.latency_batch_size, 1)
+    if arguments.latency_batch_size is not None and arguments.latency is None and not arguments.fast:
+        raise HypercompressError(
+            "received --latency-batch-size without --latency or --fast; expected one of these, as they measure time; "
+            "pass one too"
+        )
+
+
 def unlike(arguments: Namespace) -> bool:
     """Whether the images are none of the model's own kind, so that it sees them with its BatchNorms renormalised."""
     wanted = made_images(arguments.data)

@@ -158,6 +158,7 @@ def _named(
 def _table(result: dict[str, Any]) -> Table:
     table = Table("measure", "value")
     for name, value in result.items():
-        shown = "not measured" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+        digits = ".4g" if name == "kl" else ".4f"  # of a near student all that matters is below the fourth place
+        shown = "not measured" if value is None else f"{value:{digits}}" if isinstance(value, float) else f"{value:,}"
         table.add_row(name, shown)
     return table

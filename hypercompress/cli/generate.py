@@ -28,6 +28,8 @@ from hypercompress.specs import Budget, Unit
 from hypercompress.student import Student
 from hypercompress.synthetic.inversion import STEPS, passes_of, synthesize, usual_images
 
+IMAGES = 1024  # of DATA, where --images does not say how many
+
 
 def generate(arguments: Namespace) -> None:
     """Run the command.
@@ -43,6 +45,7 @@ def generate(arguments: Namespace) -> None:
         lambda: _search(arguments),
         lambda: _renormalize(arguments),
         lambda: _steady(arguments),
+        lambda: checks.counted(arguments),
         lambda: pareto.check(arguments),
         *checks.common(arguments, batch_size=2, made=True),
     )
@@ -75,7 +78,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     batches, count, start = _images(arguments, teacher, preprocess, terminal)
     name = arguments.generator if budget is not None else pareto.GENERATOR
     fast = arguments.fast or (budget is not None and budget.unit is Unit.LATENCY)
-    timed = arguments.latency_batch_size if fast else None
+    timed = arguments.latency_batch_size or 1 if fast else None
     if timed is not None:
         terminal.phase("time layers", len(spec.layers))
         terminal.then("curvature", "measure curvature", count)
@@ -157,7 +160,7 @@ def _images(
     if outputs := inputs.output_shape(teacher, preprocess.input_size):
         names = inputs.class_names(arguments.model)
         images = inputs.comparable(images, arguments.data, outputs[0], names, terminal)
-    options = {"limit": arguments.images, "batch_size": arguments.batch_size, "seed": arguments.seed}
+    options = {"limit": arguments.images or IMAGES, "batch_size": arguments.batch_size, "seed": arguments.seed}
     batches, count, size = inputs.calibration(images, teacher, **options)
     batches = list(terminal.counted("prepare images", batches, count))
     terminal.note("calibration", f"{count} of {len(images)} images of {arguments.data}, in batches of {size}")
@@ -189,11 +192,6 @@ def _made(teacher: nn.Module, wanted: checks.Made, arguments: Namespace, termina
 
 def _budget(arguments: Namespace) -> Budget | None:
     """The budget given; ``None`` if only the trade-off is asked for."""
-    if arguments.latency_batch_size < 1:
-        raise BudgetError(
-            f"received --latency-batch-size {arguments.latency_batch_size}; expected at least 1; pass the number of "
-            "images that are run together"
-        )
     shares = {unit: getattr(arguments, unit) for unit in Unit if getattr(arguments, unit) is not None}
     if not shares:
         if arguments.pareto is not None:
@@ -279,7 +277,7 @@ def made_with(arguments: Namespace) -> dict[str, Any]:
     data = arguments.data is not None
     return {
         "seed": arguments.seed,
-        "images": arguments.images if data and checks.made_images(arguments.data) is None else None,
+        "images": arguments.images or IMAGES if data and checks.made_images(arguments.data) is None else None,
         "batch_size": arguments.batch_size if data else None,
         "generator": arguments.generator,
         "refit": not arguments.no_refit,

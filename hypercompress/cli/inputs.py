@@ -13,7 +13,7 @@ from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
 from hypercompress.cli.checks import LEAST_IMAGES, image_folder
 from hypercompress.cli.terminal import Terminal
-from hypercompress.data import ImageData, Preprocess, folder_read, loader, mismatch
+from hypercompress.data import ImageData, Preprocess, folder_read, loader, mismatch, told_by_timm
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
@@ -208,10 +208,11 @@ def comparable(images: ImageData, data: str, outputs: int, names: Sequence[str],
     why = mismatch(images.classes, order, outputs)
     if why is None:
         if not names and image_folder(data) is not None:
+            otherwise = told_by_timm(images.classes)
             terminal.note(
                 "labels",
                 f"class folders in alphabetical order are taken as classes 0 to {outputs - 1} (the model does not name "
-                "its own)",
+                f"its own){f': {otherwise}' if otherwise else ''}",
             )
         return images.numbered(order)
     terminal.note("top1", f"not measured ({why})")

@@ -65,7 +65,6 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     budget.add_argument(
         "--latency-batch-size",
         type=int,
-        default=1,
         metavar="N",
         help="images that are run together where --latency or --fast measures (default: 1)",
     )
@@ -129,7 +128,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         "256 above 64 x 64 pixels, fewer of very large ones; more are closer; each synthetic one takes 80 passes "
         "forward and back, and all together up to 10,240 more)",
     )
-    data.add_argument("--images", type=int, default=1024, metavar="N", help="calibration images (default: 1024)")
+    data.add_argument("--images", type=int, metavar="N", help="calibration images of DATA (default: 1024)")
     data.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="images in a batch, at most (default: 32)"
     )

@@ -1,6 +1,7 @@
 """Image folders: one sub-folder for each class (labelled), or images side by side (unlabelled)."""
 
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -138,15 +139,22 @@ def _choose_split(training: Path, held_out: Path, train: bool) -> tuple[Path, li
         return held_out, others, []
     strange = sorted(set(others) - {*found, *empty})
     if strange and not train:
+        same = {_composed(name) for name in strange} <= {_composed(name) for name in (*found, *empty)}
+        names = ", ".join(map(ascii, strange) if same else strange)
         raise DataError(
-            f"received {held_out} with classes {', '.join(strange)} that {training} lacks; expected the same "
-            "classes; rename or remove the folders"
+            f"received {held_out} with classes {names} that {training} lacks{' in this Unicode form' if same else ''}; "
+            "expected the same classes; rename or remove the folders"
         )
     chosen, inside = (training, found) if train else (held_out, others)
     if not inside:
         return chosen, [], []
     classes = sorted({*found, *empty} & {*found, *others})
     return chosen, classes, sorted({*found, *empty} - {*classes})
+
+
+def _composed(name: str) -> str:
+    """The name as most systems write it: that of macOS parts letters from their accents."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _split(inside: Sequence[str], names: Sequence[str]) -> str | None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from timm.utils.misc import natural_key
+
 TOLD = 3  # names of strange classes
 
 
@@ -20,3 +22,16 @@ def mismatch(classes: Sequence[str], order: Sequence[str], outputs: int, *, fewe
     if not strange:
         return None
     return f"the model has no class {', '.join(strange[:TOLD])}{' ...' if len(strange) > TOLD else ''}"
+
+
+def told_by_timm(classes: Sequence[str]) -> str:
+    """What is to be said of class folders that timm's own loader numbers otherwise (2 before 10, no matter the case);
+    empty if it does not. torchvision numbers them by the alphabet, as is done here.
+    """
+    theirs = sorted(classes, key=natural_key)
+    if list(classes) == theirs or list(classes) != sorted(classes):  # numbered by who made them
+        return ""
+    shown = [", ".join(names[:TOLD]) + (" ..." if len(names) > TOLD else "") for names in (list(classes), theirs)]
+    return (
+        f"{shown[0]}, as torchvision sorts them; timm's loader takes {shown[1]}: top-1 is wrong for a model trained so"
+    )

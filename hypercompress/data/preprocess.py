@@ -121,6 +121,8 @@ class _Transform:
             image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
         elif image.mode == "P" and "transparency" in image.info:  # Pillow warns unless this goes by way of RGBA
             image = image.convert("RGBA")
+        elif image.mode == "LAB":  # Pillow knows no other way from there
+            image = image.convert("RGB")
         return self.steps(image.convert(self.mode))
 
 

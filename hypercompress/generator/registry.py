@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hypercompress.data import expanded
 from hypercompress.errors import GeneratorError
 from hypercompress.generator.analytic import ANALYTIC
 from hypercompress.generator.config import HypernetConfig
@@ -43,8 +44,9 @@ def load_generator(name: str | Path, has_data: bool = True, progress: Progress |
         return generator if progress is None else replace(generator, progress=progress)
     if text in ("auto", "hypernet"):
         return HypernetGenerator(load_hypernetwork(RELEASED), progress=progress)
-    if Path(text).is_dir():
-        return HypernetGenerator(load_hypernetwork(Path(text)), name=Path(text).name, progress=progress)
+    folder = expanded(text)
+    if folder.is_dir():
+        return HypernetGenerator(load_hypernetwork(folder), name=folder.name, progress=progress)
     near = difflib.get_close_matches(text, NAMES, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise GeneratorError(

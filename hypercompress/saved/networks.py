@@ -12,7 +12,6 @@ from safetensors.torch import load, save
 from torch import nn
 
 from hypercompress.errors import ArtefactError
-from hypercompress.saved.precision import cast
 from hypercompress.saved.replacing import replaced
 
 CONFIG = "config.json"
@@ -43,7 +42,7 @@ def read_network(
         what: kind of network, for messages.
 
     Raises:
-        ArtefactError: missing, altered, or of another format.
+        ArtefactError: missing, altered, of another format, or with weights that are not finite.
     """
     try:
         config = json.loads((folder / CONFIG).read_text())
@@ -59,8 +58,13 @@ def read_network(
             )
         network = build(config["config"])
         state = load(data)
-        cast(network, state)  # torch's default dtype, in which it was built, may be another
         network.load_state_dict(state)
+        network.float()  # what it reads is in single precision, whatever the file or torch's default dtype is in
+        if not all(bool(value.isfinite().all()) for value in state.values()):
+            raise ArtefactError(
+                f"received the {what} {folder} with NaN or infinity in {weights}; expected numbers; train it again, "
+                "with a lower learning rate"
+            )
     except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
         raise ArtefactError(
             f"received the {what} folder {folder} ({error}); expected {CONFIG} and {weights} that belong together; "

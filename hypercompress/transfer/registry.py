@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hypercompress.data import expanded
 from hypercompress.errors import GeneratorError
 from hypercompress.saved.networks import read_network, write_network
 from hypercompress.transfer.adaptable import Role
@@ -27,7 +28,7 @@ def load_network(name: str | Path) -> TransferNetwork | None:
     """
     if str(name) == "none" or (str(name) == "auto" and not RELEASED.is_dir()):
         return None
-    folder = RELEASED if str(name) == "auto" else Path(name)
+    folder = RELEASED if str(name) == "auto" else expanded(name)
     if not folder.is_dir():
         raise GeneratorError(
             f"received the transfer network '{name}'; expected auto, none or the folder of one; check the path"

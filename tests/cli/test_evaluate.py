@@ -1,6 +1,7 @@
 """`hypercompress evaluate` on good input: its numbers are those of the library."""
 
 import dataclasses
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 import hypercompress
+from hypercompress.cli.evaluate import _table
 from hypercompress.data import Preprocess, loader, open_data
 from tests.cli.words import ARGS, CALIBRATE, DATA, PRECISIONS, SIZE, Run, write_images
 
@@ -84,6 +87,22 @@ def test_labels_of_folders_are_told_where_the_model_does_not_name_its_classes(
     assert (code, err) == (0, "")
     assert "labels: class folders in alphabetical order are taken as classes 0 to 9 (the model does not" in out
     assert "labels:" not in run("evaluate", student, *DATA, "--images", 50)[1], "these are numbered by who made them"
+
+
+def test_folders_that_timm_numbers_otherwise_are_told(run: Run, student: Path, tmp_path: Path) -> None:
+    for name in range(1, 11):
+        write_images(tmp_path / "photos" / str(name), 1)
+    code, out, err = run("evaluate", student, "--data", tmp_path / "photos")
+    assert (code, err) == (0, "")
+    told = " ".join(out.split())
+    assert "its own): 1, 10, 2 ..., as torchvision sorts them; timm's loader takes 1, 2, 3 ...: top-1 is wrong" in told
+
+
+def test_a_small_kl_is_not_shown_as_none() -> None:
+    console = Console(file=(file := io.StringIO()), width=80)
+    console.print(_table({"top1": 0.98765, "kl": 1.4567e-06, "agreement": None, "images": 5000}))
+    shown = file.getvalue()
+    assert [word in shown for word in ("0.9877", "1.457e-06", "not measured", "5,000")] == [True] * 4
 
 
 def test_random_weights_are_told(run: Run, student: Path) -> None:

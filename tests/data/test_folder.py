@@ -101,6 +101,13 @@ def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
         open_data(str(tmp_path), PLAIN, train=False)
 
 
+def test_a_class_in_another_unicode_form_is_told_from_its_twin(tmp_path: Path) -> None:
+    paint(tmp_path / "train" / "caf\u00e9" / "1.png")
+    paint(tmp_path / "val" / "cafe\u0301" / "1.png")  # as macOS writes it
+    with pytest.raises(DataError, match=r"classes 'cafe\\u0301' that .*train lacks in this Unicode form; expected"):
+        open_data(str(tmp_path), PLAIN, train=False)
+
+
 def test_labels_of_the_held_out_images_alone(tmp_path: Path) -> None:
     paint(tmp_path / "train" / "1.png")
     for name in "ab":

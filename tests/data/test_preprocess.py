@@ -38,10 +38,10 @@ def test_each_channel_has_its_own_mean_and_std() -> None:
 
 
 @pytest.mark.parametrize("augment", [False, True])
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "LAB"])
 @pytest.mark.parametrize("preprocess", [GREY, RGB], ids=["grey", "rgb"])
 def test_every_image_mode_takes_the_models_shape(preprocess: Preprocess, mode: str, augment: bool) -> None:
-    image = noise(37, 53, 3).convert(mode)
+    image = Image.new("LAB", (53, 37)) if mode == "LAB" else noise(37, 53, 3).convert(mode)
     tensor = preprocess.transform(augment)(image)
     assert tensor.shape == preprocess.input_size
     assert tensor.dtype == torch.float32

@@ -1,12 +1,16 @@
 """Generators by name, and hypernetworks on disk."""
 
 import contextlib
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
+from torch import Tensor
 
 from hypercompress.errors import ArtefactError, GeneratorError
 from hypercompress.generator import (
@@ -33,6 +37,31 @@ def folder(tmp_path: Path) -> Path:
         parameter.data += torch.randn(parameter.shape)
     save_hypernetwork(network, tmp_path / "mine", {"steps": 3})
     return tmp_path / "mine"
+
+
+def reweighted(folder: Path, edit: Callable[[Tensor], Tensor]) -> Path:
+    """The network with other weights, and their hash."""
+    file, config = folder / "hypernet.safetensors", json.loads((folder / "config.json").read_text())
+    data = save({name: edit(value) for name, value in load(file.read_bytes()).items()})
+    file.write_bytes(data)
+    (folder / "config.json").write_text(json.dumps(config | {"sha256": hashlib.sha256(data).hexdigest()}))
+    return folder
+
+
+def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
+    reweighted(folder, lambda value: value * torch.nan)
+    with pytest.raises(ArtefactError, match=r"hypernetwork .*mine with NaN or infinity in hypernet\.safetensors; exp"):
+        load_hypernetwork(folder)
+
+
+def test_half_the_precision_works_in_single(folder: Path) -> None:
+    network = load_hypernetwork(reweighted(folder, lambda value: value.half()))
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_a_folder_in_the_home_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load_generator("~/mine").name == "mine"
 
 
 def test_a_full_disk_leaves_the_network_that_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,13 @@ def test_top1_is_not_measured_on_labels_that_are_not_the_models(
     assert distillation.fidelity["kl"] is not None
 
 
+def test_folders_that_timm_numbers_otherwise_are_told(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    data = ImageDataModule(folder_of(tmp_path / "images", {"2": 20, "10": 120, "dog": 220}), batch_size=4)
+    teacher = Teacher(MODEL, {**MODEL_ARGS, "num_classes": 3}, PRETRAINED_CFG)
+    with pytest.warns(UserWarning, match="10, 2, dog, as torchvision sorts them; timm's loader takes 2, 10, dog"):
+        trainer(max_steps=1).fit(teacher, data)
+
+
 def test_validation_images_are_numbered_as_the_training_images(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     train = folder_of(tmp_path / "train", {"cat": 20, "dog": 120, "fox": 220})
     part = folder_of(tmp_path / "val", {"dog": 120, "fox": 220}, seed=1)

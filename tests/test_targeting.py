@@ -1,0 +1,87 @@
+"""A latency budget is met as measured, by students that are timed."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hypercompress import Budget, compress, targeting
+from hypercompress.errors import BudgetError
+from hypercompress.generator import ANALYTIC
+from hypercompress.student import Student
+from tests.battery.contract import noisy_hypernet
+from tests.timeless import images, machine, network, timed
+
+__all__ = ["machine"]  # a fixture
+
+
+@pytest.mark.parametrize(
+    ("true", "share"),
+    [
+        (lambda p: p, 0.6),
+        (lambda p: 0.3 + 0.7 * p, 0.7),  # less is saved than was predicted
+        (lambda p: p**1.5, 0.6),  # more
+        (lambda p: min(1.3, 1.2 * p + 0.1), 0.6),  # slower than the teacher at first
+        (lambda p: min(1.3, 1.2 * p + 0.1), 0.9),
+        (lambda p: 0.3 + 0.7 * min(1.0, max(0.0, 5 * p - 3.7)), 0.8),  # nearly all of it within a tenth of the way
+        (lambda p: 0.3 + 0.7 * min(1.0, max(0.0, 5 * p - 3.7)), 0.6),
+    ],
+)
+def test_the_target_is_met_as_measured(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, true: Callable[[float], float], share: float
+) -> None:
+    model, spec, sketches = timed(machine)
+    monkeypatch.setattr(targeting, "times_of", lambda _teacher, student, *_: (1.0, true(student.plan.achieved)))
+    generator, seen = ANALYTIC["kfac"], []
+    budget = targeting.targeted(
+        model, spec, sketches, generator, Budget(latency=share), lambda g: seen.append(g.plan) or g, images(1)
+    )
+    achieved = true(generator.generate(spec, sketches, budget).plan.achieved)
+    assert 0.85 * share <= achieved <= share
+    assert len(seen) <= targeting.ROUNDS
+
+
+def test_a_target_that_no_student_meets_is_refused(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, spec, sketches = timed(machine)
+    monkeypatch.setattr(targeting, "times_of", lambda _teacher, student, *_: (1.0, 0.8 + 0.2 * student.plan.achieved))
+    with pytest.raises(BudgetError, match=r"a latency budget of 0\.5; expected at least about 0\.8"):
+        targeting.targeted(model, spec, sketches, ANALYTIC["kfac"], Budget(latency=0.5), lambda g: g, images(1))
+
+
+def test_the_student_of_a_hypernetwork_has_ranks_that_were_timed(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed_ranks = []
+
+    def times(_teacher: nn.Module, student: Student, *_: Any) -> tuple[float, float]:
+        timed_ranks.append(dict(student.ranks))
+        return 1.0, 0.58
+
+    monkeypatch.setattr(targeting, "times_of", times)
+    monkeypatch.setattr(sys.modules["hypercompress.compress"], "times_of", lambda *_: (1.0, 0.58))
+    data = list(images(32).split(8))
+    student = compress(network(), Budget(latency=0.6), data, noisy_hypernet(), latency_batch=2)
+    assert len(timed_ranks) == 1
+    assert dict(student.ranks) == timed_ranks[0]
+    plain = compress(network(), Budget(latency=0.6), data, "kfac", latency_batch=2)
+    assert timed_ranks[1] == timed_ranks[0] == dict(plain.ranks), "those of its start, not of what it says"
+
+
+def test_report_says_what_was_measured(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (targeting, sys.modules["hypercompress.compress"]):
+        monkeypatch.setattr(module, "times_of", lambda *_: (2.0, 1.1))
+    student = compress(network(), Budget(latency=0.6), [images(16)] * 3, "kfac", latency_batch=2)
+    report = student.report
+    assert report["budget"] == {"unit": "latency", "target": 0.6, "achieved": 0.55}
+    assert report["latency"] == {
+        "teacher_ms": 2.0,
+        "student_ms": 1.1,
+        "batch_size": 2,
+        "threads": torch.get_num_threads(),
+        "device": "cpu",
+    }
+    assert student.ranks
