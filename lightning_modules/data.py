@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from hypercompress.data import Preprocess, mismatch, open_data, told_by_timm
+from hypercompress.data import Preprocess, mismatch, open_data, unlike_timm
 from hypercompress.errors import DataError
 from hypercompress.models import load_model
 from lightning_modules.images import Augment, CachedImages, Images, open_part
@@ -128,8 +128,9 @@ class ImageDataModule(LightningDataModule):
             DataError: they do, and the images have classes that the model has not.
         """
         train, val = self._opened
-        order = tuple(names) if len(names) == outputs else self._trained_classes()
-        if order and len(names) != outputs and (otherwise := told_by_timm(order)):
+        named = len(names) == outputs
+        order = tuple(names) if named else self._trained_classes()
+        if not named and (otherwise := unlike_timm(order)):
             rank_zero_warn(f"class folders in alphabetical order are taken as the model's classes: {otherwise}")
         self._train = self._numbered(train, order, outputs, followed)
         self._val = self._numbered(val, order, outputs, followed)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hypercompress.architecture.names import one_line
 from hypercompress.errors import HypercompressError, ModelError
-from hypercompress.running.calling import call_model, evaluating
+from hypercompress.running.calling import call_model, evaluating, placed
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def probed(network: nn.Module, names: Sequence[str], size: Sequence[int], whose:
     ]
     try:
         with evaluating(network), torch.no_grad():
-            logits = call_model(network, torch.zeros(2, *size).to(next(network.parameters())))
+            logits = call_model(network, placed(torch.zeros(2, *size), network))
     except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
         if isinstance(error, HypercompressError | torch.OutOfMemoryError):
             raise

@@ -43,6 +43,14 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
     return call
 
 
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No clock; gives the file in which times are kept."""
+    from tests.timeless import stop_clocks
+
+    return stop_clocks(monkeypatch, tmp_path)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout: the folder that holds pyproject.toml."""

@@ -17,9 +17,7 @@ from hypercompress.generator import ANALYTIC, HypernetGenerator, Hypernetwork
 from hypercompress.inspection import inspect
 from hypercompress.specs import COUNTED, Measured, Unit
 from hypercompress.student import build_student
-from tests.timeless import images, machine, network, ratio, timed
-
-__all__ = ["machine"]  # a fixture
+from tests.timeless import images, network, ratio, timed
 
 REAL_INSIDE = latency._inside  # what `machine` puts another in the place of
 

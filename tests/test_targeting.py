@@ -14,9 +14,7 @@ from hypercompress.errors import BudgetError
 from hypercompress.generator import ANALYTIC
 from hypercompress.student import Student
 from tests.battery.contract import noisy_hypernet
-from tests.timeless import images, machine, network, timed
-
-__all__ = ["machine"]  # a fixture
+from tests.timeless import images, network, timed
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,8 @@ def ratio(layer: LayerSpec, rank: int, inner: int) -> float:
     return share + (0.2 if inner else 0.1)
 
 
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No clock: a nanosecond for each multiply-accumulate of a dense layer. Gives the cache's file."""
+def stop_clocks(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
+    """A nanosecond for each multiply-accumulate of a dense layer. Gives the file of the cache in that folder."""
 
     def inside(model: nn.Module, spec: ModelSpec, *_: Any) -> tuple[float, dict[str, float], dict[str, Tensor]]:
         times = {layer.name: float(layer.dense_macs) for layer in spec.candidates}
@@ -51,8 +50,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
     monkeypatch.setattr(latency, "_inside", inside)
     monkeypatch.setattr(latency, "_ratios", ratios)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "hypercompress" / "latency.json"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    return cache / "hypercompress" / "latency.json"
 
 
 def timed(machine: Path) -> tuple[nn.Module, ModelSpec, dict[str, Any]]:

@@ -14,6 +14,7 @@ from hypercompress.cli import checks, inputs
 from hypercompress.cli.terminal import Terminal
 from hypercompress.errors import BenchmarkError, ModelError
 from hypercompress.models import is_student_folder, require_buildable
+from hypercompress.running.calling import precision
 from hypercompress.running.timing import Timing
 from hypercompress.student import Student, from_pretrained, low_rank_layers
 
@@ -46,7 +47,7 @@ def _run(arguments: Namespace, sizes: Sequence[int], terminal: Terminal) -> dict
     device, settings = checks.device(arguments.device), _settings(arguments)
     terminal.phase("load models")
     student = from_pretrained(arguments.student).eval()
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else next(student.parameters()).dtype
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else precision(student)
     size = tuple(arguments.input_size or inputs.input_size(student.model))
     teacher, what = _dense_side(arguments, student, size, terminal)
     terminal.note("against", what)

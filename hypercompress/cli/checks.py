@@ -125,12 +125,12 @@ def made_images(text: str | None) -> Made | None:
 
 def counted(arguments: Namespace) -> None:
     """``--images`` and ``--latency-batch-size`` of ``generate`` have something that they can be a number of."""
-    if arguments.images is not None and (arguments.data is None or made_images(arguments.data) is not None):
-        made = made_images(arguments.data) or Made(NOISE, 0)
+    made = Made(NOISE, 0) if arguments.data is None else made_images(arguments.data)
+    if arguments.images is not None and made is not None:
+        given = "without --data" if arguments.data is None else f"with --data {arguments.data}"
         raise DataError(
-            f"received --images {arguments.images} {'without' if arguments.data is None else 'with'} --data"
-            f"{'' if arguments.data is None else f' {arguments.data}'}; expected images to choose so many of; pass a "
-            f"folder of them, or --data {made.kind}:{max(arguments.images, LEAST_IMAGES)} for so many that are made"
+            f"received --images {arguments.images} {given}; expected images to choose so many of; pass a folder of "
+            f"them, or --data {made.kind}:{max(arguments.images, LEAST_IMAGES)} for so many that are made"
         )
     at_least("--latency-batch-size", arguments.latency_batch_size, 1)
     if arguments.latency_batch_size is not None and arguments.latency is None and not arguments.fast:

@@ -13,6 +13,7 @@ from hypercompress.architecture import Architecture
 from hypercompress.cli import checks, inputs, pareto
 from hypercompress.cli.shown import show_no_data, show_student
 from hypercompress.cli.terminal import Terminal
+from hypercompress.cli.usage import IMAGES
 from hypercompress.compress import SEARCHED, finish, searched
 from hypercompress.curvature.steadying import COUNTS_AS, few
 from hypercompress.data import Preprocess, open_data
@@ -27,8 +28,6 @@ from hypercompress.saved.replacing import prepared_in
 from hypercompress.specs import Budget, Unit
 from hypercompress.student import Student
 from hypercompress.synthetic.inversion import STEPS, passes_of, synthesize, usual_images
-
-IMAGES = 1024  # of DATA, where --images does not say how many
 
 
 def generate(arguments: Namespace) -> None:

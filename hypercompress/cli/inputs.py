@@ -13,12 +13,12 @@ from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
 from hypercompress.cli.checks import LEAST_IMAGES, image_folder
 from hypercompress.cli.terminal import Terminal
-from hypercompress.data import ImageData, Preprocess, folder_read, loader, mismatch, told_by_timm
+from hypercompress.data import ImageData, Preprocess, folder_read, loader, mismatch, unlike_timm
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
 from hypercompress.running.calibration import to_device
-from hypercompress.running.calling import evaluating, precision
+from hypercompress.running.calling import evaluating, placed, precision
 from hypercompress.saved.artefact import read_report
 from hypercompress.specs import ModelSpec
 from hypercompress.student import from_pretrained, low_rank_layers
@@ -167,7 +167,7 @@ def input_size(model: nn.Module) -> tuple[int, ...]:
 
 
 def _blank(model: nn.Module, size: Sequence[int]) -> Tensor:
-    return torch.zeros(2, *size).to(next(model.parameters()))
+    return placed(torch.zeros(2, *size), model)
 
 
 def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
@@ -208,7 +208,7 @@ def comparable(images: ImageData, data: str, outputs: int, names: Sequence[str],
     why = mismatch(images.classes, order, outputs)
     if why is None:
         if not names and image_folder(data) is not None:
-            otherwise = told_by_timm(images.classes)
+            otherwise = unlike_timm(images.classes)
             terminal.note(
                 "labels",
                 f"class folders in alphabetical order are taken as classes 0 to {outputs - 1} (the model does not name "

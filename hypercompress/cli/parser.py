@@ -4,7 +4,7 @@ import argparse
 from importlib.metadata import version
 
 from hypercompress.cli.examples import EXAMPLES
-from hypercompress.cli.usage import Parser, share
+from hypercompress.cli.usage import IMAGES, Parser, share
 from hypercompress.data import expanded
 from hypercompress.export import FORMATS
 from hypercompress.transfer.views import MOST_VIEWS, VIEWS
@@ -128,7 +128,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         "256 above 64 x 64 pixels, fewer of very large ones; more are closer; each synthetic one takes 80 passes "
         "forward and back, and all together up to 10,240 more)",
     )
-    data.add_argument("--images", type=int, metavar="N", help="calibration images of DATA (default: 1024)")
+    data.add_argument("--images", type=int, metavar="N", help=f"calibration images of DATA (default: {IMAGES})")
     data.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="images in a batch, at most (default: 32)"
     )

@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 from hypercompress.data import expanded
 from hypercompress.errors import HypercompressError
 
+IMAGES = 1024  # that calibrate, where --images does not say how many
+
 
 class UsageError(HypercompressError):
     """Words that are no command line."""

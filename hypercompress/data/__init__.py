@@ -3,7 +3,7 @@
 from hypercompress.data.episodes import Episode, Pool, read_pool, sample_episode, split_classes
 from hypercompress.data.folder import check_splits, folder_read, open_folder
 from hypercompress.data.images import ImageData, loader
-from hypercompress.data.numbering import mismatch, told_by_timm
+from hypercompress.data.numbering import mismatch, unlike_timm
 from hypercompress.data.places import expanded
 from hypercompress.data.preprocess import Preprocess
 from hypercompress.data.registry import open_data, registered_names
@@ -27,5 +27,5 @@ __all__ = [
     "renormalize_",
     "sample_episode",
     "split_classes",
-    "told_by_timm",
+    "unlike_timm",
 ]

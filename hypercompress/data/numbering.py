@@ -24,7 +24,7 @@ def mismatch(classes: Sequence[str], order: Sequence[str], outputs: int, *, fewe
     return f"the model has no class {', '.join(strange[:TOLD])}{' ...' if len(strange) > TOLD else ''}"
 
 
-def told_by_timm(classes: Sequence[str]) -> str:
+def unlike_timm(classes: Sequence[str]) -> str:
     """What is to be said of class folders that timm's own loader numbers otherwise (2 before 10, no matter the case);
     empty if it does not. torchvision numbers them by the alphabet, as is done here.
     """

@@ -56,10 +56,10 @@ def read_network(
             raise ArtefactError(
                 f"received the {what} {folder}, altered; expected {weights} with the hash in {CONFIG}; copy it again"
             )
-        network = build(config["config"])
+        # What it reads is in single precision, whatever the file or torch's default dtype, in which it is built, is in.
+        network = build(config["config"]).float()
         state = load(data)
         network.load_state_dict(state)
-        network.float()  # what it reads is in single precision, whatever the file or torch's default dtype is in
         if not all(bool(value.isfinite().all()) for value in state.values()):
             raise ArtefactError(
                 f"received the {what} {folder} with NaN or infinity in {weights}; expected numbers; train it again, "

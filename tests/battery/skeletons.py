@@ -13,7 +13,7 @@ from hypercompress.packed.unpacking import unpack
 from hypercompress.running.calling import call_model
 from hypercompress.specs import Budget
 from hypercompress.student import Student, from_pretrained
-from tests.battery.contract import learning, unreached
+from tests.battery.gradients import learning, unreached
 
 Maker = Callable[[], nn.Module]
 

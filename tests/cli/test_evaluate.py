@@ -102,7 +102,7 @@ def test_a_small_kl_is_not_shown_as_none() -> None:
     console = Console(file=(file := io.StringIO()), width=80)
     console.print(_table({"top1": 0.98765, "kl": 1.4567e-06, "agreement": None, "images": 5000}))
     shown = file.getvalue()
-    assert [word in shown for word in ("0.9877", "1.457e-06", "not measured", "5,000")] == [True] * 4
+    assert all(word in shown for word in ("0.9877", "1.457e-06", "not measured", "5,000"))
 
 
 def test_random_weights_are_told(run: Run, student: Path) -> None:

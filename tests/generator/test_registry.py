@@ -59,6 +59,17 @@ def test_half_the_precision_works_in_single(folder: Path) -> None:
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_default_type_changes_no_weight(folder: Path, dtype: torch.dtype) -> None:
+    wanted = load_hypernetwork(folder).state_dict()
+    torch.set_default_dtype(dtype)
+    try:
+        found = load_hypernetwork(folder).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
 def test_a_folder_in_the_home_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     assert load_generator("~/mine").name == "mine"
