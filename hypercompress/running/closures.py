@@ -11,9 +11,13 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hypercompress.errors import ModelError
+
+PLAIN = frozenset(
+    {type(None), bool, int, float, str, Tensor, nn.Parameter}
+)  # most of what modules keep
 
 
 def require_own(model: nn.Module, copied: nn.Module) -> None:
@@ -28,34 +32,38 @@ def require_own(model: nn.Module, copied: nn.Module) -> None:
     both = set(map(id, copied.modules()))
     lost = {id(module): path for path, module in model.named_modules() if id(module) not in both}
     for path, module in copied.named_modules():
-        for name, value in vars(module).items():
-            for held in _modules_in(value, set()):
-                if id(held) in lost:
-                    raise ModelError(
-                        f"received a model whose copy does not run its own {lost[id(held)] or type(model).__name__}: "
-                        f"{_place(path, name)} holds the original's by a closure, a default argument or a weak "
-                        "reference; expected one that can be copied; make it a bound method of a module in the model, "
-                        "or let forward reach its layers through self"
-                    )
+        if any(id(held) in lost for held in _modules_in(vars(module))):  # at once: few modules have one to be named
+            name, held = next(
+                (name, held) for name, value in vars(module).items() for held in _modules_in(value) if id(held) in lost
+            )
+            raise ModelError(
+                f"received a model whose copy does not run its own {lost[id(held)] or type(model).__name__}: "
+                f"{_place(path, name)} holds the original's by a closure, a default argument or a weak "
+                "reference; expected one that can be copied; make it a bound method of a module in the model, "
+                "or let forward reach its layers through self"
+            )
 
 
 def _place(path: str, name: str) -> str:
     return f"a hook of {path or 'the whole'}" if name.endswith("_hooks") else f"{path}.{name}".removeprefix(".")
 
 
-def _modules_in(value: Any, seen: set[int]) -> Iterator[nn.Module]:
+def _modules_in(value: Any) -> Iterator[nn.Module]:
     """The modules that are reached from a value through functions, weak references and collections.
 
     Classes are asked by ``type``: a proxy in a closure would answer, or fail, for what it stands for.
     """
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if issubclass(type(value), nn.Module):
-        yield value
-        return
-    for part in _parts(value):
-        yield from _modules_in(part, seen)
+    left: list[Any] = [value]
+    seen: dict[int, Any] = {}  # held, so that no other gets its id
+    while left:
+        held = left.pop()
+        if type(held) in PLAIN or id(held) in seen:
+            continue
+        seen[id(held)] = held
+        if issubclass(type(held), nn.Module):
+            yield held
+        else:
+            left.extend(_parts(held))
 
 
 def _parts(value: Any) -> Iterable[Any]:

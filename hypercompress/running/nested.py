@@ -21,11 +21,20 @@ def batch_size(batch: Any) -> int:
 
 
 def flat(value: Any) -> Iterator[Any]:
-    """Everything in nested tuples, lists and mappings."""
-    if isinstance(value, (tuple, list)):
-        for item in value:
-            yield from flat(item)
-    elif isinstance(value, Mapping):
-        yield from flat(tuple(value.values()))
-    else:
-        yield value
+    """Everything in nested tuples, lists and mappings, in order; of one that holds itself, all else.
+
+    One generator rather than one a level: it is asked for whatever every module of a model keeps.
+    """
+    levels, around = [iter((value,))], [0]
+    while levels:
+        for item in levels[-1]:
+            held = item if isinstance(item, (tuple, list)) else item.values() if isinstance(item, Mapping) else None
+            if held is None:
+                yield item
+            elif id(item) not in around:
+                levels.append(iter(tuple(held)))
+                around.append(id(item))
+                break
+        else:
+            levels.pop()
+            around.pop()
