@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from hypercompress.errors import ModelError
 
-PLAIN = frozenset(
-    {type(None), bool, int, float, str, Tensor, nn.Parameter}
-)  # most of what modules keep
+PLAIN = frozenset({type(None), bool, int, float, str, Tensor, nn.Parameter})  # most of what modules keep
 
 
 def require_own(model: nn.Module, copied: nn.Module) -> None:
