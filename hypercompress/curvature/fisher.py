@@ -64,9 +64,13 @@ def fisher_probe(
 
 
 def exact_fisher(logits: Float[Tensor, "b rows c"], temperature: float = 1.0) -> Float[Tensor, "c c"]:
-    """Sum over the samples of the Fisher of their logits, each the mean over its rows; float32."""
+    """Sum over the samples of the Fisher of their logits, each the mean over its rows; float32.
+
+    As the Laplacian of a graph with weights ``p_i p_j``, whose rows sum to zero: nothing cancels where p is nearly one.
+    """
     p = _softened(logits, temperature).flatten(0, 1)
-    return (p.sum(0).diag() - p.T @ p) / logits.shape[1]
+    weights = (p.T @ p).fill_diagonal_(0)
+    return (weights.sum(1).diag() - weights) / logits.shape[1]
 
 
 def fisher_trace(output: Float[Tensor, "b ..."], temperature: float = 1.0) -> Float[Tensor, ""]:
@@ -74,7 +78,12 @@ def fisher_trace(output: Float[Tensor, "b ..."], temperature: float = 1.0) -> Fl
     rows = logits_of(output)
     if rows is None:
         return output.new_tensor(output.numel())
-    return (1 - _softened(rows, temperature).square().sum(-1)).mean(1).sum()
+    p = _softened(rows, temperature)
+    most = p.argmax(-1, keepdim=True)
+    others = p.scatter(-1, most, 0.0)
+    # 1 - sum p^2; what the likeliest class lacks of one is the sum of the others, which rounding would take from it.
+    lacking = p.gather(-1, most).squeeze(-1) * others.sum(-1) + (others * (1 - others)).sum(-1)
+    return lacking.mean(1).sum()
 
 
 def _softened(logits: Tensor, temperature: float) -> Tensor:

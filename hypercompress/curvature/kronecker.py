@@ -201,9 +201,12 @@ class _Gradients:
 
     @property
     def nats(self) -> float:
-        """What a Fisher of softened outputs is multiplied by."""
+        """What a Fisher of softened outputs is multiplied by; 1 where either is too small for float32.
+
+        Zero would say that nothing depends on any layer, and leave the ranks to chance.
+        """
         true, softened = self.traces
-        return true / softened if softened > 0 else 1.0
+        return true / softened if min(true, softened) > 0 else 1.0
 
 
 def measure(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import hypercompress
 from hypercompress.curvature import measure
-from hypercompress.curvature.fisher import SOFTENED, Probing, fisher_probe
+from hypercompress.curvature.fisher import SOFTENED, Probing, exact_fisher, fisher_probe, fisher_trace
 from hypercompress.inspection import inspect
 from hypercompress.specs import Budget, Curvature, Side
 from tests.networks import Net, images
@@ -174,3 +174,25 @@ def test_probe_has_the_fisher_of_the_outputs_as_covariance(shape: tuple[int, ...
         expected = p.diag() - torch.outer(p, p)
     torch.testing.assert_close(rows.T @ rows / len(rows), expected, atol=0.02, rtol=0)
     torch.testing.assert_close(rows.mean(0), torch.zeros(rows.shape[1]), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("margin", [1, 10, 16, 19, 40, 80])  # nats; from 17 on float32 rounds p to one
+def test_nothing_cancels_where_a_prediction_is_nearly_certain(margin: float) -> None:
+    logits = images(6, 1, 5)
+    logits[..., 2] = logits.amax(-1) + margin
+    expected = 6 * fisher_by_classes(logits)
+    found = exact_fisher(logits)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=float(expected.max()) * 1e-5)
+    values = torch.linalg.eigvalsh(found.double())
+    assert values.min() >= -1e-6 * values.max()
+    torch.testing.assert_close(fisher_trace(logits[:, 0]).double(), expected.trace(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("margin", [1.0, 30.0, 150.0])
+def test_sure_predictions_leave_the_shape_of_the_softened_fisher(margin: float) -> None:
+    torch.manual_seed(0)
+    model, x = Head(nn.Linear(4, 6), nn.Linear(6, 3)), images(24, 4)
+    model.after = lambda logits: logits + margin * F.one_hot(logits.argmax(-1), 3)
+    found = measure(model, inspect(model, x), x.split(8), probing=Probing(4, SOFTENED))["net.0"].fisher
+    assert found.isfinite().all()
+    assert found.trace() > 0
