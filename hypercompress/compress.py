@@ -62,9 +62,10 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             budget is a share (a warning says if the result is larger), and a compiled model as it was before.
         budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
         data: calibration batches (tensors, tuples or dicts), without ``forward_fn`` cast to the type of the parameters;
-            labels ``(images, labels)`` are read for the top-1 in the report alone; ``None``: with ``auto`` and
-            without ``forward_fn`` a model that reads images (its own size, or ``example``, says so) is calibrated on
-            noise, as if it were passed with ``renormalize``; anything else reads the weights alone.
+            labels ``(images, labels)`` serve the top-1 in the report alone, and show batches that are sorted by class,
+            whose images are then shuffled: shuffle others yourself. ``None``: with ``auto`` and without ``forward_fn``
+            a model that reads images (its own size, or ``example``, says so) is calibrated on noise, as if it were
+            passed with ``renormalize``; anything else reads the weights alone.
         generator: ``auto`` (the released hypernetwork; without data `kfac` on noise, or ``svd``), ``hypernet``,
             ``svd``, ``whitened``, ``kfac``, ``prior``, a folder of a meta-trained hypernetwork, or any `Generator`.
         example: one batch to inspect the model with, cast as ``data`` is; needed only without data for models that are

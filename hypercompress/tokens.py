@@ -90,7 +90,8 @@ def tokenize(
     """
     candidates, energies, curvatures = spec.candidates, known.energies, known.curvatures
     totals = torch.tensor([float(energies[layer.name].sum()) for layer in candidates], dtype=torch.float64)
-    mean_total = float(totals.log().mean().exp()) if len(totals) else 1.0
+    alive = totals[totals > 0]  # a layer on which nothing depends has no logarithm, and says nothing of the others
+    mean_total = float(alive.log().mean().exp()) if len(alive) else 1.0
     lost = [_lost(layer.name, known, start) for layer in candidates]
     level = _water_level(candidates, energies, start, budget.unit)
     rows, tables = [], []

@@ -152,6 +152,32 @@ def test_tokens_of_degenerate_teachers_are_finite(zero: str, data: bool) -> None
         assert channel_features(layer, sketches[layer.name], guess).isfinite().all()
 
 
+class Branches(nn.Module):
+    """A layer, a branch beside an identity, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).tanh()
+        return self.head(x + self.branch(x))
+
+
+@pytest.mark.parametrize("data", [True, False], ids=["data", "no data"])
+def test_a_layer_without_energy_hides_nothing_of_the_others(data: bool) -> None:
+    model = Branches().double()
+    for index, parameter in enumerate(model.parameters()):
+        parameter.data = randn(*parameter.shape, seed=index) * 0.4
+    model.branch.weight.data.zero_()
+    spec, sketches, start = prepared(model, randn(32, 12), data)
+    found = tokens_of(spec, sketches, start, Budget(params=0.6), refit=False)
+    living = [layer.name != "branch" for layer in spec.candidates]
+    assert sum(living) == 2
+    assert found.layers.isfinite().all()
+    assert found.layers[torch.tensor(living)].abs().max() < 3  # where the energy of a layer to the others is clipped
+
+
 @pytest.mark.parametrize("layer", ["0", "3", "8"])
 def test_channel_features_follow_the_channels(layer: str) -> None:
     x, order = randn(4, 3, 7, 7), torch.randperm(12, generator=torch.Generator().manual_seed(0))

@@ -22,6 +22,7 @@ from hypercompress.errors import DataError
 from hypercompress.running.calling import ordinary
 from hypercompress.running.nested import batch_size, flat
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
 
 
@@ -45,14 +46,15 @@ def split_batches(
     """Every eighth batch selects and the one after it confirms; of fewer than three batches each is cut in three.
 
     Args:
-        data: batches; those without a sample are left out. Of an iterable that makes them one by one they are copied:
-            it may refill the same memory.
+        data: batches, of shuffled samples: those that select and confirm are not measured on. Of ``(images, labels)``
+            in the order of their labels the samples are shuffled here. Batches without a sample are left out. Of an
+            iterable that makes them one by one they are copied: it may refill the same memory.
         dtype: of real numbers in the batches; ``None``: as they are.
         passed: whether `call_model` passes them, which reads of a tuple no more than the first item: behind it all but
             labels is left out.
 
     Raises:
-        DataError: no batch, a single one of fewer than three samples, one without a tensor that can be reached, or see
+        DataError: no batch, fewer than three samples, a batch without a tensor that can be reached, or see
             `require_batches`.
     """
     require_batches(data)
@@ -68,8 +70,14 @@ def split_batches(
     batches = [batch for batch in batches if batch_size(batch) > 0]
     if not batches:
         raise DataError("received calibration data without a single batch; expected at least one; check the loader")
+    batches = _mixed(batches)
     if len(batches) < 3:
-        batches = list(chain.from_iterable(cut(batch, 3) for batch in batches))
+        batches = list(chain.from_iterable(cut(batch, min(3, batch_size(batch))) for batch in batches))
+    if len(batches) < 3:
+        raise DataError(
+            f"received {len(batches)} calibration samples; expected at least 3, to measure, to select and to confirm "
+            "with; add images"
+        )
     parts: dict[str, list[Any]] = {"statistics": [], "select": [], "confirm": []}
     for index, batch in enumerate(batches):
         place = index % max(3, min(HELD_OUT_SHARE, len(batches)))
@@ -77,6 +85,29 @@ def split_batches(
     # The first that runs shows whether a model writes into its input (`calling.unwritten`): not into the caller's.
     parts["statistics"][0] = _copied(parts["statistics"][0])
     return CalibrationSplit(**parts)
+
+
+def _mixed(batches: list[Any]) -> list[Any]:
+    """Batches of samples and labels that are sorted by label, as folders of classes are read, with all samples in
+    another order: of one batch in four whole classes would be missing in the statistics. Other batches as they are.
+    """
+    labels = [_labels(batch) for batch in batches]
+    each = [values for values in labels if values is not None]
+    if len(each) < len(labels) or len(set(map(layout_of, batches))) > 1:
+        return batches
+    classes = torch.cat(each)
+    if classes[0] == classes[-1] or (classes[:-1] > classes[1:]).any():
+        return batches
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
+    together = join(batches, len(classes))
+    return [_rows(together, part) for part in order.split([len(values) for values in each])]
+
+
+def _labels(batch: Any) -> Tensor | None:
+    """The second of a tuple or list if it is a whole number for each sample."""
+    values = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    fits = isinstance(values, Tensor) and values.shape == (batch_size(batch),) and values.dtype in INTEGERS
+    return values if fits else None
 
 
 def _as_passed(batch: Any) -> Any:

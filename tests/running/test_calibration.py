@@ -45,7 +45,7 @@ def test_splits_share_no_image_and_lose_none(count: int) -> None:
 def test_too_little_data_is_refused() -> None:
     with pytest.raises(DataError, match="without a single batch"):
         split_batches([], CPU)
-    with pytest.raises(DataError, match="received 2 calibration samples in one batch; expected at least 3; add images"):
+    with pytest.raises(DataError, match="received 2 calibration samples; expected at least 3"):
         split_batches([torch.zeros(2, 1)], CPU)
 
 
@@ -230,3 +230,42 @@ def test_what_no_model_is_passed_does_not_keep_batches_apart() -> None:
         whole = join(split.statistics, 100)
         assert (len(whole), len(whole[0])) == (parts, split.samples)
         assert len(join(split_batches(data, torch.device("cpu")).statistics, 100)[0]) == 4, "forward_fn may read them"
+
+
+@pytest.mark.parametrize("sizes", [(32, 2), (32, 1), (2, 1), (1, 1, 1), (3,), (2, 2)])
+def test_three_samples_are_enough_however_they_come(sizes: tuple[int, ...]) -> None:
+    images = torch.arange(sum(sizes)).float().view(-1, 1, 1, 1)
+    split = split_batches(list(images.split(sizes)), torch.device("cpu"))
+    parts = [torch.cat(list(part)).flatten().tolist() for part in (split.statistics, split.select, split.confirm)]
+    assert all(parts)
+    assert sorted(chain.from_iterable(parts)) == list(range(sum(sizes)))
+
+
+def of_classes(order: Tensor, size: int = 16) -> list[tuple[Tensor, Tensor]]:
+    """Images that say which they are and labels, four classes of as many."""
+    labels = torch.arange(4).repeat_interleave(len(order) // 4)
+    images = torch.arange(len(order)).float().view(-1, 1)
+    return list(zip(images[order].split(size), labels[order].split(size), strict=True))
+
+
+@pytest.mark.parametrize("passed", [False, True])
+def test_folders_that_are_read_class_by_class_are_shuffled(passed: bool) -> None:
+    split = split_batches(of_classes(torch.arange(64)), torch.device("cpu"), passed=passed)
+    assert [len(part) for part in (split.statistics, split.select, split.confirm)] == [2, 1, 1]
+    for part in (split.statistics, split.select, split.confirm):
+        images, labels = (torch.cat([batch[i] for batch in part]) for i in (0, 1))
+        assert torch.equal(images.flatten().long() // 16, labels), "labels stay with their images"
+        assert set(labels.tolist()) == {0, 1, 2, 3}
+    every = torch.cat([batch[0] for part in (split.statistics, split.select, split.confirm) for batch in part])
+    assert sorted(every.flatten().tolist()) == list(range(64))
+
+
+def test_what_is_shuffled_or_has_no_classes_stays_in_order() -> None:
+    shuffled = of_classes(torch.randperm(64, generator=torch.Generator().manual_seed(0)))
+    alike = [(images, torch.zeros(16, dtype=torch.int64)) for images, _ in of_classes(torch.arange(64))]
+    numbers = [(images, labels.float()) for images, labels in of_classes(torch.arange(64))]
+    for batches in (shuffled, alike, numbers, [images for images, _ in shuffled]):
+        split = split_batches(batches, torch.device("cpu"))
+        first = split.select[0][0] if isinstance(split.select[0], tuple) else split.select[0]
+        expected = batches[0][0] if isinstance(batches[0], tuple) else batches[0]
+        assert torch.equal(first, expected)
