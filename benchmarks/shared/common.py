@@ -189,7 +189,8 @@ class Results:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draft = self.path.with_suffix(".csv.new")
         with draft.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(self.rows[-1]), restval="", lineterminator="\n")
+            columns = dict.fromkeys(name for row in self.rows for name in row)  # old rows may have others than new ones
+            writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
         draft.replace(self.path)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import nn
@@ -27,8 +28,10 @@ def log_ratio(row: Mapping[str, str]) -> float:
 
 
 def told(ratios: Sequence[float]) -> str:
-    """Geometric mean of such ratios, and how many students are further away than they were."""
-    return f"{math.exp(sum(ratios) / max(1, len(ratios))):.2f} ({sum(ratio > 0 for ratio in ratios)} worse)"
+    """Geometric mean of such ratios, and how many students are further away than they were; a dash for none."""
+    if not ratios:
+        return "-"
+    return f"{math.exp(fmean(ratios)):.2f} ({sum(ratio > 0 for ratio in ratios)} worse)"
 
 
 @dataclass(frozen=True)

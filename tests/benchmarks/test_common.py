@@ -49,6 +49,15 @@ def test_results_replace_rows_of_other_weights(tmp_path: Path) -> None:
     assert {"date", "commit", "hardware", "versions"} <= set(again.rows[0])
 
 
+def test_rows_of_other_columns_share_a_file(tmp_path: Path) -> None:
+    results = Results(tmp_path / "r.csv", ("k",), ())
+    results.add({"k": 1, "gone": 2})
+    results.add({"k": 2, "new": 3})
+    first, second = Results(tmp_path / "r.csv", ("k",), ()).rows
+    assert [(row["k"], row["gone"], row["new"]) for row in (first, second)] == [("1", "2", ""), ("2", "", "3")]
+    assert list(first)[:2] == ["k", "gone"]
+
+
 def test_tables() -> None:
     assert spread([0.5], 1, 100) == "50.0"
     assert spread([]) == "-"

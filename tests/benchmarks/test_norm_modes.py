@@ -1,5 +1,6 @@
 """The program about modes of norms: training and frozen, side by side."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,8 @@ def test_modes_of_the_norms_stand_side_by_side(
     before = (tmp_path / "norm_modes.csv").read_bytes()
     norm_modes.main([*words, "--steps", "2", "--out", str(tmp_path)])
     assert (tmp_path / "norm_modes.csv").read_bytes() == before
+
+
+def test_no_students_have_no_mean() -> None:
+    assert starts.told([]) == "-"
+    assert starts.told([math.log(0.5), math.log(2.0)]) == "1.00 (1 worse)"
