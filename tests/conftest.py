@@ -16,6 +16,7 @@ jaxtyping.install_import_hook(["hypercompress", "lightning_modules"], "beartype.
 
 # The tests' networks are tiny: a second thread costs more than it brings, and one makes sums repeatable.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start, too
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
