@@ -23,10 +23,10 @@ episodes of another data set (``transfer_rates.csv``). Backbones: ``lite0``, Eff
 chosen (`benchmarks.lite_weights`). Photographs: both parts, classes that can fill an episode of the most shots.
 
 Writes ``transfer.csv``, a row for each block of episodes, and ``transfer.png``; blocks that are there are not made
-again, so it can be run in pieces. On one CPU core the closed-form heads take minutes, a tuned episode of ``fashion`` a
-second and one of ``lite0`` minutes: fewer episodes (``--episodes-tuned``) then have wider intervals, which the table
-shows. On a card tune episodes in stacks (``--stack``) and by several processes, each with an ``--out`` of its own and
-all with one folder for ``--claims``; then ``--merge``. Such rows have no seconds.
+again, nor for fewer episodes, so it can be run in pieces. On one CPU core the closed-form heads take minutes, a tuned
+episode of ``fashion`` a second and one of ``lite0`` minutes: fewer episodes (``--episodes-tuned``) then have wider
+intervals, which the table shows. On a card tune episodes in stacks (``--stack``) and by several processes, each with an
+``--out`` of its own and all with one folder for ``--claims``; then ``--merge``. Such rows have no seconds.
 """
 
 import argparse
@@ -55,6 +55,7 @@ BLOCK, BLOCK_TUNED = 100, 10  # episodes of a row
 CSV = "transfer.csv"
 KEY = ("backbone", "data", "method", "shots", "steps", "first")
 MADE_OF = ("weights", "rate", "episodes", "ways", "queries")
+COUNTED = "episodes"  # of MADE_OF and of RATES_MADE_OF: a row of more of them is there for a run of fewer
 TRIED = "/".join(f"{rate:g}" for rate in CANDIDATES[Tuned.ALL])  # the cell of those that find their rate
 SOLVING = Solving()
 
@@ -171,7 +172,8 @@ def run_rates(backbone: Backbone, options: argparse.Namespace) -> None:
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:
-    """Join the tables of other runs with those in ``out``; of two rows of one key the later stays.
+    """Join the tables of other runs with those in ``out``; of two rows of one key the later stays, unless it is made of
+    the same but of fewer episodes.
 
     Raises:
         ValueError: a folder without any table of this program.
@@ -190,7 +192,7 @@ def merge(folders: Sequence[Path], out: Path) -> None:
 
 def _results(out: Path) -> tuple[Results, Results]:
     """The rows and the rates."""
-    return Results(out / CSV, KEY, MADE_OF), Results(out / RATES_CSV, RATES_KEY, RATES_MADE_OF)
+    return Results(out / CSV, KEY, MADE_OF, COUNTED), Results(out / RATES_CSV, RATES_KEY, RATES_MADE_OF, COUNTED)
 
 
 def _key(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import torch
 
@@ -31,7 +32,7 @@ def choose_rates(
 
     Args:
         last: see `counting`.
-        episodes: that a rate is tried on.
+        episodes: that a rate is tried on; more, if one of the same grid has been: rates are compared on the same.
         results: what is known; what is missing is added.
         solving: how episodes are run; all of it is done here, whatever it says of other processes.
     """
@@ -49,14 +50,15 @@ def try_rates(
     solving: Solving,
 ) -> None:
     """Add the rows of the grid that are missing and ours to make; arguments as in `choose_rates`."""
-    for rate in RATES:
-        keys = {s: _key(backbone, method, rate, s, episodes) for s in steps}
-        missing = [s for s in steps if not results.has(keys[s])]
+    counts = {s: max([episodes, *_tried(results, backbone, method, s)]) for s in steps}
+    for rate, count in product(RATES, sorted(set(counts.values()))):
+        keys = {s: _key(backbone, method, rate, s, count) for s in steps if counts[s] == count}
+        missing = [s for s in keys if not results.has(keys[s])]
         if not missing or not solving.take("rates", backbone.name, method, rate, *missing):
             continue
         pool, runs = validation_pool(backbone), list[dict[int, Outcome]]()
         for part, shots in enumerate(SHOTS):  # a stack holds episodes of one size
-            numbers = range(part, episodes, len(SHOTS))
+            numbers = range(part, count, len(SHOTS))
             drawn = [
                 sample_episode(pool, WAYS, shots, QUERIES, torch.Generator().manual_seed(index)).to(backbone.device)
                 for index in numbers
@@ -76,6 +78,13 @@ def validation_pool(backbone: Backbone) -> Pool:
 def _key(backbone: Backbone, method: str, rate: float, steps: int, episodes: int) -> dict[str, object]:
     made = {"weights": backbone.weights, "data": backbone.validation, "episodes": episodes}
     return {"backbone": backbone.name, "method": method, "rate": rate, "steps": steps, **made}
+
+
+def _tried(results: Results, backbone: Backbone, method: str, steps: int) -> list[int]:
+    """Numbers of episodes that rates of a grid were tried on."""
+    known = _key(backbone, method, 0.0, steps, 0)
+    grid = {name: value for name, value in known.items() if name not in {"rate", "episodes"}}
+    return [int(count) for count in results.numbers("episodes", **grid)]
 
 
 def _accuracy(results: Results, backbone: Backbone, method: str, rate: float, steps: int) -> float:

@@ -151,22 +151,25 @@ class Results:
     """A CSV that is written row by row, so that an interrupted program goes on where it was.
 
     A row is found again by its key and by what it was made of; a row of the same key made of something else is
-    replaced.
+    replaced, but not by one that is made of less of the same.
 
     Args:
         path: the file; made with its folder.
         key: columns that name a row.
         made_of: columns that name what went into a row: weights, settings.
+        counted: the one of ``made_of`` of which more serves as well: a number of episodes.
     """
 
-    def __init__(self, path: Path, key: Sequence[str], made_of: Sequence[str] = ("weights",)) -> None:
-        self.path, self.key, self.made_of = path, tuple(key), tuple(made_of)
+    def __init__(
+        self, path: Path, key: Sequence[str], made_of: Sequence[str] = ("weights",), counted: str | None = None
+    ) -> None:
+        self.path, self.key, self.made_of, self.counted = path, tuple(key), tuple(made_of), counted
         self.rows = _rows(path) if path.is_file() else []
 
     def has(self, row: Mapping[str, Any]) -> bool:
-        """Whether this key is there, made of the same."""
+        """Whether this key is there, made of the same, or of more of what is counted."""
         wanted = {name: cell(row[name]) for name in (*self.key, *self.made_of)}
-        return any(all(old.get(name) == value for name, value in wanted.items()) for old in self.rows)
+        return any(self._alike(old, wanted) and self._count(old) >= self._count(wanted) for old in self.rows)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Put the row, with a stamp, and write the file whole: a kill leaves the old one."""
@@ -179,7 +182,17 @@ class Results:
             self._put(row)
         self._write()
 
+    def _alike(self, one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+        """Whether two rows have the same key and are made of the same, however much of it."""
+        names = (name for name in (*self.key, *self.made_of) if name != self.counted)
+        return all(one.get(name) == other.get(name) for name in names)
+
+    def _count(self, row: Mapping[str, str]) -> int:
+        return int(row.get(self.counted) or 0) if self.counted else 0
+
     def _put(self, new: dict[str, str]) -> None:
+        if any(self._alike(old, new) and self._count(old) > self._count(new) for old in self.rows):
+            return
         self.rows = [old for old in self.rows if any(old[name] != new[name] for name in self.key)]
         self.rows.append(new)
 

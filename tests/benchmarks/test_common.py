@@ -49,6 +49,25 @@ def test_results_replace_rows_of_other_weights(tmp_path: Path) -> None:
     assert {"date", "commit", "hardware", "versions"} <= set(again.rows[0])
 
 
+def test_rows_of_fewer_do_not_take_the_place_of_more(tmp_path: Path) -> None:
+    results = Results(tmp_path / "r.csv", ("first",), ("weights", "episodes"), "episodes")
+    row = {"first": 0, "weights": "a", "episodes": 100}
+    results.add(row)
+    assert results.has({**row, "episodes": 20})
+    assert not results.has({**row, "episodes": 101})
+    assert not results.has({**row, "episodes": 20, "weights": "b"})
+    results.add({**row, "episodes": 20})
+    assert [old["episodes"] for old in results.rows] == ["100"]
+    other = Results(tmp_path / "other.csv", ("first",), ("weights", "episodes"), "episodes")
+    other.add({**row, "episodes": 20})
+    results.absorb(other.path)
+    assert [old["episodes"] for old in results.rows] == ["100"]
+    other.absorb(results.path)
+    assert [old["episodes"] for old in other.rows] == ["100"], "more take the place of fewer"
+    results.add({**row, "episodes": 20, "weights": "b"})
+    assert [(old["weights"], old["episodes"]) for old in results.rows] == [("b", "20")], "made of something else"
+
+
 def test_rows_of_other_columns_share_a_file(tmp_path: Path) -> None:
     results = Results(tmp_path / "r.csv", ("k",), ())
     results.add({"k": 1, "gone": 2})

@@ -102,6 +102,33 @@ def test_rows_are_paired_with_ridge_and_are_not_made_again(
     assert [r["rate"] for r in results.rows if r["steps"] == "1"] == ["0.003"] * 2, "another rate replaces the row"
 
 
+def test_a_run_of_fewer_episodes_leaves_the_blocks_of_more(
+    backbone: Backbone, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "open_backbone", lambda *_, **__: backbone)
+    monkeypatch.setattr(transfer, "SHOTS", (1,))
+    monkeypatch.setattr(transfer, "BLOCK", 4)
+    monkeypatch.setattr(transfer, "BLOCK_TUNED", 2)
+    monkeypatch.setattr(Backbone, "pool", lambda *_: pool)
+    monkeypatch.setattr(rates_module, "RATES", (1e-3, 1e-2))
+    words = ["--backbones", "fashion", "--shots", "1", "--steps", "0", "10", "--methods", "ridge", "probe"]
+
+    def episodes(frozen: int, tuned: int, rates: int) -> tuple[list[tuple[str, str]], list[str]]:
+        counts = ["--episodes", str(frozen), "--episodes-tuned", str(tuned), "--episodes-rates", str(rates)]
+        transfer.main([*words, *counts, "--out", str(tmp_path)])
+        with (tmp_path / "transfer.csv").open() as rows, (tmp_path / "transfer_rates.csv").open() as tried:
+            found = [(r["method"], r["episodes"]) for r in csv.DictReader(rows)]
+            return found, [r["episodes"] for r in csv.DictReader(tried)]
+
+    first = episodes(6, 2, 2)
+    assert first == ([("ridge", "4"), ("ridge", "2"), ("probe", "2")], ["2", "2"])
+    assert episodes(3, 1, 1) == first
+    tried = tmp_path / "transfer_rates.csv"
+    tried.write_text("".join(tried.read_text().splitlines(keepends=True)[:-1]))  # as if it had been interrupted
+    assert episodes(3, 1, 1) == first, "on as many as the other rates of the grid"
+    assert episodes(7, 2, 2) == ([("ridge", "4"), ("probe", "2"), ("ridge", "3")], ["2", "2"]), "more are made"
+
+
 @pytest.mark.parametrize("stack", [0, 64])
 def test_the_default_finds_its_rate_itself(
     backbone: Backbone, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: int
