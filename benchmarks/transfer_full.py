@@ -13,15 +13,17 @@ Writes ``transfer_full.csv``, a row for each start and seed; ``reached`` is empt
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.few_shot.adapted import network_digest
 from benchmarks.few_shot.backbones import BACKBONES, BATCH, TEACHER, Backbone, check_assets, open_backbone
 from benchmarks.few_shot.tuning import RATES, Batches, accuracy
 from benchmarks.shared.common import RESULTS, Results, markdown, say, spread
@@ -117,12 +119,18 @@ def reached(accuracies: Sequence[float], target: float, every: int) -> int | Non
     return next((place * every for place, found in enumerate(accuracies) if found >= target), None)
 
 
+def key_of(common: Mapping[str, Any], name: str, seed: int) -> dict[str, Any]:
+    """What a row is found by; ``weights`` are those of the backbone in ``common``, and here of the network as well."""
+    network = network_digest(name, NETWORKS[name]) if NETWORKS[name] != "none" else ""
+    return {**common, "weights": common["weights"] + network, "start": name, "seed": seed}
+
+
 def run(backbone: Backbone, schedule: Schedule, seeds: int, results: Results) -> None:
     """All rows of a backbone that are missing."""
     for data, text in backbone.data.items():
         common = {"backbone": backbone.name, "data": data, "weights": backbone.weights, **asdict(schedule)}
-        keys = [{**common, "start": name, "seed": seed} for name in STARTS for seed in range(seeds)]
-        if all(results.has(key) for key in keys):
+        keys = {(name, seed): key_of(common, name, seed) for name in STARTS for seed in range(seeds)}
+        if all(results.has(key) for key in keys.values()):
             continue
         train, test = (_pool(backbone, text, train=part) for part in (True, False))
         rates = {name: choose_rate(name, backbone.model, train, schedule) for name in STARTS}
@@ -134,7 +142,7 @@ def run(backbone: Backbone, schedule: Schedule, seeds: int, results: Results) ->
                 target = TARGET * found[-1] if target is None else target
                 steps = reached(found, target, schedule.every)
                 row = {"rate": rates[name], "images": len(train), "before": found[0], "final": found[-1]}
-                results.add({**common, "start": name, "seed": seed, **row, "target": target, "reached": steps})
+                results.add({**keys[name, seed], **row, "target": target, "reached": steps})
                 say(f"{backbone.name} on {data}, {name}: {100 * found[0]:.1f} % -> {100 * found[-1]:.1f} %, {steps}")
 
 

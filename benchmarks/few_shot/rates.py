@@ -6,6 +6,7 @@ from itertools import product
 
 import torch
 
+from benchmarks.few_shot.adapted import ADAPTED, network_digest
 from benchmarks.few_shot.backbones import Backbone
 from benchmarks.few_shot.intervals import block
 from benchmarks.few_shot.solving import Solving
@@ -50,9 +51,10 @@ def try_rates(
     solving: Solving,
 ) -> None:
     """Add the rows of the grid that are missing and ours to make; arguments as in `choose_rates`."""
-    counts = {s: max([episodes, *_tried(results, backbone, method, s)]) for s in steps}
+    weights = backbone.weights + (network_digest(method, solving.network) if method in ADAPTED else "")
+    counts = {s: max([episodes, *_tried(results, backbone, method, s, weights)]) for s in steps}
     for rate, count in product(RATES, sorted(set(counts.values()))):
-        keys = {s: _key(backbone, method, rate, s, count) for s in steps if counts[s] == count}
+        keys = {s: _key(backbone, method, rate, s, count, weights) for s in steps if counts[s] == count}
         missing = [s for s in keys if not results.has(keys[s])]
         if not missing or not solving.take("rates", backbone.name, method, rate, *missing):
             continue
@@ -75,16 +77,15 @@ def validation_pool(backbone: Backbone) -> Pool:
     return backbone.pool(backbone.validation, backbone.limit).at_least(max(SHOTS) + QUERIES)
 
 
-def _key(backbone: Backbone, method: str, rate: float, steps: int, episodes: int) -> dict[str, object]:
-    made = {"weights": backbone.weights, "data": backbone.validation, "episodes": episodes}
+def _key(backbone: Backbone, method: str, rate: float, steps: int, episodes: int, weights: str) -> dict[str, object]:
+    made = {"weights": weights, "data": backbone.validation, "episodes": episodes}
     return {"backbone": backbone.name, "method": method, "rate": rate, "steps": steps, **made}
 
 
-def _tried(results: Results, backbone: Backbone, method: str, steps: int) -> list[int]:
+def _tried(results: Results, backbone: Backbone, method: str, steps: int, weights: str) -> list[int]:
     """Numbers of episodes that rates of a grid were tried on."""
-    known = _key(backbone, method, 0.0, steps, 0)
-    grid = {name: value for name, value in known.items() if name not in {"rate", "episodes"}}
-    return [int(count) for count in results.numbers("episodes", **grid)]
+    grid = {"backbone": backbone.name, "data": backbone.validation, "weights": weights}
+    return [int(count) for count in results.numbers("episodes", **grid, method=method, steps=steps)]
 
 
 def _accuracy(results: Results, backbone: Backbone, method: str, rate: float, steps: int) -> float:

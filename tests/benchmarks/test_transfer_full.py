@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from benchmarks import transfer_full
+from benchmarks.few_shot import adapted
 from benchmarks.few_shot.backbones import Backbone
-from benchmarks.shared.common import Results
-from benchmarks.transfer_full import KEY, MADE_OF, STARTS, Schedule, curve, reached, run, start_of, table, top1
+from benchmarks.shared.common import Results, digest
+from benchmarks.transfer_full import CSV, KEY, MADE_OF, STARTS, Schedule, curve, reached, run, start_of, table, top1
 from hypercompress.architecture import load_timm
 from hypercompress.data import Pool
+from hypercompress.transfer import TransferNetwork, save_network
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,24 @@ def test_rows_have_one_target_for_all_starts_and_are_not_made_again(
     assert results.path.read_bytes() == before
     shown = table(results)
     assert all(f"| tiny | made | {name} | 0.001 |" in shown for name in STARTS)
+
+
+def test_rows_of_ours_are_made_again_for_another_network(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer_full, "RATES", (1e-3,))
+    monkeypatch.setattr(transfer_full, "_pool", lambda *_, train: pool(int(train), 12))
+    backbone, results = Backbone("tiny", model, "abc", {"made": "made"}, "other"), Results(tmp_path / CSV, KEY, MADE_OF)
+    made: list[dict[str, str]] = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        save_network(TransferNetwork(), tmp_path / str(seed))
+        monkeypatch.setattr(adapted, "RELEASED", tmp_path / str(seed))
+        run(backbone, Schedule(1, 1), 1, results)
+        made.append({row["start"]: row["weights"] for row in results.rows})
+    assert {weights["ridge"] for weights in made} == {weights["random"] for weights in made} == {"abc"}
+    assert [weights["adapt"] for weights in made] == [f"abc+{digest(tmp_path / name)}" for name in "01"]
+    assert made[0]["adapt"] != made[1]["adapt"]
 
 
 def test_looks_divide_the_steps(capsys: pytest.CaptureFixture[str]) -> None:

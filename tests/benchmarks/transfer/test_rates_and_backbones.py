@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,13 +10,15 @@ import torch
 from benchmarks import transfer
 from benchmarks.few_shot import backbones
 from benchmarks.few_shot import rates as rates_module
-from benchmarks.few_shot.adapted import adapt_episode
+from benchmarks.few_shot.adapted import adapt_episode, network_digest
 from benchmarks.few_shot.backbones import LITE0_LIMIT, Backbone, open_backbone
 from benchmarks.few_shot.passes import last_layer
 from benchmarks.few_shot.rates import RATES_KEY, RATES_MADE_OF, choose_rates, validation_pool
-from benchmarks.few_shot.tuning import tune
+from benchmarks.few_shot.solving import Solving
+from benchmarks.few_shot.tuning import Outcome, tune
 from benchmarks.shared.common import Results
 from hypercompress.data import Pool, sample_episode
+from hypercompress.transfer import TransferNetwork, save_network
 from tests.benchmarks.transfer.made import SHOTS
 
 
@@ -42,6 +45,30 @@ def test_the_rate_is_the_best_of_the_grid_on_other_data(
     asked.clear()
     assert choose_rates(backbone, last, "norm", (1, 3), 4, results) == chosen
     assert asked == []
+
+
+@pytest.mark.parametrize(("method", "twice"), [("adapt", True), ("adapt-plain", False), ("norm", False)])
+def test_rates_are_of_their_transfer_network(
+    backbone: Backbone, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, twice: bool
+) -> None:
+    asked, networks = list[str](), [str(tmp_path / name) for name in "ab"]
+
+    def solve(self: Solving, *args: Any) -> list[dict[int, Outcome]]:
+        asked.append(self.network)
+        return [{10: Outcome(0.5, 1, 1, 1)} for _ in args[2]]
+
+    monkeypatch.setattr(Solving, "solve", solve)
+    monkeypatch.setattr(Backbone, "pool", lambda *_: pool)
+    monkeypatch.setattr(rates_module, "RATES", (1e-3,))
+    for seed, folder in enumerate(networks):
+        torch.manual_seed(seed)
+        save_network(TransferNetwork(), Path(folder))
+    results = Results(tmp_path / "rates.csv", RATES_KEY, RATES_MADE_OF)
+    for network in (*networks, networks[1]):
+        choose_rates(backbone, "unused", method, (10,), 1, results, Solving(network))
+    assert asked == networks[: 1 + twice]
+    (row,) = results.rows
+    assert row["weights"] == ("abc" + network_digest(method, networks[1]) if twice else "abc")
 
 
 def test_backbones_in_the_assets_need_them() -> None:
