@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from benchmarks.efficientnet_lite0 import open_teacher
+from benchmarks.efficientnet_lite0 import file_of, open_teacher
 from benchmarks.few_images import BUDGETS, arguments
 from benchmarks.prediction import data_of
 from benchmarks.shared.common import Results, digest, say
@@ -58,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if options.assets is not None:
         teacher, _ = open_teacher(options.assets)
         photographs = str(options.assets / "photos")
-        real = Subject(REAL, teacher, digest(options.assets), photographs, REAL_BUDGETS)
+        real = Subject(REAL, teacher, digest(file_of(options.assets)), photographs, REAL_BUDGETS)
         PAIRS.run(real, options.images, results)
     say(verdict(results))
 

@@ -26,7 +26,7 @@ from statistics import fmean
 
 from torch import nn
 
-from benchmarks.efficientnet_lite0 import open_teacher
+from benchmarks.efficientnet_lite0 import file_of, open_teacher
 from benchmarks.prediction import data_of
 from benchmarks.protocol.methods import CLOSED_FORMS, IMAGINED, NOISES, SYNTHETIC
 from benchmarks.protocol.noise import images_of
@@ -170,9 +170,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if options.assets is not None:
         teacher, _ = open_teacher(options.assets)
         test = read_set(teacher, str(options.assets / "photos"), train=False)
-        run(
-            Subject(REAL, teacher, digest(options.assets), test, OTHERS[False]), options.methods, options.draws, results
-        )
+        subject = Subject(REAL, teacher, digest(file_of(options.assets)), test, OTHERS[False])
+        run(subject, options.methods, options.draws, results)
     say(verdict(results))
 
 

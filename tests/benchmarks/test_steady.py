@@ -6,7 +6,9 @@ import pytest
 from torch import nn
 
 from benchmarks import steady
-from benchmarks.shared.common import Results
+from benchmarks.efficientnet_lite0 import file_of
+from benchmarks.shared.common import Results, digest
+from benchmarks.shared.pairs import Pairs, Subject
 from hypercompress.architecture import Architecture
 from hypercompress.student import Student
 
@@ -28,6 +30,16 @@ def test_steadied_students_are_compared_with_plain_ones(
     before = (tmp_path / "steady.csv").read_bytes()
     steady.main([*words, str(tmp_path)])
     assert (tmp_path / "steady.csv").read_bytes() == before
+
+
+def test_other_networks_in_the_assets_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Subject] = []
+    monkeypatch.setattr(steady, "open_teacher", lambda _: (nn.Identity(), None))
+    monkeypatch.setattr(Pairs, "run", lambda _self, subject, *_: found.append(subject))
+    for network in ("lite0", "lite1"):
+        file_of(tmp_path, network).write_bytes(network.encode())
+        steady.main(["--root", "unused", "--assets", str(tmp_path), "--out", str(tmp_path)])
+    assert [subject.weights for subject in found] == [digest(file_of(tmp_path))] * 2
 
 
 def test_the_verdict_is_a_geometric_mean_of_pairs(tmp_path: Path) -> None:

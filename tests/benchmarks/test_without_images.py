@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks import without_images
-from benchmarks.shared.common import Results
+from benchmarks.efficientnet_lite0 import file_of
+from benchmarks.shared.common import Results, Set, digest
 from hypercompress import Student
 from hypercompress.architecture import load_timm
 
@@ -63,6 +64,18 @@ def test_rows_are_made_once(zoo: Path) -> None:
 def test_without_batchnorm_the_noise_is_as_it_is(zoo: Path) -> None:
     (row,) = made_of(zoo, "test_vit", "--methods", "auto", "--draws", "1").rows
     assert (row["generator"], row["noise"], row["draw"]) == ("kfac", "48", "0")
+
+
+def test_other_networks_in_the_assets_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[without_images.Subject] = []
+    test = Set(torch.zeros(1, 3, 2, 2), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2))
+    monkeypatch.setattr(without_images, "open_teacher", lambda _: (torch.nn.Identity(), None))
+    monkeypatch.setattr(without_images, "read_set", lambda *_, **__: test)
+    monkeypatch.setattr(without_images, "run", lambda subject, *_: found.append(subject))
+    for network in ("lite0", "lite1"):
+        file_of(tmp_path, network).write_bytes(network.encode())
+        without_images.main(["--root", "unused", "--assets", str(tmp_path), "--out", str(tmp_path)])
+    assert [subject.weights for subject in found] == [digest(file_of(tmp_path))] * 2
 
 
 def test_the_verdict_counts_and_averages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
