@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
@@ -211,6 +211,12 @@ class ImageDataModule(LightningDataModule):
             # Workers are seeded from it, not from the random state of the training, which a resumed run has to meet.
             "generator": torch.Generator().manual_seed(0),
         }
+
+
+def images_of(system: LightningModule) -> ImageDataModule | None:
+    """The images that a system's trainer feeds it, if they come from here."""
+    data = None if system._trainer is None else getattr(system.trainer, "datamodule", None)
+    return data if isinstance(data, ImageDataModule) else None
 
 
 class Order(DistributedSampler[Any]):

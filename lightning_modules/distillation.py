@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import MeanMetric
 
+from hypercompress.architecture.images import with_preparation
 from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
 from hypercompress.losses import distillation_kl, feature_loss, watching
@@ -27,7 +28,7 @@ from hypercompress.running.calling import keeping_random_state, precision, singl
 from hypercompress.running.norms import remembering_norms
 from hypercompress.running.outputs import agreeing, divergence, named
 from hypercompress.student import Student, from_pretrained
-from lightning_modules.data import ImageDataModule
+from lightning_modules.data import images_of
 from lightning_modules.held_out import described, measured, tell, validated
 from lightning_modules.losses import Losses
 from lightning_modules.matching import comparable, in_common, probed
@@ -136,24 +137,24 @@ class Distillation(Resumable):
         )
 
     def _number_labels(self, logits: tuple[int, ...]) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, ImageDataModule) and len(logits) == 2:
+        data = images_of(self)
+        if data is not None and len(logits) == 2:
             data.number_by(class_names(self.report), logits[1], followed=self.losses.labels > 0)
 
     def _preprocess(self) -> Preprocess:
         """How the images of this run are prepared: as the data module says, else as the student does."""
-        data = getattr(self.trainer, "datamodule", None)
-        return data.preprocess() if isinstance(data, ImageDataModule) else Preprocess.of(self.network)
+        data = images_of(self)
+        return Preprocess.of(self.network) if data is None else data.preprocess()
 
     def student(self) -> Student:
-        """The network as trained so far, with what was measured at the end of the fit (null before)."""
+        """The network as trained so far, its images as in this run, with what was measured (null before the end)."""
         report = trained_on(self.report, self.global_step)
         if report:
             report["fidelity"], report["measured_on"] = self.fidelity, self.measured_on
         network = self.network
         if self._saved_as.itemsize < precision(network).itemsize:
             network = copy.deepcopy(network).to(self._saved_as)
-        return Student(network, self.architecture, report)
+        return Student(*with_preparation(network, self.architecture, self._preprocess()), report)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         logits: Tensor = self.network(images)

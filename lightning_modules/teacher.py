@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from hypercompress.architecture import load_timm
+from hypercompress.architecture.images import with_preparation
 from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.student import Student
-from lightning_modules.data import ImageDataModule
+from lightning_modules.data import images_of
 from lightning_modules.matching import probed
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.resuming import Resumable
@@ -70,14 +71,17 @@ class Teacher(Resumable):
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
         """Raises DataError if the images have more classes than the network, ModelError if it does not take them."""
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, ImageDataModule):
+        data = images_of(self)
+        if data is not None:
             probed(self.network, (), data.preprocess().input_size, "teacher")
             data.number_by((), int(self.network.num_classes), followed=True)  # type: ignore[arg-type]
 
     def student(self) -> Student:
-        """The network as trained so far, as something to save."""
-        return Student(self.network, self.architecture)
+        """The network as trained so far, as something to save, which knows how the images of this run are prepared."""
+        data = images_of(self)
+        if data is None:
+            return Student(self.network, self.architecture)
+        return Student(*with_preparation(self.network, self.architecture, data.preprocess()))
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         logits: Tensor = self.network(images)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture
+from hypercompress.architecture.images import with_preparation
 from hypercompress.cli import checks, inputs, pareto
 from hypercompress.cli.shown import show_no_data, show_student
 from hypercompress.cli.terminal import Terminal
@@ -65,7 +66,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     preprocess = None
     if arguments.data is not None or overrides.given:
         preprocess = Preprocess.of(teacher, overrides.input_size, overrides.mean, overrides.std)
-        teacher, architecture = inputs.described(teacher, architecture, preprocess)
+        teacher, architecture = with_preparation(teacher, architecture, preprocess)
         inputs.show_preprocessing(terminal, preprocess, overrides, "the model")
     teacher.to(device)
     terminal.note("device", f"{device}{'' if arguments.device else ' (chosen)'}")

@@ -1,7 +1,7 @@
 """From the words of a command to a model and batches on its device."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +107,6 @@ def load_dense(
         f"a student of {size:,} parameters: shares are of its dense form, {report.params_of(dense):,} parameters",
     )
     return dense, student.architecture, size
-
-
-def described(
-    model: nn.Module, architecture: Architecture | None, preprocess: Preprocess
-) -> tuple[nn.Module, Architecture | None]:
-    """Write down in the model and its architecture how its images are prepared, so that a student needs no options."""
-    stated = asdict(preprocess)
-    cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **stated}
-    vars(model).update(pretrained_cfg=cfg, default_cfg=cfg)
-    if architecture is not None:
-        architecture = replace(architecture, pretrained_cfg={**architecture.pretrained_cfg, **stated})
-    return model, architecture
 
 
 def inspected(model: nn.Module, size: Sequence[int]) -> ModelSpec:

@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import nn
 
 from hypercompress.architecture import Architecture
+from hypercompress.architecture.images import with_preparation
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.shown import show_task
 from hypercompress.cli.terminal import Terminal
@@ -62,7 +63,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     model, architecture = _model(arguments, overrides)
     preprocess = Preprocess.of(model, overrides.input_size, overrides.mean, overrides.std)
     inner = model.model if isinstance(model, Student) else model
-    inner, architecture = inputs.described(inner, architecture, preprocess)
+    inner, architecture = with_preparation(inner, architecture, preprocess)
     size = bytes_of(inner)
     own = single_(inner)
     inputs.show_preprocessing(terminal, preprocess, overrides, "MODEL")
