@@ -141,17 +141,15 @@ def best_rate(bench: Bench, results: Results, source: str, start: str) -> float:
     """The rate whose students were closest to the teacher in the pilot.
 
     Raises:
-        LookupError: the pilot has no row of this start with steps of this kind.
+        LookupError: the pilot has no row of this start, made of these weights, with steps of this kind.
     """
-    found = {
-        rate: results.numbers("kl", data=source, start=start, recipe=str(bench.recipe(rate, STEPS // 3)))
-        for rate in RATES
-    }
+    of = {"data": source, "start": start, "weights": bench.weights(start)}
+    found = {rate: results.numbers("kl", **of, recipe=str(bench.recipe(rate, STEPS // 3))) for rate in RATES}
     known = {rate: numbers[0] for rate, numbers in found.items() if numbers}
     if not known:
         raise LookupError(
-            f"received no rows of {start} ({source}) with batches of {bench.batch} in {results.path}; expected some; "
-            "pass --pilot first"
+            f"received no rows of {start} ({source}) from the weights {of['weights']} with batches of {bench.batch} in "
+            f"{results.path}; expected some; pass --pilot first"
         )
     return min(known, key=known.__getitem__)
 

@@ -1,11 +1,12 @@
 """Which recipe distils each start best: the choice behind ``benchmarks.resnet18``.
 
-    python -m benchmarks.pilot --data fashion_mnist:ROOT --teacher FOLDER [--seeds 2] [--out benchmarks/results]
+    python -m benchmarks.pilot --data fashion_mnist:ROOT --teacher FOLDER [--seeds 2] [--hypernet FOLDER]
+        [--out benchmarks/results]
 
 Every start of the ResNet-18 benchmark at its smallest size, with every recipe. Measured on 5,000 training images that
 no student has seen; the test images are not touched. Each start gets the recipe with the best mean accuracy there: one
-rule and one grid for ours and for the others. Writes ``distillation_pilot.csv``, which ``benchmarks.resnet18`` reads.
-Two CPU cores, about twenty minutes.
+rule and one grid for ours and for the others. Writes ``distillation_pilot.csv``, which ``benchmarks.resnet18`` reads
+with the same ``--out``, for the same teacher. Two CPU cores, about twenty minutes.
 """
 
 import argparse
@@ -52,6 +53,15 @@ def run(bench: Bench, results: Results, seeds: int = 2, recipes: Sequence[Recipe
                     say(f"{recipe}, {start}, seed {seed}: {row['top1']:.4f}")
 
 
+def table(bench: Bench, results: Results) -> str:
+    """Accuracy of every start with every recipe, over the seeds; rows of other teachers are left out."""
+    lines = []
+    for start in DISTILLED:
+        of = {"start": start, "weights": bench.generators.weights(start, bench.weights)}
+        lines.append([start, *(spread(results.numbers("top1", recipe=str(r), **of), 2, 100) for r in RECIPES)])
+    return markdown(("start", *map(str, RECIPES)), lines)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -59,14 +69,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--teacher", type=Path, required=True, metavar="FOLDER", help="trained ResNet-18")
     parser.add_argument("--seeds", type=int, default=2, help="repetitions (default: 2)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the file goes (default: benchmarks/results)")
+    parser.add_argument("--hypernet", default="hypernet", help="folder of a hypernetwork (default: the released one)")
     options = parser.parse_args(words)
     results = Results(options.out / PILOT, PILOT_KEY)
-    run(open_bench(options.data, options.teacher), results, options.seeds)
-    lines = [
-        [start, *(spread(results.numbers("top1", recipe=str(recipe), start=start), 2, 100) for recipe in RECIPES)]
-        for start in DISTILLED
-    ]
-    say(markdown(("start", *map(str, RECIPES)), lines))
+    bench = open_bench(options.data, options.teacher, options.hypernet)
+    run(bench, results, options.seeds)
+    say(table(bench, results))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
     python -m benchmarks.resnet18 --data fashion_mnist:ROOT [--teacher FOLDER] [--seeds 3] [--out benchmarks/results]
 
-``benchmarks.pilot`` comes first: it finds the learning rate of each start. Without ``--teacher`` the teacher is trained
-first by ``configs/teacher.yaml`` (3 epochs). Sizes are shares of the parameters of the layers that may be factored.
-Each seed draws its own 1,024 calibration images (a quarter of them is the guard's, held out of the statistics) and its
-own order of distillation, which starts from students as generated, without the refit that it would undo; accuracy is on
-all 10,000 test images. Writes ``resnet18.csv``, ``resnet18_distilled.csv`` and
-``resnet18.png`` and prints the tables. Rows that are there are not made again, so an interrupted run goes on; delete a
-file to start over. Two CPU cores, about an hour and a half for three seeds.
+``benchmarks.pilot`` comes first, with the same teacher and ``--out``: it finds the learning rate of each start. Without
+``--teacher`` the teacher is trained by ``configs/teacher.yaml`` (3 epochs) if it is not there. Sizes are shares of
+the parameters of the layers that may be factored. Each seed draws its own 1,024 calibration images (a quarter of them
+is the guard's, held out of the statistics) and its own order of distillation, which starts from students as generated,
+without the refit that it would undo; accuracy is on all 10,000 test images. Writes ``resnet18.csv``,
+``resnet18_distilled.csv`` and ``resnet18.png`` and prints the tables. Rows that are there are not made again, so an
+interrupted run goes on; delete a file to start over. Two CPU cores, about an hour and a half for three seeds.
 """
 
 import argparse
@@ -87,13 +87,16 @@ class Bench:
 
 
 def distilled_rows(bench: Bench, results: Results, seeds: int, names: Sequence[str], share: float) -> None:
-    """Students, pruned networks and random weights after as many steps, each at the rate that suits it best."""
-    pilot = Results(RESULTS / PILOT, PILOT_KEY)
+    """Students, pruned networks and random weights after as many steps, each at the rate that suits it best: that of
+    the pilot beside the results.
+    """
+    pilot = Results(results.path.parent / PILOT, PILOT_KEY)
+    weights = {start: bench.generators.weights(start, bench.weights) for start in DISTILLED if start in names}
+    recipes = {start: bench.recipe or best_recipe(pilot, start, made) for start, made in weights.items()}
     for seed in range(seeds):
         plan: Plan | None = None
-        for start in (name for name in DISTILLED if name in names):
-            recipe = bench.recipe or best_recipe(pilot, start)
-            made_of = {"weights": bench.generators.weights(start, bench.weights), "recipe": str(recipe)}
+        for start, recipe in recipes.items():
+            made_of = {"weights": weights[start], "recipe": str(recipe)}
             if results.has({"start": start, "size": f"{share:g}", "seed": seed, **made_of}):
                 continue
             plan = plan or bench.measure("images", seed)

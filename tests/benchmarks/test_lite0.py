@@ -89,6 +89,19 @@ def test_starts_are_distilled_at_the_rate_of_their_pilot_and_rows_are_kept(
     assert table.path.read_bytes() == before
 
 
+def test_the_pilot_of_other_weights_chooses_no_rate(assets: Path) -> None:
+    made, found = bench.Bench(assets), Results(assets / bench.PILOT, bench.PILOT_KEY, bench.MADE_OF)
+    for rate, weights, kl in ((1e-4, "other", 0.1), (3e-4, made.weights("kfac"), 0.3), (1e-3, "other", 0.2)):
+        key = {"data": "images", "start": "kfac", "rate": rate, "recipe": made.recipe(rate, bench.STEPS // 3)}
+        found.add({**key, "weights": weights, "kl": kl})
+    assert bench.best_rate(made, found, "images", "kfac") == 3e-4
+    (assets / "efficientnet_lite0.safetensors").write_bytes(b"others")
+    with pytest.raises(
+        LookupError, match=rf"no rows of kfac .* from the weights {made.weights('kfac')} .*pass --pilot"
+    ):
+        bench.best_rate(made, found, "images", "kfac")
+
+
 @pytest.mark.parametrize(("strength", "steps", "same"), [(0.0, 6, True), (0.5, 6, False), (0.0, 3, False)])
 def test_where_the_guard_took_kfac_the_row_is_its_row(tmp_path: Path, strength: float, steps: int, same: bool) -> None:
     table = Results(tmp_path / "rows.csv", bench.KEY, bench.MADE_OF)

@@ -79,14 +79,32 @@ def test_the_pilot_keeps_images_out(bench: resnet18.Bench, tmp_path: Path, monke
 
 def test_each_start_gets_the_recipe_that_did_best_on_average(tmp_path: Path) -> None:
     results = Results(tmp_path / PILOT, PILOT_KEY)
-    with pytest.raises(LookupError, match=r"run benchmarks\.pilot first"):
-        best_recipe(results, "kfac")
+    with pytest.raises(LookupError, match=r"weights: none; expected some with w; run benchmarks\.pilot first"):
+        best_recipe(results, "kfac", "w")
     scores = {("kfac", 0): (0.5, 0.9, 0.1), ("kfac", 1): (0.8, 0.3, 0.1), ("random", 0): (0.1, 0.2, 0.3)}
     for (start, seed), numbers in scores.items():
         for recipe, top1 in zip(RECIPES, numbers, strict=True):
             results.add({"recipe": str(recipe), "start": start, "seed": seed, "weights": "w", "top1": top1})
-    assert best_recipe(results, "kfac") == RECIPES[0]
-    assert best_recipe(results, "random") == RECIPES[2]
+    assert best_recipe(results, "kfac", "w") == RECIPES[0]
+    assert best_recipe(results, "random", "w") == RECIPES[2]
+
+
+def test_the_pilot_of_another_teacher_chooses_no_recipe(bench: resnet18.Bench, tmp_path: Path) -> None:
+    """It has run for two seeds of another teacher, and then for one of this: the second seed is the other's still."""
+    found = Results(tmp_path / PILOT, PILOT_KEY)
+    for seed, weights, recipe, top1 in ((0, "abc", 0, 0.7), (0, "abc", 1, 0.6), (1, "other", 2, 0.99)):
+        row = {"recipe": str(RECIPES[recipe]), "start": "kfac", "seed": seed, "weights": weights, "top1": top1}
+        found.add(row)
+    assert best_recipe(found, "kfac", "abc") == RECIPES[0]
+    assert "| kfac | 70.00 | 60.00 | - |" in pilot.table(bench, found)
+    with pytest.raises(LookupError, match=r"these weights: abc, other; expected some with new; .* this --teacher"):
+        best_recipe(found, "kfac", "new")
+
+
+def test_the_pilot_is_the_one_beside_the_results(bench: resnet18.Bench, tmp_path: Path) -> None:
+    bench, results = replace(bench, recipe=None), Results(tmp_path / "resnet18_distilled.csv", ("start",))
+    with pytest.raises(LookupError, match=rf"received rows of kfac in {tmp_path}/{PILOT} with these weights: none"):
+        resnet18.distilled_rows(bench, results, 1, ["kfac"], 0.5)
 
 
 def test_kept_out_images_are_others() -> None:
