@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hypercompress.architecture import Architecture, build
 from hypercompress.architecture.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
+from hypercompress.grouping import below
 from hypercompress.kinds import LowRank, fill, frozen_as, low_rank_like
 from hypercompress.packed.projection import SplitProjection
 from hypercompress.packed.ties import Ties
@@ -29,7 +30,8 @@ from hypercompress.specs import Generation, ModelSpec, Unit
 class Student(nn.Module):
     """A model with some layers factored. What it does not define itself it passes on to the model inside, so a timm
     student keeps ``forward_features``, ``forward_head``, ``reset_classifier``, ``pretrained_cfg``, ``num_classes``, and
-    ``student.fc = ...`` gives the model inside another head.
+    ``student.fc = ...`` gives the model inside another head. What timm's optimizers ask for (``no_weight_decay``,
+    ``group_matcher``) has the names that the student's parameters have.
 
     Args:
         model: the network with `LowRank` layers in place.
@@ -56,7 +58,7 @@ class Student(nn.Module):
         except AttributeError:
             if name == "model" or name.startswith("__"):  # not set yet; how the network is copied is its own affair
                 raise
-            return getattr(super().__getattr__("model"), name)
+            return below("model", name, getattr(super().__getattr__("model"), name))
 
     def __setattr__(self, name: str, value: Any) -> None:
         model = vars(self).get("_modules", {}).get("model")
@@ -68,6 +70,10 @@ class Student(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script takes, which knows no ``*args``: the network inside, in a wrapper's own place, too."""
+        return self.model
 
     @property
     def ranks(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""torch.jit.script takes the network of a student, as it takes the teacher."""
+"""torch.jit.script takes a student, as it takes the teacher."""
 
 import os
 import subprocess
@@ -44,14 +44,15 @@ for model, x in ((conv, torch.randn(2, 8, 4, 4)), (vit, torch.randn(2, 3, 160, 1
     names |= {type(module).__name__ for module in model.modules()}
 for model, x in cases:
     student = compress(model.eval(), Budget(params=0.4), example=x, generator="svd")
-    scripted = torch.jit.script(student.model)
-    torch.testing.assert_close(scripted(x), student(x))
+    for scripted in (torch.jit.script(student), torch.jit.script(student.model)):
+        torch.testing.assert_close(scripted(x), student(x))
+        assert list(scripted.state_dict()) == list(student.model.state_dict())
     names |= {type(module).__name__ for module in student.modules()}
 print(*sorted(name for name in names if name.startswith(("LowRank", "Projected", "Split", "Unpacked"))))
 """
 
 
-def test_a_student_s_network_can_be_scripted(root: Path, tmp_path: Path) -> None:
+def test_a_student_can_be_scripted(root: Path, tmp_path: Path) -> None:
     """In a process of its own: torch.jit reads code as it is written, not what the tests' type checks make of it."""
     file = tmp_path / "scripted.py"
     file.write_text(SCRIPTED)
