@@ -22,6 +22,7 @@ from hypercompress.report import bytes_of, class_names, make_report, params_of, 
 from hypercompress.running.calling import ForwardFn, Progress, keeping_random_state
 from hypercompress.running.copying import as_written
 from hypercompress.running.nested import batch_size
+from hypercompress.running.outputs import NUMBERS
 from hypercompress.running.renormalization import moments_of, put_back
 from hypercompress.search import search as search_ranks
 from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit, require_budget
@@ -52,6 +53,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     latency_batch: int = 1,
     search: float = 0.0,
     strict: bool = False,
+    outputs: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Student:
@@ -88,6 +90,9 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         latency_batch: samples of the batch that is timed.
         search: seconds to look for better ranks of the `kfac` student by trying (`search.py`), instead of asking a
             hypernetwork; with data, at a budget of parameters or multiply-accumulates.
+        outputs: what the model's are: ``numbers``, as of a regression or of several labels at once; ``classes``, logits
+            of which only differences count, where they have a class axis (``[b, k]`` has); ``auto``: numbers if
+            ``data`` are ``(images, targets)`` with real targets of the outputs' shape that are no probabilities.
         strict: refuse a model with a layer whose status is ``unsupported``, instead of leaving it dense.
         seed: of everything that is drawn.
         progress: called with a phase's name, a count of samples or layers and, of layers, a name.
@@ -119,6 +124,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             renormalize=renormalize,
             steady=steady,
             wanted=Wanted(budget, strict),
+            outputs=outputs,
             seed=seed,
             progress=progress,
         )
@@ -171,7 +177,8 @@ def searched(
             f"seconds, {' or '.join(SEARCHED)}, params or macs, and data to judge by; change what differs"
         )
     assert plan.split is not None  # judged
-    batch, forward_fn = refit_batch(plan.spec, plan.split) if refit else None, _of_network(forward_fn)
+    batch = refit_batch(plan.spec, plan.split) if refit else None
+    forward_fn = plan.reading(_of_network(forward_fn))
     found = search_ranks(plan, budget, seconds, refit=batch, forward_fn=forward_fn, seed=seed, progress=progress)
     return replace(plan, generator=found.generator), found.tries
 
@@ -192,7 +199,7 @@ def finish(
     Args:
         both: refit both factors; else the output factor alone, for comparison.
     """
-    start, forward_fn = time.perf_counter() if start is None else start, _of_network(forward_fn)
+    start, forward_fn = time.perf_counter() if start is None else start, plan.reading(_of_network(forward_fn))
     teacher, spec, split = plan.teacher, plan.spec, plan.split
     architecture = architecture or architecture_of(plan.original)
 
@@ -233,17 +240,22 @@ def finish(
         kl_scale=plan.kl_scale.of(finishing.refitted),
         finishing=finishing,
     )
-    if plan.unlike:
-        student.report["predicted_kl"] = None
-    if plan.own:
-        student.report["renormalized"] = True
-    if plan.stand_in:
-        student.report["calibration"] = f"noise:{plan.stand_in}"
-    if plan.noise_share:
-        student.report["noise_share"] = plan.noise_share
+    student.report |= _of_plan(plan)
     if plan.timed is not None:
         _time(student, plan, forward_fn)
     return student
+
+
+def _of_plan(plan: Plan) -> dict[str, Any]:
+    """What a report says of how the teacher was measured, where that was not as usual."""
+    told = {
+        "predicted_kl": (plan.unlike, None),
+        "renormalized": (plan.own, True),
+        "outputs": (plan.numbers, NUMBERS),
+        "calibration": (plan.stand_in, f"noise:{plan.stand_in}"),
+        "noise_share": (plan.noise_share, plan.noise_share),
+    }
+    return {key: value for key, (unusual, value) in told.items() if unusual}
 
 
 def _ranking(plan: Plan) -> Generator:

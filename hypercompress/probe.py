@@ -42,7 +42,7 @@ def kl_scale(
     Raises:
         GeneratorError: no calibration batches.
     """
-    spec, sketches, split = plan.spec, plan.sketches, plan.split
+    spec, sketches, split, forward_fn = plan.spec, plan.sketches, plan.split, plan.reading(forward_fn)
     if split is None:
         raise GeneratorError("received a plan without calibration data; expected images to measure on; pass data")
     kfac = ANALYTIC["kfac"]

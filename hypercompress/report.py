@@ -12,8 +12,10 @@ from rich.table import Column, Table
 from torch import nn
 
 from hypercompress.fidelity import Fidelity
+from hypercompress.running.calling import ForwardFn
 from hypercompress.running.copying import weights_of
 from hypercompress.running.memory import overlapping
+from hypercompress.running.outputs import NUMBERS, as_numbers
 from hypercompress.saved.card import calibration, trained_line, transfer_line
 from hypercompress.specs import Budget, Finishing, Generation, LayerSpec, ModelSpec, RankPlan, Refit, Status, Unit
 
@@ -33,6 +35,13 @@ def bytes_of(model: nn.Module) -> int:
     for t in tensors:
         sizes[groups[id(t)]] = max(sizes.get(groups[id(t)], 0), t.numel() * t.element_size())
     return sum(sizes.values())
+
+
+def reading(model: nn.Module, forward_fn: ForwardFn) -> ForwardFn:
+    """The ``forward_fn`` with outputs that are read as those of this student's teacher were."""
+    report = getattr(model, "report", None)
+    numbers = isinstance(report, Mapping) and report.get("outputs") == NUMBERS
+    return as_numbers(forward_fn) if numbers else forward_fn
 
 
 def make_report(  # noqa: PLR0913  (by keyword)

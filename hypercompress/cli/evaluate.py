@@ -15,6 +15,7 @@ from hypercompress.data import ImageData, Preprocess, loader, open_data, other_n
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.fidelity import accuracy, compare
 from hypercompress.models import described, is_student_folder
+from hypercompress.report import reading
 from hypercompress.running.calling import call_in_precision
 
 
@@ -100,7 +101,7 @@ def measured(student: nn.Module, teacher: nn.Module | None, batches: Iterable[An
     if teacher is None:
         top1 = accuracy(student, batches, call_in_precision)
         return {"top1": top1, "top1_teacher": None, "agreement": None, "kl": None}
-    found = compare(teacher, student, batches, call_in_precision)
+    found = compare(teacher, student, batches, reading(student, call_in_precision))
     return {
         "top1": found.top1_student,
         "top1_teacher": found.top1_teacher,

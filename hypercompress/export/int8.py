@@ -18,6 +18,7 @@ from hypercompress.errors import DataError, ExportError
 from hypercompress.export.onnx_file import INPUT, OnnxModel
 from hypercompress.export.program import quiet, understood
 from hypercompress.fidelity import compare
+from hypercompress.report import reading
 from hypercompress.running.calibration import require_batches, split_batches, to_device
 from hypercompress.running.calling import taking
 
@@ -78,7 +79,7 @@ def quantize(
         write_dynamic(float_file, file)
     float_bytes = float_file.stat().st_size
     require_smaller(file.stat().st_size, float_bytes)
-    fidelity = compare(model, OnnxModel(file), batches, taking(None))
+    fidelity = compare(model, OnnxModel(file), batches, reading(model, taking(None)))
     return Int8(
         method,
         float_bytes,

@@ -7,6 +7,8 @@ from torch import nn
 
 from hypercompress.generator import Generator
 from hypercompress.running.calibration import CalibrationSplit
+from hypercompress.running.calling import ForwardFn, call_model
+from hypercompress.running.outputs import as_numbers
 from hypercompress.running.renormalization import Moments
 from hypercompress.specs import KlScale, ModelSpec
 
@@ -28,6 +30,7 @@ class Plan:
         own: the BatchNorms' moments that a student is given back; empty if ``teacher`` is not renormalised.
         stand_in: images of noise that it was made with for want of others.
         noise_share: the weight of noise in the statistics of images (`curvature/steadying.py`).
+        numbers: outputs are read as numbers, whatever their shape.
     """
 
     original: nn.Module
@@ -42,3 +45,8 @@ class Plan:
     own: Moments = field(default_factory=dict)
     stand_in: int = 0
     noise_share: float = 0.0
+    numbers: bool = False
+
+    def reading(self, forward_fn: ForwardFn | None) -> ForwardFn | None:
+        """The ``forward_fn`` whose outputs have a shape that is read as they are to be."""
+        return as_numbers(forward_fn or call_model) if self.numbers else forward_fn

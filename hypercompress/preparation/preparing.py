@@ -19,16 +19,18 @@ from hypercompress.generator import AnalyticGenerator, Generator, load_generator
 from hypercompress.inspection import inspect
 from hypercompress.latency import measure_latency
 from hypercompress.packed.replaceable import replaceable
+from hypercompress.packed.trials import passed
 from hypercompress.packed.unpackable import Apart, taken_apart
 from hypercompress.preparation.example import dtype_of, example_of, samples_of_a_pass
 from hypercompress.preparation.given import require_given
 from hypercompress.preparation.plan import Plan
 from hypercompress.preparation.wanted import Wanted
 from hypercompress.running.calibration import CalibrationSplit, pieces, resized, split_batches
-from hypercompress.running.calling import ForwardFn, Progress, taking
+from hypercompress.running.calling import ForwardFn, Progress, call_model, taking
 from hypercompress.running.copying import as_written
 from hypercompress.running.memory import give_back
 from hypercompress.running.norms import remembering_norms
+from hypercompress.running.outputs import NUMBERS, as_numbers, regressed, require_reading
 from hypercompress.running.renormalization import Moments, moments_of, renormalized
 from hypercompress.sketch import sketch
 from hypercompress.specs import ModelSpec, Sketch
@@ -50,6 +52,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     renormalize: bool = False,
     steady: bool = False,
     wanted: Wanted = ANYTHING,
+    outputs: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
@@ -58,15 +61,17 @@ def prepare(  # noqa: PLR0913  (each has a default)
     Args:
         latency_batch: samples of the batch that is timed; ``None``: no times are measured. If they are, only forms that
             are faster than the dense layer are used.
-        renormalize, steady: see `compress`.
+        renormalize, steady, outputs: see `compress`.
         wanted: what cannot be had is refused before anything is measured.
 
     Without data ``auto`` is `kfac` on noise, of which `Plan.stand_in` tells; where that cannot be, it is ``svd``.
     """
     require_given(teacher, generator, latency_batch)
+    require_reading(outputs)
     _refuse(data is not None, renormalize, steady, forward_fn)
     if data is None and str(generator) == "auto" and not renormalize and forward_fn is None:
-        options = {"example": example, "latency_batch": latency_batch, "seed": seed, "progress": progress}
+        options = {"example": example, "latency_batch": latency_batch, "outputs": outputs}
+        options |= {"seed": seed, "progress": progress}
         if (plan := _on_noise(teacher, wanted, **options)) is not None:
             return plan
     original = as_written(teacher)
@@ -81,6 +86,8 @@ def prepare(  # noqa: PLR0913  (each has a default)
     split = None if data is None else split_batches(data, device, dtype, passed=forward_fn is None)
     example = example_of(original, split, example, as_it_is=forward_fn is not None)
     noise = _steadying(original, example, seed) if steady else None
+    numbers = outputs == NUMBERS or (outputs == "auto" and _regresses(original, split, forward_fn))
+    forward_fn = as_numbers(forward_fn or call_model) if numbers else forward_fn
     apart, timed = taken_apart(original, example, forward_fn), None
     own: Moments = {}
     if norms and split is not None:
@@ -95,12 +102,21 @@ def prepare(  # noqa: PLR0913  (each has a default)
     sketches = _sketched(teacher, spec, split, forward_fn, seed, progress)
     spec = spec if split is None else reached(spec, sketches)
     Wanted(strict=wanted.strict).check(teacher, spec)  # again: some layers turn out to be unsupported when they run
-    plan = Plan(original, teacher, spec, sketches, split, chosen, timed, unlike=renormalize, own=own)
+    plan = Plan(original, teacher, spec, sketches, split, chosen, timed, unlike=renormalize, own=own, numbers=numbers)
     if noise is not None:
         plan = _steadied(plan, noise, seed, progress)
     if split is None:
         return plan
     return replace(plan, sketches=completed(spec, plan.sketches, split.samples, unlike=renormalize))
+
+
+def _regresses(teacher: nn.Module, split: CalibrationSplit | None, forward_fn: ForwardFn | None) -> bool:
+    """Whether the second of a batch of two is what the model is to give, and that is numbers."""
+    batch = None if split is None else split.statistics[0]
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+        return False
+    two = resized(batch, 2)
+    return regressed(two[1], passed(teacher, two, taking(forward_fn))) if two[1].is_floating_point() else False
 
 
 def _replaceable(apart: Apart, example: Any, forward_fn: ForwardFn | None = None) -> ModelSpec:

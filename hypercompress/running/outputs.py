@@ -2,18 +2,21 @@
 curvature, guard, losses and what is measured of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
-from hypercompress.errors import ModelError
+from hypercompress.errors import GeneratorError, ModelError
 from hypercompress.running.nested import flat
 
 LOGITS = "logits"  # as transformers' models call them beside their losses and hidden states
 NONE = -1  # no class
+NUMBERS = "numbers"
+SUM_TO_ONE = 1e-2  # within: probabilities in half precision
+READINGS = ("auto", "classes", NUMBERS)  # of outputs that may be either by their shape
 
 
 def tensor_of(output: Any, advice: str) -> Tensor:
@@ -86,6 +89,33 @@ def logits_of(output: Float[Tensor, "b ..."]) -> Float[Tensor, "b rows classes"]
     last = output.movedim(class_axis(output), -1)
     rows = last[:, None] if output.ndim == 2 else last.flatten(1, -2)
     return rows if rows.shape[-1] > 1 else None
+
+
+def require_reading(outputs: Any) -> None:
+    """Raises GeneratorError if ``outputs`` names no reading."""
+    if outputs not in READINGS:
+        raise GeneratorError(
+            f"received outputs={outputs!r}; expected one of {', '.join(READINGS)}: what the model's outputs are"
+        )
+
+
+def as_numbers(forward_fn: Callable[[nn.Module, Any], Tensor]) -> Callable[[nn.Module, Any], Tensor]:
+    """The ``forward_fn`` with outputs in a shape that is read as numbers: ``[b, 1, k, 1]``, k of each sample."""
+
+    def run(model: nn.Module, batch: Any) -> Tensor:
+        output = forward_fn(model, batch)
+        require_tensor(output)
+        return output if output.ndim < 2 else output.flatten(1)[:, None, :, None]
+
+    return run
+
+
+def regressed(labels: Any, output: Float[Tensor, "b ..."]) -> bool:
+    """Whether the labels of a batch say that its output is numbers: of its shape, real, and no probabilities."""
+    if not isinstance(labels, Tensor) or not labels.is_floating_point() or labels.shape != output.shape:
+        return False
+    rows = logits_of(labels)
+    return rows is not None and not bool((rows >= 0).all() and ((rows.sum(-1) - 1).abs() < SUM_TO_ONE).all())
 
 
 def named(output: Float[Tensor, "b ..."]) -> Int64[Tensor, "b rows"] | None:

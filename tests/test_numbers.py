@@ -1,0 +1,123 @@
+"""Outputs [b, k] that are k numbers, as of a regression, and not the logits of k classes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hypercompress import Budget, Student, compress, from_pretrained
+from hypercompress.cli.evaluate import measured
+from hypercompress.errors import GeneratorError
+from hypercompress.running.calling import call_model
+from hypercompress.running.outputs import as_numbers, logits_of, regressed
+
+X = torch.randn(256, 12, generator=torch.Generator().manual_seed(0))
+
+
+def regression() -> nn.Module:
+    """Four numbers that move together far more than apart, as the corners of a box in an image do."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(12, 48), nn.Tanh(), nn.Linear(48, 48), nn.Tanh(), nn.Linear(48, 4))
+    with torch.no_grad():
+        model[4].weight.mul_(0.2).add_(torch.randn(1, 48))
+    return model.eval()
+
+
+def batches(targets: Tensor | None) -> list[Any]:
+    """Images, with targets if given."""
+    return list(X.split(32)) if targets is None else list(zip(X.split(32), targets.split(32), strict=True))
+
+
+def off(model: nn.Module, student: Student) -> float:
+    """Root mean square of the student's error."""
+    with torch.no_grad():
+        return float((student(X) - model(X)).square().mean().sqrt())
+
+
+def outputs(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(X)
+    return found
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 7, 5), (3, 5, 2, 4)])
+def test_any_shape_can_be_read_as_numbers(shape: tuple[int, ...]) -> None:
+    output = torch.arange(float(torch.tensor(shape).prod())).view(shape)
+    read = as_numbers(lambda model, batch: batch)(nn.Identity(), output)
+    assert logits_of(output) is not None
+    assert logits_of(read) is None
+    assert torch.equal(read.flatten(1), output.flatten(1))
+
+
+@pytest.mark.parametrize("generator", ["kfac", "auto"])
+def test_a_regression_keeps_what_all_its_numbers_have_in_common(generator: str) -> None:
+    model, budget = regression(), Budget(params=0.4)
+    classes = compress(model, budget, batches(None), generator)
+    numbers = compress(model, budget, batches(None), generator, outputs="numbers")
+    assert off(model, numbers) < 0.6 * off(model, classes)
+    assert classes.report["fidelity"]["agreement"] is not None
+    assert numbers.report["fidelity"]["agreement"] is None
+    assert "outputs" not in classes.report
+    assert numbers.report["outputs"] == "numbers"
+
+
+def test_targets_of_the_outputs_shape_say_that_they_are_numbers() -> None:
+    model = regression()
+    told, found = (
+        compress(model, Budget(params=0.4), batches(targets), "kfac", outputs=how)
+        for targets, how in ((None, "numbers"), (outputs(model) + 0.1, "auto"))
+    )
+    assert found.report["outputs"] == "numbers"
+    for one, other in zip(told.parameters(), found.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        torch.randint(0, 4, (256,), generator=torch.Generator().manual_seed(0)),
+        torch.randn(256, 4, generator=torch.Generator().manual_seed(0)).softmax(-1),  # of a mixup
+        torch.randn(256, 3, generator=torch.Generator().manual_seed(0)),
+        torch.rand(256, generator=torch.Generator().manual_seed(0)),
+    ],
+    ids=["classes", "probabilities", "another shape", "one number"],
+)
+def test_other_targets_leave_them_classes(targets: Tensor) -> None:
+    student = compress(regression(), Budget(params=0.4), batches(targets), "kfac")
+    assert "outputs" not in student.report
+
+
+def test_several_labels_at_once_are_numbers_and_classes_can_be_asked_for() -> None:
+    model = regression()
+    several = (outputs(model) > 0).float()
+    assert regressed(several, outputs(model))
+    assert "outputs" not in compress(model, Budget(params=0.4), batches(several), "kfac", outputs="classes").report
+
+
+def test_a_student_is_measured_as_it_was_made(tmp_path: Path) -> None:
+    model = regression()
+    student = compress(model, Budget(params=0.4), batches(None), "kfac", outputs="numbers")
+    found = measured(student, model, [(x,) for x in X.split(32)])
+    assert found["agreement"] is None
+    assert found["kl"] == pytest.approx(4 * off(model, student) ** 2 / 2, rel=1e-4)
+    student.save_pretrained(tmp_path / "student")
+    assert from_pretrained(tmp_path / "student", skeleton=regression()).report["outputs"] == "numbers"
+
+
+def test_a_reading_that_there_is_not() -> None:
+    with pytest.raises(GeneratorError, match=r"received outputs='logits'; expected one of auto, classes, numbers"):
+        compress(regression(), Budget(params=0.4), batches(None), outputs="logits")
+
+
+def test_a_function_of_the_user_s_own_is_read_as_numbers_too() -> None:
+    student = compress(
+        regression(),
+        Budget(params=0.4),
+        [{"x": x} for x in X.split(32)],
+        "kfac",
+        forward_fn=lambda model, batch: call_model(model, batch["x"]),
+        outputs="numbers",
+    )
+    assert student.report["fidelity"]["agreement"] is None
