@@ -95,16 +95,23 @@ def _ended(trainer: Trainer, pl_module: LightningModule) -> bool:
 
 
 class TellReplaced(Callback):
-    """What of an earlier run the one that begins may replace: student, network, checkpoint."""
+    """What of an earlier run the one that begins may replace: student and network.
+
+    A checkpoint is put aside: a run that is stopped before its own first one would else be taken up from there.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step or not keeps(trainer):  # one that goes on is meant to
             return
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         students = [callback.folder for callback in callbacks if isinstance(callback, SaveStudent)]
-        for path in (*students, getattr(pl_module, "out", None), *map(_name, trainer.checkpoint_callbacks)):
+        for path in (*students, getattr(pl_module, "out", None)):
             if path is not None and path.exists():
                 rank_zero_info(f"{path} of an earlier run may be replaced: --run FOLDER keeps runs apart")
+        for path in map(_name, trainer.checkpoint_callbacks):
+            if trainer.is_global_zero and path is not None and path.is_file() and trainer.ckpt_path is None:
+                kept = path.replace(path.with_name(f"{path.name}.old"))
+                rank_zero_info(f"{path} of an earlier run is kept as {kept.name}: --run FOLDER keeps runs apart")
 
 
 def _name(saving: Callback) -> Path | None:

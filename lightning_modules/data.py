@@ -11,7 +11,8 @@ Shape letters: ``b`` images in a batch; ``c h w`` channels, height and width of 
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ class ImageDataModule(LightningDataModule):
         """
         train, val = self._opened
         named = len(names) == outputs
-        order = tuple(names) if named else self._trained_classes()
+        order = tuple(names) if named else self.trained_classes()
         if not named and (otherwise := unlike_timm(order)):
             rank_zero_warn(f"class folders in alphabetical order are taken as the model's classes: {otherwise}")
         self._train = self._numbered(train, order, outputs, followed)
@@ -149,7 +150,7 @@ class ImageDataModule(LightningDataModule):
             )
         return images.relabelled(() if why else order)
 
-    def _trained_classes(self) -> Sequence[str]:
+    def trained_classes(self) -> Sequence[str]:
         """Those of the training images, also where a stage does not open them; of unlabelled ones the others'."""
         train, val = self._opened
         if train is None and self.val_data:
@@ -168,6 +169,15 @@ class ImageDataModule(LightningDataModule):
         data = _opened(self._train)
         ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         # The same seed on every rank, as Lightning's own samplers take it.
+    def identity(self) -> dict[str, str]:
+        """What a run that goes on has to find again. Of a path only the last name counts: a set may be moved."""
+        names = {"data": self.data, "val_data": self.val_data or self.data}
+        found = {key: Path(text.partition(":")[0]).absolute().name for key, text in names.items()}
+        classes = self.trained_classes()
+        told = f"{len(classes)} ({', '.join(classes[:3])})"
+        prepared = ", ".join(f"{key} {value}" for key, value in asdict(self.preprocess()).items())
+        return {**found, "classes": told, "preparation": f"({prepared})"}
+
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         sampler = Order(data, ranks, rank, shuffle=True, seed=seed, drop_last=len(data) > ranks)
         loader = ResumableLoader(data, sampler=sampler, drop_last=len(sampler) > self.batch_size, **self._options(data))

@@ -35,7 +35,7 @@ from lightning_modules.matching import comparable, in_common, probed
 from lightning_modules.norms import freeze_if_better, freeze_norms, refilling
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.rates import rate_for, require_choice, scale_rates
-from lightning_modules.resuming import Resumable
+from lightning_modules.resuming import Resumable, hash_of
 from lightning_modules.source import Outside, TeacherSource
 from lightning_modules.teacher import Batch, require_finite, require_labels, reset
 
@@ -85,6 +85,7 @@ class Distillation(Resumable):
         self.rate: float | None = None
         self.frozen: bool | None = None
         self._outside = None if teacher is None else Outside(teacher.load())
+        self.start = {"student": hash_of(self.network), "teacher": hash_of(self.teacher), "losses": str(self.losses)}
         self._source = teacher
         self._own_images: RemovableHandle | None = None
         self.watched: tuple[str, ...] = ()  # setup leaves the comparable ones

@@ -1,13 +1,17 @@
-"""What a run may go on from: a checkpoint of the same network, optimised as it was."""
+"""What a run may go on from: a checkpoint of the same network, start, images and losses, optimised as it was."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_modules.data import images_of
 from lightning_modules.optimization import Optimization, SettingError
 
 # The schedule and the number of steps may change: they are no state of the optimiser's.
@@ -19,22 +23,30 @@ class Resumable(LightningModule):
 
     Attributes:
         optimization: its own.
+        start: what a run of it starts from and follows, in words.
     """
 
     optimization: Optimization
+    start: Mapping[str, str] = MappingProxyType({})
+
+    def identity(self) -> dict[str, str]:
+        """What makes a run this one and no other."""
+        data = images_of(self)
+        return {**({} if data is None else data.identity()), **self.start}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """How the run is optimised; what is left of the optimiser goes on with a resumed one."""
-        checkpoint["optimization"] = asdict(self.optimization)
+        """Which run it is and how it is optimised; what is left of the optimiser goes on with a resumed one."""
+        checkpoint.update(optimization=asdict(self.optimization), identity=self.identity())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check it; also ahead of a validation, as far as the network goes.
 
         Raises:
-            SettingError: of another network, or optimised in another way.
+            SettingError: of another network, or of a run from another start, on other images, or optimised otherwise.
         """
         require_same_network(self, checkpoint["state_dict"])
         if self.trainer.state.fn == TrainerFn.FITTING:
+            require_same_run(self.identity(), checkpoint.get("identity"))
             require_same_optimization(self.optimization, checkpoint.get("optimization"))
 
 
@@ -48,6 +60,32 @@ def require_same_network(system: LightningModule, weights: Mapping[str, Tensor])
             f"{type(system).__name__}, such as {wrong[0]}; expected one that a run of this config wrote; check "
             "--ckpt_path"
         )
+
+
+def require_same_run(ours: Mapping[str, str], theirs: Mapping[str, str] | None) -> None:
+    """Raises SettingError if a checkpoint is of a run from another start, on other images or of other losses.
+
+    Args:
+        theirs: ``None`` in checkpoints of earlier versions, which do not say it.
+    """
+    known = {} if theirs is None else theirs
+    changed = [f"{name} {known[name]} instead of {now}" for name, now in ours.items() if known.get(name, now) != now]
+    if changed:
+        raise SettingError(
+            f"received a checkpoint of another run: {'; '.join(changed)}; expected one that this very run wrote; check "
+            "--ckpt_path, or leave it out and start anew"
+        )
+
+
+def hash_of(network: nn.Module | None) -> str:
+    """The same for the same weights, wherever they lie; ``none`` of no network."""
+    if network is None:
+        return "none"
+    found = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        found.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:12]
 
 
 def require_same_optimization(ours: Optimization, theirs: Mapping[str, Any] | None) -> None:

@@ -67,6 +67,8 @@ class Teacher(Resumable):
         )
         self.optimization = optimization or Optimization()
         self.label_smoothing = label_smoothing
+        start = Path(checkpoint).name if checkpoint is not None else f"pretrained {pretrained}"
+        self.start = {"start": start, "label_smoothing": f"{label_smoothing:g}"}
         self.val_loss, self.val_top1 = MeanMetric(), MeanMetric()
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)

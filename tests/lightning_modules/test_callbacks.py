@@ -79,11 +79,30 @@ def test_what_a_run_will_replace_is_told_unless_it_goes_on(
         with caplog.at_level("INFO"):
             callbacks = SaveStudent(tmp_path / "out"), TellReplaced()
             distilled(folders, trainer, tmp_path, *callbacks, every=1, **options)
-        return [message for message in caplog.messages if "of an earlier run may be replaced" in message]
+        return [message.partition(":")[0] for message in caplog.messages if "of an earlier run" in message]
 
     assert told() == []
-    assert [message.split()[0] for message in told()] == [str(tmp_path / name) for name in ("out", "last.ckpt")]
+    before = (tmp_path / "last.ckpt").read_bytes()
+    out = f"{tmp_path / 'out'} of an earlier run may be replaced"
+    assert told() == [out, f"{tmp_path / 'last.ckpt'} of an earlier run is kept as last.ckpt.old"]
+    assert (tmp_path / "last.ckpt.old").read_bytes() == before
     assert told(max_steps=3, ckpt_path=tmp_path / "last.ckpt") == []
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_run_that_stops_before_its_first_checkpoint_leaves_none_of_another_run(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Else it would be taken up from there, and the other run's student would be its result."""
+
+    class Fails(Callback):
+        def on_train_batch_end(self, *_: object) -> None:
+            raise KeyError("broken")
+
+    distilled(folders, trainer, tmp_path, every=1)
+    with pytest.raises(KeyError, match="broken"):
+        distilled(folders, trainer, tmp_path, TellReplaced(), Fails())
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt.old"]
 
 
 @pytest.mark.parametrize(

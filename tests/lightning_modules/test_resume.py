@@ -11,20 +11,23 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_modules.data import ImageDataModule
+from hypercompress import from_pretrained
+from lightning_modules.data import ImageDataModule, Inputs
+from lightning_modules.losses import Losses
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.teacher import Teacher
+from tests.lightning_modules import distilled
 from tests.lightning_modules.conftest import quiet
+from tests.lightning_modules.distilled import Folders
 
 MODEL_ARGS = {"in_chans": 1, "num_classes": 10, "drop_rate": 0.5, "drop_path_rate": 0.3}
 PRETRAINED_CFG = {"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353]}
+OWN = Optimization("adamw", 1e-3, weight_decay=0.0)
 
 
 def system(optimization: Optimization | None = None, name: str = "test_efficientnet") -> Teacher:
     torch.manual_seed(0)
-    return Teacher(
-        name, MODEL_ARGS, PRETRAINED_CFG, optimization=optimization or Optimization("adamw", 1e-3, weight_decay=0.0)
-    )
+    return Teacher(name, MODEL_ARGS, PRETRAINED_CFG, optimization=optimization or OWN)
 
 
 def images(augment: str) -> ImageDataModule:
@@ -119,6 +122,62 @@ def test_the_schedule_may_change_and_a_validation_asks_for_no_optimiser(one_step
     assert run.global_step == 2
     other = system(Optimization("sgd", 1.0))
     quiet(limit_val_batches=1).validate(other, images("flip"), ckpt_path=one_step, verbose=False, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def distilled_once(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("distilled") / "step.ckpt"
+    run = quiet(max_steps=1, limit_val_batches=0)
+    run.fit(distilled.system(folders), distilled.images(limit=64))
+    run.save_checkpoint(path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:top-1 is not measured")
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"student": True}, r"student \w{12} instead of \w{12}; expected"),
+        ({"teacher": True}, r"teacher \w{12} instead of \w{12}; expected"),
+        ({"losses": Losses(temperature=2.0)}, r"losses Losses\(.*temperature=1.0.* instead of .*temperature=2.0"),
+        ({"data": {"val_data": "digits"}}, "val_data fashion_mnist_mini instead of digits; expected"),
+        ({"data": {"inputs": Inputs(mean=(0.5,))}}, r"preparation \(.*\(0.286,\).* instead of .*\(0.5,\)"),
+        ({}, None),
+    ],
+    ids=["student", "teacher", "losses", "data", "inputs", "none"],
+)
+def test_the_checkpoint_of_another_run_is_refused(
+    changed: dict[str, Any], said: str | None, folders: Folders, distilled_once: Path, tmp_path: Path
+) -> None:
+    """Of the same shapes: its student would else be the result of this run; a folder that was moved is the same one."""
+    moved = [tmp_path / folder.name for folder in folders]
+    for old, new, name in zip(folders, moved, ("teacher", "student"), strict=True):
+        student = from_pretrained(old)
+        with torch.no_grad():
+            next(student.parameters()).add_(1e-3 * (name in changed))
+        student.save_pretrained(new)
+    resumed = distilled.system((moved[0], moved[1]), changed.get("losses"))
+    data = distilled.images(**{"limit": 64, **changed.get("data", {})})
+    run = quiet(max_steps=2, limit_val_batches=0)
+    if said is None:
+        run.fit(resumed, data, ckpt_path=distilled_once, weights_only=True)
+        assert run.global_step == 2
+        return
+    with pytest.raises(SettingError, match=f"received a checkpoint of another run: {said}"):
+        run.fit(resumed, data, ckpt_path=distilled_once, weights_only=True)
+
+
+def test_another_start_of_a_teacher_and_a_checkpoint_of_earlier_versions(one_step: Path, tmp_path: Path) -> None:
+    smoothed = Teacher("test_efficientnet", MODEL_ARGS, PRETRAINED_CFG, optimization=OWN, label_smoothing=0.1)
+    options: dict[str, Any] = {"weights_only": True}
+    with pytest.raises(SettingError, match=r"another run: label_smoothing 0 instead of 0\.1; expected one that this"):
+        quiet(max_steps=2, limit_val_batches=0).fit(smoothed, images("flip"), ckpt_path=one_step, **options)
+    content = torch.load(one_step, weights_only=True)
+    del content["identity"]
+    torch.save(content, tmp_path / "old.ckpt")
+    run = quiet(max_steps=2, limit_val_batches=0)
+    run.fit(smoothed, images("flip"), ckpt_path=tmp_path / "old.ckpt", **options)
+    assert run.global_step == 2
 
 
 def test_the_checkpoint_of_another_network_is_refused(one_step: Path) -> None:
