@@ -114,7 +114,7 @@ class ImageDataModule(LightningDataModule):
         train, val = self._opened
         self._opened = (self._train if train is None else train, self._val if val is None else val)
 
-    def number_by(self, names: Sequence[str], outputs: int, followed: bool) -> None:
+    def number_by(self, names: Sequence[str], outputs: int, followed: bool, fewer: bool = False) -> None:
         """Have the labels count the classes as the model does: a system knows that in its ``setup``.
 
         By the names of its outputs, else as the training images do. Labels that cannot be read so are left out, with a
@@ -124,29 +124,34 @@ class ImageDataModule(LightningDataModule):
             names: of the outputs, as in a student's report; unknown if they are not as many.
             outputs: of the model.
             followed: whether the steps learn from the labels.
+            fewer: whether a model whose classes have no names may have more of them than the images, as it has learnt
+                none yet: then they are its first.
 
         Raises:
-            DataError: they do, and the images have classes that the model has not.
+            DataError: they do, and the images have classes that the model has not, or it is not known which.
         """
         train, val = self._opened
         named = len(names) == outputs
         order = tuple(names) if named else self.trained_classes()
         if not named and (otherwise := unlike_timm(order)):
             rank_zero_warn(f"class folders in alphabetical order are taken as the model's classes: {otherwise}")
-        self._train = self._numbered(train, order, outputs, followed)
-        self._val = self._numbered(val, order, outputs, followed)
+        self._train, self._val = (self._numbered(part, order, outputs, followed, fewer) for part in (train, val))
         if val is not None and self._val is not None and val.classes and not self._val.classes:
             rank_zero_warn(f"top-1 is not measured: {mismatch(val.classes, order, outputs)}")
 
     @staticmethod
-    def _numbered(images: Images | None, order: Sequence[str], outputs: int, followed: bool) -> Images | None:
+    def _numbered(
+        images: Images | None, order: Sequence[str], outputs: int, followed: bool, fewer: bool
+    ) -> Images | None:
         if images is None or not images.classes:
             return images
-        why = mismatch(images.classes, order, outputs, fewer=followed)
+        why = mismatch(images.classes, order, outputs, fewer=fewer)
         if why is not None and followed:
+            known = len(order) >= outputs or fewer
             raise DataError(
-                f"received images whose labels are not the model's: {why}; expected classes that it has; give the head "
-                "as many outputs, or move the model to them with hypercompress transfer"
+                f"received images whose labels are not the model's: {why}; expected "
+                f"{'classes that it has' if known else 'a class for each output, as the model does not name them'}; "
+                "give the head as many outputs, or move the model to these classes with hypercompress transfer"
             )
         return images.relabelled(() if why else order)
 
@@ -164,11 +169,6 @@ class ImageDataModule(LightningDataModule):
         system = self.trainer.lightning_module if self.trainer is not None else None
         return self.inputs.preprocess(getattr(system, "network", None))
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """This rank's share, shuffled and augmented; the last, smaller batch is dropped."""
-        data = _opened(self._train)
-        ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        # The same seed on every rank, as Lightning's own samplers take it.
     def identity(self) -> dict[str, str]:
         """What a run that goes on has to find again. Of a path only the last name counts: a set may be moved."""
         names = {"data": self.data, "val_data": self.val_data or self.data}
@@ -178,6 +178,11 @@ class ImageDataModule(LightningDataModule):
         prepared = ", ".join(f"{key} {value}" for key, value in asdict(self.preprocess()).items())
         return {**found, "classes": told, "preparation": f"({prepared})"}
 
+    def train_dataloader(self) -> DataLoader[Any]:
+        """This rank's share, shuffled and augmented; the last, smaller batch is dropped."""
+        data = _opened(self._train)
+        ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        # The same seed on every rank, as Lightning's own samplers take it.
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         sampler = Order(data, ranks, rank, shuffle=True, seed=seed, drop_last=len(data) > ranks)
         loader = ResumableLoader(data, sampler=sampler, drop_last=len(sampler) > self.batch_size, **self._options(data))

@@ -76,7 +76,7 @@ class Teacher(Resumable):
         data = images_of(self)
         if data is not None:
             probed(self.network, (), data.preprocess().input_size, "teacher")
-            data.number_by((), int(self.network.num_classes), followed=True)  # type: ignore[arg-type]
+            data.number_by((), int(self.network.num_classes), followed=True, fewer=True)  # type: ignore[arg-type]
 
     def student(self) -> Student:
         """The network as trained so far, as something to save, which knows how the images of this run are prepared."""

@@ -77,6 +77,59 @@ def test_top1_is_not_measured_on_labels_that_are_not_the_models(
 def test_folders_that_timm_numbers_otherwise_are_told(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     data = ImageDataModule(folder_of(tmp_path / "images", {"2": 20, "10": 120, "dog": 220}), batch_size=4)
     teacher = Teacher(MODEL, {**MODEL_ARGS, "num_classes": 3}, PRETRAINED_CFG)
+@pytest.mark.filterwarnings("ignore:on validation images of")
+def test_fewer_classes_than_a_student_of_nameless_ones_has_are_refused(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """Which of its ten they are nobody knows; a teacher that begins anew has learnt none yet."""
+    data = ImageDataModule(folder_of(tmp_path / "images", {"a": 20, "b": 120, "c": 220}), batch_size=4)
+    said = r"3 classes in the data, 10 in the model; expected a class for each output, .* with hypercompress transfer"
+    with pytest.raises(DataError, match=said):
+        trainer(max_steps=1).fit(Distillation(folders[1], None, Losses(0.0, features=0.0, labels=1.0)), data)
+    run = trainer(max_steps=1)
+    run.fit(Teacher(MODEL, MODEL_ARGS, PRETRAINED_CFG), data)
+    assert run.global_step == 1
+    assert {int(label) for _, labels in data.val_dataloader() for label in labels} == {0, 1, 2}
+
+
+def test_a_teacher_knows_what_its_outputs_are_called_if_each_was_seen(
+    trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """So what is made of it does, and a folder with some of its classes is evaluated as it counts them."""
+    three = folder_of(tmp_path / "three", {"cat": 20, "dog": 120, "fox": 220})
+    part = folder_of(tmp_path / "part", {"dog": 120, "fox": 220}, seed=1)
+    teachers = {}
+    for outputs in (3, 4):
+        teachers[outputs] = Teacher(MODEL, {**MODEL_ARGS, "num_classes": outputs}, PRETRAINED_CFG)
+        saving = SaveStudent(tmp_path / str(outputs))
+        trainer(max_steps=1, callbacks=[saving]).fit(teachers[outputs], ImageDataModule(three, batch_size=4))
+    names = [class_names(from_pretrained(tmp_path / str(outputs)).report) for outputs in (3, 4)]
+    assert names == [["cat", "dog", "fox"], []]
+    made = compress(from_pretrained(tmp_path / "3").eval(), Budget(params=0.5), generator="svd")
+    made.save_pretrained(tmp_path / "made")
+    tuned = Distillation(tmp_path / "made", TeacherSource(str(tmp_path / "3")), None, Optimization("adamw", 1e-6, 0.0))
+    data = ImageDataModule(part, batch_size=4)
+    trainer(max_steps=1, limit_val_batches=0).fit(tuned, data)
+    assert class_names(tuned.student().report) == ["cat", "dog", "fox"]
+    assert {int(label) for _, labels in data.val_dataloader() for label in labels} == {1, 2}
+
+
+def test_commands_take_a_folder_that_knows_no_more_than_its_classes(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = from_pretrained(folders[0])
+    assert set(student.report) == {"classes"}
+    assert main(["report", str(folders[0])]) == 0
+    assert "no report: this student was not made by generate" in capsys.readouterr().out
+    assert main(["report", str(folders[0]), "--html", str(tmp_path / "page.html")]) == 2
+    assert "which has no report; expected a student made by" in capsys.readouterr().err
+    images = torch.cat([torch.full((4, 1, 28, 28), level) for level in (-2.0, 2.0)])
+    moved = adapt(student, images, torch.arange(2).repeat_interleave(4), steps=0, names=("a", "b"))
+    moved.save_pretrained(tmp_path / "moved")
+    assert main(["report", str(tmp_path / "moved")]) == 0
+    assert "Before that" not in capsys.readouterr().out
+
+
     with pytest.warns(UserWarning, match="10, 2, dog, as torchvision sorts them; timm's loader takes 2, 10, dog"):
         trainer(max_steps=1).fit(teacher, data)
 
