@@ -79,11 +79,16 @@ class Teacher(Resumable):
             data.number_by((), int(self.network.num_classes), followed=True, fewer=True)  # type: ignore[arg-type]
 
     def student(self) -> Student:
-        """The network as trained so far, as something to save, which knows how the images of this run are prepared."""
+        """The network as trained so far, as something to save.
+
+        It knows how the images of this run are prepared, and what its outputs are called if each has been seen.
+        """
         data = images_of(self)
         if data is None:
             return Student(self.network, self.architecture)
-        return Student(*with_preparation(self.network, self.architecture, data.preprocess()))
+        names = list(data.trained_classes())
+        report = {"classes": names} if len(names) == self.network.num_classes else {}
+        return Student(*with_preparation(self.network, self.architecture, data.preprocess()), report)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         logits: Tensor = self.network(images)

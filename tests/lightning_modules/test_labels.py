@@ -9,8 +9,11 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from hypercompress import adapt, from_pretrained
+from hypercompress import Budget, adapt, compress, from_pretrained
+from hypercompress.cli.entry import main
 from hypercompress.errors import DataError
+from hypercompress.report import class_names
+from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule, Inputs
 from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses
@@ -74,9 +77,6 @@ def test_top1_is_not_measured_on_labels_that_are_not_the_models(
     assert distillation.fidelity["kl"] is not None
 
 
-def test_folders_that_timm_numbers_otherwise_are_told(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
-    data = ImageDataModule(folder_of(tmp_path / "images", {"2": 20, "10": 120, "dog": 220}), batch_size=4)
-    teacher = Teacher(MODEL, {**MODEL_ARGS, "num_classes": 3}, PRETRAINED_CFG)
 @pytest.mark.filterwarnings("ignore:on validation images of")
 def test_fewer_classes_than_a_student_of_nameless_ones_has_are_refused(
     folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
@@ -130,6 +130,9 @@ def test_commands_take_a_folder_that_knows_no_more_than_its_classes(
     assert "Before that" not in capsys.readouterr().out
 
 
+def test_folders_that_timm_numbers_otherwise_are_told(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    data = ImageDataModule(folder_of(tmp_path / "images", {"2": 20, "10": 120, "dog": 220}), batch_size=4)
+    teacher = Teacher(MODEL, {**MODEL_ARGS, "num_classes": 3}, PRETRAINED_CFG)
     with pytest.warns(UserWarning, match="10, 2, dog, as torchvision sorts them; timm's loader takes 2, 10, dog"):
         trainer(max_steps=1).fit(teacher, data)
 
