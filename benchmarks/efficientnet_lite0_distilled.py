@@ -124,7 +124,8 @@ def pilot(bench: Bench, results: Results) -> None:
     pool = read_set(teacher, bench.folder, train=True)
     held = torch.arange(len(pool), device=bench.device) % HELD_OUT == 0
     test, train = (pool.subset(chosen.nonzero().flatten()) for chosen in (held, ~held))
-    plans = bench.plans(teacher, train.images)
+    # The photographs come class after class, and not all batches give statistics.
+    plans = bench.plans(teacher, train.shuffled().images)
     for source, start in bench.pairs():
         for rate in RATES:
             recipe = bench.recipe(rate, STEPS // 3)

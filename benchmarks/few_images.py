@@ -41,7 +41,7 @@ def run(folder: Path, data: str, images: int, results: Results) -> None:
     """All rows of a teacher with so many images that are missing."""
     name, weights = folder.name, digest(folder)
     teacher, _ = load_model(str(folder))
-    train = read_set(teacher, data, train=True, limit=images)
+    train = read_set(teacher, data, train=True, limit=images, shuffled=True)
     test = read_set(teacher, data, train=False, limit=TEST)
     plan = prepare(teacher, train.images.split(BATCH), "kfac")
     assert plan.split is not None

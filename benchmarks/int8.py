@@ -103,7 +103,7 @@ def run(folder: Path, data: str, images: int, seconds: float, results: Results) 
     if all(results.has({**about, "way": way}) for way in WAYS):
         return
     teacher, _ = load_model(str(folder))
-    train = read_set(teacher, data, train=True, limit=STUDENT_IMAGES)
+    train = read_set(teacher, data, train=True, limit=STUDENT_IMAGES, shuffled=True)
     test = read_set(teacher, data, train=False, limit=TEST_IMAGES)
     student = finish(prepare(teacher, train.images.split(BATCH), "kfac"), Budget(params=SHARE))
     for way, found in rows(student, train.images[:images].split(BATCH), test, seconds).items():

@@ -47,7 +47,7 @@ def run(folder: Path, data: str, results: Results) -> None:
     if not missing:
         return
     teacher, _ = load_model(str(folder))
-    train = read_set(teacher, data, train=True, limit=IMAGES)
+    train = read_set(teacher, data, train=True, limit=IMAGES, shuffled=True)
     test = read_set(teacher, data, train=False, limit=TEST)
     plan = prepare(teacher, train.images.split(64), "kfac")
     scale = kl_scale(plan)

@@ -96,7 +96,8 @@ def planned(subject: Subject, asked: str, draw: int) -> Plan:
     """The teacher, measured for a method."""
     teacher, images = subject.teacher, subject.test.images
     if asked in (UNLIKE, RENORMALIZED):
-        other = read_set(teacher, subject.unlike, train=True, limit=usual_images(images.shape[1:]))
+        usual = usual_images(images.shape[1:])
+        other = read_set(teacher, subject.unlike, train=True, limit=usual, shuffled=True)
         return prepare(teacher, other.images.split(BATCH), "kfac", renormalize=asked == RENORMALIZED, seed=draw)
     if asked not in IMAGINED:
         return prepare(teacher, None, asked, example=images[:2], seed=draw)

@@ -51,6 +51,10 @@ class Set:
         """The images at these places."""
         return Set(self.images[chosen], self.labels[chosen], self.logits[chosen])
 
+    def shuffled(self) -> "Set":
+        """All of them in a random order, the same on each call."""
+        return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(0)))
+
     def to(self, device: torch.device) -> "Set":
         """The same on a device."""
         return Set(self.images.to(device), self.labels.to(device), self.logits.to(device))
@@ -60,18 +64,21 @@ class Set:
         return zip(self.images.split(size), self.labels.split(size), self.logits.split(size), strict=True)
 
 
-def read_set(teacher: nn.Module, text: str, *, train: bool, limit: int | None = None) -> Set:
+def read_set(teacher: nn.Module, text: str, *, train: bool, limit: int | None = None, shuffled: bool = False) -> Set:
     """A data set as the teacher wants it, on the teacher's device, with its logits.
 
     Args:
         text: as DATA on the command line.
         train: the training images, else the held-out ones.
-        limit: a random subset of so many images, the same on each call.
+        limit: a random subset of so many images in random order, the same on each call; all in the order of the data
+            set if there are no more, which of folders is class after class.
+        shuffled: these too in random order, as statistics want them: of every eight batches two are held out.
     """
     data = open_data(text, Preprocess.of(teacher), train=train)
     parts = list(loader(data, batch_size=BATCH, limit=limit))
     device = next(teacher.parameters()).device
-    return answered(teacher, *(torch.cat([part[i] for part in parts]).to(device) for i in (0, 1)))
+    found = answered(teacher, *(torch.cat([part[i] for part in parts]).to(device) for i in (0, 1)))
+    return found.shuffled() if shuffled and (limit is None or limit >= len(data)) else found
 
 
 def answered(teacher: nn.Module, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"] | None = None) -> Set:

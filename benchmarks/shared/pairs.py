@@ -63,7 +63,7 @@ class Pairs:
             missing = [b for b in subject.budgets if not results.has({**key, "unit": str(b.unit), "share": b.share})]
             if not missing:
                 continue
-            train = read_set(teacher, subject.data, train=True, limit=images)
+            train = read_set(teacher, subject.data, train=True, limit=images, shuffled=True)
             plan = self.prepared(teacher, train.images.split(BATCH), given)
             assert plan.split is not None  # images were given
             for budget in missing:

@@ -63,7 +63,8 @@ def open_starts(folder: Path, data: str) -> Starts:
     """Read a teacher's folder and its images, and measure the statistics on 1,024 of them."""
     torch.manual_seed(0)
     teacher, architecture = load_model(str(folder))
-    train, test = (read_set(teacher, data, train=t, limit=n) for t, n in ((True, TRAIN), (False, TEST)))
+    train = read_set(teacher, data, train=True, limit=TRAIN, shuffled=True)  # the first of them give the statistics
+    test = read_set(teacher, data, train=False, limit=TEST)
     first = train.subset(orders(len(train), Recipe("adamw", 1.0, steps=1, batch=BATCH), 0)[0])
     plan = prepare(teacher, train.images[:CALIBRATION].split(STATISTICS), "kfac")
     return Starts(folder.name, teacher, architecture, plan, train, test, first)
