@@ -41,8 +41,7 @@ class Statistics:
     def light(self) -> list[bool]:
         """Of each image, whether it is one of the light class."""
         (images,) = self.seen
-        means = images.flatten(1).mean(1)
-        return (means > means.mean()).tolist()
+        return (images.flatten(1).mean(1) > 0).tolist()  # as prepared: 0 lies between the two
 
 
 @pytest.fixture
