@@ -262,8 +262,9 @@ def summary(report: Mapping[str, Any]) -> str:
         before = report.get("before")
         sizes = size_lines(report["teacher"], report["student"]) if "student" in report else []  # older ones have none
         told = [line for line in (transfer_line(report["transfer"]), *sizes, trained_line(report)) if line]
-        made = before and ("teacher" in before or "transfer" in before)  # of a teacher only its classes are known
-        return "\n".join(told) + (f"\nBefore that:\n{summary(before)}" if made else "")
+        if before and ("teacher" in before or "transfer" in before):  # of a teacher only its classes are known
+            told.append(f"Before that:\n{summary(before)}")
+        return "\n".join(told)
     if "teacher" not in report:
         return "no report: this student was not made by generate"
     teacher, student, budget = report["teacher"], report["student"], report["budget"]
