@@ -16,6 +16,7 @@ from hypercompress.running.nested import flat
 Model = TypeVar("Model", bound=nn.Module)
 
 WRAPPED = "_orig_mod"  # where a compiled module keeps the one that it was made of
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # which keep theirs as ``module``
 
 
 def weights_of(model: nn.Module) -> list[Tensor]:
@@ -80,10 +81,12 @@ def require_module(model: Any, role: str = "the model") -> None:
 
 
 def as_written(model: nn.Module) -> nn.Module:
-    """The model without `torch.compile`, whose graphs do not run the hooks and the layers that are put into a model.
+    """The model without `torch.compile`, whose graphs do not run the hooks and the layers that are put into a model,
+    and out of what spreads it over devices (`PARALLEL`), as which nobody would build or load it again.
 
     Returns:
-        the model itself if nothing of it is compiled; else one with the same parameters and buffers.
+        the model itself, or the one that is spread, if nothing of it is compiled; else one with the same parameters and
+        buffers.
 
     Raises:
         ModelError: no model at all, a scripted or traced one, one with a scripted part that shares a weight or buffer
@@ -91,6 +94,7 @@ def as_written(model: nn.Module) -> nn.Module:
             inference mode.
     """
     require_module(model)
+    model = _in_one_place(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "received a model of torch.jit, whose layers are no Python modules; expected an nn.Module; pass the model "
@@ -134,6 +138,13 @@ def as_written(model: nn.Module) -> nn.Module:
             module._modules[name] = _unwrapped(child)
     whole: nn.Module = _unwrapped(copied)
     return whole
+
+
+def _in_one_place(model: nn.Module) -> nn.Module:
+    """What is spread over devices, compiled before it was or not, or after."""
+    while isinstance(spread := _unwrapped(model), PARALLEL):
+        model = spread.module
+    return model
 
 
 def _scripted_share(model: nn.Module) -> str:

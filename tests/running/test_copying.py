@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from hypercompress import Budget, compress
+from hypercompress import Budget, compress, from_pretrained
 from hypercompress.errors import ModelError
 from hypercompress.running.calling import evaluating
-from hypercompress.running.copying import as_written, copy_of, weights_of
+from hypercompress.running.copying import PARALLEL, as_written, copy_of, weights_of
 
 
 class Counting(nn.Module):
@@ -172,6 +173,40 @@ def test_a_compiled_model_is_read_as_it_was_written(how: str) -> None:
     assert not written.training
     assert plain[1] is before  # the caller's stays compiled
     assert as_written(written) is written
+
+
+@pytest.fixture
+def _alone() -> Iterator[None]:
+    """A process group of one."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("compiled", ["", "inside", "outside"])
+@pytest.mark.parametrize("wrapper", PARALLEL)
+def test_a_model_that_is_spread_over_devices_is_read_as_it_was_written(wrapper: Any, compiled: str) -> None:
+    plain = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
+    spread = wrapper(torch.compile(plain) if compiled == "inside" else plain)
+    written = as_written(torch.compile(spread) if compiled == "outside" else spread)
+    assert type(written) is nn.Sequential
+    assert list(map(id, weights_of(written))) == list(map(id, weights_of(plain)))
+    assert (written is plain) == (compiled != "inside")
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("wrapper", PARALLEL)
+def test_a_student_of_a_model_that_is_spread_over_devices_loads(wrapper: Any, tmp_path: Path) -> None:
+    teacher = wrapper(timm.create_model("test_resnet", num_classes=4).eval())
+    student = compress(teacher, Budget(params=0.5), generator="svd")
+    assert student.architecture is not None
+    assert set(student.ranks) <= {name for name, _ in teacher.module.named_modules()}
+    student.save_pretrained(tmp_path / "student")
+    again, x = from_pretrained(tmp_path / "student"), torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(again.eval()(x), student.eval()(x), rtol=0, atol=0)
+    teacher.train()(x).sum().backward()  # what the wrapper hung on the parameters is still there
+    assert all(parameter.grad is not None for parameter in teacher.parameters())
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
