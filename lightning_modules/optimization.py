@@ -8,10 +8,13 @@ from typing import Literal, get_args
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]  # re-exported without __all__
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from hypercompress.architecture.names import one_line
 from hypercompress.errors import HypercompressError
 
+SECOND_ORDER = ("adahessian",)  # a backward pass would have to be made with create_graph
 Schedule = Literal["cosine", "constant"]
 
 
@@ -24,7 +27,7 @@ class Optimization:
     """Optimiser and schedule.
 
     Args:
-        optimizer: a name of timm's optimisers; ``sgd`` is with Nesterov momentum.
+        optimizer: a name of timm's optimisers, but `SECOND_ORDER`; ``sgd`` is with Nesterov momentum.
         lr: the highest learning rate; ``auto``: by the first batch of a distillation (`rates`).
         weight_decay: not applied to biases and norms.
         momentum: of optimisers that have one.
@@ -43,10 +46,12 @@ class Optimization:
     warmup: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.optimizer.lower().removeprefix("lookahead_") not in list_optimizers():
+        name = self.optimizer.lower().removeprefix("lookahead_")
+        if name not in list_optimizers() or name in SECOND_ORDER:
+            second = ", which needs a second derivative that no step here takes" if name in SECOND_ORDER else ""
             raise SettingError(
-                f"received optimizer {self.optimizer!r}; expected a name of timm's optimisers, such as adamw or sgd; "
-                "change it"
+                f"received optimizer {self.optimizer!r}{second}; expected a name of timm's optimisers, such as adamw "
+                "or sgd; change it"
             )
         if self.schedule not in get_args(Schedule):
             raise SettingError(
@@ -64,7 +69,8 @@ class Optimization:
         """What ``configure_optimizers`` returns, for a run of so many optimiser steps.
 
         Raises:
-            SettingError: the rate is ``auto``, or the steps have no end that the schedule could be laid out to.
+            SettingError: the rate is ``auto``, the steps have no end that the schedule could be laid out to, or the
+                optimiser cannot be had here.
         """
         if math.isinf(steps) and (self.schedule == "cosine" or self.warmup > 0):
             raise SettingError(
@@ -77,16 +83,26 @@ class Optimization:
                 "received lr auto; expected a number, as only the distillation from a teacher can choose; set "
                 "--model.optimization.lr"
             )
-        listed = list(modules)
-        optimizer = create_optimizer_v2(
-            listed[0] if len(listed) == 1 else nn.ModuleList(listed),  # one model names what it keeps from decay itself
-            opt=self.optimizer,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-        )
+        optimizer = self._created(list(modules), self.lr)
         schedule = LambdaLR(optimizer, self.factor(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _created(self, modules: list[nn.Module], lr: float) -> Optimizer:
+        try:
+            return create_optimizer_v2(
+                modules[0]
+                if len(modules) == 1
+                else nn.ModuleList(modules),  # one names itself what it keeps from decay
+                opt=self.optimizer,
+                lr=lr,
+                weight_decay=self.weight_decay,
+                momentum=self.momentum,
+            )
+        except Exception as error:  # some need a card, some a package, and each says so in its own way
+            raise SettingError(
+                f"received optimizer {self.optimizer!r}, which cannot be had here ({type(error).__name__}: "
+                f"{one_line(error)}); expected one that can; choose another, such as adamw or sgd"
+            ) from error
 
     def factor(self, steps: int | float) -> Callable[[int], float]:
         """The learning rate at each step as a share of the highest.

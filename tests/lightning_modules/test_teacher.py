@@ -11,6 +11,7 @@ from torch import nn
 from hypercompress import from_pretrained
 from hypercompress.data import Preprocess
 from hypercompress.errors import DataError, ModelError, NonFiniteError
+from lightning_modules import optimization
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule
 from lightning_modules.images import CachedImages
@@ -43,7 +44,18 @@ def test_a_constant_rate_and_no_rise() -> None:
 def test_an_optimiser_that_nobody_knows_is_refused_when_it_is_named() -> None:
     with pytest.raises(SettingError, match=r"received optimizer 'adamww'; expected a name of timm's optimisers"):
         Optimization("adamww")
+    with pytest.raises(SettingError, match=r"'adahessian', which needs a second derivative that no step here takes"):
+        Optimization("adahessian")
     assert Optimization("lookahead_AdamW").configure([nn.Linear(2, 2)], 10)["optimizer"] is not None
+
+
+def test_an_optimiser_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_card(*_: object, **__: object) -> None:
+        raise AssertionError("CUDA required for APEX optimizers")
+
+    monkeypatch.setattr(optimization, "create_optimizer_v2", without_card)
+    with pytest.raises(SettingError, match=r"'fusedadam', which cannot be had here \(AssertionError: CUDA required"):
+        Optimization("fusedadam", 0.1).configure([nn.Linear(2, 2)], 10)
 
 
 def test_labels_smoothed_away_are_refused() -> None:
