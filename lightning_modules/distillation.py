@@ -32,7 +32,7 @@ from lightning_modules.data import images_of
 from lightning_modules.held_out import described, measured, tell, validated
 from lightning_modules.losses import Losses
 from lightning_modules.matching import comparable, in_common, probed
-from lightning_modules.norms import freeze_if_better, freeze_norms, refilling
+from lightning_modules.norms import freeze_if_better, freeze_norms, refilling, several_images
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.rates import rate_for, require_choice, scale_rates
 from lightning_modules.resuming import Resumable, hash_of
@@ -234,7 +234,7 @@ class Distillation(Resumable):
         if self.rate in (None, 0) or self.frozen is None:
             self._begin(images)
         terms: dict[str, Tensor] = {}
-        with watching(self.network, self.watched) as ours:
+        with watching(self.network, self.watched) as ours, several_images():
             logits = self(images)
         if self.teacher is not None:
             with torch.no_grad(), watching(self.teacher, self.watched) as theirs:
@@ -247,7 +247,7 @@ class Distillation(Resumable):
             require_labels(labels)
             terms["labels"] = self.losses.labels * F.cross_entropy(logits, labels)
         loss = torch.stack(list(terms.values())).sum()
-        require_finite(loss, self.global_step)
+        require_finite(loss, self)
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return loss

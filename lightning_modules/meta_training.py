@@ -170,7 +170,7 @@ class MetaTraining(KeepsBest):
         touched = sum((p.sum() for p in self.network.parameters()), loss.new_zeros(()))
         loss = loss + self.objective.curvature * regression + 0.0 * touched
         loss = loss + compression_loss(member.case, emission, self.objective).to(loss)
-        require_finite(loss, self.global_step)
+        require_finite(loss, self)
         mode = f"{'data' if measured else 'free'}_{'refit' if refit else steps}"
         self.log_dict({"train/loss": loss, f"train/kl_{mode}": kl}, prog_bar=False, batch_size=1)
         return loss

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hypercompress.running.calling import evaluating, keeping_random_state
 from hypercompress.running.norms import remembering_norms
+from lightning_modules.optimization import SettingError
 
 COSTS = 1.4  # above it norms are better frozen; chosen on teachers that meta-training has seen
 MANY = 1000  # more is not told
@@ -71,6 +72,19 @@ def freeze_if_better(
     verdict = "keeps the moments it has" if frozen else "normalises by the batch"
     rank_zero_info(f"a batch's own moments make the KL to the teacher {times} times as large: BatchNorm {verdict}")
     return frozen
+
+
+class several_images:  # noqa: N801 - reads as a statement
+    """What torch raises where a BatchNorm that trains sees a single value of each channel becomes a `SettingError`."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+            raise SettingError(
+                "received a batch of one image for BatchNorms that normalise by the batch; expected two or more, as "
+                "one value has no spread; raise --data.batch_size, or in a distillation set --model.norms frozen"
+            ) from error
 
 
 def refilling(trainer: Trainer) -> bool:

@@ -22,6 +22,7 @@ from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.student import Student
 from lightning_modules.data import images_of
 from lightning_modules.matching import probed
+from lightning_modules.norms import several_images
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.resuming import Resumable
 
@@ -107,8 +108,10 @@ class Teacher(Resumable):
     def training_step(self, batch: Batch) -> Tensor:
         images, labels = batch
         require_labels(labels)
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
-        require_finite(loss, self.global_step)
+        with several_images():
+            logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        require_finite(loss, self)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -153,16 +156,18 @@ def device_of_run(system: LightningModule) -> torch.device:
     return device
 
 
-def require_finite(loss: Float[Tensor, ""], step: int) -> None:
+def require_finite(loss: Float[Tensor, ""], system: LightningModule) -> None:
     """Stop before a NaN reaches the weights.
 
     Raises:
-        NonFiniteError: with the step.
+        NonFiniteError: with the step, and with the precision where it leaves numbers little room.
     """
     if not bool(torch.isfinite(loss)):
+        precision = "" if system._trainer is None else str(system.trainer.precision)
+        half = f"leave --trainer.precision {precision}, whose largest number is 65504, " if "16-" in precision else ""
         raise NonFiniteError(
-            f"received a loss of {float(loss.detach()):g} at step {step}; expected a finite one; lower the learning "
-            "rate, or look for broken images"
+            f"received a loss of {float(loss.detach()):g} at step {system.global_step}; expected a finite one; "
+            f"{half}lower the learning rate, or look for broken images"
         )
 
 

@@ -215,7 +215,7 @@ class TransferTraining(KeepsBest):
         generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, step)) % 2**63)
         member = _drawn(self.members["train"], generator)
         outcome = self.outcome(member, _drawn(member.train, generator), generator)
-        require_finite(outcome.loss, self.global_step)
+        require_finite(outcome.loss, self)
         loss = float(outcome.loss.detach())
         self.log_dict({"train/loss": loss, "train/change": loss - outcome.plain_loss}, batch_size=1)
         return clipped(outcome.loss, list(self.network.parameters()), self.sizes.clip)

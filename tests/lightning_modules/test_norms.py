@@ -23,6 +23,8 @@ from lightning_modules.losses import Losses
 from lightning_modules.norms import COSTS, batch_costs, freeze_if_better
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.source import TeacherSource
+from lightning_modules.teacher import Teacher
+from tests.lightning_modules.conftest import MODEL, MODEL_ARGS, PRETRAINED_CFG
 
 Folders = tuple[Path, Path]
 
@@ -107,6 +109,20 @@ def test_any_run_without_labels_chooses_by_its_kl(
     system = near(folders, losses=losses)
     trainer(max_steps=1, limit_val_batches=0).fit(system, images())
     assert system.frozen is frozen
+
+
+@pytest.mark.filterwarnings("ignore:on validation images of")
+def test_a_batch_of_one_image_is_told_where_norms_need_more(folders: Folders, trainer: Callable[..., Trainer]) -> None:
+    """A BatchNorm of the last stage sees one value of each channel; as it was saved it needs none."""
+    run = {"max_steps": 1, "limit_val_batches": 0}
+    labels = Losses(logits=0.0, features=0.0, labels=1.0)
+    single = ImageDataModule("fashion_mnist_mini", limit=4, batch_size=1)
+    for system in (near(folders, losses=labels), Teacher(MODEL, MODEL_ARGS, PRETRAINED_CFG)):
+        with pytest.raises(SettingError, match=r"a batch of one image for BatchNorms .* --model.norms frozen"):
+            trainer(**run).fit(system, single)
+    frozen = trainer(**run)
+    frozen.fit(near(folders, losses=labels, norms="frozen"), single)
+    assert frozen.global_step == 1
 
 
 def test_each_fit_chooses_anew(

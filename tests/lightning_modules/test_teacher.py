@@ -16,7 +16,7 @@ from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule
 from lightning_modules.images import CachedImages
 from lightning_modules.optimization import Optimization, SettingError
-from lightning_modules.teacher import Teacher, require_labels
+from lightning_modules.teacher import Teacher, require_finite, require_labels
 
 MODEL_ARGS = {"in_chans": 1, "num_classes": 10}
 PRETRAINED_CFG = {"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353]}
@@ -132,6 +132,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     with pytest.raises(NonFiniteError, match=r"at step [1-7]; expected a finite one; lower the learning rate"):
         run.fit(system, images)
     assert not (tmp_path / "teacher").exists()
+
+
+@pytest.mark.parametrize(("precision", "named"), [("16-mixed", True), ("32-true", False)])
+def test_a_loss_that_is_not_finite_names_a_precision_of_little_room(
+    precision: str, named: bool, monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., Trainer]
+) -> None:
+    system = tiny()
+    system.trainer = trainer()
+    monkeypatch.setattr(type(system.trainer), "precision", precision)
+    with pytest.raises(NonFiniteError, match="expected a finite one; ") as raised:
+        require_finite(torch.tensor(torch.nan), system)
+    assert ("leave --trainer.precision 16-mixed, whose largest number is 65504" in str(raised.value)) == named
 
 
 def test_labels_are_needed() -> None:
