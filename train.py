@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hypercompress.architecture.names import one_line
+from hypercompress.cli.checks import writable
 from hypercompress.errors import HypercompressError
 from hypercompress.running.memory import keep_freed
 from lightning_modules.callbacks import SaveWhenStopped, StepLines, TellReplaced
+from lightning_modules.failing import refused, told
 
 KEYWORDS = ("best", "last", "hpc", "registry")  # of Lightning's, for checkpoints of the run itself
 OUTPUTS = ("default_root_dir", "save_dir", "dirpath", "folder", "out")  # what the configs call the places they write to
@@ -50,7 +52,11 @@ class CLI(LightningCLI):
     before_fit = before_validate = before_test = read_data_only
 
     def before_instantiate_classes(self) -> None:
-        """With ``--run`` all that the config writes goes there."""
+        """With ``--run`` all that the config writes goes there; what a fit writes has to be writable.
+
+        Raises:
+            HypercompressError: there is no such place, or an output is elsewhere.
+        """
         assert self.subcommand is not None
         config = self.config[self.subcommand]
         if config.run is not None:
@@ -62,6 +68,9 @@ class CLI(LightningCLI):
                 )
             move_outputs(config.trainer, Path(root), Path(config.run).expanduser())
             move_outputs(config.model.init_args, Path(root), Path(config.run).expanduser())
+        if self.subcommand == "fit":
+            for part, key in outputs([config.trainer, config.model]):
+                writable(Path(part[key]))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Lightning's trainer.
@@ -74,11 +83,7 @@ class CLI(LightningCLI):
         except HypercompressError:
             raise
         except (MisconfigurationException, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise HypercompressError(
-                f"received settings of the trainer that Lightning refuses ({reason}); expected those of its Trainer; "
-                "change --trainer.*"
-            ) from error
+            raise HypercompressError(refused(error)) from error
         whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
         if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):
             raise HypercompressError(
@@ -100,12 +105,12 @@ class CLI(LightningCLI):
 
 
 def require_checkpoint(path: str | None) -> None:
-    """Check what ``--ckpt_path`` names; `KEYWORDS` and addresses are left to Lightning.
+    """Check what ``--ckpt_path`` names; `KEYWORDS` and addresses on the network are left to Lightning.
 
     Raises:
         HypercompressError: there is no such file, it cannot be read, or it is no checkpoint of a run.
     """
-    if path is None or path in KEYWORDS or ":" in path:
+    if path is None or path in KEYWORDS or "://" in path:
         return
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -127,17 +132,10 @@ def move_outputs(config: Any, old: Path, new: Path) -> None:
     Raises:
         HypercompressError: one lies elsewhere, so that it would not be part of the run.
     """
-    if isinstance(config, list):
-        for item in config:
-            move_outputs(item, old, new)
-        return
-    if not isinstance(config, Namespace | MutableMapping):
-        return
-    for key, value in list(vars(config).items() if isinstance(config, Namespace) else config.items()):
-        if key not in OUTPUTS or value is None:
-            move_outputs(value, old, new)
-        elif Path(value).absolute().is_relative_to(old.absolute()):
-            config[key] = type(value)(new / Path(value).absolute().relative_to(old.absolute()))
+    for part, key in outputs(config):
+        value = part[key]
+        if Path(value).absolute().is_relative_to(old.absolute()):
+            part[key] = type(value)(new / Path(value).absolute().relative_to(old.absolute()))
         else:
             raise HypercompressError(
                 f"received --run {new} with {key} {value}, which is not below trainer.default_root_dir {old}; expected "
@@ -145,8 +143,21 @@ def move_outputs(config: Any, old: Path, new: Path) -> None:
             )
 
 
+def outputs(config: Any) -> Iterator[tuple[Any, str]]:
+    """The places that a part of a config writes to (see `OUTPUTS`), each as what holds it and its key there."""
+    if isinstance(config, list):
+        for item in config:
+            yield from outputs(item)
+    elif isinstance(config, Namespace | MutableMapping):
+        for key, value in list(vars(config).items() if isinstance(config, Namespace) else config.items()):
+            if key in OUTPUTS and value is not None:
+                yield config, key
+            else:
+                yield from outputs(value)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0, or 2 with one line on bad input, or 143 when SIGTERM has stopped it."""
+    """Run one command; 0, or 2 with one line on bad input, or 143 when SIGTERM has stopped it, 130 by Ctrl-C."""
     keep_freed()
     # Small sets are batched in memory (lightning_modules/data.py), where more processes would only cost.
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
@@ -158,27 +169,26 @@ def main(arguments: list[str] | None = None) -> int:
         "subclass_mode_model": True,
         "subclass_mode_data": True,
         "seed_everything_default": 0,
+        "auto_configure_optimizers": False,  # every system has --model.optimization, which --optimizer would pass by
         "save_config_kwargs": {"overwrite": True},
     }
-    options["trainer_defaults"] = {"callbacks": [TellReplaced(), SaveWhenStopped(), StepLines()]}
+    stopping = SaveWhenStopped()
+    options["trainer_defaults"] = {"callbacks": [TellReplaced(), stopping, StepLines()]}
     try:
         CLI(LightningModule, LightningDataModule, args=arguments, **options)
     except SIGTERMException:
-        return 128 + signal.SIGTERM
+        return 128 + (stopping.stopped_by or signal.SIGTERM)
+    except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes the second of the first
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        return 128 + signal.SIGINT
     except Exception as error:
-        known = told(error)
+        known = told(error, stopping.latest)
         if known is None:
             raise
         sys.stderr.write(f"error: {known}\n")
         return 2
     return 0
-
-
-def told(error: BaseException | None) -> HypercompressError | None:
-    """The error of ours behind one of jsonargparse's, which wraps what a constructor raises in a page of text."""
-    while error is not None and not isinstance(error, HypercompressError):
-        error = error.__cause__
-    return error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Callbacks: the trained network leaves the run as a student folder, and a run that is stopped can go on."""
 
 import math
+import os
 import signal
 import sys
 import threading
@@ -122,6 +123,16 @@ def _name(saving: Callback) -> Path | None:
     return Path(saving.format_checkpoint_name({})) if known else None
 
 
+def _latest(trainer: Trainer) -> Path | None:
+    """The newest checkpoint of a run that has taken a step."""
+    found: set[Path] = set()
+    for saving in trainer.checkpoint_callbacks if trainer.global_step else ():
+        if isinstance(saving, ModelCheckpoint):
+            named = (saving.best_model_path, saving.last_model_path)
+            found |= {Path(_name(saving) or ""), *map(Path, named)}
+    return max((path for path in found if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
+
+
 class StepLines(Callback):
     """Where no terminal shows a bar: how many steps are done, every so many seconds.
 
@@ -147,61 +158,75 @@ class StepLines(Callback):
 
 
 class SaveWhenStopped(Callback):
-    """On SIGTERM, as a scheduler sends it before it takes a machine away: a checkpoint of the step that was just done.
+    """On SIGTERM, as a scheduler sends it before it takes a machine away, and on Ctrl-C: a checkpoint of the step that
+    was just done. Ctrl-C once more stops at once.
 
     All ranks stop after the same step, with no gradient accumulated; a validation is stopped between two batches if
     there is one process, else it ends first. The checkpoint goes where the run's `ModelCheckpoint` keeps its own.
     During the validation of an average of the weights that average is in the place of the weights: then the latest
     checkpoint has to do.
+
+    Attributes:
+        stopped_by: the signal, once there was one.
+        latest: of a run that an error ended, its latest checkpoint.
     """
 
     def __init__(self) -> None:
-        self._told = False
+        self.stopped_by: signal.Signals | None = None
+        self.latest: Path | None = None
         self._step = 0  # the last one that ended
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
-        """Take the signal over from Lightning, which puts back in the end what was there before it.
+        """Take the signals over from Lightning, which puts back in the end what was there before it.
 
         Its own handler broadcasts from within, and stops between the batches of one step. A scheduler that signals all
         processes of a group then leaves them waiting for one another.
         """
-        self._told, self._step = False, trainer.global_step
+        self.stopped_by, self._step = None, trainer.global_step
         before = trainer._signal_connector._original_handlers.get(signal.SIGTERM)
 
         def note(number: int, frame: FrameType | None) -> None:
             launcher = trainer.strategy.launcher
-            if launcher is not None and not self._told:
-                launcher.kill(signal.Signals(number))  # the processes that this one has started
-            self._told = True
-            if callable(before):
+            if launcher is not None and self.stopped_by is None:
+                launcher.kill(signal.SIGTERM)  # the processes that this one has started; Ctrl-C may reach them, too
+            self.stopped_by = self.stopped_by or signal.Signals(number)
+            if number == signal.SIGINT:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                if trainer.is_global_zero:  # by no stream: it may be in the middle of a line
+                    os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
+            elif callable(before):
                 before(number, frame)  # type: ignore[arg-type]  # a handler may be given no frame
 
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, note)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # ignored in the background of a shell
+                signal.signal(signal.SIGINT, note)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
         if trainer.global_step == self._step:  # gradients are being accumulated
             return
         self._step = trainer.global_step
-        if trainer.strategy.reduce_boolean_decision(self._told, all=False):
+        if trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False):
             trainer._signal_connector.received_sigterm = True  # Lightning stops where it looks at this
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
-        if self._told and trainer.world_size == 1:
+        if self.stopped_by is not None and trainer.world_size == 1:
             trainer._signal_connector.received_sigterm = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        self.latest = _latest(trainer)
         saving = trainer.checkpoint_callback
         if not (isinstance(exception, SIGTERMException) and isinstance(saving, ModelCheckpoint) and keeps(trainer)):
             return
+        what = (self.stopped_by or signal.SIGTERM).name
         if trainer.validating and any(isinstance(c, WeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
-            rank_zero_warn("stopped by SIGTERM while an average was validated: go on from the latest checkpoint")
+            rank_zero_warn(f"stopped by {what} while an average was validated: go on from the latest checkpoint")
             return
         step, epoch = (torch.tensor(number) for number in (trainer.global_step, trainer.current_epoch))
         path = saving.format_checkpoint_name({**trainer.callback_metrics, "step": step, "epoch": epoch})
         trainer.save_checkpoint(path)
         how = f"go on with the same command and --ckpt_path {path}"
-        rank_zero_warn(f"stopped by SIGTERM after step {trainer.global_step}: {how}")
+        rank_zero_warn(f"stopped by {what} after step {trainer.global_step}: {how}")
 
 
 def check_ranks(trainer: Trainer, pl_module: LightningModule) -> None:

@@ -222,7 +222,7 @@ class ImageDataModule(LightningDataModule):
             "collate_fn": _batch,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "worker_init_fn": _ignore_sigterm,
+            "worker_init_fn": _ignore_signals,
             # Workers are seeded from it, not from the random state of the training, which a resumed run has to meet.
             "generator": torch.Generator().manual_seed(0),
         }
@@ -282,9 +282,12 @@ def _batch(batch: Any) -> Any:
     return batch
 
 
-def _ignore_sigterm(worker: int) -> None:  # noqa: ARG001  (torch's)
-    """A scheduler signals all processes of a group; a worker that ended would take the last step's checkpoint along."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:  # noqa: ARG001  (torch's)
+    """A scheduler, or Ctrl-C, signals all processes of a group; a worker that ended would take the last step's
+    checkpoint along.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _opened(data: Images | None) -> Images:

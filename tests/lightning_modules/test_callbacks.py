@@ -174,14 +174,17 @@ def test_an_average_that_takes_an_epoch_more_is_not_made_up_for(trainer: Callabl
 
 
 class Stop(Callback):
-    """SIGTERM in a step, or in the validation after it."""
+    """A signal in a step, or in the validation after it, so many times."""
 
-    def __init__(self, step: int, validating: bool = False) -> None:
-        self.step, self.validating = step, validating
+    def __init__(
+        self, step: int, validating: bool = False, number: signal.Signals = signal.SIGTERM, times: int = 1
+    ) -> None:
+        self.step, self.validating, self.number, self.times = step, validating, number, times
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
         if trainer.global_step == self.step and not self.validating:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for _time in range(self.times):
+                os.kill(os.getpid(), self.number)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
         if trainer.global_step == self.step and self.validating:
@@ -226,6 +229,21 @@ def test_what_sigterm_stops_goes_on_from_that_very_step(
     point = tmp_path / "last.ckpt"
     resumed = distilled(folders, trainer, tmp_path, max_steps=6, ckpt_path=point).network.state_dict()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.filterwarnings("ignore:stopped by SIGINT")
+def test_ctrl_c_stops_as_sigterm_does_and_a_second_one_at_once(
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit):  # of Lightning's
+        distilled(folders, trainer, tmp_path, Stop(1, number=signal.SIGINT, times=2))
+    signal.signal(signal.SIGINT, handler)
+    assert not (tmp_path / "last.ckpt").exists()
+    with pytest.raises(SIGTERMException):
+        distilled(folders, trainer, tmp_path, Stop(1, number=signal.SIGINT))
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_other_ends_of_a_run_save_nothing(trainer: Callable[..., Trainer], tmp_path: Path) -> None:

@@ -24,8 +24,11 @@ def launch(root: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_sigterm_leaves_a_checkpoint_and_143(root: Path, here: Path, folders: Folders) -> None:
-    """As a scheduler stops a run; 0 would say that it has ended."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(
+    number: signal.Signals, root: Path, here: Path, folders: Folders
+) -> None:
+    """As a scheduler, or Ctrl-C, stops a run; 0 would say that it has ended."""
     words = ["fit", "--config", config(root, "distill"), *start(folders), "--trainer.max_steps", "100000"]
     words += ["--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
@@ -33,12 +36,11 @@ def test_sigterm_leaves_a_checkpoint_and_143(root: Path, here: Path, folders: Fo
     process = subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while process.poll() is None and not checkpoint.exists():
         time.sleep(0.1)
-    process.terminate()
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 143, said.decode()[-3000:]
-    found = re.search(
-        r"stopped by SIGTERM after step (\d+): go on with the same command and --ckpt_path (\S+)", said.decode()
-    )
+    assert process.returncode == 128 + number, said.decode()[-3000:]
+    how = r"after step (\d+): go on with the same command and --ckpt_path (\S+)"
+    found = re.search(rf"stopped by {number.name} {how}", said.decode())
     assert found is not None
     assert Path(found[2]) == checkpoint
     assert torch.load(checkpoint, weights_only=True)["global_step"] == int(found[1])

@@ -1,0 +1,136 @@
+"""What a run that failed says in one line, and what keeps its traceback."""
+
+import errno
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, Dataset
+
+import train
+from hypercompress.errors import ArtefactError, DataError
+from lightning_modules.failing import told
+from tests.lightning_modules.runs import Folders, config, start
+
+IGNORED = pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory .* exists and is not empty", "ignore:Experiment logs directory .* exists"
+)
+
+
+class Broken(Dataset[torch.Tensor]):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        raise DataError("received a broken image; expected\none that opens; remove it")
+
+
+def test_a_workers_error_is_told_without_its_traceback() -> None:
+    with pytest.raises(DataError, match="Original Traceback") as raised:
+        next(iter(DataLoader(Broken(), num_workers=1)))
+    assert told(raised.value) == "received a broken image; expected\none that opens; remove it"
+
+
+def test_what_nobody_set_keeps_its_traceback() -> None:
+    assert told(KeyError("a mistake of ours")) is None
+    assert told(ValueError("a mistake of ours")) is None
+    assert told(FileNotFoundError(errno.ENOENT, "no such file")) is None
+    wrapped = ValueError("a page of jsonargparse's")
+    wrapped.__cause__ = MisconfigurationException("swa_epoch_start should be")
+    assert str(told(wrapped)).startswith("received settings of the trainer that Lightning refuses (swa_epoch_start")
+
+
+def test_the_latest_checkpoint_is_told_where_the_result_cannot_be_written() -> None:
+    full, point = OSError(errno.ENOSPC, "No space left on device"), Path("last.ckpt")
+    assert str(told(full)).startswith("received [Errno 28] No space left on device while the run wrote its outputs;")
+    assert "ckpt_path" not in str(told(full))
+    for error in (full, ArtefactError("received a folder; expected room; make some")):
+        assert str(told(error, point)).endswith("; go on with the same command and --ckpt_path last.ckpt")
+    assert "ckpt_path" not in str(told(DataError("received nothing"), point))
+
+
+@IGNORED
+@pytest.mark.parametrize(
+    ("name", "setting", "reason"),
+    [
+        ("distill", ("--trainer.limit_val_batches", "0.1"), "You requested to check 0.1 of the `val_dataloader`"),
+        ("distill", ("--ckpt_path", "best"), '`.fit(ckpt_path="best")` is set but'),
+        ("teacher", ("--trainer.val_check_interval", "200"), "`val_check_interval` (200) must be less than or equal"),
+    ],
+)
+def test_settings_that_lightning_refuses_as_it_runs(
+    name: str,
+    setting: tuple[str, str],
+    reason: str,
+    root: Path,
+    here: Path,
+    folders: Folders,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = start(folders) if name == "distill" else []
+    assert train.main(["fit", "--config", config(root, name), *more, *setting]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: received settings of the trainer that Lightning refuses ({reason}")
+
+
+@pytest.mark.parametrize("path", ["C:/x.ckpt", "a:b.ckpt"])
+def test_a_colon_makes_no_address(path: str, root: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["fit", "--config", config(root, "teacher"), "--ckpt_path", path]) == 2
+    assert f"received --ckpt_path {path}, which cannot be read" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_anything_runs(
+    root: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("in the way")
+    assert train.main(["fit", "--config", config(root, "teacher"), "--run", "file/x"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: received the output file/x")
+    assert "where nothing can be written" in error
+    assert [path.name for path in here.iterdir()] == ["file"]
+
+
+@IGNORED
+def test_a_disk_that_is_full_names_the_checkpoint_before(
+    root: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = Trainer.save_checkpoint
+
+    def full(self: Trainer, *arguments: object, **options: object) -> None:
+        if self.global_step > 16:  # of the second epoch
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", full)
+    assert train.main(["fit", "--config", config(root, "teacher")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: received [Errno 28] No space left on device while the run wrote its outputs")
+    checkpoint = Path(error.rpartition("--ckpt_path ")[2])
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 16
+
+
+def test_lightnings_own_optimiser_settings_are_unknown(
+    root: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would pass by what every system does, or end in an error of Lightning's."""
+    for option in ("--optimizer", "--lr_scheduler"):
+        with pytest.raises(SystemExit):
+            train.main(["fit", "--config", config(root, "teacher"), option, "Adam"])
+        assert "unrecognized arguments" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("lightnings", [False, True])
+def test_ctrl_c_ahead_of_the_first_step(lightnings: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if lightnings:
+                raise SystemExit(1)  # noqa: B904  (as Lightning does)
+            raise
+
+    monkeypatch.setattr(train, "CLI", stopped)
+    assert train.main(["fit"]) == 128 + signal.SIGINT
