@@ -31,7 +31,8 @@ ENDINGS = {".onnx": "onnx", ".pt2": "torch-export"}
 OTHERS = frozenset(  # endings that promise a format of other programs, or weights alone
     {
         *(".engine", ".plan", ".trt", ".tflite", ".mlmodel", ".mlpackage", ".pb", ".h5", ".keras", ".xml", ".ort"),
-        *(".pt", ".pth", ".pte", ".ptl", ".ckpt", ".safetensors"),
+        *(".pt", ".pth", ".pte", ".ptl", ".ckpt", ".safetensors", ".bin", ".tar", ".pkl"),
+        *(".ts", ".torchscript", ".jit", ".ptc"),
     }
 )
 BATCH_SIZES = (1, 3)  # that the file is compared at; it is traced at another
@@ -110,11 +111,8 @@ def export(
     model = as_written(model)
     model = model.model if isinstance(model, Student) else model  # the tensors get the names that the folder has
     student_bytes, size = bytes_of(model), _input_size(model, input_size)
-    if format == "onnx" and student_bytes > onnx_file.LARGEST:
-        raise ExportError(
-            f"received a model of {student_bytes:,} bytes; expected at most {onnx_file.LARGEST:,}, because one ONNX "
-            "file ends at 2 GiB; use the format torch-export"
-        )
+    if format == "onnx":
+        onnx_file.require_writable(model, student_bytes)
     with whole_file(file, overwrite) as staged, torch.no_grad(), evaluating(model):
         inputs = [_noise(model, count, size, seed + count) for count in BATCH_SIZES]
         expected = [_output(model, batch) for batch in inputs]

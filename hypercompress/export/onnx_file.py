@@ -30,6 +30,20 @@ def require_packages() -> None:
         )
 
 
+def require_writable(model: nn.Module, count: int) -> None:
+    """Raises ExportError for weights, of ``count`` bytes in all, that no file can hold or onnxruntime cannot run."""
+    if count > LARGEST:
+        raise ExportError(
+            f"received a model of {count:,} bytes; expected at most {LARGEST:,}, because one ONNX file ends at 2 GiB; "
+            "use the format torch-export"
+        )
+    if any(tensor.dtype == torch.bfloat16 for tensor in (*model.parameters(), *model.buffers())):
+        raise ExportError(
+            "received a model in bfloat16; expected one in float32, because ONNX has no convolution in bfloat16 and "
+            "onnxruntime takes no such inputs; pass model.float(), or use the format torch-export"
+        )
+
+
 def write(program: ExportedProgram, file: Path) -> None:
     """Translate a program and save it with its weights inside; ``input`` [b, ...] gives ``output`` [b, ...].
 

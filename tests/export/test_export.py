@@ -209,6 +209,9 @@ def test_a_file_that_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytes
         ("s.onnx", "torch-export", r"received the format torch-export for .*; expected onnx, as"),
         ("s.tflite", None, r"received the file s\.tflite, .*; expected \.onnx \(onnx\) or \.pt2 \(torch-export\)"),
         ("s.pth", None, r"received the file s\.pth, whose ending is of a format that is not written here"),
+        ("s.ts", None, r"received the file s\.ts, whose ending is of a format that is not written here"),
+        ("s.torchscript", None, r"received the file s\.torchscript, whose ending is of a format that is not written"),
+        ("s.JIT", None, r"received the file s\.JIT, whose ending is of a format that is not written here"),
     ],
 )
 def test_the_ending_says_the_format_or_belies_it(name: str, given: str | None, wanted: str) -> None:

@@ -120,6 +120,22 @@ def test_an_input_size_in_numbers_of_numpy(tmp_path: Path) -> None:
     unchecked(nn.Linear(8, 8), tmp_path / "file", "torch-export", input_size=[np.int64(8)])
 
 
+@pytest.mark.parametrize("part", ["all", "last"])
+def test_bfloat16_is_for_torchs_own_format(tmp_path: Path, part: str) -> None:
+    class Cast(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.to(self.weight.dtype))
+
+    model = nn.Sequential(Cast(8, 8), Cast(8, 4))
+    (model if part == "all" else model[1]).bfloat16()
+    with pytest.raises(
+        ExportError, match=r"received a model in bfloat16; expected one in float32.*pass model\.float\("
+    ):
+        export(model, tmp_path / "file.onnx", input_size=(8,))
+    export(model, tmp_path / "file.pt2", input_size=(8,))
+    export(model.float(), tmp_path / "file.onnx", input_size=(8,))
+
+
 def test_lack_of_memory_is_no_wrong_size(tmp_path: Path) -> None:
     class Large(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
