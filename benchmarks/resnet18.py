@@ -2,7 +2,8 @@
 
     python -m benchmarks.resnet18 --data fashion_mnist:ROOT [--teacher FOLDER] [--seeds 3] [--out benchmarks/results]
 
-``benchmarks.pilot`` comes first, with the same teacher and ``--out``: it finds the learning rate of each start. Without
+``benchmarks.pilot``, with the same teacher and ``--out``, finds the learning rate of each start; where it was not run
+for this teacher the published rates stand, found on another of the same recipe, and the program says so. Without
 ``--teacher`` the teacher is trained by ``configs/teacher.yaml`` (3 epochs) if it is not there. Sizes are shares of
 the parameters of the layers that may be factored. Each seed draws its own 1,024 calibration images (a quarter of them
 is the guard's, held out of the statistics) and its own order of distillation, which starts from students as generated,
@@ -87,12 +88,9 @@ class Bench:
 
 
 def distilled_rows(bench: Bench, results: Results, seeds: int, names: Sequence[str], share: float) -> None:
-    """Students, pruned networks and random weights after as many steps, each at the rate that suits it best: that of
-    the pilot beside the results.
-    """
-    pilot = Results(results.path.parent / PILOT, PILOT_KEY)
+    """Students, pruned networks and random weights after as many steps, each at the rate that suits it best."""
     weights = {start: bench.generators.weights(start, bench.weights) for start in DISTILLED if start in names}
-    recipes = {start: bench.recipe or best_recipe(pilot, start, made) for start, made in weights.items()}
+    recipes = {start: bench.recipe or found_recipe(results.path.parent, start, made) for start, made in weights.items()}
     for seed in range(seeds):
         plan: Plan | None = None
         for start, recipe in recipes.items():
@@ -104,6 +102,16 @@ def distilled_rows(bench: Bench, results: Results, seeds: int, names: Sequence[s
                 row = distilled(bench.teacher, network, bench.train, bench.test, recipe, seed)
                 results.add({"start": start, "size": size, "seed": seed, **row, **made_of})
                 say(f"{start}, {row['params']:,} parameters, seed {seed}: {row['top1_start']:.4f} -> {row['top1']:.4f}")
+
+
+def found_recipe(out: Path, start: str, weights: str) -> Recipe:
+    """The recipe that the pilot beside the results found for a start; else the published one, with a word."""
+    try:
+        return best_recipe(Results(out / PILOT, PILOT_KEY), start, weights)
+    except LookupError:
+        recipe = best_recipe(Results(RESULTS / PILOT, PILOT_KEY), start)
+        say(f"{start}: no pilot of these weights in {out}; by {recipe}, the best for another teacher of this recipe")
+        return recipe
 
 
 def starts(bench: Bench, plan: Plan, start: str, share: float, seed: int) -> Iterator[tuple[str, nn.Module]]:

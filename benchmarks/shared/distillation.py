@@ -70,22 +70,23 @@ PILOT = "distillation_pilot.csv"
 PILOT_KEY = ("recipe", "start", "seed")
 
 
-def best_recipe(pilot: Results, start: str, weights: str) -> Recipe:
+def best_recipe(pilot: Results, start: str, weights: str | None = None) -> Recipe:
     """The recipe with the best mean accuracy of this start on held-out training images (`benchmarks.pilot`).
 
     Args:
-        weights: digest of all that the start depends on; rows of other teachers do not count.
+        weights: digest of all that the start depends on; rows of other teachers do not count. ``None``: all do.
 
     Raises:
         LookupError: the pilot has no row of it.
     """
-    means = {recipe: pilot.numbers("top1", recipe=str(recipe), start=start, weights=weights) for recipe in RECIPES}
+    of = {"start": start} if weights is None else {"start": start, "weights": weights}
+    means = {recipe: pilot.numbers("top1", recipe=str(recipe), **of) for recipe in RECIPES}
     known = {recipe: sum(numbers) / len(numbers) for recipe, numbers in means.items() if numbers}
     if not known:
         others = ", ".join(dict.fromkeys(row["weights"] for row in pilot.rows if row["start"] == start)) or "none"
         raise LookupError(
-            f"received rows of {start} in {pilot.path} with these weights: {others}; expected some with {weights}; "
-            "run benchmarks.pilot first, with this --teacher, --hypernet and --out"
+            f"received rows of {start} in {pilot.path} with these weights: {others}; expected some with "
+            f"{weights or 'any'}; run benchmarks.pilot first, with this --teacher, --hypernet and --out"
         )
     return max(known, key=known.__getitem__)
 

@@ -101,10 +101,16 @@ def test_the_pilot_of_another_teacher_chooses_no_recipe(bench: resnet18.Bench, t
         best_recipe(found, "kfac", "new")
 
 
-def test_the_pilot_is_the_one_beside_the_results(bench: resnet18.Bench, tmp_path: Path) -> None:
-    bench, results = replace(bench, recipe=None), Results(tmp_path / "resnet18_distilled.csv", ("start",))
-    with pytest.raises(LookupError, match=rf"received rows of kfac in {tmp_path}/{PILOT} with these weights: none"):
-        resnet18.distilled_rows(bench, results, 1, ["kfac"], 0.5)
+def test_the_pilot_is_the_one_beside_the_results_or_else_the_published_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = best_recipe(Results(resnet18.RESULTS / PILOT, PILOT_KEY), "kfac")
+    assert resnet18.found_recipe(tmp_path, "kfac", "abc") == published
+    assert f"kfac: no pilot of these weights in {tmp_path}; by {published}" in capsys.readouterr().out
+    own = Results(tmp_path / PILOT, PILOT_KEY)
+    own.add({"recipe": str(RECIPES[2]), "start": "kfac", "seed": 0, "weights": "abc", "top1": 0.5})
+    assert resnet18.found_recipe(tmp_path, "kfac", "abc") == RECIPES[2] != published
+    assert capsys.readouterr().out == ""
 
 
 def test_kept_out_images_are_others() -> None:
