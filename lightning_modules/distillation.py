@@ -72,6 +72,7 @@ class Distillation(Resumable):
         self.network, self.architecture, self.report = source.model, source.architecture, source.report
         self._saved_as = single_(self.network)
         self.losses = losses or Losses()
+        self.losses.require_classes(self.report)
         if teacher is None and (self.losses.logits > 0 or self.losses.features > 0):
             raise ModelError(
                 "received no teacher with a weight on its logits or features; expected one to follow; name it, or set "

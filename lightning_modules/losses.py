@@ -1,9 +1,11 @@
 """What a distilled student follows: the weights of the terms of its loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hypercompress.errors import ModelError
+from hypercompress.running.outputs import NUMBERS
 from lightning_modules.optimization import SettingError
 
 
@@ -31,6 +33,14 @@ class Losses:
                 f"received logits {self.logits:g}, features {self.features:g}, labels {self.labels:g}, temperature "
                 f"{self.temperature:g}; expected weights of 0 or more, one above 0, and a temperature above 0; change "
                 "them"
+            )
+
+    def require_classes(self, report: Mapping[str, Any]) -> None:
+        """Raises ModelError if a student says in its report that its outputs are numbers."""
+        if report.get("outputs") == NUMBERS and max(self.logits, self.labels) > 0:
+            raise ModelError(
+                "received a student whose outputs are numbers (outputs in its report.json); expected logits, which is "
+                "what these losses compare; train it in a loop of your own"
             )
 
     def require_maps(self, maps: Sequence[str], why: str) -> None:

@@ -26,6 +26,14 @@ def test_no_teacher_to_follow(folders: Folders) -> None:
         Distillation(folders[1])
 
 
+def test_a_student_of_numbers_is_not_distilled_as_a_classifier(folders: Folders, tmp_path: Path) -> None:
+    student = from_pretrained(folders[1])
+    student.report["outputs"] = "numbers"
+    student.save_pretrained(tmp_path / "student")
+    with pytest.raises(ModelError, match="received a student whose outputs are numbers"):
+        Distillation(tmp_path / "student", TeacherSource(str(folders[0])))
+
+
 def test_labels_that_are_not_there(folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     for index in range(8):
         Image.new("L", (28, 28), index * 30).save(tmp_path / f"{index}.png")
