@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from hypercompress.errors import ModelError, NonFiniteError
 from hypercompress.kinds import LayerKind, kind_of
@@ -34,6 +35,19 @@ def _judge(name: str, module: nn.Module, trace: Trace, held: Mapping[int, Sequen
     return Status.FACTORED, ""
 
 
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    """What is the module's, and of no layer inside: what its weight is computed of is its own."""
+    inside = [p for _, made_of in _computed(module) for p in made_of.parameters()]
+    return [*module.parameters(recurse=False), *inside]
+
+
+def _computed(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Names of the tensors that the module computes in each pass (`torch.nn.utils.parametrize`), and what it does so
+    with.
+    """
+    return list(module.get_submodule("parametrizations").named_children()) if is_parametrized(module) else []
+
+
 def _real_kind_of(module: nn.Module) -> LayerKind | None:
     """Its kind, if that is known and what the module holds are real numbers."""
     return None if any(parameter.is_complex() for parameter in module.parameters(recurse=False)) else kind_of(module)
@@ -48,8 +62,13 @@ def _unknown(name: str, module: nn.Module, held: Mapping[int, Sequence[str]]) ->
     if isinstance(module, nn.MultiheadAttention):
         why = why_packed(name, module, held) or "compress() unpacks it"
         return Status.UNSUPPORTED, f"nn.MultiheadAttention packs its projections into one parameter; {why}"
-    if all(p.squeeze().ndim < 2 for p in module.parameters(recurse=False)):
+    if all(p.squeeze().ndim < 2 for p in _own(module)):
         return Status.KEPT, "vectors only, no matrix"
+    if computed := " and ".join(name for name, _ in _computed(module)):
+        return Status.UNSUPPORTED, (
+            f"its {computed} is computed anew in each pass (weight norm, spectral norm), which "
+            "torch.nn.utils.parametrize.remove_parametrizations undoes"
+        )
     if isinstance(module, torch.jit.ScriptModule):
         return Status.UNSUPPORTED, "it is part of a scripted module (torch.jit), whose layers are no Python modules"
     return Status.UNSUPPORTED, f"no kind of layer is registered for {type(module).__name__}"
@@ -60,7 +79,10 @@ def _bypassed(name: str, module: nn.Module, trace: Trace) -> str:
     if not name:
         return "it is the whole model, with no place to put another (wrap it in nn.Sequential)"
     if "weight" not in module._parameters:
-        return "its weight is computed anew in each pass (weight norm, spectral norm, pruning)"
+        return (
+            "its weight is computed anew in each pass (weight norm, spectral norm, pruning), which remove_weight_norm, "
+            "remove_spectral_norm or prune.remove of torch.nn.utils undoes"
+        )
     if changed(module):
         return "it has hooks or a forward of its own"
     if extra := added(module):
@@ -135,6 +157,18 @@ def _layer(name: str, module: nn.Module, trace: Trace, sharing: Sharing) -> Laye
     return layer
 
 
+def _gathered(rows: Mapping[str, LayerSpec], modules: Mapping[str, nn.Module]) -> list[LayerSpec]:
+    """One row for a layer and all that computes its weight anew."""
+    found = dict[str, LayerSpec]()
+    for name, row in rows.items():  # a layer comes before what is in it
+        layer = f".{name}".partition(".parametrizations.")[0].removeprefix(".")
+        if layer in found and is_parametrized(modules[layer]):
+            found[layer] = replace(found[layer], params=found[layer].params + row.params)
+        else:
+            found[name] = row
+    return list(found.values())
+
+
 def require_finite(model: nn.Module, advice: str = "check the checkpoint") -> None:
     """Raises NonFiniteError naming every parameter and buffer that holds NaN or infinity.
 
@@ -171,13 +205,18 @@ def require_supported(model: nn.Module, spec: ModelSpec) -> None:
     wrong = [
         f"{layer.name or 'the model itself'} ({layer.reason})"
         for layer in spec.layers
-        if layer.status is Status.UNSUPPORTED and not any(model.get_submodule(layer.name).children())
+        if layer.status is Status.UNSUPPORTED and _childless(model.get_submodule(layer.name))
     ]
     if wrong:
         raise ModelError(
             f"received a model of which {len(wrong)} of {len(spec.layers)} layers are unsupported: {'; '.join(wrong)}; "
             "expected none, as strict says; register their kinds, or leave strict out and they stay dense"
         )
+
+
+def _childless(module: nn.Module) -> bool:
+    """Whether no layer is in it."""
+    return not any(name != "parametrizations" or not _computed(module) for name, _ in module.named_children())
 
 
 def inspect(model: nn.Module, example: Any, forward_fn: ForwardFn | None = None) -> ModelSpec:
@@ -198,11 +237,12 @@ def inspect(model: nn.Module, example: Any, forward_fn: ForwardFn | None = None)
     trace = trace_pass(model, example, forward_fn or call_model)
     held, modules = holders(model), dict(model.named_modules())
     sharing = Sharing(modules, held, trace.order, lambda name: _judge(name, modules[name], trace, held))
-    layers = [
-        _layer(name, module, trace, sharing)
+    rows = {
+        name: _layer(name, module, trace, sharing)
         for name, module in modules.items()
-        if any(True for _ in module.parameters(recurse=False))
-    ]
+        if is_parametrized(module) or any(True for _ in module.parameters(recurse=False))
+    }
+    layers = _gathered(rows, modules)
     layers.sort(key=lambda layer: (layer.depth < 0, layer.depth))
     size = tuple(example.shape[1:]) if isinstance(example, Tensor) else ()
     if isinstance(example, (tuple, list)) and example and isinstance(example[0], Tensor):
