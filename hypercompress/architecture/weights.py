@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,9 @@ from hypercompress.architecture.names import one_line
 from hypercompress.errors import ModelError, NonFiniteError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+AVERAGES, OTHERS = ("state_dict_ema", "model_ema"), ("state_dict", "model")
+WRAPPERS = (*AVERAGES, *OTHERS)
+TABLES = re.compile(r"pos_embed|position|rel_pos")  # in names of what a model has of the size of its images
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -38,10 +41,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"received checkpoint {path}; expected a name that ends in {', '.join(SUFFIXES)}; save the weights as one"
         )
     content = _read(path)
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
+    content = next((content[wrapper] for wrapper in _wrappers(content)), content)
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ModelError(
             f"received checkpoint {path}, which holds no mapping of names to tensors; expected a state dict, or one "
@@ -50,8 +50,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {re.sub(r"^((module|_orig_mod)\.)+", "", str(key)): value for key, value in content.items()}
 
 
-def _read(path: Path) -> Any:
-    """Whatever the file holds, or a `ModelError`."""
+def _wrappers(content: Any) -> list[str]:
+    """Under which names the content of a checkpoint has weights; the first are read."""
+    named = content if isinstance(content, Mapping) else {}
+    return [wrapper for wrapper in WRAPPERS if isinstance(named.get(wrapper), Mapping)]
+
+
+def average_in(path: Path) -> str | None:
+    """Under which name `read_weights` finds an average of the weights where the file has these as well."""
+    try:
+        found = _wrappers(_read(path, mapped=zipfile.is_zipfile(path)))
+    except (ModelError, OSError):  # which who loads it says
+        return None
+    return found[0] if {*found} & {*AVERAGES} and {*found} & {*OTHERS} else None
+
+
+def _read(path: Path, *, mapped: bool = False) -> Any:
+    """Whatever the file holds, or a `ModelError`; ``mapped``: no tensor is read before it is looked at."""
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
@@ -59,7 +74,7 @@ def _read(path: Path) -> Any:
             warnings.simplefilter("ignore")  # torch's remarks about old formats; a failure is raised below
             # timm's own training checkpoints carry their command line as a Namespace: attributes, no code.
             with torch.serialization.safe_globals([Namespace]):
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except SafetensorError as error:
         reason = one_line(error)
     except Exception as error:
@@ -92,10 +107,12 @@ def load_checkpoint(model: nn.Module, path: Path, name: str, args: Mapping[str, 
     ]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(faults.values()):
+        sized = any(map(TABLES.search, shapes))
+        advice = f"--model-args (num_classes, in_chans{', img_size) or --input-size' if sized else ')'}"
         listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
         raise ModelError(
             f"received checkpoint {path} that does not fit {name!r} with arguments {json.dumps(dict(args))}: {listed}; "
-            "expected the same names and shapes; check the model name and --model-args (num_classes, in_chans)"
+            f"expected the same names and shapes; check the model name and {advice}"
         )
     model.load_state_dict(weights)
 

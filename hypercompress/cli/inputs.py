@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hypercompress import report
 from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
+from hypercompress.architecture.weights import average_in
 from hypercompress.cli.checks import LEAST_IMAGES, image_folder
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, folder_read, loader, mismatch, unlike_timm
@@ -52,8 +53,10 @@ class Source:
     def __str__(self) -> str:
         if is_student_folder(self.text):
             return f"student folder {self.text}"
-        weights = "pretrained weights" if self.pretrained else "random weights"
-        return f"{self.text} with {f'weights of {self.checkpoint}' if self.checkpoint else weights}"
+        if self.checkpoint is None:
+            return f"{self.text} with {'pretrained' if self.pretrained else 'random'} weights"
+        average = average_in(self.checkpoint)
+        return f"{self.text} with weights of {self.checkpoint}{f' (their average: {average})' if average else ''}"
 
 
 def load(source: Source, input_size: Sequence[int] | None = None) -> tuple[nn.Module, Architecture | None]:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hypercompress.architecture import architecture_of, build, load_timm, read_weights
+from hypercompress.architecture.weights import average_in
 from hypercompress.errors import ModelError, NonFiniteError
 from tests.small_models import SMALL, same
 
@@ -154,6 +155,34 @@ def test_a_misfit_names_every_key(tmp_path: Path, weights: dict[str, Tensor]) ->
     assert '"num_classes": 10' in message
     assert "--model-args" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(("given", "advised"), [({"img_size": 96}, True), ({"num_classes": 7}, False)])
+def test_a_checkpoint_for_another_size_says_so(given: dict[str, int], advised: bool, tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit", pretrained=False, **given).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"--model-args \(num_classes, in_chans") as caught:
+        load_timm("test_vit", checkpoint=tmp_path / "w.pth")
+    assert str(caught.value).endswith("img_size) or --input-size") == advised
+    if advised:  # as it says
+        load_timm("test_vit", checkpoint=tmp_path / "w.pth", pretrained_cfg={"input_size": [3, 96, 96]})
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_average_is_told_of_where_there_are_other_weights(
+    zipped: bool, tmp_path: Path, weights: dict[str, Tensor]
+) -> None:
+    def average(content: object) -> str | None:
+        torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        return average_in(tmp_path / "w.pth")
+
+    assert average(_wrap_average(weights)) == "state_dict_ema"
+    assert average({"model": weights, "model_ema": weights}) == "model_ema"
+    assert average({"state_dict_ema": weights}) is None
+    assert average({"state_dict": weights, "model": weights}) is None
+    assert average(weights) is None
+    (tmp_path / "w.pth").write_bytes(b"no weights")
+    assert average_in(tmp_path / "w.pth") is None
+    assert average_in(tmp_path / "none.pth") is None
 
 
 def test_every_fault_of_a_wholly_different_checkpoint_is_listed(tmp_path: Path) -> None:

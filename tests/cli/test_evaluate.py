@@ -78,6 +78,16 @@ def test_a_timm_model_can_be_evaluated(run: Run, teacher: tuple[object, ...]) ->
     assert json.loads(out)["images"] == 50
 
 
+def test_an_average_of_the_weights_is_told(run: Run, weights: Path, tmp_path: Path) -> None:
+    found = hypercompress.architecture.read_weights(weights)
+    torch.save({"state_dict": found, "state_dict_ema": found}, tmp_path / "w.pth")
+    words = ("--model-args", ARGS, *SIZE, *DATA, "--images", 50)
+    for path, told in ((tmp_path / "w.pth", True), (weights, False)):
+        code, out, err = run("evaluate", "test_resnet", "--checkpoint", path, *words)
+        assert code == 0, err
+        assert ("(their average: state_dict_ema)" in " ".join((out + err).split())) == told
+
+
 def test_labels_of_folders_are_told_where_the_model_does_not_name_its_classes(
     run: Run, student: Path, tmp_path: Path
 ) -> None:
