@@ -1,6 +1,7 @@
 """The facade: a teacher and a budget in, a student out."""
 
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from hypercompress.running.renormalization import moments_of, put_back
 from hypercompress.search import search as search_ranks
 from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit, require_budget
 from hypercompress.student import Student, build_student
-from hypercompress.targeting import targeted
+from hypercompress.targeting import missed, targeted
 
 # What to do about a student whose weights are not finite.
 OVERFLOWED = "pass more or other images, choose generator 'svd', or compress in float32, and please report it"
@@ -270,7 +271,18 @@ def _time(student: Student, plan: Plan, forward_fn: ForwardFn | None) -> None:
     """Put what the student really takes into its report."""
     dense, ours = times_of(plan.original, student, plan.timed, forward_fn)
     if student.report["budget"]["unit"] == Unit.LATENCY:
+        share = student.report["budget"]["target"]
+        if missed(ours / dense, share):  # a student of these ranks met it: something else may run for a while
+            again = times_of(plan.original, student, plan.timed, forward_fn)
+            dense, ours = min((dense, ours), again, key=lambda times: times[1] / times[0])
         student.report["budget"]["achieved"] = ours / dense
+        if missed(ours / dense, share):
+            warnings.warn(
+                f"received a latency budget of {share:g} that the student misses: measured again, it takes "
+                f"{ours / dense:.2f} of the teacher's time; expected at most {share:g}; the machine may be busy: run "
+                "again, or ask for less",
+                stacklevel=5,  # finish, compress and its decorator are between
+            )
     student.report["latency"] = {
         "teacher_ms": dense,
         "student_ms": ours,
