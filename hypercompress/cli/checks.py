@@ -215,10 +215,10 @@ def share(option: str, value: float | None) -> None:
         raise HypercompressError(f"received {option} {value:g}; expected a share in (0, 1]; pass one")
 
 
-def followed(share: float | None, steps: int) -> None:
-    """There is something to follow."""
-    if share is not None and not steps:
-        raise HypercompressError("received --follow without --steps; expected steps to follow; pass --steps too")
+def of_steps(option: str, value: object, steps: int) -> None:
+    """There are steps for an option that says something of them."""
+    if value is not None and not steps:
+        raise HypercompressError(f"received {option} without --steps; expected steps that it is for; pass --steps too")
 
 
 def writable(folder: Path) -> None:

@@ -237,7 +237,6 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
     method.add_argument(
         "--tune",
         choices=("norms", "all"),
-        default="all",
         help="what the steps tune: norms, biases and the head, or all parameters (default: all)",
     )
     method.add_argument(

@@ -28,6 +28,7 @@ from hypercompress.transfer import adapt, load_network
 from hypercompress.transfer.levels import Weighing
 from hypercompress.transfer.ridge import check_labels
 from hypercompress.transfer.support import draw_shots
+from hypercompress.transfer.tuning import Tuned
 
 
 def transfer(arguments: Namespace) -> None:
@@ -46,7 +47,8 @@ def transfer(arguments: Namespace) -> None:
         lambda: checks.at_least("--steps", arguments.steps, 0),
         lambda: checks.at_least("--views", arguments.views, 0),
         lambda: checks.share("--follow", arguments.follow),
-        lambda: checks.followed(arguments.follow, arguments.steps),
+        lambda: checks.of_steps("--follow", arguments.follow, arguments.steps),
+        lambda: checks.of_steps("--tune", arguments.tune, arguments.steps),
         *checks.common(arguments),
     )
     torch.manual_seed(arguments.seed)
@@ -84,7 +86,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         steps=arguments.steps,
         views=arguments.views,
         levels=not arguments.no_levels,
-        tuned=arguments.tune,
+        tuned=arguments.tune or Tuned.ALL,
         follow=arguments.follow,
         network=arguments.network,
         names=images.classes,

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,11 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     """
     start, model = time.perf_counter(), as_written(model)
     what = _tuned(tuned)
-    if min(steps, views or 0) < 0 or not (rate is None or rate > 0):
+    counts: list[Any] = [steps, views or 0]
+    if not all(isinstance(count, Integral) for count in counts) or min(counts) < 0 or not (rate is None or rate > 0):
         raise GeneratorError(
-            f"received {steps} steps at a learning rate of {rate} and views={views}; expected 0 or more of either at "
-            "a rate above 0; change them"
+            f"received {steps} steps at a learning rate of {rate} and views={views}; expected whole numbers of either, "
+            "0 or more, at a rate above 0; change them"
         )
     if follow is not None and not 0 < follow <= 1:
         raise GeneratorError(f"received follow={follow:g}; expected a share of the way in (0, 1]; change it")

@@ -90,10 +90,9 @@ class Backbone(nn.Module):
         return found[0]
 
     def set_classifier(self, weight: Float[Tensor, "k d"], bias: Float[Tensor, " k"]) -> None:
-        """Put a head into the model, in place of a classifier of as many classes."""
+        """Put a head into the model, in place of a classifier of as many classes, with a bias."""
         last = self.model.get_submodule(self.classifier)
         assert isinstance(last, nn.Linear)  # by classifier
         with torch.no_grad():
             last.weight.copy_(weight)
-            if last.bias is not None:
-                last.bias.copy_(bias)
+            last.bias.copy_(bias)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture, Levels, ReadsLevels, architecture_of, read_last, read_levels
+from hypercompress.errors import ModelError
 from hypercompress.running.calling import evaluating
 from hypercompress.running.copying import copy_of
 from hypercompress.student import Student
@@ -165,7 +166,7 @@ def new_student(model: nn.Module, classes: int, architecture: Architecture | Non
     """A copy of the model with an empty head of so many classes, and the same model as a backbone.
 
     Raises:
-        ModelError: no backbone, or its classifier is not one linear layer.
+        ModelError: no backbone, or its classifier is not one linear layer with a bias.
     """
     inner: Any = Backbone(model.model if isinstance(model, Student) else model).model
     if isinstance(model, Student):
@@ -180,6 +181,11 @@ def new_student(model: nn.Module, classes: int, architecture: Architecture | Non
         student.reset_classifier(classes)
     backbone = Backbone(student.to(some.device).model)
     last = backbone.model.get_submodule(backbone.classifier)  # raises if it is no linear layer
+    if last.bias is None:
+        raise ModelError(
+            f"received {type(backbone.model).__name__}, whose reset_classifier makes a linear layer without a bias; "
+            "expected one with a bias, which the closed-form head has; make it with bias=True"
+        )
     last.to(getattr(inner.get_classifier(), "weight", some).dtype)  # other parts may be in other precisions
     return student, backbone
 

@@ -1,5 +1,6 @@
 """Support sets, options and models that cannot be adapted: refused in one line that says why."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,10 +97,10 @@ def test_features_of_not_a_number_are_named() -> None:
         adapt(model_of(), X / 0, Y, network="none")
 
 
-@pytest.mark.parametrize("options", [{"steps": -1}, {"views": -1}, {"rate": 0.0}])
+@pytest.mark.parametrize("options", [{"steps": -1}, {"steps": 2.5}, {"views": -1}, {"views": 2.0}, {"rate": 0.0}])
 def test_steps_and_views_that_cannot_be_taken(options: dict[str, Any]) -> None:
-    with pytest.raises(GeneratorError, match="expected 0 or more of either at a rate above 0; change them"):
-        adapt(model_of(), X, Y, network="none", **options)
+    with pytest.raises(GeneratorError, match="expected whole numbers of either, 0 or more, at a rate above 0; change"):
+        inspect.unwrap(adapt)(model_of(), X, Y, network="none", **options)  # not by the tests' type checks
 
 
 def test_what_steps_cannot_tune() -> None:
@@ -115,6 +116,17 @@ def test_models_that_are_no_backbone() -> None:
         adapt(ConvHead(), X, Y)
     with pytest.raises(ModelError, match="whose output is not that of its last layer"):
         adapt(Odd(), X, Y, network="none")
+
+
+def test_a_head_without_a_bias_would_lose_that_of_ridge() -> None:
+    class Biased(Plain):
+        bias = True
+
+    assert adapt(Biased(), X, Y, network="none", views=0).model.fc.bias.any()
+    with pytest.raises(
+        ModelError, match=r"Plain, whose reset_classifier makes a linear layer without a bias; expected"
+    ):
+        adapt(Plain(), X, Y, network="none", views=0)
 
 
 class Odd(nn.Module):
@@ -145,3 +157,15 @@ class ConvHead(Odd):
 
     def get_classifier(self) -> nn.Module:
         return nn.Conv2d(4, 3, 1)
+
+
+class Plain(Odd):
+    """A model whose classifier has no bias."""
+
+    bias = False
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return x if pre_logits else self.fc(x)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.fc = nn.Linear(4, num_classes, bias=self.bias)

@@ -238,7 +238,8 @@ def test_a_share_of_the_way_that_is_none(share: object, run: Run, tmp_path: Path
     assert "expected a share in (0, 1]" in err
 
 
-def test_there_are_steps_to_follow(run: Run, tmp_path: Path) -> None:
-    code, out, err = run("test_resnet", tmp_path / "a", *ARGS, "--data", "digits", "--follow", 0.5)
+@pytest.mark.parametrize(("option", "value"), [("--follow", 0.5), ("--tune", "norms"), ("--tune", "all")])
+def test_there_are_steps_for_what_is_said_of_them(option: str, value: object, run: Run, tmp_path: Path) -> None:
+    code, out, err = run("test_resnet", tmp_path / "a", *ARGS, "--data", "digits", option, value)
     assert (code, out) == (2, "")
-    assert err == "error: received --follow without --steps; expected steps to follow; pass --steps too\n"
+    assert err == f"error: received {option} without --steps; expected steps that it is for; pass --steps too\n"
