@@ -1,12 +1,13 @@
 """The low-rank layer: two plain modules, so that export, quantization and FLOP counters need no special case."""
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from hypercompress.errors import WriteError
 from hypercompress.kinds.groups import stacked
-from hypercompress.kinds.product import product_of
+from hypercompress.kinds.product import Product, product_of
 from hypercompress.specs import LayerFactors
 
 Dense = TypeVar("Dense", bound=nn.Module)
@@ -37,6 +38,20 @@ class LowRank(nn.Sequential):
         self.rank = rank
         self.add_module("reduce", reduce)
         self.add_module("expand", expand)
+
+    def register_parameter(self, name: str, param: Any) -> None:
+        """As of any module, but for the product, which torch's pruning would make a parameter of.
+
+        Raises:
+            WriteError: it is the product.
+        """
+        if isinstance(param, Product):
+            raise WriteError(
+                f"received the weight of a factored layer as the parameter {name}; expected one of its own, because it "
+                "is the product of the layer's factors; prune its factors (layer.reduce and layer.expand), or the "
+                "layers of student.to_dense()"
+            )
+        super().register_parameter(name, param)
 
     @property
     def input_rank(self) -> int | None:

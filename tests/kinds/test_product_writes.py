@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from hypercompress.errors import HypercompressError
 from hypercompress.kinds import LowRank, low_rank_like
@@ -96,3 +97,16 @@ def test_the_factors_are_written_into_as_ever(layer: LowRank) -> None:
     with torch.no_grad():
         torch.add(layer.weight, 0, out=target)
     assert torch.equal(target, 2 * before)
+
+
+def test_the_product_is_pruned_in_its_factors() -> None:
+    layer = low_rank_like(nn.Linear(8, 6), 3)
+    before = list(layer.state_dict())
+    with pytest.raises(
+        HypercompressError, match=r"as the parameter weight_orig.*prune its factors \(layer\.reduce and"
+    ):
+        prune.l1_unstructured(layer, "weight", 0.5)
+    assert list(layer.state_dict()) == before
+    prune.l1_unstructured(layer.reduce, "weight", 0.5)
+    assert (layer.reduce.weight == 0).sum() == 12
+    assert layer(torch.ones(2, 8)).shape == (2, 6)
