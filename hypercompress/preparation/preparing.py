@@ -116,7 +116,8 @@ def _regresses(teacher: nn.Module, split: CalibrationSplit | None, forward_fn: F
     if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
         return False
     two = resized(batch, 2)
-    return regressed(two[1], passed(teacher, two, taking(forward_fn))) if two[1].is_floating_point() else False
+    real = two[1].is_floating_point() and two[1].ndim > 1  # one number a sample has no class axis
+    return real and regressed(two[1], passed(teacher, two, taking(forward_fn)))
 
 
 def _replaceable(apart: Apart, example: Any, forward_fn: ForwardFn | None = None) -> ModelSpec:

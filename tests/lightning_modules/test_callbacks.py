@@ -235,7 +235,8 @@ def test_what_sigterm_stops_goes_on_from_that_very_step(
 def test_ctrl_c_stops_as_sigterm_does_and_a_second_one_at_once(
     folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.default_int_handler
+    signal.signal(signal.SIGINT, handler)  # ignored where the tests run in the background of a shell
     with pytest.raises(SystemExit):  # of Lightning's
         distilled(folders, trainer, tmp_path, Stop(1, number=signal.SIGINT, times=2))
     signal.signal(signal.SIGINT, handler)

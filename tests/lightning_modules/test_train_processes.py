@@ -33,7 +33,9 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(
     words += ["--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     command, checkpoint = [sys.executable, str(root / "train.py"), *words], here / "runs/debug/distill/last.ckpt"
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, and so inherited, in the background of a shell
     process = subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    signal.signal(signal.SIGINT, before)
     while process.poll() is None and not checkpoint.exists():
         time.sleep(0.1)
     process.send_signal(number)
