@@ -62,7 +62,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
 
     Args:
         teacher: any module; not modified. A `Student` counts as the dense network that its factors make, of which the
-            budget is a share (a warning says if the result is larger), and a compiled model as it was before.
+            budget is a share (a warning says if the result is larger), a compiled model as it was before, and one in
+            `DataParallel` or `DistributedDataParallel` as the model inside, which is what ``forward_fn`` gets.
         budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
         data: calibration batches (tensors, tuples or dicts), without ``forward_fn`` cast to the type of the parameters;
             labels ``(images, labels)`` serve the top-1 in the report alone, and show batches that are sorted by class,
