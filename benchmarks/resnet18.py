@@ -3,7 +3,7 @@
     python -m benchmarks.resnet18 --data fashion_mnist:ROOT [--teacher FOLDER] [--seeds 3] [--out benchmarks/results]
 
 ``benchmarks.pilot``, with the same teacher and ``--out``, finds the learning rate of each start; where it was not run
-for this teacher the published rates stand, found on another of the same recipe, and the program says so. Without
+for these weights the published rates stand, found on others of the same architecture, and the program says so. Without
 ``--teacher`` the teacher is trained by ``configs/teacher.yaml`` (3 epochs) if it is not there. Sizes are shares of
 the parameters of the layers that may be factored. Each seed draws its own 1,024 calibration images (a quarter of them
 is the guard's, held out of the statistics) and its own order of distillation, which starts from students as generated,
@@ -110,7 +110,7 @@ def found_recipe(out: Path, start: str, weights: str) -> Recipe:
         return best_recipe(Results(out / PILOT, PILOT_KEY), start, weights)
     except LookupError:
         recipe = best_recipe(Results(RESULTS / PILOT, PILOT_KEY), start)
-        say(f"{start}: no pilot of these weights in {out}; by {recipe}, the best for another teacher of this recipe")
+        say(f"{start}: no pilot of these weights in {out}; by {recipe}, the best for those of {RESULTS.name}/{PILOT}")
         return recipe
 
 

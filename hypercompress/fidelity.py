@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.running.calling import ForwardFn, call_model, evaluating
+from hypercompress.running.nested import labels_of
 from hypercompress.running.outputs import NONE, agreeing, divergence, logits_of, named
 
 if TYPE_CHECKING:
@@ -35,15 +36,6 @@ class Fidelity:
     top1_teacher: float | None
     top1_student: float | None
     images: int
-
-
-def labels_of(batch: Any) -> Tensor | None:
-    """The labels of a ``(images, labels)`` batch; ``None`` if there are none or they are marked unknown (-1)."""
-    if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor):
-        labels = batch[1]
-        if labels.ndim == 1 and not labels.is_floating_point() and bool((labels >= 0).all()):
-            return labels
-    return None
 
 
 def _top1_labels(batch: Any, output: Tensor) -> Tensor | None:

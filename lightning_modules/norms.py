@@ -6,7 +6,8 @@ first, and at a learning rate of 0 the student becomes worse (LOG.md, 2026-11-27
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -74,17 +75,18 @@ def freeze_if_better(
     return frozen
 
 
-class several_images:  # noqa: N801 - reads as a statement
+@contextmanager
+def several_images() -> Iterator[None]:
     """What torch raises where a BatchNorm that trains sees a single value of each channel becomes a `SettingError`."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
-            raise SettingError(
-                "received a batch of one image for BatchNorms that normalise by the batch; expected two or more, as "
-                "one value has no spread; raise --data.batch_size, or in a distillation set --model.norms frozen"
-            ) from error
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise SettingError(
+            "received a batch of one image for BatchNorms that normalise by the batch; expected two or more, as one "
+            "value has no spread; raise --data.batch_size, or in a distillation set --model.norms frozen"
+        ) from error
 
 
 def refilling(trainer: Trainer) -> bool:

@@ -83,20 +83,16 @@ class Optimization:
                 "received lr auto; expected a number, as only the distillation from a teacher can choose; set "
                 "--model.optimization.lr"
             )
-        optimizer = self._created(list(modules), self.lr)
+        listed = list(modules)
+        whole = listed[0] if len(listed) == 1 else nn.ModuleList(listed)  # one names itself what it keeps from decay
+        optimizer = self._created(whole, self.lr)
         schedule = LambdaLR(optimizer, self.factor(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _created(self, modules: list[nn.Module], lr: float) -> Optimizer:
+    def _created(self, model: nn.Module, lr: float) -> Optimizer:
         try:
             return create_optimizer_v2(
-                modules[0]
-                if len(modules) == 1
-                else nn.ModuleList(modules),  # one names itself what it keeps from decay
-                opt=self.optimizer,
-                lr=lr,
-                weight_decay=self.weight_decay,
-                momentum=self.momentum,
+                model, opt=self.optimizer, lr=lr, weight_decay=self.weight_decay, momentum=self.momentum
             )
         except Exception as error:  # some need a card, some a package, and each says so in its own way
             raise SettingError(

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypercompress.errors import DataError
-from hypercompress.fidelity import accuracy, compare, labels_of, remembering
+from hypercompress.fidelity import accuracy, compare, remembering
+from hypercompress.running.nested import labels_of
 from hypercompress.running.outputs import divergence
 
 

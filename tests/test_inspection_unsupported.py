@@ -8,11 +8,10 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import prune
 
 from hypercompress import Budget, compress, from_pretrained
-from hypercompress.errors import ModelError, NonFiniteError
-from hypercompress.inspection import inspect, require_supported
+from hypercompress.errors import NonFiniteError
+from hypercompress.inspection import inspect
 from hypercompress.packed.unpacking import unpack
 from hypercompress.specs import Status
 from tests.lookup import row
@@ -65,38 +64,6 @@ def test_asking_a_weight_for_its_type_does_no_harm() -> None:
     assert row(inspect(Model(), torch.randn(2, 8)), "fc").status is Status.FACTORED
     subclass = inspect(nn.Sequential(Asks(8, 8)), torch.randn(2, 8)).layers[0]
     assert (subclass.status, subclass.reason) == (Status.UNSUPPORTED, "no kind of layer is registered for Asks")
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(
-    ("wrap", "remedy"),
-    [
-        (nn.utils.parametrizations.weight_norm, "parametrize.remove_parametrizations"),
-        (nn.utils.parametrizations.spectral_norm, "parametrize.remove_parametrizations"),
-        (nn.utils.weight_norm, "remove_weight_norm"),
-        (lambda layer: prune.l1_unstructured(layer, "weight", 0.3), "prune.remove"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_weights_computed_in_each_pass_are_unsupported(wrap: Any, remedy: str, bias: bool) -> None:
-    """The layer is named, once, with all that its weight is computed of; what is undone is a layer like others."""
-    model = nn.Sequential(wrap(nn.Linear(8, 8, bias=bias)), nn.Linear(8, 8))
-    spec = inspect(model, torch.randn(2, 8))
-    assert [layer.name for layer in spec.candidates] == ["1"]
-    assert [layer.name for layer in spec.layers] == ["0", "1"]
-    found = row(spec, "0")
-    assert found.status is Status.UNSUPPORTED
-    assert "its weight is computed anew in each pass" in found.reason
-    assert remedy in found.reason
-    assert found.params == sum(p.numel() for p in model[0].parameters()) == spec.params - row(spec, "1").params
-    with pytest.raises(ModelError, match=r"1 of 2 layers are unsupported: 0 \(its weight is computed anew"):
-        require_supported(model, spec)
-
-
-def test_a_vector_computed_in_each_pass_is_no_matrix() -> None:
-    norm = nn.utils.parametrize.register_parametrization(nn.LayerNorm(8), "weight", nn.Softplus(), unsafe=True)
-    found = row(inspect(nn.Sequential(nn.Linear(8, 8), norm), torch.randn(2, 8)), "1")
-    assert (found.status, found.params) == (Status.KEPT, 16)
 
 
 def test_multihead_attention_is_unsupported_and_its_neighbours_are_not() -> None:

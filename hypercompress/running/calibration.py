@@ -20,9 +20,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from hypercompress.errors import DataError
 from hypercompress.running.calling import ordinary
-from hypercompress.running.nested import batch_size, flat
+from hypercompress.running.nested import batch_size, flat, labels_of
 
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
 
 
@@ -91,9 +90,9 @@ def _mixed(batches: list[Any]) -> list[Any]:
     """Batches of samples and labels that are sorted by label, as folders of classes are read, with all samples in
     another order: of one batch in four whole classes would be missing in the statistics. Other batches as they are.
     """
-    labels = [_labels(batch) for batch in batches]
+    labels = [labels_of(batch) for batch in batches]
     each = [values for values in labels if values is not None]
-    if len(each) < len(labels) or len(set(map(layout_of, batches))) > 1:
+    if list(map(len, each)) != list(map(batch_size, batches)) or len(set(map(layout_of, batches))) > 1:
         return batches
     classes = torch.cat(each)
     if classes[0] == classes[-1] or (classes[:-1] > classes[1:]).any():
@@ -101,13 +100,6 @@ def _mixed(batches: list[Any]) -> list[Any]:
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
     together = join(batches, len(classes))
     return [_rows(together, part) for part in order.split([len(values) for values in each])]
-
-
-def _labels(batch: Any) -> Tensor | None:
-    """The second of a tuple or list if it is a whole number for each sample."""
-    values = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-    fits = isinstance(values, Tensor) and values.shape == (batch_size(batch),) and values.dtype in INTEGERS
-    return values if fits else None
 
 
 def _as_passed(batch: Any) -> Any:

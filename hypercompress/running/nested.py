@@ -20,6 +20,15 @@ def batch_size(batch: Any) -> int:
     raise ModelError(f"received an example of type {type(batch).__name__}; expected a batch that holds a tensor")
 
 
+def labels_of(batch: Any) -> Tensor | None:
+    """The labels of a ``(images, labels)`` batch; ``None`` if there are none or they are marked unknown (-1)."""
+    if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor):
+        labels = batch[1]
+        if labels.ndim == 1 and not labels.is_floating_point() and bool((labels >= 0).all()):
+            return labels
+    return None
+
+
 def flat(value: Any) -> Iterator[Any]:
     """Everything in nested tuples, lists and mappings, in order; of one that holds itself, all else.
 

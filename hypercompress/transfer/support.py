@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hypercompress.architecture.names import one_line
 from hypercompress.errors import DataError
-from hypercompress.fidelity import labels_of
 from hypercompress.running.calling import ordinary
+from hypercompress.running.nested import labels_of
 from hypercompress.transfer.ridge import check_labels
 
 BATCH = 64  # images run together, where the caller did not batch them

@@ -106,7 +106,10 @@ def test_the_pilot_is_the_one_beside_the_results_or_else_the_published_one(
 ) -> None:
     published = best_recipe(Results(resnet18.RESULTS / PILOT, PILOT_KEY), "kfac")
     assert resnet18.found_recipe(tmp_path, "kfac", "abc") == published
-    assert f"kfac: no pilot of these weights in {tmp_path}; by {published}" in capsys.readouterr().out
+    assert (
+        f"kfac: no pilot of these weights in {tmp_path}; by {published}, the best for those of"
+        in capsys.readouterr().out
+    )
     own = Results(tmp_path / PILOT, PILOT_KEY)
     own.add({"recipe": str(RECIPES[2]), "start": "kfac", "seed": 0, "weights": "abc", "top1": 0.5})
     assert resnet18.found_recipe(tmp_path, "kfac", "abc") == RECIPES[2] != published
