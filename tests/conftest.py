@@ -1,8 +1,8 @@
-"""What every test shares: shapes and types checked at run time, fixed seeds, and the folder of real data."""
+"""What every test shares: shapes checked at run time, fixed seeds, freed memory kept, and the folder of real data."""
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -11,12 +11,28 @@ import numpy as np
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def shaped() -> list[str]:
+    """The modules that annotate shapes; of the others mypy has checked every type, and a check of every call would take
+    a third of the run.
+    """
+    files = sorted(path for name in ("hypercompress", "lightning_modules") for path in (ROOT / name).rglob("*.py"))
+    named = (path.relative_to(ROOT).with_suffix("").parts for path in files if "jaxtyping" in path.read_text())
+    return [".".join(parts) for parts in named]
+
+
 # Must stand before the first import of the packages: jaxtyping annotations are checked here and nowhere else.
-jaxtyping.install_import_hook(["hypercompress", "lightning_modules"], "beartype.beartype")
+jaxtyping.install_import_hook(shaped(), "beartype.beartype")
+
+from hypercompress.running.memory import give_back, keep_freed  # noqa: E402
 
 # The tests' networks are tiny: a second thread costs more than it brings, and one makes sums repeatable.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start, too
+# The system clears every page that it hands out. Where that is slow, tests of large activations take twice as long.
+keep_freed()
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
@@ -28,6 +44,13 @@ def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (third-party code reads the global state)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory() -> Iterator[None]:
+    """What a file of tests has freed goes back to the system."""
+    yield
+    give_back()
 
 
 @pytest.fixture
@@ -55,7 +78,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout: the folder that holds pyproject.toml."""
-    return Path(__file__).resolve().parents[1]
+    return ROOT
 
 
 @pytest.fixture(scope="session")
