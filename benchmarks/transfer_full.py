@@ -121,8 +121,8 @@ def reached(accuracies: Sequence[float], target: float, every: int) -> int | Non
 
 def key_of(common: Mapping[str, Any], name: str, seed: int) -> dict[str, Any]:
     """What a row is found by; ``weights`` are those of the backbone in ``common``, and here of the network as well."""
-    network = network_digest(name, NETWORKS[name]) if NETWORKS[name] != "none" else ""
-    return {**common, "weights": common["weights"] + network, "start": name, "seed": seed}
+    weights = common["weights"] + network_digest(name, NETWORKS[name])
+    return {**common, "weights": weights, "start": name, "seed": seed}
 
 
 def run(backbone: Backbone, schedule: Schedule, seeds: int, results: Results) -> None:

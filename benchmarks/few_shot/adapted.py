@@ -56,8 +56,8 @@ def steps_of(method: str, network: str, steps: list[int]) -> list[int]:
 
 
 def network_digest(method: str, network: str) -> str:
-    """What the network adds to the digest of the backbone's weights."""
-    folder = network_folder(method, network)
+    """What the network adds to the digest of the backbone's weights; to that of a baseline nothing."""
+    folder = network_folder(method, network) if method in ADAPTED else None
     return f"+{digest(folder)}" if folder else ""
 
 

@@ -6,7 +6,7 @@ from itertools import product
 
 import torch
 
-from benchmarks.few_shot.adapted import ADAPTED, network_digest
+from benchmarks.few_shot.adapted import network_digest
 from benchmarks.few_shot.backbones import Backbone
 from benchmarks.few_shot.intervals import block
 from benchmarks.few_shot.solving import Solving
@@ -51,7 +51,7 @@ def try_rates(
     solving: Solving,
 ) -> None:
     """Add the rows of the grid that are missing and ours to make; arguments as in `choose_rates`."""
-    weights = backbone.weights + (network_digest(method, solving.network) if method in ADAPTED else "")
+    weights = backbone.weights + network_digest(method, solving.network)
     counts = {s: max([episodes, *_tried(results, backbone, method, s, weights)]) for s in steps}
     for rate, count in product(RATES, sorted(set(counts.values()))):
         keys = {s: _key(backbone, method, rate, s, count, weights) for s in steps if counts[s] == count}

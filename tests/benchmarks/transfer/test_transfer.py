@@ -67,7 +67,8 @@ def test_ours_has_rows_where_it_is_something_of_its_own(trial: Trial, tmp_path: 
     results = Results(tmp_path / "transfer.csv", KEY, MADE_OF)
     run_steps(trial, "adapt", SHOTS, 3, {0: 1e-3}, results, Solving(network))
     run_steps(trial, "adapt-plain", SHOTS, 3, {1: 1e-3}, results, Solving(network))
-    assert [r["weights"] == "abc" for r in results.rows] == [False, True], (
+    run_steps(trial, "norm", SHOTS, 3, {1: 1e-3}, results, Solving(network))
+    assert [r["weights"] == "abc" for r in results.rows] == [False, True, True], (
         "the network's weights count where it is used"
     )
     before = results.path.read_bytes()
