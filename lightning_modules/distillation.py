@@ -4,6 +4,7 @@ Shape letters: ``b`` images in a batch; ``k`` classes; ``c h w`` channels, heigh
 """
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -29,9 +29,10 @@ from hypercompress.running.norms import remembering_norms
 from hypercompress.running.outputs import agreeing, divergence, named
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.data import images_of
+from lightning_modules.dropping import dropping_nothing
 from lightning_modules.held_out import described, measured, tell, validated
 from lightning_modules.losses import Losses
-from lightning_modules.matching import comparable, in_common, probed
+from lightning_modules.matching import in_common, matched, probed
 from lightning_modules.norms import freeze_if_better, freeze_norms, refilling, several_images
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.rates import rate_for, require_choice, scale_rates
@@ -126,17 +127,8 @@ class Distillation(Resumable):
         if self._own_images is not None:  # of an earlier run with other images
             self._own_images.remove()
         self._own_images = self._source.renormalize_(self.teacher, given)
-        ours = probed(self.network, self.watched, size, "student")
-        self.watched, wrong = comparable(ours, probed(self.teacher, self.watched, size, "teacher"))
-        self._number_labels(ours.logits)
-        if self.losses.features > 0:
-            rank_zero_info(f"feature loss on: {', '.join(self.watched) or 'nothing (no feature maps in common)'}")
-        if wrong:
-            listed = "; ".join(f"{name} ({fault})" for name, fault in wrong.items())
-            rank_zero_info(f"feature loss leaves out: {listed}")
-        self.losses.require_maps(
-            self.watched, f"whose feature maps all differ from the teacher's or are no tensors ({len(wrong)})"
-        )
+        logits, self.watched = matched(self.network, self.teacher, self.watched, size, self.losses)
+        self._number_labels(logits)
 
     def _number_labels(self, logits: tuple[int, ...]) -> None:
         data = images_of(self)
@@ -235,7 +227,8 @@ class Distillation(Resumable):
         if self.rate in (None, 0) or self.frozen is None:
             self._begin(images)
         terms: dict[str, Tensor] = {}
-        with watching(self.network, self.watched) as ours, several_images():
+        kept = nullcontext() if self.losses.labels > 0 else dropping_nothing(self.network)
+        with watching(self.network, self.watched) as ours, several_images(), kept:
             logits = self(images)
         if self.teacher is not None:
             with torch.no_grad(), watching(self.teacher, self.watched) as theirs:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from hypercompress.architecture.names import one_line
 from hypercompress.errors import HypercompressError, ModelError
 from hypercompress.running.calling import call_model, evaluating, placed
+from lightning_modules.losses import Losses
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,31 @@ def probed(network: nn.Module, names: Sequence[str], size: Sequence[int], whose:
         for handle in handles:
             handle.remove()
     return Shapes(tuple(logits.shape), maps)
+
+
+def matched(
+    student: nn.Module, teacher: nn.Module, names: Sequence[str], size: Sequence[int], losses: Losses
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The shape of the logits of two images, and which of the named feature maps can be compared; it says which cannot.
+
+    Args:
+        names: dotted paths of modules that both networks have.
+        size: channels, height and width in pixels.
+        losses: what the student is to follow.
+
+    Raises:
+        ModelError: the two differ in the shape of their logits, one does not take the images, or maps alone are
+            followed and no two are alike.
+    """
+    ours = probed(student, names, size, "student")
+    watched, wrong = comparable(ours, probed(teacher, names, size, "teacher"))
+    if losses.features > 0:
+        rank_zero_info(f"feature loss on: {', '.join(watched) or 'nothing (no feature maps in common)'}")
+    if wrong:
+        listed = "; ".join(f"{name} ({fault})" for name, fault in wrong.items())
+        rank_zero_info(f"feature loss leaves out: {listed}")
+    losses.require_maps(watched, f"whose feature maps all differ from the teacher's or are no tensors ({len(wrong)})")
+    return ours.logits, watched
 
 
 def comparable(student: Shapes, teacher: Shapes) -> tuple[tuple[str, ...], dict[str, str]]:
