@@ -22,6 +22,7 @@ from hypercompress.errors import HypercompressError
 from hypercompress.running.memory import keep_freed
 from lightning_modules.callbacks import SaveWhenStopped, StepLines, TellReplaced
 from lightning_modules.failing import refused, told
+from lightning_modules.syncing import SyncedNorms
 
 KEYWORDS = ("best", "last", "hpc", "registry")  # of Lightning's, for checkpoints of the run itself
 OUTPUTS = ("default_root_dir", "save_dir", "dirpath", "folder", "out")  # what the configs call the places they write to
@@ -90,6 +91,8 @@ class CLI(LightningCLI):
                 f"received the strategy {type(trainer.strategy).__name__}; expected auto or ddp: students are measured "
                 "and saved whole, so each process holds a whole network; pass --trainer.strategy ddp"
             )
+        if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._layer_sync is not None:
+            trainer.strategy._layer_sync = SyncedNorms()
         return trainer
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

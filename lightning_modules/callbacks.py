@@ -19,6 +19,7 @@ from torch import nn
 
 from hypercompress.saved.artefact import refuse_existing
 from hypercompress.student import Student
+from lightning_modules.syncing import SyncedNorms
 from lightning_modules.teacher import keeps
 
 
@@ -77,6 +78,9 @@ class SaveStudent(Callback):
             return
         assert isinstance(pl_module, HasStudent)  # by setup
         check_ranks(trainer, pl_module)
+        syncing = getattr(trainer.strategy, "_layer_sync", None)
+        if isinstance(syncing, SyncedNorms):
+            syncing.revert(pl_module)  # as Lightning would, but later
         student = pl_module.student()
         if trainer.is_global_zero:
             student.save_pretrained(self.folder, overwrite=self.overwrite)
