@@ -23,7 +23,8 @@ OTHERS = frozenset(
 DECODED_AT_MOST = 20_000  # images that are decoded once before use; larger folders have only their headers read
 NAMED = 5
 TRAINING = ("train", "training")  # names of a split's folder, in order of preference, without regard to case
-HELD_OUT = ("val", "valid", "validation", "test", "testing")
+TESTS = ("test", "testing")
+HELD_OUT = ("val", "valid", "validation", *TESTS)
 
 
 class FileImages:
@@ -46,7 +47,9 @@ class FileImages:
             raise DataError(f"received {path}, which cannot be decoded; expected an image; remove it") from error
 
 
-def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: bool = False) -> ImageData:
+def open_folder(
+    root: Path, preprocess: Preprocess, *, train: bool, augment: bool = False, test: bool = False
+) -> ImageData:
     """The images below a folder, sorted by path; every image is tried before use.
 
     Args:
@@ -56,6 +59,7 @@ def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: boo
             split too, and case does not matter.
         train: which of the two.
         augment: see `Preprocess.transform`.
+        test: of ``val`` and ``test`` the latter, where both are there.
 
     Raises:
         DataError: no such folder, no readable image, a class that ``train`` does not have, or a folder beside
@@ -67,7 +71,7 @@ def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: boo
     """
     if not root.is_dir():
         raise DataError(f"received {root}, which is no folder; expected a folder of images; check the path")
-    chosen, classes, empty = _choose(root, train)
+    chosen, classes, empty = _choose(root, train, test)
     paths, labels, left_out = _list(chosen, classes)
     if not paths:
         raise DataError(
@@ -94,13 +98,13 @@ def open_folder(root: Path, preprocess: Preprocess, *, train: bool, augment: boo
     return ImageData(source, preprocess.transform(augment), classes=classes, skipped=skipped)
 
 
-def folder_read(root: Path, *, train: bool) -> Path:
+def folder_read(root: Path, *, train: bool, test: bool = False) -> Path:
     """The folder whose images `open_folder` reads; no image is read.
 
     Raises:
         DataError: see `check_splits`.
     """
-    return _choose(root, train)[0]
+    return _choose(root, train, test)[0]
 
 
 def check_splits(root: Path) -> None:
@@ -114,10 +118,11 @@ def check_splits(root: Path) -> None:
         _choose(root, train=False)
 
 
-def _choose(root: Path, train: bool) -> tuple[Path, list[str], list[str]]:
+def _choose(root: Path, train: bool, test: bool = False) -> tuple[Path, list[str], list[str]]:
     """The folder to read, the names of its classes, none if it is flat, and its sub-folders without images."""
     inside, empty = _folders(root)
-    training, held_out = (_split(inside, names) or _split(empty, names) for names in (TRAINING, HELD_OUT))
+    others = (*TESTS, *HELD_OUT) if test else HELD_OUT
+    training, held_out = (_split(inside, names) or _split(empty, names) for names in (TRAINING, others))
     if training and held_out:
         return _choose_split(root / training, root / held_out, train)
     if inside and {name.lower() for name in inside} <= {*TRAINING, *HELD_OUT}:

@@ -27,7 +27,9 @@ from hypercompress.errors import DataError
 DEFAULT_ROOT = Path("~/.cache/hypercompress")
 
 
-def open_data(text: str, preprocess: Preprocess, *, train: bool, augment: bool = False) -> ImageData:
+def open_data(
+    text: str, preprocess: Preprocess, *, train: bool, augment: bool = False, test: bool = False
+) -> ImageData:
     """Open an image folder or a registered data set.
 
     Args:
@@ -36,6 +38,7 @@ def open_data(text: str, preprocess: Preprocess, *, train: bool, augment: bool =
         preprocess: how images become inputs.
         train: the training images, else the held-out ones.
         augment: see `Preprocess.transform`.
+        test: see `open_folder`; of a registered data set the held-out images are one set.
 
     Raises:
         DataError: neither a folder nor a known name; files that are missing or corrupt; a package that is missing.
@@ -43,7 +46,7 @@ def open_data(text: str, preprocess: Preprocess, *, train: bool, augment: bool =
     name, colon, root = text.partition(":")
     if name not in REGISTRY:
         if text and expanded(text).is_dir():
-            return open_folder(expanded(text), preprocess, train=train, augment=augment)
+            return open_folder(expanded(text), preprocess, train=train, augment=augment, test=test)
         near = difflib.get_close_matches(name, REGISTRY, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "check the path"
         raise DataError(

@@ -58,6 +58,21 @@ def test_splits_are_chosen_by_purpose(held_out: list[str], expected: str, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("there", "expected"),
+    [(["val", "test"], "test"), (["Validation", "Testing"], "Testing"), (["val"], "val"), (["test"], "test")],
+)
+def test_a_test_asks_for_the_test_images(there: list[str], expected: str, tmp_path: Path) -> None:
+    """Of the classes of the training images, as the others are numbered."""
+    for name in ("train", *there):
+        paint(tmp_path / name / "bee" / f"{name}.png", 200)
+    paint(tmp_path / "train" / "ant" / "1.png")
+    data = open_data(str(tmp_path), PLAIN, train=False, test=True)
+    assert [path.parent.parent.name for path in data.source.paths] == [expected]
+    assert (data.classes, data[0][1]) == (("ant", "bee"), 1)
+    assert folder.folder_read(tmp_path, train=False, test=True) == tmp_path / expected
+
+
+@pytest.mark.parametrize(
     ("training", "held_out"),
     [("train", "valid"), ("train", "validation"), ("Train", "Val"), ("training", "testing"), ("TRAINING", "Test")],
 )
