@@ -25,6 +25,7 @@ from hypercompress.running.copying import as_written
 from hypercompress.running.nested import batch_size
 from hypercompress.running.outputs import NUMBERS
 from hypercompress.running.renormalization import moments_of, put_back
+from hypercompress.running.wholes import seed_of
 from hypercompress.search import search as search_ranks
 from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit, require_budget
 from hypercompress.student import Student, build_student
@@ -108,6 +109,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     """
     start, teacher = time.perf_counter(), as_written(teacher)
     require_budget(budget)
+    seed = seed_of(seed)
     if search and data is None:
         raise GeneratorError(
             f"received a search of {search:g} seconds and no data; expected images to judge by; pass data"
@@ -135,7 +137,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start
         )
     if tries is not None:
-        student.report["search"] = {"seconds": search, "tries": tries}
+        student.report["search"] = {"seconds": float(search), "tries": tries}
     if names:
         student.report["classes"] = names
     warn_if_larger(size, student.report, stacklevel=3)  # the decorator is between

@@ -238,13 +238,13 @@ def measure(
     device = next(model.parameters()).device
     anchor = torch.zeros((), device=device, requires_grad=True)
     recorders = {layer.name: _Recorder(layer, modules[layer.name], anchor) for layer in spec.candidates}
+    gradients = _Gradients(recorders.values(), anchor, probing or Probing(), seed)
+    count = 0
     handles = [
         modules[path].register_forward_hook(recorders[layer.name].forward, with_kwargs=True)
         for layer in spec.candidates
         for path in layer.paths
     ]
-    gradients = _Gradients(recorders.values(), anchor, probing or Probing(), seed)
-    count = 0
     try:
         with evaluating(model), frozen(model), torch.enable_grad():
             for batch in batches:

@@ -32,6 +32,7 @@ from hypercompress.running.memory import give_back
 from hypercompress.running.norms import remembering_norms
 from hypercompress.running.outputs import NUMBERS, as_numbers, regressed, require_reading
 from hypercompress.running.renormalization import Moments, moments_of, renormalized
+from hypercompress.running.wholes import seed_of
 from hypercompress.sketch import sketch
 from hypercompress.specs import ModelSpec, Sketch
 from hypercompress.synthetic.stand_in import stand_in
@@ -68,6 +69,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     """
     require_given(teacher, generator, latency_batch)
     require_reading(outputs)
+    seed = seed_of(seed)
     _refuse(data is not None, renormalize, steady, forward_fn)
     if data is None and str(generator) == "auto" and not renormalize and forward_fn is None:
         options = {"example": example, "latency_batch": latency_batch, "outputs": outputs}

@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hypercompress.compress import compress
+from hypercompress.curvature import measure
 from hypercompress.errors import BenchmarkError, DataError, GeneratorError, ModelError
 from hypercompress.generator import ANALYTIC, AnalyticGenerator
+from hypercompress.inspection import inspect
+from hypercompress.preparation import prepare
 from hypercompress.preparation.given import require_generator, require_samples
 from hypercompress.running.calibration import require_batches
 from hypercompress.specs import Budget
@@ -79,3 +83,28 @@ def test_a_class_that_reads_eight_bits_by_itself_stays_as_it_is(dtype: torch.dty
     student = compress(model, Budget(params=0.7), example=torch.randn(8, 32), generator="svd")
     assert student.ranks.keys() == {"1"}
     assert student.get_parameter("model.0.weight").dtype == dtype
+
+
+@pytest.mark.parametrize("seed", [None, 0.5, "0", 2**70])
+def test_what_is_no_seed_leaves_the_teacher_alone(seed: Any) -> None:
+    teacher = network()
+    for call in (
+        lambda: compress(teacher, HALF, batches(), seed=seed),
+        lambda: prepare(teacher, batches(), "kfac", seed=seed),
+    ):
+        with pytest.raises(GeneratorError, match=rf"received seed={seed!r}; expected a whole number"):
+            call()
+    assert not any(module._forward_hooks for module in teacher.modules())
+
+
+def test_a_seed_of_numpy_is_a_seed() -> None:
+    one, other = (compress(network(), HALF, batches(), seed=seed) for seed in (np.int64(3), 3))
+    assert one.ranks == other.ranks
+
+
+def test_no_hook_stays_where_gradients_cannot_be_drawn() -> None:
+    teacher = network()
+    spec = inspect(teacher, batches()[0])
+    with pytest.raises(TypeError):
+        measure(teacher, spec, batches(), seed="0")  # type: ignore[arg-type]
+    assert not any(module._forward_hooks for module in teacher.modules())
