@@ -151,9 +151,10 @@ def student_stack(students: Sequence[Student], what: Tuned = Tuned.NORMS) -> Sta
 
     They share everything else, so buffers must be the same.
     """
-    model = students[0].model.requires_grad_(False)
+    model = students[0].model.requires_grad_(True)  # a stack of them before this one froze it
     classifier = next(name for name, module in model.named_modules() if module is model.get_classifier())  # type: ignore[operator]
     tuned = set(tuned_names(adaptable(model, classifier, (Role.NORM, Role.BIAS)).sites, model, classifier, what))
+    model.requires_grad_(False)  # after `tuned_names`, which leaves out what is frozen
     every = [dict(student.model.named_parameters()) for student in students]
     chosen = [n for n, p in every[0].items() if n in tuned or any(not torch.equal(p, other[n]) for other in every)]
     parameters = {n: torch.stack([p[n].detach() for p in every]).requires_grad_(n in tuned) for n in chosen}

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from hypercompress.errors import DataError
 from hypercompress.running.calling import ordinary
-from hypercompress.running.nested import batch_size, flat, labels_of
+from hypercompress.running.nested import batch_size, flat, labels_of, sorted_by_class
 
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
 
@@ -95,7 +95,7 @@ def _mixed(batches: list[Any]) -> list[Any]:
     if list(map(len, each)) != list(map(batch_size, batches)) or len(set(map(layout_of, batches))) > 1:
         return batches
     classes = torch.cat(each)
-    if classes[0] == classes[-1] or (classes[:-1] > classes[1:]).any():
+    if not sorted_by_class(classes):
         return batches
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(0))
     together = join(batches, len(classes))

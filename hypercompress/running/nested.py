@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hypercompress.errors import ModelError
+
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # which torch compares and counts on no CPU
 
 
 def batch_size(batch: Any) -> int:
@@ -24,9 +27,16 @@ def labels_of(batch: Any) -> Tensor | None:
     """The labels of a ``(images, labels)`` batch; ``None`` if there are none or they are marked unknown (-1)."""
     if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor):
         labels = batch[1]
-        if labels.ndim == 1 and not labels.is_floating_point() and bool((labels >= 0).all()):
+        labels = labels.long() if labels.dtype in UNSIGNED else labels
+        if labels.ndim == 1 and not (labels.is_floating_point() or labels.is_complex()) and bool((labels >= 0).all()):
             return labels
     return None
+
+
+def sorted_by_class(labels: Tensor) -> bool:
+    """Whether labels [n] of several classes come class after class, as images are read from folders."""
+    several = len(labels) > 0 and bool(labels[0] != labels[-1])
+    return several and not bool((labels[:-1] > labels[1:]).any())
 
 
 def flat(value: Any) -> Iterator[Any]:

@@ -108,6 +108,7 @@ def save(
             f"dense tensors of a dtype that {WEIGHTS} holds; convert them, or leave them out of the state "
             "(register_buffer(..., persistent=False))"
         )
+    told = _report_text(report)
     with whole_folder(expanded(folder), overwrite) as staging:
         stored, aliases = _untied(state)
         save_file(stored, staging / WEIGHTS, metadata={"format": "pt"})
@@ -120,7 +121,7 @@ def save(
             "aliases": aliases,
         }
         _write_text(staging / CONFIG, json.dumps({**header, **config}, indent=2, sort_keys=True) + "\n")
-        _write_text(staging / REPORT, json.dumps(report, indent=2) + "\n")
+        _write_text(staging / REPORT, told)
         _write_text(staging / CARD, model_card(config, report))
 
 
@@ -137,10 +138,36 @@ def read_report(folder: Path) -> dict[str, Any]:
     """
     file = folder / REPORT
     found: Any = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    tables = [found, found.get("transfer", {})] if isinstance(found, dict) else [found]
-    if not all(isinstance(table, dict) and is_names(table.get("classes") or []) for table in tables):
+    if not is_report(found):
         raise ArtefactError(f"received {file} that is no report; {AS_SAVED}")
     return dict(found)
+
+
+def is_report(value: Any) -> bool:
+    """Whether what others read in it is what they expect there."""
+    tables = [value, value.get("transfer", {})] if isinstance(value, dict) else [value]
+    return all(isinstance(table, dict) and is_names(table.get("classes") or []) for table in tables)
+
+
+def _report_text(report: Mapping[str, Any]) -> str:
+    """``report.json``.
+
+    Raises:
+        ArtefactError: JSON cannot hold it, or it could not be read again.
+    """
+    try:
+        text = json.dumps(report, indent=2) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ArtefactError(
+            f"received a student whose report JSON cannot hold ({error}); expected texts, numbers, lists and tables; "
+            "convert what was put into student.report"
+        ) from error
+    if not is_report(json.loads(text)):
+        raise ArtefactError(
+            "received a student whose report names its classes by something else than a list of texts; expected one, "
+            "as the folder could not be loaded; set student.report['transfer']['classes'] or student.report['classes']"
+        )
+    return text
 
 
 def is_names(value: Any) -> TypeGuard[list[str]]:

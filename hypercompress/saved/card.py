@@ -23,6 +23,7 @@ def transfer_line(transfer: Mapping[str, Any]) -> str:
 def steps_line(transfer: Mapping[str, Any]) -> str:
     """The steps that `adapt` took, at which rate, and how far it followed them."""
     what = {"norms": " on norms, biases and head", "all": " on all parameters"}.get(transfer.get("tuned") or "", "")
+    what += f" but {transfer['frozen']} frozen ones" if what and transfer.get("frozen") else ""
     share = transfer.get("followed") or 1.0  # of students that are older all of the way
     rate = f" at a rate of {transfer['rate']:g}" if transfer.get("rate") else ""
     return f"{transfer['steps']} steps{what}{rate}" + ("" if share == 1 else f", followed {share:g} of the way")

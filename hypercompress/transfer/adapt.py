@@ -2,9 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture
-from hypercompress.errors import GeneratorError
 from hypercompress.report import moved_report
 from hypercompress.running.calling import Progress, keeping_random_state, precision
 from hypercompress.running.copying import as_written, copy_of
+from hypercompress.running.wholes import seed_of, whole
 from hypercompress.student import Student
 from hypercompress.transfer.apply import copies
 from hypercompress.transfer.closed_form import Start, start_from
+from hypercompress.transfer.given import names_of, require_rate, tuned_of
 from hypercompress.transfer.levels import Weighing
 from hypercompress.transfer.network import TransferNetwork
 from hypercompress.transfer.rates import rates_of, tune_at_best
 from hypercompress.transfer.registry import load_network
 from hypercompress.transfer.ridge import Ridge
 from hypercompress.transfer.steps import go_back, share_of
-from hypercompress.transfer.support import as_support
+from hypercompress.transfer.support import as_support, warn_if_sorted
 from hypercompress.transfer.tuning import Tuned, tuned_names
 from hypercompress.transfer.views import step_viewer, views_of
 
@@ -33,7 +33,7 @@ from hypercompress.transfer.views import step_viewer, views_of
 @torch.inference_mode(False)
 def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     model: nn.Module,
-    support: Tensor | Iterable[Any],
+    support: Any,
     labels: Tensor | Sequence[int] | None = None,
     *,
     shots: int | None = None,
@@ -44,7 +44,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     tuned: str = Tuned.ALL,
     rate: float | None = None,
     follow: int | float | None = None,
-    names: Sequence[str] | None = None,
+    names: Iterable[object] | Mapping[str, int] | None = None,
     architecture: Architecture | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -62,8 +62,10 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
 
     Args:
         model: a timm classifier or a `Student` of one; not modified.
-        support: images [n, c, h, w] prepared for the model, or batches ``(images, labels)``.
-        labels: of the images, from 0; every class at least once.
+        support: images [n, c, h, w] prepared for the model, batches ``(images, labels)``, one such pair, or a set of
+            labelled images. They are kept in memory, and mixed; only a loader that shuffles, with ``names`` and without
+            ``shots``, is run anew for each pass.
+        labels: of the images, from 0; every class at least once. ``None`` where they come with the images.
         shots: use so many images of each class, drawn by ``seed``; ``None``: all.
         steps: ordinary steps of AdamW afterwards, in single precision where the model is in half.
         views: of each image, slightly turned, scaled and shifted, for the head; ``None``: 8, or up to 32 where images
@@ -73,7 +75,10 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         levels: whether the head may read the maps of all stages beside the last features (see `Levels`), which it does
             where leaving one out finds that better or, with one image a class, the model answers these alike.
         tuned: what they tune: ``all`` parameters, or ``norms`` (scales and shifts of norms, biases and the head), which
-            is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was.
+            is less at 50 steps (LOG.md, 2026-11-26) and leaves the rest of the model as it was. Frozen parameters
+            (``requires_grad`` is false) stay as they are, all but the head, which is a new one: of a model that is
+            frozen whole steps tune the head alone, and so they do of a student of such a model. Call
+            ``model.requires_grad_(True)`` before to tune all of it.
         network: ``auto`` (the released one; nothing is generated if there is none), ``none``, a folder, or a network.
         rate: highest learning rate of the steps; ``None``: on norms 3e-3, on all 3e-4, but of ten or more on views
             of a far task the one of 3e-4, 1e-3 and 2e-3 at which views end best after up to fifty steps of each (see
@@ -81,13 +86,14 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         follow: how far the steps are followed, in (0, 1]: the weights at that share of the way from those before them;
             ``None``: half of the way on tasks near to what the model was trained on (see `nearness`), unless there are
             many images, else all of it.
-        names: of the classes by label, for the report.
+        names: of the classes by label, for the report, or a table from name to label (``class_to_idx``).
         architecture: how to rebuild the model, if known; else a timm model is recognised.
         seed: of the shots drawn.
         progress: called with ``steps``, the number of them that are done, from 1 for each rate, and the rate in words.
 
     Returns:
-        the model with the new head; ``report["transfer"]`` says what was done, ``report["teacher"]`` is ``model``.
+        the model with the new head, in evaluation mode, for which the head is fitted; ``report["transfer"]`` says what
+        was done, ``report["teacher"]`` is ``model``.
 
     Raises:
         DataError: see `as_support`; or images that the model does not take. ModelError: no backbone, see `Backbone`.
@@ -97,29 +103,28 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         >>> student = adapt(model, images, labels, shots=5)  # doctest: +SKIP
     """
     start, model = time.perf_counter(), as_written(model)
-    what = _tuned(tuned)
-    counts: list[Any] = [steps, views or 0]
-    if not all(isinstance(count, Integral) for count in counts) or min(counts) < 0 or not (rate is None or rate > 0):
-        raise GeneratorError(
-            f"received {steps} steps at a learning rate of {rate} and views={views}; expected whole numbers of either, "
-            "0 or more, at a rate above 0; change them"
-        )
-    if follow is not None and not 0 < follow <= 1:
-        raise GeneratorError(f"received follow={follow:g}; expected a share of the way in (0, 1]; change it")
+    what, called = tuned_of(tuned), names_of(names)
+    require_rate(rate, follow)
+    steps, seed = whole("steps", steps), seed_of(seed)
+    views, shots = (
+        value if value is None else whole(name, value) for name, value in (("views", views), ("shots", shots))
+    )
     with keeping_random_state(model):
         generator = _generator(network, _device(model))
         own = precision(model)
         half = steps > 0 and own.itemsize < torch.float32.itemsize
         moved = copy_of(model).float() if half else model
-        found = replace(as_support(support, labels, shots, seed, names), dtype=torch.float32 if half else None)
+        found = replace(as_support(support, labels, shots, seed, called), dtype=torch.float32 if half else None)
         count = views_of(found.images) if views is None else views
         fitted = start_from(moved, architecture, generator, found, count, seed, levels=levels)
         inner, images = fitted.backbone.model, len(fitted.reading.labels)
         share = share_of(fitted.task, images, found.classes) if follow is None else float(follow)
         rates = rates_of(what, fitted.task, steps, count) if rate is None else (float(rate),)
-        taken, losses = rates[0], dict[float, float]()
+        taken, losses, frozen = rates[0], dict[float, float](), 0
         if steps:
+            warn_if_sorted(found, fitted.reading.labels, stacklevel=3)  # the decorator is between
             names_tuned = tuned_names(fitted.sites, inner, fitted.backbone.classifier, what)
+            frozen = sum(not p.requires_grad and name not in names_tuned for name, p in inner.named_parameters())
             before = copies(inner, names_tuned) if share < 1 else {}
             taken, losses = tune_at_best(
                 inner,
@@ -131,16 +136,17 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
                 progress,
             )
             go_back(inner, before, share)
-    student, seconds = fitted.student.to(own) if half else fitted.student, time.perf_counter() - start
+    student, seconds = (fitted.student.to(own) if half else fitted.student).eval(), time.perf_counter() - start
     told = transfer_report(fitted) | {
         "steps": steps,
         "rate": taken if steps else None,
         "rates": [{"rate": tried, "loss": loss if math.isfinite(loss) else None} for tried, loss in losses.items()],
         "tuned": str(what) if steps else None,
+        "frozen": frozen if steps else None,  # tensors that the caller froze
         "followed": share if steps else None,
         "shots": shots,
         "seed": seed,
-        "classes": names,
+        "classes": called,
         "network": _name(network, generator),
         "seconds": seconds,
     }
@@ -193,12 +199,6 @@ def transfer_report(start: Start) -> dict[str, Any]:
         "sites": len(reading.sites),
         "refused": dict(start.refused),
     }
-
-
-def _tuned(word: str) -> Tuned:
-    if word not in list(Tuned):
-        raise GeneratorError(f"received tuned={word!r}; expected one of {', '.join(Tuned)}; choose one")
-    return Tuned(word)
 
 
 def _generator(network: str | Path | TransferNetwork, device: torch.device) -> TransferNetwork | None:

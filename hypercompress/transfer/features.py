@@ -110,5 +110,6 @@ def task_features(head: Ridge, images: int, moments: Mapping[str, Moments]) -> F
             float(loss is None),
             math.log10(head.penalty) / 4,
             sum(separation) / max(1, len(separation)),
-        ]
+        ],
+        dtype=torch.float32,  # as the rest of what the network reads, whatever torch's default is
     )

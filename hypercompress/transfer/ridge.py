@@ -147,7 +147,7 @@ def choose(x: Float[Tensor, "m d"], y: Float[Tensor, "n classes"], counted: Bool
     values, basis = frame(x)
     labels, best = y.argmax(1)[counted], None
     smoothing = smoothing_of(len(labels), y.shape[1])
-    penalties = torch.tensor(PENALTIES).to(x)
+    penalties = torch.tensor(PENALTIES, dtype=torch.float32).to(x)
     numbers = y.numel() if len(x) == len(y) else basis.numel()
     for some in penalties.split(max(1, LARGEST // numbers)):
         left_out = left_out_predictions(values, basis, y, some * mean_square(x))[:, counted]

@@ -1,17 +1,19 @@
 """The support set: labelled images of the new task, in whatever form they come, as batches that can be run twice."""
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from hypercompress.architecture.names import one_line
 from hypercompress.errors import DataError
 from hypercompress.running.calling import ordinary
-from hypercompress.running.nested import labels_of
+from hypercompress.running.nested import labels_of, sorted_by_class
 from hypercompress.transfer.ridge import check_labels
 
 BATCH = 64  # images run together, where the caller did not batch them
@@ -38,12 +40,16 @@ class Support:
 
     @property
     def images(self) -> int | None:
-        """How many there are; ``None`` where a loader does not say."""
+        """How many are read in a pass; ``None`` where a loader does not say."""
         if isinstance(self.batches, list):
             known = [labels for batch in self.batches if (labels := labels_of(batch)) is not None]
             return sum(map(len, known)) if len(known) == len(self.batches) else None
-        dataset = getattr(self.batches, "dataset", None)
-        return len(dataset) if isinstance(dataset, Sized) else None
+        parts = (getattr(self.batches, name, None) for name in ("sampler", "dataset"))  # a sampler may leave some out
+        count = next((len(part) for part in parts if isinstance(part, Sized)), None)
+        size = getattr(self.batches, "batch_size", None)
+        if count is None or not size or not getattr(self.batches, "drop_last", False):
+            return count
+        return count - count % int(size)
 
     def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches on a device, one at a time; empty ones are left out.
@@ -57,8 +63,9 @@ class Support:
             labels = labels_of(batch)
             if labels is None:
                 raise DataError(
-                    "received a support batch without labels; expected (images, labels) with labels from 0; sort the "
-                    "images into class sub-folders"
+                    f"received a support batch without labels ({_told(batch)}); expected (images, labels), with a "
+                    "whole number from 0 for each image; pass such batches, or sort the images of a folder into class "
+                    "sub-folders"
                 )
             if not len(labels):
                 continue
@@ -80,7 +87,7 @@ class Support:
 
 
 def as_support(
-    support: Tensor | Iterable[Any],
+    support: Any,
     labels: Tensor | Sequence[int] | None,
     shots: int | None,
     seed: int,
@@ -89,9 +96,10 @@ def as_support(
     """A support set of whatever the caller has.
 
     Args:
-        support: images [n, c, h, w], or batches ``(images, labels)``. A loader is run anew for each pass; without
-            ``names``, or with ``shots``, everything is kept in memory.
-        labels: of the images; ``None`` with batches.
+        support: images [n, c, h, w], batches ``(images, labels)``, one such pair, or a set of labelled images. With
+            ``names`` and without ``shots`` what brings its batches in an order of its own, such as a loader that
+            shuffles, is run anew for each pass; everything else is kept in memory, and mixed.
+        labels: of the images; ``None`` where they come with them.
         shots: keep so many images of each class, drawn by ``seed``; ``None``: all.
         names: of the classes by label; ``None``: as many as the largest label says.
 
@@ -99,32 +107,104 @@ def as_support(
         DataError: no labels or none that fit, labels beside what is no tensor, fewer than two classes, a class without
             an image or with fewer than ``shots``.
     """
+    if labels is None:
+        support, labels = _unwrapped(support)
     if labels is None and isinstance(support, Tensor):
         raise DataError("received support images without labels; expected one label for each image; pass labels")
-    if labels is None and names is not None and shots is None and iter(support) is not support:
+    if labels is None and names is not None and shots is None and _mixes(support):
         return Support(support, len(names))
+    size = BATCH
     if labels is None:
-        every = Support(list(support), 0).on(torch.device("cpu"))
-        images, labels = (torch.cat(column) for column in zip(*every, strict=True))
+        parts = list(Support(list(support), 0).on(torch.device("cpu")))
+        size = max(len(part) for _, part in parts)
     else:
         if not isinstance(support, Tensor):
             raise DataError(
                 f"received labels beside support images of type {type(support).__name__}; expected one tensor "
                 "[n, c, h, w] of images; pass torch.as_tensor(images), or no labels where batches bring them"
             )
-        images, labels = support, whole_numbers(labels)
-        if len(images) != len(labels) or not len(labels) or labels_of((images, labels)) is None:
+        given = whole_numbers(labels)
+        found = labels_of((support, given))
+        if len(support) != len(given) or not len(given) or found is None:
             raise DataError(
-                f"received {len(labels)} labels of {labels.dtype} for {len(images)} support images; expected a whole "
+                f"received {len(given)} labels of {given.dtype} for {len(support)} support images; expected a whole "
                 "number from 0 for each of one image or more; pass the labels of these images"
             )
+        parts = [(support, found.long())]
+    return _in_memory(parts, shots, seed, names, size if size > 1 else BATCH)  # one is what loaders have if not asked
+
+
+def _unwrapped(support: Any) -> tuple[Any, Tensor | None]:
+    """Images and labels of a pair of both; of a set of labelled images a loader, whose batches bring them."""
+    if isinstance(support, Dataset) and not isinstance(support, IterableDataset):
+        return DataLoader(support, batch_size=BATCH), None
+    if isinstance(support, (tuple, list)) and len(support) == 2 and isinstance(support[0], Tensor):
+        labels = labels_of(support)
+        return (support, None) if labels is None else (support[0], labels)
+    return support, None
+
+
+def _mixes(support: Any) -> bool:
+    """Whether it can be run again, and its images may come in another order then: not where they are in memory, or a
+    loader takes them as they lie, which is class after class in a folder.
+    """
+    once = isinstance(support, (list, tuple, Iterator))
+    return not once and not isinstance(getattr(support, "sampler", None), SequentialSampler)
+
+
+def _in_memory(
+    parts: Sequence[tuple[Tensor, Tensor]], shots: int | None, seed: int, names: Sequence[str] | None, size: int
+) -> Support:
+    """Images and labels in batches of ``size``, mixed: what comes sorted by class makes bad batches for ordinary steps.
+    Images of one shape make a batch.
+    """
+    shapes = list(dict.fromkeys(images.shape[1:] for images, _ in parts))
+    alike = [[part for part in parts if part[0].shape[1:] == shape] for shape in shapes]
+    groups = [[torch.cat(column) for column in zip(*some, strict=True)] for some in alike]
+    labels = torch.cat([found for _, found in groups])
     classes = len(names) if names is not None else int(labels.max()) + 1
     check_labels(labels, classes, names)
     chosen = torch.arange(len(labels)) if shots is None else draw_shots(labels, shots, seed, names)
-    # Mixed, because what comes sorted by class makes bad batches for ordinary steps.
-    chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))]
-    images, labels = images[chosen.to(images.device)], labels[chosen.to(labels.device)]
-    return Support(list(zip(images.split(BATCH), labels.split(BATCH), strict=True)), classes)
+    mixing = torch.Generator().manual_seed(seed)
+    chosen = chosen[torch.randperm(len(chosen), generator=mixing)]
+    batches, start = list[tuple[Tensor, Tensor]](), 0
+    for images, found in groups:
+        mine = chosen[(chosen >= start) & (chosen < start + len(images))] - start
+        split = (images[mine.to(images.device)].split(size), found[mine.to(found.device)].split(size))
+        batches += zip(*split, strict=True)
+        start += len(images)
+    if len(groups) > 1:
+        batches = [batches[place] for place in torch.randperm(len(batches), generator=mixing).tolist()]
+    return Support(batches, classes)
+
+
+def warn_if_sorted(support: Support, labels: Int[Tensor, " n"], stacklevel: int) -> None:
+    """Warn of steps on batches that are sorted by class and cannot be mixed here, because they are run anew.
+
+    Args:
+        labels: in the order of a pass.
+    """
+    if support.fixed or not sorted_by_class(labels):
+        return
+    warnings.warn(
+        "received support batches in the order of their labels; expected mixed ones, as each step sees one batch; "
+        "shuffle the loader, or pass list(loader)",
+        stacklevel=stacklevel + 1,
+    )
+
+
+def _told(batch: Any) -> str:
+    """What a batch is, in few words."""
+    if isinstance(batch, Mapping):
+        return f"a {type(batch).__name__} of {', '.join(map(str, batch))}"
+    if not isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} alone"
+    if len(batch) < 2 or not isinstance(batch[1], Tensor):
+        return f"a {type(batch).__name__} of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
+    labels = batch[1]
+    if labels.ndim != 1 or labels.is_floating_point():
+        return f"whose second part is {labels.dtype} {list(labels.shape)}"
+    return "labels below 0 mean that they are unknown"
 
 
 def whole_numbers(labels: Any) -> Tensor:

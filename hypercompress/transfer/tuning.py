@@ -30,13 +30,16 @@ class Tuned(StrEnum):
 
 
 def tuned_names(sites: Iterable[Site], model: nn.Module, classifier: str, tuned: Tuned = Tuned.NORMS) -> list[str]:
-    """Names of the parameters that are tuned; of `Tuned.NORMS` those of a core are left as they were generated."""
+    """Names of the parameters that are tuned; of `Tuned.NORMS` those of a core are left as they were generated. Frozen
+    ones are not, but for the classifier's: it is a new one.
+    """
+    head = {f"{classifier}.weight", f"{classifier}.bias"}
+    there = {name for name, p in model.named_parameters() if p.requires_grad or name in head}
     if tuned is Tuned.ALL:
-        return [name for name, _ in model.named_parameters()]
+        return [name for name, _ in model.named_parameters() if name in there]
     modules = [site.module for site in sites if site.role is not Role.CORE] + [classifier]
     names = dict.fromkeys(f"{module}.{kind}" for module in modules for kind in ("weight", "bias"))
     biases = {site.module for site in sites if site.role is Role.BIAS} - {classifier}
-    there = dict(model.named_parameters())
     return [name for name in names if name in there and (name.removesuffix(".weight") not in biases)]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from hypercompress.running.calling import evaluating
@@ -60,10 +60,11 @@ class Look:
 
 
 def random_views(
-    images: Float[Tensor, "n c h w"], generator: torch.Generator, strength: float = 1.0
-) -> Float[Tensor, "n c h w"]:
+    images: Num[Tensor, "n c h w"], generator: torch.Generator, strength: float = 1.0
+) -> Num[Tensor, "n c h w"]:
     """A view of each image, every one its own; what comes in from outside repeats the image's edge. Places are computed
-    in single precision or better: in half there are too few numbers for them.
+    in single precision or better: in half, and in the whole numbers of images that a model scales itself, there are
+    too few numbers for them.
 
     Args:
         generator: on the CPU, so that views are the same on every device.
@@ -71,16 +72,19 @@ def random_views(
     """
 
     def draw(most: float) -> Tensor:
-        return (2 * torch.rand(len(images), generator=generator) - 1) * most * strength
+        drawn = torch.rand(len(images), generator=generator, dtype=torch.float32)  # whatever torch's default is
+        return (2 * drawn - 1) * most * strength
 
-    sharp = images.float() if images.dtype.itemsize < torch.float32.itemsize else images
+    real = images.is_floating_point()
+    sharp = images if real and images.dtype.itemsize >= torch.float32.itemsize else images.float()
     angle, size = draw(math.radians(ROTATION)), draw(SCALE).exp()
     height, width = images.shape[-2:]  # the grid counts both from -1 to 1, so that turning a wide image would shear it
     cos, sin = size * angle.cos(), size * angle.sin()
     rows = [torch.stack([cos, -sin * height / width, draw(2 * SHIFT)], 1)]
     rows += [torch.stack([sin * width / height, cos, draw(2 * SHIFT)], 1)]
     grid = F.affine_grid(torch.stack(rows, 1).to(sharp), list(images.shape), align_corners=False)
-    return F.grid_sample(sharp, grid, padding_mode="border", align_corners=False).to(images.dtype)
+    seen = F.grid_sample(sharp, grid, padding_mode="border", align_corners=False)
+    return (seen if real else seen.round()).to(images.dtype)
 
 
 def views_of(images: int | None) -> int:
@@ -110,8 +114,8 @@ def step_viewer(views: int, seed: int) -> Callable[[Tensor, Tensor], tuple[Tenso
     change = viewer(views, seed, IN_STEPS)
 
     def several(
-        images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
-    ) -> tuple[Float[Tensor, "m c h w"], Int[Tensor, " m"]]:
+        images: Num[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+    ) -> tuple[Num[Tensor, "m c h w"], Int[Tensor, " m"]]:
         count = max(1, min(views, FILLED // len(images)))
         return change(images.repeat(count, 1, 1, 1)), labels.repeat(count)
 

@@ -111,7 +111,7 @@ def test_no_more_than_two_passes_over_the_support_set_and_those_of_the_views(
     assert told["passes"] == 5
     assert sum(seen) == 5 * len(x), "three views, and the images not again"
     seen.clear()
-    loader, names = DataLoader(TensorDataset(x, y), batch_size=len(x)), ["a", "b", "c"]
+    loader, names = DataLoader(TensorDataset(x, y), batch_size=len(x), shuffle=True), ["a", "b", "c"]
     known |= {"network": "none", "names": names}
     told = adapt(model, loader, **known, views=3, levels=False).report["transfer"]
     assert told["passes"] == 5
@@ -251,3 +251,14 @@ def test_a_network_is_read_as_it_was_saved(trained: Make, tmp_path: Path) -> Non
 
 def test_it_is_public() -> None:
     assert hypercompress.adapt is adapt
+
+
+def test_the_student_of_a_model_in_training_is_in_evaluation(make_task: Make, tmp_path: Path) -> None:
+    """Its head is fitted to what norms give there; in training a call would move their moments."""
+    model, (x, y) = model_of().train(), make_task()
+    for given in (Student(model), model):
+        student = adapt(given, x, y, network="none", views=0, levels=False)
+        assert model.training
+        assert not any(module.training for module in student.modules())
+    student.save_pretrained(tmp_path / "s")
+    assert torch.equal(student(x), from_pretrained(tmp_path / "s").eval()(x))

@@ -1,11 +1,19 @@
 """However images, labels and models come to `adapt`: tensors, loaders, of a graph, compiled, in several precisions."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, SubsetRandomSampler, TensorDataset
 
-from hypercompress import adapt
-from hypercompress.transfer.support import draw_shots
+from hypercompress import Student, adapt, from_pretrained
+from hypercompress.errors import ArtefactError
+from hypercompress.transfer.support import as_support, draw_shots
+from hypercompress.transfer.views import random_views
 from tests.transfer.models import Make, model_of
 
 
@@ -68,3 +76,135 @@ def test_shots_draw_so_many_of_each_class_by_the_seed(make_task: Make) -> None:
     assert len({tuple(draw_shots(labels, 2, seed).tolist()) for seed in range(8)}) > 1
     x, y = make_task(shots=5)
     assert adapt(model_of(), x, y, network="none", shots=2).report["transfer"]["images"] == 6
+
+
+def equal(one: Student, other: Student) -> bool:
+    return all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        ([0, 1, 2], ["0", "1", "2"]),
+        (np.array(["a", "b", "c"]), ["a", "b", "c"]),
+        ({"b": 1, "a": 0, "c": 2}, ["a", "b", "c"]),
+        ((name for name in "abc"), ["a", "b", "c"]),
+        ([Path("a"), Path("b"), Path("c")], ["a", "b", "c"]),
+    ],
+)
+def test_names_of_any_kind_are_texts_in_a_folder_that_loads(
+    names: Any, wanted: list[str], make_task: Make, tmp_path: Path
+) -> None:
+    x, y = make_task()
+    adapt(model_of(), x, y, network="none", views=0, levels=False, names=names).save_pretrained(tmp_path / "s")
+    assert from_pretrained(tmp_path / "s").report["transfer"]["classes"] == wanted
+
+
+def test_counts_of_numpy_are_written(make_task: Make, tmp_path: Path) -> None:
+    x, y = make_task()
+    counts = {name: np.int64(1) for name in ("steps", "views", "shots", "seed")}
+    student = adapt(model_of(), x, y, network="none", levels=False, rate=np.float32(1e-4), **counts)  # type: ignore[arg-type]
+    student.save_pretrained(tmp_path / "s")
+    told = json.loads((tmp_path / "s" / "report.json").read_text())["transfer"]
+    assert (told["steps"], told["shots"], told["seed"]) == (1, 1, 1)
+    assert equal(
+        student, adapt(model_of(), x, y, network="none", levels=False, rate=1e-4, steps=1, views=1, shots=1, seed=1)
+    )
+
+
+@pytest.mark.parametrize("put", [{"classes": [1, 2]}, {"note": np.int64(1)}])
+def test_a_report_that_could_not_be_read_again_is_not_written(put: dict[str, Any], tmp_path: Path) -> None:
+    student = Student(model_of(), report=put)
+    with pytest.raises(ArtefactError, match="received a student whose report"):
+        student.save_pretrained(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_names_change_nothing(make_task: Make) -> None:
+    """Batches in the order of their labels, as folders are read: with names they were taken as they lie."""
+    (x, y), options = make_task(shots=8), {"network": "none", "steps": 6, "rate": 1e-4, "levels": False}
+    order = y.argsort(stable=True)
+    x, y = x[order], y[order]
+    batches = list(zip(x.split(8), y.split(8), strict=True))
+    for some in (batches, DataLoader(TensorDataset(x, y), batch_size=8)):
+        without = adapt(model_of(), some, **options)
+        with_names = adapt(model_of(), some, names=list("abc"), **options)
+        assert equal(without, with_names)
+    support = as_support(batches, None, None, 0, list("abc"))
+    assert [len(labels) for _, labels in support.batches] == [8, 8, 8]
+    assert all(len(labels.unique()) > 1 for _, labels in support.batches)
+
+
+class Anew:
+    """Batches that are made again for each pass, by nobody knows what."""
+
+    def __init__(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
+
+
+def test_steps_on_sorted_batches_that_cannot_be_mixed_are_told(make_task: Make) -> None:
+    (x, y), options = make_task(shots=4), {"network": "none", "levels": False, "views": 0, "names": list("abc")}
+    order = y.argsort(stable=True)
+    batches = Anew(list(zip(x[order].split(4), y[order].split(4), strict=True)))
+    with pytest.warns(UserWarning, match=r"in the order of their labels; expected mixed ones.* pass list\(loader\)"):
+        adapt(model_of(), batches, steps=1, rate=1e-4, **options)
+    adapt(model_of(), batches, **options)  # without steps any order will do
+    adapt(model_of(), Anew([(x, y)]), steps=1, rate=1e-4, **options)
+
+
+def test_images_of_two_sizes_make_batches_of_their_own(make_task: Make) -> None:
+    x, y = make_task(shots=4)
+    batches = [(x[:6], y[:6]), (x[6:, :, :24, :24], y[6:])]
+    options = {"network": "none", "views": 2, "steps": 2, "rate": 1e-4, "levels": False}
+    student = adapt(model_of(), batches, **options)
+    assert student.report["transfer"]["images"] == len(x)
+    assert equal(student, adapt(model_of(), batches, names=list("abc"), **options))
+
+
+def test_a_loader_that_draws_some_images_is_counted_by_them(make_task: Make) -> None:
+    (x, y), names = make_task(shots=8), list("abc")
+    some = SubsetRandomSampler(range(13))
+    for loader, count in (
+        (DataLoader(TensorDataset(x, y), batch_size=5, sampler=some), 13),
+        (DataLoader(TensorDataset(x, y), batch_size=5, sampler=some, drop_last=True), 10),
+        (DataLoader(TensorDataset(x, y), batch_size=5, shuffle=True), 24),
+        (DataLoader(TensorDataset(x, y), batch_sampler=BatchSampler(some, 5, drop_last=False)), 13),
+    ):
+        assert as_support(loader, None, None, 0, names).images == count
+
+
+def test_a_set_and_a_pair_are_taken_as_images_and_labels(make_task: Make) -> None:
+    (x, y), options = make_task(), {"network": "none", "views": 0, "levels": False}
+    wanted = adapt(model_of(), x, y, **options)
+    for some in (TensorDataset(x, y), (x, y), [x, y]):
+        assert equal(adapt(model_of(), some, **options), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_labels_without_a_sign(dtype: torch.dtype, make_task: Make) -> None:
+    (x, y), options = make_task(), {"network": "none", "views": 0, "levels": False}
+    wanted = adapt(model_of(), x, y, **options)
+    assert equal(adapt(model_of(), x, y.to(dtype), **options), wanted)
+    assert equal(adapt(model_of(), [(x, y.to(dtype))], **options), wanted)
+
+
+def test_views_of_whole_numbers_are_whole_numbers() -> None:
+    images = torch.randint(0, 256, (2, 1, 16, 16))
+    seen = random_views(images, torch.Generator().manual_seed(0))
+    wanted = random_views(images.float(), torch.Generator().manual_seed(0))
+    assert seen.dtype == torch.int64
+    torch.testing.assert_close(seen.float(), wanted, atol=0.51, rtol=0)
+
+
+def test_torch_s_default_dtype_changes_nothing(make_task: Make) -> None:
+    (x, y), model, options = make_task(), model_of(), {"views": 2, "steps": 2, "rate": 1e-4}
+    wanted = adapt(model, x, y, **options)
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = adapt(model, x, y, **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert equal(got, wanted)

@@ -1,13 +1,13 @@
 """Support sets, options and models that cannot be adapted: refused in one line that says why."""
 
-import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from hypercompress import adapt
 from hypercompress.errors import DataError, GeneratorError, ModelError, NonFiniteError
@@ -26,8 +26,10 @@ def test_empty_batches_are_no_images(make_task: Make) -> None:
 
 def test_a_batch_with_a_label_of_no_class(make_task: Make) -> None:
     x, y = make_task()
-    with pytest.raises(DataError, match="received the label 2 for 2 classes; expected 0 to 1"):
-        adapt(model_of(), [(x, y)], names=["a", "b"])
+    shuffled = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)  # which is run anew, not kept
+    for some, said in (([(x, y)], "labels from 0 to 2"), (shuffled, "the label 2")):
+        with pytest.raises(DataError, match=f"received {said} for 2 classes; expected 0 to 1"):
+            adapt(model_of(), some, names=["a", "b"])
 
 
 X, Y = torch.randn(6, 1, 32, 32), torch.arange(6) % 3
@@ -97,10 +99,26 @@ def test_features_of_not_a_number_are_named() -> None:
         adapt(model_of(), X / 0, Y, network="none")
 
 
-@pytest.mark.parametrize("options", [{"steps": -1}, {"steps": 2.5}, {"views": -1}, {"views": 2.0}, {"rate": 0.0}])
-def test_steps_and_views_that_cannot_be_taken(options: dict[str, Any]) -> None:
-    with pytest.raises(GeneratorError, match="expected whole numbers of either, 0 or more, at a rate above 0; change"):
-        inspect.unwrap(adapt)(model_of(), X, Y, network="none", **options)  # not by the tests' type checks
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("steps", -1), ("steps", 2.5), ("views", -1), ("views", 2.0), ("shots", -1), ("shots", "2"), ("seed", 2**70)]
+    + [("seed", value) for value in (None, 0.5, "0")],
+)
+def test_counts_and_seeds_that_are_none(option: str, value: Any) -> None:
+    with pytest.raises(GeneratorError, match=rf"received {option}={value!r}; expected a whole number from"):
+        adapt(model_of(), X, Y, network="none", **{option: value})
+
+
+def test_a_rate_that_goes_nowhere() -> None:
+    with pytest.raises(GeneratorError, match=r"received a learning rate of 0.0; expected one above 0"):
+        adapt(model_of(), X, Y, network="none", rate=0.0)
+
+
+@pytest.mark.parametrize("names", ["abc", b"abc", 3, {"a": 0, "b": 1, "c": 3}, {"a": 0, "b": 1, "c": 1}])
+def test_names_that_are_no_list_and_no_table(names: Any) -> None:
+    said = "as a table with the labels" if isinstance(names, dict) else f"names={names!r}; expected a list with a name"
+    with pytest.raises(DataError, match=re.escape(said)):
+        adapt(model_of(), X, Y, network="none", names=names)
 
 
 def test_what_steps_cannot_tune() -> None:

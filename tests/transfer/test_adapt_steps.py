@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hypercompress import Budget, adapt, compress
 from hypercompress.errors import NonFiniteError
 from hypercompress.report import bytes_of
+from hypercompress.saved.card import transfer_line
 from hypercompress.transfer.rates import CANDIDATES
 from hypercompress.transfer.tuning import WARMUP, Tuned, schedule, tune
 from tests.transfer.models import Make, model_of
@@ -93,3 +94,26 @@ class _Kink(nn.Module):
 def test_weights_that_the_last_step_breaks_are_told_of() -> None:
     with pytest.raises(NonFiniteError, match="NaN or infinity in the weights after the last step"):
         tune(_Kink(), ["weight"], lambda: [(torch.randn(3, 2), torch.tensor([0, 1, 0]))], 1, 1e-3)
+
+
+@pytest.mark.parametrize("levels", [False, True])
+def test_frozen_parameters_stay_and_the_head_is_tuned(levels: bool, make_task: Make) -> None:
+    model, (x, y) = model_of(), make_task(shots=4)
+    options: dict[str, Any] = {"network": "none", "views": 0, "steps": 3, "rate": 1e-3, "levels": levels}
+    model.requires_grad_(False)
+    model.layer4.requires_grad_(True)
+    student = adapt(model, x, y, **options)
+    head = {"fc.weight", "fc.bias"}
+    changed = {n for n, p in student.model.named_parameters() if n not in head and not p.equal(model.get_parameter(n))}
+    assert changed == {n for n, _ in model.named_parameters() if n.startswith("layer4")}
+    start = adapt(model, x, y, **options | {"steps": 0})
+    assert not torch.equal(student.model.fc.weight, start.model.fc.weight)
+    assert {n for n, p in student.model.named_parameters() if p.requires_grad} == changed | head
+    told = student.report["transfer"]
+    frozen = sum(not p.requires_grad for p in student.parameters())
+    assert told["frozen"] == frozen
+    assert f"3 steps on all parameters but {frozen} frozen ones at" in transfer_line(told)
+    for tuned in ("all", "norms"):
+        whole = adapt(model.requires_grad_(False), x, y, tuned=tuned, **options)
+        assert all(p.equal(model.get_parameter(n)) for n, p in whole.model.named_parameters() if n not in head)
+        assert not torch.equal(whole.model.fc.weight, start.model.fc.weight)
