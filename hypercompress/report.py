@@ -142,65 +142,6 @@ def layer_row(layer: LayerSpec, plan: RankPlan, finishing: Finishing) -> dict[st
     }
 
 
-def recounted(report: Mapping[str, Any], model: nn.Module, *, other: bool = False) -> dict[str, Any]:
-    """The report with the size of the network as it is now; everything else stays.
-
-    Where it has another number of parameters or outputs than the report says, nothing is known of its
-    multiply-accumulates, the share of the budget that it takes, its predicted KL and its fidelity any more: null. Nor
-    are its outputs what the names of the classes say, if there is another number of them.
-
-    Args:
-        other: it is another function for certain, whatever the numbers say.
-    """
-    before = report.get("student")
-    if not isinstance(before, Mapping):
-        return dict(report)
-    sizes = {"params": params_of(model), "bytes": bytes_of(model)}
-    names, outputs = class_names(report), getattr(model, "num_classes", None)
-    same = sizes["params"] == before.get("params")
-    found = {**report, "student": {**before, **sizes, "macs": before.get("macs") if same else None}}
-    if not same and isinstance(report.get("budget"), Mapping):
-        found["budget"] = {**report["budget"], "achieved": None}
-    misnamed = bool(names) and isinstance(outputs, int) and len(names) != outputs
-    if other or not same or misnamed:
-        found |= {"predicted_kl": None, "fidelity": fidelity_json(None), "measured_on": None}
-    return without_names(found) if misnamed else found
-
-
-def with_new_head(report: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """As `recounted`; the outputs are of other classes, whose names nobody knows."""
-    return without_names(recounted(report, model, other=True))
-
-
-def with_new_input_size(report: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """As `recounted`; the multiply-accumulates and times are others. Rows of layers stay: they tell how it was made."""
-    found = recounted(report, model, other=True)
-    for side in ("teacher", "student"):
-        if isinstance(found.get(side), Mapping):
-            found[side] = {**found[side], "macs": None}
-    if isinstance(found.get("budget"), Mapping) and found["budget"].get("unit") != Unit.PARAMS:
-        found["budget"] = {**found["budget"], "achieved": None}
-    return found if found.get("latency") is None else {**found, "latency": None}
-
-
-def trained_on(report: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """The report after so many steps more: what was measured before them is null."""
-    if not report:
-        return {}
-    unmeasured = {"fidelity": fidelity_json(None), "measured_on": None}
-    return {**report, **unmeasured, "distilled_steps": int(report.get("distilled_steps") or 0) + steps}
-
-
-def without_names(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report without the names of the classes (see `class_names`)."""
-    found = dict(report)
-    if found.get("classes"):
-        found["classes"] = None
-    if isinstance(found.get("transfer"), Mapping):
-        found["transfer"] = {**found["transfer"], "classes": None}
-    return found
-
-
 def warn_if_larger(params: int | None, report: Mapping[str, Any], stacklevel: int) -> None:
     """Warn where what was made of a student of ``params`` parameters (``None``: of a dense model) has more than it."""
     dense, made = report["teacher"]["params"], report["student"]["params"]

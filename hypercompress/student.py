@@ -14,10 +14,11 @@ from hypercompress.architecture.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.grouping import below
 from hypercompress.kinds import LowRank, fill, frozen_as, low_rank_like
+from hypercompress.outdated import recounted, trained_on, with_new_head, with_new_input_size
 from hypercompress.packed.projection import SplitProjection
 from hypercompress.packed.ties import Ties
 from hypercompress.packed.unpacking import pack_layers, replace_module, unpacked_layers
-from hypercompress.report import print_report, recounted, trained_on, with_new_head, with_new_input_size
+from hypercompress.report import print_report
 from hypercompress.running.calling import switching
 from hypercompress.running.copying import WRAPPED, as_written, copy_of, weights_of
 from hypercompress.saved import artefact

@@ -23,7 +23,8 @@ from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
 from hypercompress.losses import distillation_kl, feature_loss, watching
 from hypercompress.models import require_buildable
-from hypercompress.report import class_names, fidelity_json, trained_on
+from hypercompress.outdated import trained_on
+from hypercompress.report import class_names, fidelity_json
 from hypercompress.running.calling import keeping_random_state, precision, single_
 from hypercompress.running.norms import remembering_norms
 from hypercompress.running.outputs import agreeing, divergence, named
@@ -88,6 +89,7 @@ class Distillation(Resumable):
         self.frozen: bool | None = None
         self._outside = None if teacher is None else Outside(teacher.load())
         self.start = {"student": hash_of(self.network), "teacher": hash_of(self.teacher), "losses": str(self.losses)}
+        self.start["norms"] = norms
         self._source = teacher
         self._own_images: RemovableHandle | None = None
         self.watched: tuple[str, ...] = ()  # setup leaves the comparable ones

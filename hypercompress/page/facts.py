@@ -126,7 +126,9 @@ def _origin(stage: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _transfer(moved: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     heads = {"plain": "the head alone", "adapted": "with adapted norms", "views": "with views"}
-    found = [("Classes", f"{counted(moved['ways']):,}"), ("Images", f"{counted(moved['images']):,}")]
+    ways = moved["ways"]  # null: the head was replaced
+    found = [] if ways is None else [("Classes", f"{counted(ways):,}")]
+    found.append(("Images", f"{counted(moved['images']):,}"))
     if task := TASKS.get(moved.get("task", "")):
         found.append(("Task", task))
     for key, text in heads.items():

@@ -3,9 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+HEAD, SIZE = "head", "image size"  # what may have been changed since a transfer
+
 
 def transfer_line(transfer: Mapping[str, Any]) -> str:
-    """One sentence of what `adapt` did, from its report."""
+    """A sentence of what `adapt` did, from its report, and one of what was changed since."""
+    changed = transfer.get("changed", ())
+    if HEAD in changed:
+        return (
+            f"Moved to a new task by {transfer['images']} images: {transfer['kept']} backbone ({transfer['why']}), "
+            f"{steps_line(transfer)}. Its head was replaced after that: nothing is known of the new one."
+        )
     views = transfer.get("views", {"kept": False})  # students that are older have none
     levels = transfer.get("levels", {"kept": False})["kept"]  # nor these
     judged = "views" if views["kept"] else "levels" if levels else transfer["kept"]
@@ -17,6 +25,7 @@ def transfer_line(transfer: Mapping[str, Any]) -> str:
         f"Moved to {transfer['ways']} classes by {transfer['images']} images{beside}: {transfer['kept']} backbone "
         f"({transfer['why']}), ridge head{read} of penalty {transfer['penalty']:.3g}, {steps_line(transfer)}, "
         f"leave-one-out accuracy{before} {'unknown' if left_out is None else f'{left_out:.4f}'}."
+        f"{' Its image size was changed after that.' if SIZE in changed else ''}"
     )
 
 
