@@ -1,15 +1,9 @@
 """One data module for every system: an image folder or a registered data set, prepared as the model wants it.
 
-The order of the images follows from the seed and the epoch, flips and shifts of a batch from its images and the epoch,
-and the crop of an image from its place and the epoch; the random states that a step starts from (dropout, stochastic
-depth) are in the checkpoint. So a run that goes on from a checkpoint in the middle of an epoch is what the whole run
-would have been.
-
 Shape letters: ``b`` images in a batch; ``c h w`` channels, height and width of one image.
 """
 
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,16 +12,15 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
-from hypercompress.data import Preprocess, mismatch, open_data, unlike_timm
+from hypercompress.data import Preprocess, expanded, folder_read, mismatch, open_data, registered_names, unlike_timm
 from hypercompress.errors import DataError
 from hypercompress.models import load_model
 from lightning_modules.images import Augment, CachedImages, Images, open_part
-from lightning_modules.randomness import random_states, set_random_states
+from lightning_modules.loading import Order, ResumableLoader, batch_, ignore_signals
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,8 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         data: an image folder or ``name[:root]``; see `hypercompress.data.open_data`.
-        val_data: the same for validation; without it the held-out part of ``data`` (of a folder without parts: all).
+        val_data: the same for validation; without it the held-out part of ``data`` (of a folder without parts: all). A
+            test is on the test images of either, where a folder has them beside those of the validation.
         inputs: how the images are prepared; by default as the model in training says.
         batch_size: images in a batch, on each device.
         limit: train on a random subset of so many images.
@@ -98,21 +92,33 @@ class ImageDataModule(LightningDataModule):
         self.data, self.val_data, self.inputs = data, val_data, inputs or Inputs()
         self.batch_size, self.limit, self.val_limit = batch_size, limit, val_limit
         self.augment, self.workers = augment, workers
-        self._train: Images | None = None
-        self._val: Images | None = None
-        self._opened: tuple[Images | None, Images | None] = (None, None)  # as their folders number the classes
+        self._parts: dict[str, Images] = {}  # train, val, test: as the model numbers the classes
+        self._opened: dict[str, Images] = {}  # as their folders do
         self._loader: ResumableLoader | None = None
         self._ahead: dict[str, Any] | None = None  # what a checkpoint says of a loader that is not made yet
 
     def setup(self, stage: str) -> None:
         """Open what the stage needs, once."""
         preprocess = self.preprocess()
-        if stage == "fit" and self._train is None:
-            self._train = open_part(self.data, preprocess, True, self.augment, self.limit)
-        if self._val is None:
-            self._val = open_part(self.val_data or self.data, preprocess, False, "none", self.val_limit)
-        train, val = self._opened
-        self._opened = (self._train if train is None else train, self._val if val is None else val)
+        if not self._opened:
+            channels, height, width = preprocess.input_size
+            kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+            moments = f"mean {list(preprocess.mean)}, std {list(preprocess.std)}"
+            rank_zero_info(f"images are prepared as {kind}, {height} x {width} pixels, {moments}")
+        if stage == "fit":
+            self._open("train", self.data, preprocess, self.augment, self.limit)
+        held_out = self.val_data or self.data
+        self._open("test" if stage == "test" else "val", held_out, preprocess, "none", self.val_limit)
+
+    def _open(self, part: str, text: str, preprocess: Preprocess, augment: Augment, limit: int | None) -> None:
+        if part in self._opened:
+            return
+        images = open_part(text, preprocess, part == "train", augment, limit, test=part == "test")
+        self._opened[part] = self._parts[part] = images
+        if part == "test":
+            folder = text.partition(":")[0] not in registered_names()
+            where = folder_read(expanded(text), train=False, test=True) if folder else text
+            rank_zero_info(f"tested on {len(images)} images of {where}")
 
     def number_by(self, names: Sequence[str], outputs: int, followed: bool, fewer: bool = False) -> None:
         """Have the labels count the classes as the model does: a system knows that in its ``setup``.
@@ -130,20 +136,18 @@ class ImageDataModule(LightningDataModule):
         Raises:
             DataError: they do, and the images have classes that the model has not, or it is not known which.
         """
-        train, val = self._opened
         named = len(names) == outputs
         order = tuple(names) if named else self.trained_classes()
         if not named and (otherwise := unlike_timm(order)):
             rank_zero_warn(f"class folders in alphabetical order are taken as the model's classes: {otherwise}")
-        self._train, self._val = (self._numbered(part, order, outputs, followed, fewer) for part in (train, val))
-        if val is not None and self._val is not None and val.classes and not self._val.classes:
-            rank_zero_warn(f"top-1 is not measured: {mismatch(val.classes, order, outputs)}")
+        for part, images in self._opened.items():
+            self._parts[part] = self._numbered(images, order, outputs, followed, fewer)
+            if part != "train" and images.classes and not self._parts[part].classes:
+                rank_zero_warn(f"top-1 is not measured: {mismatch(images.classes, order, outputs)}")
 
     @staticmethod
-    def _numbered(
-        images: Images | None, order: Sequence[str], outputs: int, followed: bool, fewer: bool
-    ) -> Images | None:
-        if images is None or not images.classes:
+    def _numbered(images: Images, order: Sequence[str], outputs: int, followed: bool, fewer: bool) -> Images:
+        if not images.classes:
             return images
         why = mismatch(images.classes, order, outputs, fewer=fewer)
         if why is not None and followed:
@@ -157,12 +161,12 @@ class ImageDataModule(LightningDataModule):
 
     def trained_classes(self) -> Sequence[str]:
         """Those of the training images, also where a stage does not open them; of unlabelled ones the others'."""
-        train, val = self._opened
+        train, others = self._opened.get("train"), [images for part, images in self._opened.items() if part != "train"]
         if train is None and self.val_data:
             found: Sequence[str] = open_data(self.data, self.preprocess(), train=True).classes
         else:
             found = () if train is None else train.classes
-        return found or (() if val is None else val.classes)
+        return found or (others[0].classes if others else ())
 
     def preprocess(self) -> Preprocess:
         """How the images are prepared."""
@@ -170,28 +174,40 @@ class ImageDataModule(LightningDataModule):
         return self.inputs.preprocess(getattr(system, "network", None))
 
     def identity(self) -> dict[str, str]:
-        """What a run that goes on has to find again. Of a path only the last name counts: a set may be moved."""
+        """What a run that goes on has to find again: images in the order in which it has them, however they lie there.
+
+        Of a path only the last name counts, and of a file its name and class: a set may be moved.
+        """
         names = {"data": self.data, "val_data": self.val_data or self.data}
         found = {key: Path(text.partition(":")[0]).absolute().name for key, text in names.items()}
         classes = self.trained_classes()
         told = f"{len(classes)} ({', '.join(classes[:3])})"
         prepared = ", ".join(f"{key} {value}" for key, value in asdict(self.preprocess()).items())
+        if train := self._opened.get("train"):
+            found["images"] = f"{len(train)} (names {train.digest})" if train.digest else str(len(train))
+        found |= {"augment": self.augment, "batch_size": str(self.batch_size), "seed": str(_seed())}
         return {**found, "classes": told, "preparation": f"({prepared})"}
 
     def train_dataloader(self) -> DataLoader[Any]:
         """This rank's share, shuffled and augmented; the last, smaller batch is dropped."""
-        data = _opened(self._train)
-        ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        # The same seed on every rank, as Lightning's own samplers take it.
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        sampler = Order(data, ranks, rank, shuffle=True, seed=seed, drop_last=len(data) > ranks)
-        loader = ResumableLoader(data, sampler=sampler, drop_last=len(sampler) > self.batch_size, **self._options(data))
+        loader = self._shuffled(self.workers)
         loader.most = 1.0 if self.trainer is None else self.trainer.limit_train_batches
         if self._ahead is not None:
             loader.load_state_dict(self._ahead)
             self._ahead = None
         self._loader = loader
         return loader
+
+    def beginning(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of this rank's first epoch, apart from those of the training."""
+        yield from self._shuffled(0)
+
+    def _shuffled(self, workers: int) -> ResumableLoader:
+        data = _opened(self._parts.get("train"))
+        ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        sampler = Order(data, ranks, rank, shuffle=True, seed=_seed(), drop_last=len(data) > ranks)
+        whole = len(sampler) > self.batch_size
+        return ResumableLoader(data, sampler=sampler, drop_last=whole, **self._options(data, workers))
 
     def state_dict(self) -> dict[str, Any]:
         """That of the training loader.
@@ -208,21 +224,22 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """In order, not augmented."""
-        data = _opened(self._val)
-        return DataLoader(data, **self._options(data))
+        data = _opened(self._parts.get("val"))
+        return DataLoader(data, **self._options(data, self.workers))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """As for validation."""
-        return self.val_dataloader()
+        data = _opened(self._parts.get("test", self._parts.get("val")))
+        return DataLoader(data, **self._options(data, self.workers))
 
-    def _options(self, data: Images) -> dict[str, Any]:
-        workers = 0 if isinstance(data, CachedImages) else self.workers
+    def _options(self, data: Images, workers: int) -> dict[str, Any]:
+        workers = 0 if isinstance(data, CachedImages) else workers
         return {
             "batch_size": self.batch_size,
-            "collate_fn": _batch,
+            "collate_fn": batch_,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "worker_init_fn": _ignore_signals,
+            "worker_init_fn": ignore_signals,
             # Workers are seeded from it, not from the random state of the training, which a resumed run has to meet.
             "generator": torch.Generator().manual_seed(0),
         }
@@ -234,60 +251,9 @@ def images_of(system: LightningModule) -> ImageDataModule | None:
     return data if isinstance(data, ImageDataModule) else None
 
 
-class Order(DistributedSampler[Any]):
-    """A rank's shuffled places in a set of ``n`` images, those of epoch ``e`` counted from ``e n``.
-
-    So the set, in whatever process, knows the epoch of what it fetches (`lightning_modules.images`).
-    """
-
-    def __iter__(self) -> Iterator[int]:
-        images = len(self.dataset)  # type: ignore[arg-type]  # torch's Dataset promises no length
-        return (self.epoch * images + place for place in super().__iter__())
-
-
-class ResumableLoader(DataLoader[Any]):
-    """A loader that goes on in the middle of an epoch; Lightning keeps its state in the checkpoint.
-
-    With it go the random states as they were after the last step, because nothing that runs from there to the next
-    step draws from them: they are set right before the first batch after the checkpoint.
-    """
-
-    done = 0  # batches of this epoch that were handed out
-    skip = 0  # of them before the checkpoint
-    most: int | float = 1.0  # batches that an epoch uses, as trainer.limit_train_batches says it: a float is a share
-    random: dict[str, Any] | None = None  # states to go on from
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is all that a loop needs
-        skip, self.skip = self.skip, 0
-        for self.done, batch in enumerate(super().__iter__(), 1):
-            if self.done > skip:
-                if self.random is not None:
-                    set_random_states(self.random)
-                    self.random = None
-                yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """How far this epoch is."""
-        return {"done": self.done, "random": random_states()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; a whole epoch leaves nothing to skip in the next."""
-        whole = int(self.most * len(self)) if isinstance(self.most, float) else min(self.most, len(self))
-        self.done = self.skip = state["done"] % max(1, whole)
-        self.random = state.get("random")
-
-
-def _batch(batch: Any) -> Any:
-    """The set has made the batch already."""
-    return batch
-
-
-def _ignore_signals(worker: int) -> None:  # noqa: ARG001  (torch's)
-    """A scheduler, or Ctrl-C, signals all processes of a group; a worker that ended would take the last step's
-    checkpoint along.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def _seed() -> int:
+    """That of the run, the same on every rank, as Lightning's own samplers take it."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def _opened(data: Images | None) -> Images:

@@ -58,7 +58,8 @@ def tell(before: dict[str, Any] | None, after: dict[str, Any], where: str, label
     """Say what the steps were worth; a student that is near already can lose by them.
 
     Args:
-        before, after: as in a report; ``None``: nothing is known.
+        before, after: as in a report; ``None``: nothing is known. A run that goes on may be told to validate on other
+            images than it began with: of these nothing is said before.
         labels: whether these were followed: then top-1, where it is known, says if the student is worse, by more than
             its standard error; else the KL to the teacher, by more than `LEAST`.
         advice: what to do then.
@@ -67,6 +68,14 @@ def tell(before: dict[str, Any] | None, after: dict[str, Any], where: str, label
     named = {"kl": "KL to the teacher", "top1_student": "top-1"}
     known = [key for key in named if found.get(key) is not None and after[key] is not None]
     if not known:
+        return
+    if found.get("images") != after["images"]:
+        values = "; ".join(f"{named[key]} {after[key]:.4g}" for key in known)
+        rank_zero_warn(
+            f"on {after['images']} {where} {values} after the steps; before them it was measured on "
+            f"{found.get('images')}, so the two are not compared; go on with the --data.val_limit and "
+            "--trainer.limit_val_batches that the run began with"
+        )
         return
     changes = "; ".join(f"{named[key]} {found[key]:.4g} before, {after[key]:.4g} after" for key in known)
     if labels and "top1_student" in known:

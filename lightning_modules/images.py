@@ -5,6 +5,7 @@ Sets are asked for places counted on from epoch to epoch: that of image i of n i
 Shape letters: ``n`` images in the set; ``b`` images in a batch; ``c h w`` channels, height and width of one image.
 """
 
+import hashlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -35,7 +36,12 @@ class CachedImages(Dataset[tuple[Tensor, Tensor]]):
         images, labels: the prepared set; never changed.
         classes: names of the classes; empty when unlabelled.
         augment: what to do to a fetched batch.
+
+    Attributes:
+        digest: of what the files are called, in their order; empty where they are none.
     """
+
+    digest = ""
 
     def __init__(
         self,
@@ -71,7 +77,12 @@ class PreparedImages(Dataset[tuple[Tensor, Tensor]]):
     Args:
         data: the set; it crops by itself where ``augment`` says so.
         augment: what to do to a fetched batch.
+
+    Attributes:
+        digest: as of `CachedImages`.
     """
+
+    digest = ""
 
     def __init__(self, data: ImageData, augment: Augment = "none") -> None:
         self.data, self.classes, self.augment = data, data.classes, augment
@@ -98,23 +109,40 @@ class PreparedImages(Dataset[tuple[Tensor, Tensor]]):
 Images = CachedImages | PreparedImages
 
 
-def open_part(text: str, preprocess: Preprocess, train: bool, augment: Augment, limit: int | None = None) -> Images:
+def open_part(
+    text: str, preprocess: Preprocess, train: bool, augment: Augment, limit: int | None = None, test: bool = False
+) -> Images:
     """The training or the held-out images, in memory if they fit and are not cropped at random.
 
     Args:
         text: see `hypercompress.data.open_data`.
         limit: a random subset of so many, the same on each call and in each process; all if there are fewer.
+        test: of the held-out images those for a test, where a folder has both.
 
     Raises:
         DataError: unknown or unreadable data, or a limit below 1.
     """
-    whole = open_data(text, preprocess, train=train, augment=augment == "crop")
+    whole = open_data(text, preprocess, train=train, augment=augment == "crop", test=test)
     data = limited(whole, limit)
     size = 4 * len(data) * torch.Size(preprocess.input_size).numel()
     if augment == "crop" or size > CACHE_BYTES:
-        return PreparedImages(data, augment)
-    images, labels = _prepared(_Opened((text, preprocess, train, limit, *_files(whole)), data))
-    return CachedImages(images, labels, data.classes, augment)
+        images: Images = PreparedImages(data, augment)
+    else:
+        known = (text, preprocess, train, limit, *_files(whole))
+        images = CachedImages(*_prepared(_Opened(known, data)), data.classes, augment)
+    images.digest = _digest(whole)
+    return images
+
+
+def _digest(data: ImageData) -> str:
+    """Of the names of an image folder's files and of their classes' folders, wherever that lies."""
+    source = data.source
+    if not isinstance(source, FileImages):
+        return ""
+    found = hashlib.sha256()
+    for path, label in zip(source.paths, source.labels, strict=True):
+        found.update(f"{label} {path.name}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()[:12]
 
 
 def limited(data: ImageData, limit: int | None) -> ImageData:

@@ -7,7 +7,8 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ class Resumable(LightningModule):
     def identity(self) -> dict[str, str]:
         """What makes a run this one and no other."""
         data = images_of(self)
-        return {**({} if data is None else data.identity()), **self.start}
+        return {**({} if data is None else data.identity()), **_accumulation(self._trainer), **self.start}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Which run it is and how it is optimised; what is left of the optimiser goes on with a resumed one."""
@@ -48,6 +49,13 @@ class Resumable(LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             require_same_run(self.identity(), checkpoint.get("identity"))
             require_same_optimization(self.optimization, checkpoint.get("optimization"))
+
+
+def _accumulation(trainer: Trainer | None) -> dict[str, str]:
+    """How many batches make a step, where that does not change on the way."""
+    if trainer is None or any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        return {}
+    return {"accumulate_grad_batches": str(trainer.accumulate_grad_batches)}
 
 
 def require_same_network(system: LightningModule, weights: Mapping[str, Tensor]) -> None:
@@ -66,7 +74,7 @@ def require_same_run(ours: Mapping[str, str], theirs: Mapping[str, str] | None) 
     """Raises SettingError if a checkpoint is of a run from another start, on other images or of other losses.
 
     Args:
-        theirs: ``None`` in checkpoints of earlier versions, which do not say it.
+        theirs: ``None`` in checkpoints of earlier versions, which do not say it; what they do not say is not asked.
     """
     known = {} if theirs is None else theirs
     changed = [f"{name} {known[name]} instead of {now}" for name, now in ours.items() if known.get(name, now) != now]

@@ -12,10 +12,10 @@ from lightning_modules.source import TeacherSource
 Folders = tuple[Path, Path]
 
 
-def system(folders: Folders, losses: Losses | None = None, lr: float = 3e-3) -> Distillation:
+def system(folders: Folders, losses: Losses | None = None, lr: float = 3e-3, **options: Any) -> Distillation:
     teacher, student = folders
     optimization = Optimization("adamw", lr, 0.0, warmup=0.1)
-    return Distillation(student, TeacherSource(str(teacher)), losses, optimization)
+    return Distillation(student, TeacherSource(str(teacher)), losses, optimization, **options)
 
 
 def images(**options: Any) -> ImageDataModule:

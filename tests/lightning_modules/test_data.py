@@ -11,8 +11,9 @@ from torch.utils.data.distributed import DistributedSampler
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import DataError
 from lightning_modules import images as module
-from lightning_modules.data import ImageDataModule, Inputs, ResumableLoader
+from lightning_modules.data import ImageDataModule, Inputs
 from lightning_modules.images import CachedImages, PreparedImages, flipped, open_part, shifted
+from lightning_modules.loading import ResumableLoader
 
 GREY = Inputs(input_size=(1, 28, 28), mean=(0.286,), std=(0.353,))
 
@@ -282,3 +283,46 @@ def test_validation_alone_opens_no_training_images() -> None:
     assert isinstance(images.test_dataloader(), DataLoader)
     with pytest.raises(DataError, match="before setup"):
         images.train_dataloader()
+
+
+def test_a_test_reads_the_test_images_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    greys = {"train": 10, "val": 20, "test": 30}
+    for part, grey in greys.items():
+        for name in ("bee", "cat") if part == "test" else ("ant", "bee", "cat"):
+            place = tmp_path / part / name / "1.png"
+            place.parent.mkdir(parents=True)
+            Image.new("L", (28, 28), grey).save(place)
+
+    def read(stage: str, **options: object) -> tuple[int, list[int]]:
+        data = ImageDataModule(str(tmp_path), inputs=GREY, **options)
+        data.setup("fit")
+        data.setup(stage)
+        data.number_by((), 3, followed=False)
+        images, labels = next(iter(data.test_dataloader() if stage == "test" else data.val_dataloader()))
+        return round(float((images[0] * GREY.std[0] + GREY.mean[0]).mean()) * 255), labels.tolist()
+
+    with caplog.at_level("INFO"):
+        assert read("validate") == (20, [0, 1, 2])
+        assert "tested on" not in caplog.text
+        assert read("test") == (30, [1, 2])
+        assert f"tested on 2 images of {tmp_path / 'test'}" in caplog.text
+        assert read("test", val_data=str(tmp_path / "val")) == (20, [0, 1, 2])
+        assert f"tested on 3 images of {tmp_path / 'val'}" in caplog.text
+        ImageDataModule("digits", inputs=GREY).setup("test")
+        assert "tested on 360 images of digits" in caplog.text
+
+
+def test_how_images_are_prepared_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    images = ImageDataModule("digits", inputs=GREY)
+    with caplog.at_level("INFO"):
+        for stage in ("fit", "validate"):
+            images.setup(stage)
+    assert caplog.text.count("images are prepared as grey, 28 x 28 pixels, mean [0.286], std [0.353]") == 1
+
+
+def test_what_a_run_reads_ahead_is_what_it_trains_on() -> None:
+    images = opened(batch_size=32, augment="flip")
+    loader = images.train_dataloader()
+    ahead = [batch for batch, _ in images.beginning()]
+    assert loader.state_dict()["done"] == 0
+    assert all(torch.equal(ours, theirs) for ours, (theirs, _) in zip(ahead, loader, strict=True))

@@ -59,6 +59,19 @@ def test_what_the_steps_were_worth_is_measured_on_the_same_images(
     assert resumed.before == distillation.before, "not what the first two steps had left"
 
 
+@pytest.mark.parametrize("less", ["images", "batches"])
+def test_what_was_measured_on_other_images_is_not_compared(
+    less: str, folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    first = trainer(max_steps=2)
+    first.fit(system(folders), images())
+    first.save_checkpoint(tmp_path / "two.ckpt")
+    run = trainer(max_steps=3, limit_val_batches=1 if less == "batches" else 1.0)
+    data = images(val_limit=32 if less == "images" else 128)
+    with pytest.warns(UserWarning, match=r"on 32 .* KL to the teacher \d.* after the steps; .* on 128, so .* not comp"):
+        run.fit(system(folders), data, ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+
+
 def test_steps_that_make_the_student_worse_are_warned_of(folders: Folders, trainer: Callable[..., Trainer]) -> None:
     distillation = system(folders, lr=0.3)
     with pytest.warns(UserWarning, match=r"the student worse; .*lower --model.optimization.lr \(0.3\)"):

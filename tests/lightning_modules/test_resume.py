@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 
 from hypercompress import from_pretrained
 from lightning_modules.data import ImageDataModule, Inputs
@@ -128,8 +129,10 @@ def test_the_schedule_may_change_and_a_validation_asks_for_no_optimiser(one_step
 def distilled_once(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("distilled") / "step.ckpt"
     run = quiet(max_steps=1, limit_val_batches=0)
-    run.fit(distilled.system(folders), distilled.images(limit=64))
-    run.save_checkpoint(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        run.fit(distilled.system(folders), distilled.images(limit=64))
+        run.save_checkpoint(path)
     return path
 
 
@@ -142,12 +145,27 @@ def distilled_once(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -
         ({"losses": Losses(temperature=2.0)}, r"losses Losses\(.*temperature=1.0.* instead of .*temperature=2.0"),
         ({"data": {"val_data": "digits"}}, "val_data fashion_mnist_mini instead of digits; expected"),
         ({"data": {"inputs": Inputs(mean=(0.5,))}}, r"preparation \(.*\(0.286,\).* instead of .*\(0.5,\)"),
+        ({"data": {"limit": 96}}, "images 64 instead of 96; expected"),
+        ({"data": {"batch_size": 16}}, "batch_size 32 instead of 16; expected"),
+        ({"data": {"augment": "flip"}}, "augment none instead of flip; expected"),
+        ({"seed": 1}, r"seed 0 instead of 1; expected"),
+        ({"norms": "frozen"}, "norms auto instead of frozen; expected"),
+        ({"trainer": {"accumulate_grad_batches": 2}}, "accumulate_grad_batches 1 instead of 2; expected"),
         ({}, None),
+        ({"data": {"limit": 64, "val_limit": 32, "workers": 1}}, None),
     ],
-    ids=["student", "teacher", "losses", "data", "inputs", "none"],
+    ids=[
+        *("student", "teacher", "losses", "data", "inputs", "limit", "batch_size", "augment", "seed", "norms"),
+        *("accumulated", "none", "other"),
+    ],
 )
 def test_the_checkpoint_of_another_run_is_refused(
-    changed: dict[str, Any], said: str | None, folders: Folders, distilled_once: Path, tmp_path: Path
+    changed: dict[str, Any],
+    said: str | None,
+    folders: Folders,
+    distilled_once: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of the same shapes: its student would else be the result of this run; a folder that was moved is the same one."""
     moved = [tmp_path / folder.name for folder in folders]
@@ -156,15 +174,47 @@ def test_the_checkpoint_of_another_run_is_refused(
         with torch.no_grad():
             next(student.parameters()).add_(1e-3 * (name in changed))
         student.save_pretrained(new)
-    resumed = distilled.system((moved[0], moved[1]), changed.get("losses"))
+    resumed = distilled.system((moved[0], moved[1]), changed.get("losses"), norms=changed.get("norms", "auto"))
+    monkeypatch.setenv("PL_GLOBAL_SEED", str(changed.get("seed", 0)))
     data = distilled.images(**{"limit": 64, **changed.get("data", {})})
-    run = quiet(max_steps=2, limit_val_batches=0)
+    run = quiet(max_steps=2, limit_val_batches=0, **changed.get("trainer", {}))
     if said is None:
         run.fit(resumed, data, ckpt_path=distilled_once, weights_only=True)
         assert run.global_step == 2
         return
     with pytest.raises(SettingError, match=f"received a checkpoint of another run: {said}"):
         run.fit(resumed, data, ckpt_path=distilled_once, weights_only=True)
+
+
+def paint(folder: Path, greys: dict[str, int]) -> Path:
+    for name, grey in greys.items():
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), grey).save(place)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("other", "said"), [("b/9.png", r"images 4 \(names \w{12}\) instead of 4 \("), ("b/4.png", None)]
+)
+def test_a_folder_of_images_may_move_but_not_change(other: str, said: str | None, tmp_path: Path) -> None:
+    """Its last name is no sign of what is in it."""
+    greys = {"a/1.png": 10, "a/2.png": 20, "b/3.png": 30, "b/4.png": 40}
+    first, second = paint(tmp_path / "here/photos", greys), paint(tmp_path / "there/photos", greys)
+    (second / "b/4.png").rename(second / other)
+
+    def run(folder: Path, steps: int, checkpoint: Path | None = None) -> Trainer:
+        data = ImageDataModule(str(folder), inputs=Inputs(**PRETRAINED_CFG), batch_size=2)
+        fit = quiet(max_steps=steps, limit_val_batches=0)
+        fit.fit(system(), data, ckpt_path=checkpoint, weights_only=True)
+        return fit
+
+    run(first, 1).save_checkpoint(tmp_path / "one.ckpt")
+    if said is None:
+        assert run(second, 2, tmp_path / "one.ckpt").global_step == 2
+    else:
+        with pytest.raises(SettingError, match=f"checkpoint of another run: {said}"):
+            run(second, 2, tmp_path / "one.ckpt")
 
 
 def test_another_start_of_a_teacher_and_a_checkpoint_of_earlier_versions(one_step: Path, tmp_path: Path) -> None:
