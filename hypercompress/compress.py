@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypercompress.alone import alone
 from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.choices import guarded
 from hypercompress.errors import GeneratorError
@@ -37,7 +38,7 @@ OVERFLOWED = "pass more or other images, choose generator 'svd', or compress in 
 SEARCHED = ("hypernet", "kfac")  # generators whose start is `kfac`
 
 
-@torch.inference_mode(False)
+@alone
 def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     teacher: nn.Module,
     budget: Budget,
@@ -60,6 +61,9 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     progress: Progress | None = None,
 ) -> Student:
     """Generate a compact student of ``teacher``; no gradient step is taken.
+
+    One thread of a process compresses or adapts at a time, others wait. Meanwhile no other thread may run or change the
+    teacher: it is in evaluation mode, with hooks, until this returns.
 
     Args:
         teacher: any module; not modified. A `Student` counts as the dense network that its factors make, of which the

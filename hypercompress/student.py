@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypercompress.alone import alone, drawing
 from hypercompress.architecture import Architecture, build
 from hypercompress.architecture.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
@@ -144,7 +145,7 @@ class Student(nn.Module):
         more than rounding in each layer.
         """
         model, ties = copy_of(self.model), Ties()
-        with torch.random.fork_rng(devices=[]):  # new layers are drawn, and then overwritten
+        with drawing():  # new layers are drawn, and then overwritten
             # Deepest first: of a student of a student the factors may be factored in turn.
             for name, layer in reversed(low_rank_layers(model).items()):
                 replace_module(model, name, ties.carry(layer, layer.to_dense()))
@@ -248,7 +249,7 @@ def build_student(
     return Student(model, architecture)
 
 
-@torch.inference_mode(False)  # a student learns, wherever it was loaded
+@alone  # out of inference mode: a student learns, wherever it was loaded
 def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> Student:
     """Load a student folder in a fresh process, with no teacher and no network.
 
@@ -263,7 +264,7 @@ def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> St
             another one.
         ModelError: the skeleton is no module, its parameters hold no values or have no shape yet, or it was scripted.
     """
-    with torch.random.fork_rng(devices=[]):  # new layers are drawn, and then overwritten
+    with drawing():  # new layers are drawn, and then overwritten
         return _loaded(Path(folder), skeleton)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hypercompress.alone import drawing
 from hypercompress.architecture import Architecture, build
 
 
@@ -17,7 +18,7 @@ def differences(model: nn.Module, architecture: Architecture, replaced: Collecti
     Args:
         replaced: paths of what was factored or unpacked, and may differ.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with drawing(), torch.device("meta"):
         built = build(architecture)
     changed = {id(model.get_submodule(name)) for name in replaced}
     everywhere = model.named_modules(remove_duplicate=False)

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from hypercompress.alone import drawing
 from hypercompress.architecture.levels import ReadsLevels
 from hypercompress.architecture.names import registered_cfg
 from hypercompress.architecture.record import (
@@ -41,7 +42,7 @@ def architecture_of(module: nn.Module) -> Architecture | None:
         args = _args_of(module, cfg)
         known = public_cfg({**cfg, "input_size": input_size(cfg, args)})
         candidate = Architecture(tagged, args, known, module.levels if isinstance(module, ReadsLevels) else None)
-        with torch.random.fork_rng(devices=[]):
+        with drawing():
             same = _same_function(module, build(candidate), candidate.pretrained_cfg["input_size"])
     except Exception:  # noqa: BLE001 - whatever a modified module raises, it is not the model timm builds
         return None

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hypercompress.alone import ALONE
 from hypercompress.architecture.names import one_line
 from hypercompress.errors import ModelError, NonFiniteError
 
@@ -70,7 +71,7 @@ def _read(path: Path, *, mapped: bool = False) -> Any:
     try:
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings():
+        with ALONE, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks about old formats; a failure is raised below
             # timm's own training checkpoints carry their command line as a Namespace: attributes, no code.
             with torch.serialization.safe_globals([Namespace]):

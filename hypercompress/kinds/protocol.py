@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hypercompress.alone import drawing
 from hypercompress.kinds.groups import by_group
 from hypercompress.kinds.low_rank import LowRank, as_weight
 
@@ -63,7 +64,7 @@ class LayerKind(ABC):
         They are what ``reduce`` gives with the identity as its matrix, whatever stride, padding and dilation do.
         """
         d, groups = self.matrix(module).shape[-1], self.groups(module)
-        with torch.random.fork_rng(devices=[]):  # as in `registry.low_rank_like`
+        with drawing():  # as in `registry.low_rank_like`
             reduce = self.low_rank(module, d).reduce.to(x.device, x.dtype)
         weight = reduce.weight
         assert isinstance(weight, Tensor)

@@ -1,10 +1,10 @@
 """The kinds that are known, by the class of a module. A subclass is of its kind if it computes as that class does."""
 
-import torch
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.linear import Linear as TimmLinear
 from torch import nn
 
+from hypercompress.alone import drawing
 from hypercompress.kinds.conv import ConvKind
 from hypercompress.kinds.linear import LinearKind
 from hypercompress.kinds.low_rank import LowRank
@@ -86,7 +86,7 @@ def low_rank_like(dense: nn.Module, rank: int, input_rank: int | None = None) ->
     kind = kind_of(dense)
     if kind is None:
         raise TypeError(f"received {type(dense).__name__}; expected a registered kind of layer; see register_kind")
-    with torch.random.fork_rng(devices=[]):
+    with drawing():
         layer = kind.low_rank(dense, rank) if input_rank is None else kind.low_rank(dense, rank, input_rank)
     if input_rank is not None and layer.input_rank != input_rank:
         raise TypeError(f"received an input rank for {type(dense).__name__}; expected a kind of layer with a kernel")

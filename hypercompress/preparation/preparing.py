@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from hypercompress.alone import alone
 from hypercompress.curvature import UNREACHED, reached
 from hypercompress.curvature.collapse import completed
 from hypercompress.curvature.fisher import Probing
@@ -41,7 +41,7 @@ ANYTHING = Wanted()
 UNLIKE = 1.0  # share of the lost variance that is given back: more of it is lost of the model's own images
 
 
-@torch.inference_mode(False)  # curvature takes gradients
+@alone
 def prepare(  # noqa: PLR0913  (each has a default)
     teacher: nn.Module,
     data: Iterable[Any] | None,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from hypercompress.alone import drawing, unfused
 from hypercompress.errors import HypercompressError, ModelError
 from hypercompress.running.nested import flat
 from hypercompress.running.outputs import tensor_of
@@ -143,13 +144,8 @@ def evaluating(model: nn.Module) -> Iterator[set[Tensor]]:
 
     torch's fused transformer layer is off: it calls no module, and packs padded batches into nested tensors.
     """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with switching(model) as written, restoring_buffers(model):
-            yield written
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    with unfused(), switching(model) as written, restoring_buffers(model):
+        yield written
 
 
 @contextmanager
@@ -246,9 +242,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def keeping_random_state(model: nn.Module) -> AbstractContextManager[None]:
-    """What is drawn inside the block leaves torch's random state as it was, on the CPU and on the model's GPUs."""
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    return torch.random.fork_rng(devices=list(devices))
+    """What is drawn inside the block leaves torch's random state as it was, on the CPU and on the model's GPUs. One
+    thread at a time is in such a block.
+    """
+    return drawing({parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"})
 
 
 def ordinary(tensor: Tensor) -> Tensor:

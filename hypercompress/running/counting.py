@@ -14,6 +14,8 @@ import torch
 import torchvision  # noqa: F401  (registers its operations)
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from hypercompress.alone import unfused
+
 Shape = Sequence[int]
 aten = torch.ops.aten
 
@@ -80,10 +82,5 @@ def counting() -> Iterator[FlopCounterMode]:
 
     The fused encoder layers of torch, which are one operation and which no counter looks into, do not run there.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with FlopCounterMode(display=False, custom_mapping=dict(FORMULAS)) as counter:
-            yield counter
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with unfused(), FlopCounterMode(display=False, custom_mapping=dict(FORMULAS)) as counter:
+        yield counter

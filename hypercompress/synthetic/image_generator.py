@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hypercompress.alone import drawing
+
 SINGLE = torch.float32  # whatever torch's default is
 NOISE = 8  # channels of fresh noise at an octave
 # Channels of an octave are so many by the pixels of its longer side, within bounds: were the fine octaves of large
@@ -40,7 +42,7 @@ class PyramidGenerator(nn.Module):
         while min(self.sizes[0]) > COARSEST:
             self.sizes.insert(0, (-(-self.sizes[0][0] // 2), -(-self.sizes[0][1] // 2)))
         widths = [min(WIDEST, max(NARROWEST, PIXELS // max(size))) for size in self.sizes]
-        with torch.random.fork_rng(devices=[]):
+        with drawing():
             torch.manual_seed(seed)
             self.octaves = nn.ModuleList(
                 _octave(before + NOISE, after) for before, after in zip([0, *widths], widths, strict=False)

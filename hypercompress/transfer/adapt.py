@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypercompress.alone import alone
 from hypercompress.architecture import Architecture
 from hypercompress.report import moved_report
 from hypercompress.running.calling import Progress, keeping_random_state, precision
@@ -30,7 +31,7 @@ from hypercompress.transfer.tuning import Tuned, tuned_names
 from hypercompress.transfer.views import step_viewer, views_of
 
 
-@torch.inference_mode(False)
+@alone
 def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     model: nn.Module,
     support: Any,
@@ -59,6 +60,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     `look_again`). With one image a class nothing can be left out: nothing is generated, maps are read on far tasks, and
     the head is fitted on views with maps or where they move the features, else on features that weigh more evenly
     (`ridge.evenly`).
+
+    One thread of a process compresses or adapts at a time, others wait; meanwhile no other thread may run the model.
 
     Args:
         model: a timm classifier or a `Student` of one; not modified.

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hypercompress.alone import drawing
 from hypercompress.architecture import Architecture, Levels, ReadsLevels, architecture_of, read_last, read_levels
 from hypercompress.errors import ModelError
 from hypercompress.running.calling import evaluating
@@ -177,7 +178,7 @@ def new_student(model: nn.Module, classes: int, architecture: Architecture | Non
     if student.architecture is not None:
         student.architecture = replace(student.architecture, levels=None)
     some = next(model.parameters())
-    with torch.random.fork_rng(devices=[]):  # the new head is drawn, and then overwritten
+    with drawing():  # the new head is drawn, and then overwritten
         student.reset_classifier(classes)
     backbone = Backbone(student.to(some.device).model)
     last = backbone.model.get_submodule(backbone.classifier)  # raises if it is no linear layer
