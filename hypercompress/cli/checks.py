@@ -165,6 +165,12 @@ def image_folder(text: str) -> Path | None:
     return folder if text.partition(":")[0] not in registered_names() and folder.is_dir() else None
 
 
+def found_at(text: str | None) -> str | None:
+    """Where the folder of DATA lies, wherever a command is run that reads it again; ``None`` if it names none."""
+    folder = None if text is None or made_images(text) is not None else image_folder(text)
+    return None if folder is None else str(folder.resolve())
+
+
 def splits(text: str) -> None:
     """The classes of a folder's splits are the same ones; see `check_splits`."""
     if (folder := image_folder(text)) is not None:

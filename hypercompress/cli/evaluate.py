@@ -70,10 +70,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
             f"received images of {arguments.data} without labels of the model's classes and no --against; expected "
             "something to compare with; sort the images into sub-folders of these classes or pass --against MODEL"
         )
-    if inputs.calibrated_on(arguments.student, arguments.data):
-        terminal.note(
-            "images", "some of these have calibrated the student: others may find it further from its teacher"
-        )
+    if seen := inputs.seen_before(arguments.student, arguments.data):
+        terminal.note("images", seen)
     count = min(len(images), arguments.images or len(images))
     batches = loader(images, batch_size=arguments.batch_size, seed=arguments.seed, limit=count)
     start = time.perf_counter()

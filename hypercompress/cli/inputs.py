@@ -171,9 +171,22 @@ def class_names(text: str | None) -> list[str]:
     return [] if text is None or not is_student_folder(text) else report.class_names(read_report(Path(text)))
 
 
-def calibrated_on(text: str, data: str) -> bool:
-    """Whether a student folder was calibrated on images of the very folder that is read for an evaluation."""
-    used = read_report(Path(text)).get("calibration") if is_student_folder(text) else None
+def seen_before(text: str, data: str) -> str:
+    """What a student folder was made with of the very images that are read for an evaluation, as a note; empty if it
+    has seen none of them. Of a student that was moved also what it was before counts.
+    """
+    for stage in report.history(read_report(Path(text))) if is_student_folder(text) else ():
+        moved = stage.get("transfer") or {}
+        if _same_images(moved.get("data_path"), data):
+            return "some of these have moved the student to its task: on others it may be right less often"
+        # Older students have no path; theirs is found where it was read from.
+        if _same_images(stage.get("calibration_path") or stage.get("calibration"), data):
+            return "some of these have calibrated the student: others may find it further from its teacher"
+    return ""
+
+
+def _same_images(used: Any, data: str) -> bool:
+    """Whether what is read of ``used`` to make a student is what is read of ``data`` to judge one."""
     if not isinstance(used, str):
         return False
     before, now = image_folder(used), image_folder(data)
@@ -181,7 +194,7 @@ def calibrated_on(text: str, data: str) -> bool:
         return False
     try:
         return folder_read(before, train=True).samefile(folder_read(now, train=False))
-    except DataError:  # it has been changed since, and cannot be read so any more
+    except (DataError, OSError):  # it has been changed since, and cannot be read so any more
         return False
 
 

@@ -93,7 +93,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         seed=arguments.seed,
         progress=terminal.progress,
     )
-    student.to(own).report["transfer"]["shots"] = arguments.shots
+    read = {"shots": arguments.shots, "data": arguments.data, "data_path": checks.found_at(arguments.data)}
+    student.to(own).report["transfer"] |= read
     student.report["teacher"]["bytes"] = size  # in its own precision
     terminal.phase("save")
     student.save_pretrained(arguments.out, overwrite=arguments.overwrite)

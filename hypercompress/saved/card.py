@@ -8,10 +8,11 @@ HEAD, SIZE = "head", "image size"  # what may have been changed since a transfer
 
 def transfer_line(transfer: Mapping[str, Any]) -> str:
     """A sentence of what `adapt` did, from its report, and one of what was changed since."""
-    changed = transfer.get("changed", ())
+    changed, data = transfer.get("changed", ()), f" of {transfer['data']}" if transfer.get("data") else ""
+    images, backbone = f"{transfer['images']} images{data}", f"{transfer['kept']} backbone"
     if HEAD in changed:
         return (
-            f"Moved to a new task by {transfer['images']} images: {transfer['kept']} backbone ({transfer['why']}), "
+            f"Moved to a new task by {images}: {backbone} ({transfer['why']}), "
             f"{steps_line(transfer)}. Its head was replaced after that: nothing is known of the new one."
         )
     views = transfer.get("views", {"kept": False})  # students that are older have none
@@ -22,7 +23,7 @@ def transfer_line(transfer: Mapping[str, Any]) -> str:
     beside = f", {views['count']} views of each" if views["kept"] else ""
     read = " on the maps of all stages" if levels else ""
     return (
-        f"Moved to {transfer['ways']} classes by {transfer['images']} images{beside}: {transfer['kept']} backbone "
+        f"Moved to {transfer['ways']} classes by {images}{beside}: {backbone} "
         f"({transfer['why']}), ridge head{read} of penalty {transfer['penalty']:.3g}, {steps_line(transfer)}, "
         f"leave-one-out accuracy{before} {'unknown' if left_out is None else f'{left_out:.4f}'}."
         f"{' Its image size was changed after that.' if SIZE in changed else ''}"

@@ -45,7 +45,7 @@ def test_a_student_calibrated_in_a_home_of_another_machine(tmp_path: Path) -> No
     write(tmp_path / "s")
     report = {"calibration": "~nobody-of-this-name/photos"}
     (tmp_path / "s" / REPORT).write_text(json.dumps(report))
-    assert not inputs.calibrated_on(str(tmp_path / "s"), str(tmp_path))
+    assert not inputs.seen_before(str(tmp_path / "s"), str(tmp_path))
 
 
 def test_a_checkpoint_that_does_not_fit(refused: Refused, tmp_path: Path) -> None:

@@ -259,3 +259,28 @@ def test_images_that_calibrated_the_student_are_told(
     assert said == [("flat", tmp_path / "flat"), ("parts", "parts/train")]
     write_images(tmp_path / "flat" / "train" / "a", 2)  # without the other split the folder cannot be read any more
     assert run("evaluate", "by-flat", "--data", "other", "--against", name, *rest)[0] == 0, "whatever became of them"
+
+
+def test_images_that_moved_the_student_are_told_wherever_it_is_judged(
+    run: Run, teacher: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that calibrated it before; paths were read from where the command ran."""
+    name, *rest = teacher
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for data in ("old", "new", "other"):
+        for label in "ab":
+            write_images(tmp_path / data / label, 6)
+    assert run("generate", name, "small", *rest, *SIZE, "--params", 0.5, "--generator", "svd", "--data", "old")[0] == 0
+    assert run("transfer", "small", "moved", "--views", 0, "--shots", 2, "--data", "new")[0] == 0
+    report = json.loads((tmp_path / "moved" / "report.json").read_text())
+    assert (report["transfer"]["data"], report["transfer"]["data_path"]) == ("new", str((tmp_path / "new").resolve()))
+    assert report["before"]["calibration"] == "old"
+    assert "by 4 images of new" in (tmp_path / "moved" / "README.md").read_text()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    told = {"new": "some of these have moved the student", "old": "some of these have calibrated", "other": None}
+    for data, said in told.items():
+        code, out, _ = run("evaluate", "../moved", "--data", f"../{data}")
+        assert code == 0
+        assert ("some of these" in out) == (said is not None)
+        assert said is None or said in out

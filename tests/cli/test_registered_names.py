@@ -37,7 +37,7 @@ def test_evaluate_does_not_take_the_set_for_the_folder(run: Run, student: Path, 
     code, out, _ = run("evaluate", student, "--data", NAME, "--images", 64)
     assert code == 0
     assert note not in out
-    assert not inputs.calibrated_on(str(student), NAME)
+    assert not inputs.seen_before(str(student), NAME)
 
 
 @pytest.mark.parametrize("root", ["", ":", ":somewhere"])
