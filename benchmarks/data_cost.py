@@ -31,7 +31,7 @@ from hypercompress.curvature import measure
 from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.preparation import prepare
 from hypercompress.preparation.example import samples_of_a_pass
-from hypercompress.running.calibration import pieces
+from hypercompress.running.batches import pieces
 from hypercompress.specs import Budget
 
 MODELS = ("resnet50", "vit_base_patch16_224")

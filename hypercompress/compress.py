@@ -1,13 +1,11 @@
 """The facade: a teacher and a budget in, a student out."""
 
 import time
-import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hypercompress.alone import alone
@@ -17,20 +15,19 @@ from hypercompress.errors import GeneratorError
 from hypercompress.generator import Generator, HypernetGenerator
 from hypercompress.guard import Judge
 from hypercompress.inspection import require_finite
-from hypercompress.latency import times_of
 from hypercompress.preparation import Plan, Wanted, prepare
 from hypercompress.reconstruction import refit_batch
 from hypercompress.report import bytes_of, class_names, make_report, params_of, warn_if_larger
 from hypercompress.running.calling import ForwardFn, Progress, keeping_random_state
 from hypercompress.running.copying import as_written
-from hypercompress.running.nested import batch_size
 from hypercompress.running.outputs import NUMBERS
 from hypercompress.running.renormalization import moments_of, put_back
 from hypercompress.running.wholes import seed_of
 from hypercompress.search import search as search_ranks
 from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit, require_budget
 from hypercompress.student import Student, build_student
-from hypercompress.targeting import missed, targeted
+from hypercompress.targeting import targeted
+from hypercompress.timed import report_times
 
 # What to do about a student whose weights are not finite.
 OVERFLOWED = "pass more or other images, choose generator 'svd', or compress in float32, and please report it"
@@ -45,6 +42,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     data: Iterable[Any] | None = None,
     generator: str | Path | Generator = "auto",
     *,
+    images: int | None = 1024,
     example: Any = None,
     forward_fn: ForwardFn | None = None,
     architecture: Architecture | None = None,
@@ -75,6 +73,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             whose images are then shuffled: shuffle others yourself. ``None``: with ``auto`` and without ``forward_fn``
             a model that reads images (its own size, or ``example``, says so) is calibrated on noise, as if it were
             passed with ``renormalize``; anything else reads the weights alone.
+        images: samples at most that are read, and kept in memory, of a loader or whatever else makes its batches one by
+            one; ``None``: all. A list or tuple of batches, which are there already, is read whole.
         generator: ``auto`` (the released hypernetwork; without data `kfac` on noise, or ``svd``), ``hypernet``,
             ``svd``, ``whitened``, ``kfac``, ``prior``, a folder of a meta-trained hypernetwork, or any `Generator`.
         example: one batch to inspect the model with, cast as ``data`` is; needed only without data for models that are
@@ -126,6 +126,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             teacher,
             data,
             generator,
+            images=images,
             example=example,
             forward_fn=forward_fn,
             latency_batch=latency_batch if fast or budget.unit is Unit.LATENCY else None,
@@ -250,7 +251,7 @@ def finish(
     )
     student.report |= _of_plan(plan)
     if plan.timed is not None:
-        _time(student, plan, forward_fn)
+        report_times(student, plan.original, plan.timed, forward_fn)
     return student
 
 
@@ -272,28 +273,3 @@ def _ranking(plan: Plan) -> Generator:
     if plan.split is not None and isinstance(generator, HypernetGenerator):
         return generator.base(plan.spec, plan.sketches)
     return generator
-
-
-def _time(student: Student, plan: Plan, forward_fn: ForwardFn | None) -> None:
-    """Put what the student really takes into its report."""
-    dense, ours = times_of(plan.original, student, plan.timed, forward_fn)
-    if student.report["budget"]["unit"] == Unit.LATENCY:
-        share = student.report["budget"]["target"]
-        if missed(ours / dense, share):  # a student of these ranks met it: something else may run for a while
-            again = times_of(plan.original, student, plan.timed, forward_fn)
-            dense, ours = min((dense, ours), again, key=lambda times: times[1] / times[0])
-        student.report["budget"]["achieved"] = ours / dense
-        if missed(ours / dense, share):
-            warnings.warn(
-                f"received a latency budget of {share:g} that the student misses: measured again, it takes "
-                f"{ours / dense:.2f} of the teacher's time; expected at most {share:g}; the machine may be busy: run "
-                "again, or ask for less",
-                stacklevel=5,  # finish, compress and its decorator are between
-            )
-    student.report["latency"] = {
-        "teacher_ms": dense,
-        "student_ms": ours,
-        "batch_size": batch_size(plan.timed),
-        "threads": torch.get_num_threads(),
-        "device": str(next(plan.teacher.parameters()).device),
-    }

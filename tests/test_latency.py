@@ -88,7 +88,7 @@ def test_of_a_timed_model_a_counted_budget_takes_forms_that_were_faster(machine:
 
 
 def test_fast_reports_its_time_and_what_stays_dense(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["hypercompress.compress"], "times_of", lambda *_: (2.0, 1.1))
+    monkeypatch.setattr(sys.modules["hypercompress.timed"], "times_of", lambda *_: (2.0, 1.1))
     student = compress(network(), Budget(macs=0.5), [images(16)] * 3, "kfac", fast=True, latency_batch=2)
     assert student.report["budget"]["achieved"] <= 0.5
     assert student.report["latency"]["student_ms"] == 1.1
@@ -177,7 +177,7 @@ def test_a_layer_that_does_not_run_stays_dense(
         return total - times.pop("expert"), times, inputs
 
     monkeypatch.setattr(latency, "_inside", unreached)
-    for module in ("compress", "targeting"):
+    for module in ("timed", "targeting"):
         monkeypatch.setattr(sys.modules[f"hypercompress.{module}"], "times_of", lambda *_: (1.0, 0.8))
     torch.manual_seed(0)
     student = compress(Routed(), budget, [torch.randn(32, 1, 8, 8)], "kfac", fast=fast)

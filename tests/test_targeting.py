@@ -61,7 +61,7 @@ def test_the_student_of_a_hypernetwork_has_ranks_that_were_timed(
         return 1.0, 0.58
 
     monkeypatch.setattr(targeting, "times_of", times)
-    monkeypatch.setattr(sys.modules["hypercompress.compress"], "times_of", lambda *_: (1.0, 0.58))
+    monkeypatch.setattr(sys.modules["hypercompress.timed"], "times_of", lambda *_: (1.0, 0.58))
     data = list(images(32).split(8))
     student = compress(network(), Budget(latency=0.6), data, noisy_hypernet(), latency_batch=2)
     assert len(timed_ranks) == 1
@@ -71,7 +71,7 @@ def test_the_student_of_a_hypernetwork_has_ranks_that_were_timed(
 
 
 def test_report_says_what_was_measured(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (targeting, sys.modules["hypercompress.compress"]):
+    for module in (targeting, sys.modules["hypercompress.timed"]):
         monkeypatch.setattr(module, "times_of", lambda *_: (2.0, 1.1))
     student = compress(network(), Budget(latency=0.6), [images(16)] * 3, "kfac", latency_batch=2)
     report = student.report
@@ -100,7 +100,7 @@ def test_a_target_that_the_last_measurement_misses_is_told(
 ) -> None:
     left = list(times)
     monkeypatch.setattr(targeting, "times_of", lambda *_: (1.0, 0.58))
-    monkeypatch.setattr(sys.modules["hypercompress.compress"], "times_of", lambda *_: (1.0, left.pop(0)))
+    monkeypatch.setattr(sys.modules["hypercompress.timed"], "times_of", lambda *_: (1.0, left.pop(0)))
     missed = (
         rf"a latency budget of 0\.6 that the student misses: .* takes {achieved:.2f} of .*run again, or ask for less"
     )

@@ -18,7 +18,7 @@ from hypercompress.data import ImageData, Preprocess, folder_read, loader, misma
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
-from hypercompress.running.calibration import to_device
+from hypercompress.running.batches import to_device
 from hypercompress.running.calling import evaluating, placed, precision
 from hypercompress.saved.artefact import read_report
 from hypercompress.specs import ModelSpec

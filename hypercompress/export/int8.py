@@ -19,7 +19,8 @@ from hypercompress.export.onnx_file import INPUT, OnnxModel
 from hypercompress.export.program import quiet, understood
 from hypercompress.fidelity import compare
 from hypercompress.report import reading
-from hypercompress.running.calibration import require_batches, split_batches, to_device
+from hypercompress.running.batches import to_device
+from hypercompress.running.calibration import require_batches, split_batches
 from hypercompress.running.calling import taking
 
 NOISE = 64  # inputs to measure agreement with where there are no images

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from hypercompress.architecture import own_input_size
 from hypercompress.errors import DataError, ModelError
-from hypercompress.running.calibration import CalibrationSplit, pieces, to_device
+from hypercompress.running.batches import pieces, to_device
+from hypercompress.running.calibration import CalibrationSplit
 from hypercompress.running.calling import placed
 from hypercompress.running.nested import batch_size, flat
 from hypercompress.specs import ModelSpec

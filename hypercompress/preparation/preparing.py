@@ -25,14 +25,15 @@ from hypercompress.preparation.example import dtype_of, example_of, samples_of_a
 from hypercompress.preparation.given import require_given
 from hypercompress.preparation.plan import Plan
 from hypercompress.preparation.wanted import Wanted
-from hypercompress.running.calibration import CalibrationSplit, pieces, resized, split_batches
+from hypercompress.running.batches import pieces, resized
+from hypercompress.running.calibration import CalibrationSplit, split_batches
 from hypercompress.running.calling import ForwardFn, Progress, call_model, taking
 from hypercompress.running.copying import as_written
 from hypercompress.running.memory import give_back
 from hypercompress.running.norms import remembering_norms
 from hypercompress.running.outputs import NUMBERS, as_numbers, regressed, require_reading
 from hypercompress.running.renormalization import Moments, moments_of, renormalized
-from hypercompress.running.wholes import seed_of
+from hypercompress.running.wholes import seed_of, whole
 from hypercompress.sketch import sketch
 from hypercompress.specs import ModelSpec, Sketch
 from hypercompress.synthetic.stand_in import stand_in
@@ -47,6 +48,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     data: Iterable[Any] | None,
     generator: str | Path | Generator,
     *,
+    images: int | None = 1024,
     example: Any = None,
     forward_fn: ForwardFn | None = None,
     latency_batch: int | None = None,
@@ -62,14 +64,14 @@ def prepare(  # noqa: PLR0913  (each has a default)
     Args:
         latency_batch: samples of the batch that is timed; ``None``: no times are measured. If they are, only forms that
             are faster than the dense layer are used.
-        renormalize, steady, outputs: see `compress`.
+        images, renormalize, steady, outputs: see `compress`.
         wanted: what cannot be had is refused before anything is measured.
 
     Without data ``auto`` is `kfac` on noise, of which `Plan.stand_in` tells; where that cannot be, it is ``svd``.
     """
     require_given(teacher, generator, latency_batch)
     require_reading(outputs)
-    seed = seed_of(seed)
+    seed, images = seed_of(seed), None if images is None else whole("images", images, 1)
     _refuse(data is not None, renormalize, steady, forward_fn)
     if data is None and str(generator) == "auto" and not renormalize and forward_fn is None:
         options = {"example": example, "latency_batch": latency_batch, "outputs": outputs}
@@ -85,7 +87,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
             "not read the BatchNorms' moments, which are those of the data then; pass no data, or choose kfac"
         )
     device, dtype = next(original.parameters()).device, dtype_of(original) if forward_fn is None else None
-    split = None if data is None else split_batches(data, device, dtype, passed=forward_fn is None)
+    split = None if data is None else split_batches(data, device, dtype, passed=forward_fn is None, images=images)
     example = example_of(original, split, example, as_it_is=forward_fn is not None)
     noise = _steadying(original, example, seed) if steady else None
     numbers = outputs == NUMBERS or (outputs == "auto" and _regresses(original, split, forward_fn))

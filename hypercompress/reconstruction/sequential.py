@@ -30,7 +30,8 @@ from hypercompress.generator.restoration import absorbs
 from hypercompress.kinds import LayerKind, LowRank, factors_of, fill, kind_of
 from hypercompress.reconstruction.layer_regression import LayerRegression
 from hypercompress.reconstruction.relay import Relay
-from hypercompress.running.calibration import CalibrationSplit, join
+from hypercompress.running.batches import join
+from hypercompress.running.calibration import CalibrationSplit
 from hypercompress.running.calling import ForwardFn, call_model, computing, evaluating, exactly, first_argument
 from hypercompress.running.memory import finite, give_back
 from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics, Refit

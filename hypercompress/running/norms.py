@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hypercompress.errors import DataError
-from hypercompress.running.calibration import resized
+from hypercompress.running.batches import resized
 from hypercompress.running.calling import ForwardFn, call_model, evaluating, first_argument
 from hypercompress.running.nested import batch_size
 from hypercompress.running.tracing import trace_pass

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.running.calibration import join, layout_of
+from hypercompress.running.batches import join, layout_of
 from hypercompress.running.calling import ForwardFn
 from hypercompress.running.copying import copy_of
 from hypercompress.running.nested import batch_size, flat

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hypercompress.kinds import kind_of
-from hypercompress.running.calibration import resized
+from hypercompress.running.batches import resized
 from hypercompress.running.calling import ForwardFn, evaluating, first_argument, frozen
 from hypercompress.running.counting import counting
 from hypercompress.running.nested import batch_size, flat

@@ -1,5 +1,6 @@
 """What is no generator, no number of samples and no type to compute in is refused before anything runs."""
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,26 @@ def test_a_class_that_reads_eight_bits_by_itself_stays_as_it_is(dtype: torch.dty
     student = compress(model, Budget(params=0.7), example=torch.randn(8, 32), generator="svd")
     assert student.ranks.keys() == {"1"}
     assert student.get_parameter("model.0.weight").dtype == dtype
+
+
+@pytest.mark.parametrize("images", [0, 2.5, "all"])
+def test_what_is_no_number_of_images(images: Any) -> None:
+    with pytest.raises(GeneratorError, match=rf"received images={images!r}; expected a whole number from 1"):
+        compress(network(), HALF, batches(), images=images)
+
+
+def test_so_many_images_of_a_loader_are_read() -> None:
+    """By default 1,024, so that one that never ends does."""
+    teacher, endless = network(), (batch for _ in count() for batch in batches())
+    assert compress(teacher, HALF, endless).ranks
+    some, few = (prepare(teacher, iter(batches(9)), "kfac", images=images).split for images in (None, 24))
+    assert some is not None
+    assert few is not None
+    assert (some.samples, few.samples) == (6 * 6, 2 * 6)
+    labelled = ((batch, torch.zeros(len(batch), dtype=torch.int64)) for batch in batches(9))
+    with pytest.warns(UserWarning, match="labels 0 alone") as told:
+        compress(teacher, HALF, labelled, images=24)
+    assert told[0].filename == __file__
 
 
 @pytest.mark.parametrize("seed", [None, 0.5, "0", 2**70])

@@ -1,8 +1,8 @@
 """Calibration batches: no image lost or shared, whatever a batch is made of."""
 
 from collections import UserDict
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from hypercompress.errors import DataError
-from hypercompress.running.calibration import cut, join, pieces, require_batches, resized, split_batches, to_device
+from hypercompress.running.batches import cut, join, pieces, resized, to_device
+from hypercompress.running.calibration import require_batches, split_batches
 
 CPU = torch.device("cpu")
 
@@ -269,3 +270,44 @@ def test_what_is_shuffled_or_has_no_classes_stays_in_order() -> None:
         first = split.select[0][0] if isinstance(split.select[0], tuple) else split.select[0]
         expected = batches[0][0] if isinstance(batches[0], tuple) else batches[0]
         assert torch.equal(first, expected)
+
+
+class Endless:
+    """Batches of ten without an end; how many were asked for is counted."""
+
+    def __init__(self, label: Callable[[int], int] | None = None) -> None:
+        self.label, self.asked = label, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            rows = torch.arange(10 * self.asked, 10 * self.asked + 10)
+            self.asked += 1
+            images = rows[:, None].float()
+            yield images if self.label is None else (images, torch.tensor([self.label(int(row)) for row in rows]))
+
+
+def rows_in(batches: Iterable[Any]) -> list[int]:
+    split = split_batches(batches, CPU, images=35)
+    parts = [*split.select, *split.confirm, *split.statistics]
+    return sorted(int(row) for part in parts for row in (part[0] if isinstance(part, tuple) else part).flatten())
+
+
+def test_of_a_loader_so_many_samples_are_read() -> None:
+    assert rows_in(loader := Endless()) == list(range(35))
+    assert loader.asked == 4
+    assert rows_in(list(islice(iter(Endless()), 5))) == list(range(50)), "what is in memory is read whole"
+    assert rows_in(batch for batch in torch.arange(20.0).split(10)) == list(range(20))
+    assert rows_in(Endless(lambda row: row % 3)) == list(range(35))
+
+
+@pytest.mark.parametrize("most", [30, 35])
+def test_the_first_samples_in_the_order_of_their_labels_are_refused(most: int) -> None:
+    with pytest.raises(
+        DataError, match=rf"the first {most} samples have labels in their order, from 0 to 1; .*shuffle"
+    ):
+        split_batches(Endless(lambda row: row // 20), CPU, images=most)
+    with pytest.warns(UserWarning, match=rf"the first {most} samples have labels 4 alone; .* images=None to read all"):
+        split_batches(Endless(lambda _: 4), CPU, images=most)
+    for images, count in ((None, 50), (50, 50)):  # nothing is left, and they are shuffled
+        whole = iter(list(islice(iter(Endless(lambda row: row // 20)), 5)))
+        assert sum(map(len, [part[0] for part in split_batches(whole, CPU, images=images).statistics])) == count - 20
