@@ -36,7 +36,7 @@ from lightning_modules.losses import Losses
 from lightning_modules.matching import in_common, matched, probed
 from lightning_modules.norms import freeze_if_better, freeze_norms, refilling, several_images
 from lightning_modules.optimization import Optimization, SettingError
-from lightning_modules.rates import rate_for, require_choice, scale_rates
+from lightning_modules.rates import first_steps, rate_for, require_choice, scale_rates
 from lightning_modules.resuming import Resumable, hash_of
 from lightning_modules.source import Outside, TeacherSource
 from lightning_modules.teacher import Batch, require_finite, require_labels, reset
@@ -50,13 +50,13 @@ class Distillation(Resumable):
         student: folder to start from.
         teacher: what to follow; may be left out if only the labels count.
         losses: weights of the terms.
-        optimization: optimiser and schedule; a rate of ``auto`` is chosen by the first batch (`rates.rate_for`).
+        optimization: optimiser and schedule; a rate of ``auto`` is chosen by the first images (`rates.rate_for`).
         norms: BatchNorms normalise by the batch (``training``) or keep their running moments (``frozen``); ``auto``:
             the first batch decides (`norms.freeze_if_better`), and with a weight on labels they train.
 
     Raises:
         ArtefactError, ModelError: the student or the teacher cannot be loaded, or (at ``setup``) they do not match.
-        SettingError: a rate of ``auto`` with labels or with another optimiser than AdamW.
+        SettingError: at ``setup`` to fit: a rate of ``auto`` with labels or with another optimiser than AdamW.
         NonFiniteError: the loss became NaN or infinite.
     """
 
@@ -80,9 +80,8 @@ class Distillation(Resumable):
                 "received no teacher with a weight on its logits or features; expected one to follow; name it, or set "
                 "both weights to 0 and that of the labels above"
             )
-        followed = teacher is not None and self.losses.labels == 0
-        self.optimization = optimization or Optimization("adamw", "auto" if followed else 5e-4, 0.0, warmup=0.1)
-        require_choice(self.optimization, followed)
+        self.followed = teacher is not None and self.losses.labels == 0  # and nothing but the teacher
+        self.optimization = optimization or Optimization("adamw", "auto" if self.followed else 5e-4, 0.0, warmup=0.1)
         self.norms = norms
         # The highest rate, and whether BatchNorms are frozen; `setup` and the first batch say so.
         self.rate: float | None = None
@@ -118,6 +117,7 @@ class Distillation(Resumable):
                 processes.
         """
         if stage == "fit":  # what a checkpoint says comes after it
+            require_choice(self.optimization, self.followed)
             self.frozen = None if self.norms == "auto" else self.norms == "frozen"
             self.rate = None if self.optimization.lr == "auto" else self.optimization.lr
         self.losses.require_all_weights(self.trainer.world_size)
@@ -205,23 +205,25 @@ class Distillation(Resumable):
         answer: Tensor = teacher(images.to(precision(teacher)))
         return answer
 
+    @torch.no_grad()
+    def _answer_exactly(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
+        """As exact as the student's answer is there: rounding to half precision is no distance to go."""
+        assert self.teacher is not None  # by the caller
+        with torch.autocast(images.device.type, enabled=False):
+            return self._answer(self.teacher, images)
+
     def _begin(self, images: Float[Tensor, "b c h w"]) -> None:
-        """What the first batch is to say."""
-        target = None
-        if self.teacher is not None:
-            # As exact as the student's answer is there: rounding to half precision is no distance to go.
-            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                target = self._answer(self.teacher, images)
+        """What the first batches are to say."""
         if self.rate is None:
-            assert target is not None  # by __init__
-            self.rate = rate_for(self.network, images, target, self.trainer.strategy)
+            steps = first_steps(self, images, self._answer_exactly)
+            self.rate = rate_for(self.network, steps, self.trainer.strategy)
             scale_rates(self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler, self.rate)
         if self.rate == 0:
             self.trainer.should_stop = True
         if self.frozen is None:
             self.frozen = False
-            if target is not None and self.losses.labels == 0:
-                kl = partial(distillation_kl, teacher=target)
+            if self.followed:
+                kl = partial(distillation_kl, teacher=self._answer_exactly(images))
                 self.frozen = freeze_if_better(self.network, images, kl, self.trainer.strategy)
 
     def training_step(self, batch: Batch) -> Tensor:

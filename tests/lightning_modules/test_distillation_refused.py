@@ -15,9 +15,11 @@ from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.losses import Losses
-from lightning_modules.optimization import SettingError
+from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.source import TeacherSource
+from lightning_modules.teacher import Teacher
 from tests.exported import mlp_student
+from tests.lightning_modules.conftest import MODEL, MODEL_ARGS, PRETRAINED_CFG
 from tests.lightning_modules.distilled import Folders, images, system
 
 
@@ -114,3 +116,28 @@ def test_a_student_of_ones_own_class_is_trained_in_a_loop_of_ones_own(tmp_path: 
     mlp_student().save_pretrained(tmp_path / "mine")
     with pytest.raises(ArtefactError, match=r"received the student .*mine of a model of your own class"):
         Distillation(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "losses"), [("sgd", Losses()), ("adamw", Losses(labels=1.0)), ("adamw", Losses(0.0, 1.0, 0.0, 1.0))]
+)
+def test_no_rate_is_chosen_for_labels_and_other_optimisers(
+    optimizer: str, losses: Losses, folders: Folders, trainer: Callable[..., Trainer]
+) -> None:
+    """That is no concern of a validation."""
+    source = TeacherSource(str(folders[0]))
+    distillation = Distillation(folders[1], source, losses, Optimization(optimizer, "auto"))
+    trainer(limit_val_batches=1).validate(distillation, images(), verbose=False)
+    with pytest.raises(SettingError, match=r"received lr auto for optimizer .*set --model.optimization.lr"):
+        trainer(max_steps=1).fit(distillation, images())
+
+
+def test_no_rate_is_chosen_for_a_teacher(trainer: Callable[..., Trainer]) -> None:
+    teacher = Teacher(MODEL, MODEL_ARGS, PRETRAINED_CFG, optimization=Optimization("adamw", "auto"))
+    with pytest.raises(SettingError, match=r"received lr auto; .*only the distillation"):
+        trainer(max_steps=1, limit_val_batches=0).fit(teacher, images())
+
+
+def test_labels_have_a_number_where_nothing_is_said(folders: Folders) -> None:
+    distillation = Distillation(folders[1], TeacherSource(str(folders[0])), Losses(labels=1.0))
+    assert isinstance(distillation.optimization.lr, float)

@@ -20,12 +20,9 @@ from hypercompress.losses import distillation_kl
 from hypercompress.running.norms import remembering_norms
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
-from lightning_modules.losses import Losses
-from lightning_modules.optimization import Optimization, SettingError
+from lightning_modules.optimization import Optimization
 from lightning_modules.rates import HIGHEST, OF_NUMBERS, PER_POLYAK, kl_and_slope, rate_for
 from lightning_modules.source import TeacherSource
-from lightning_modules.teacher import Teacher
-from tests.lightning_modules.conftest import MODEL, MODEL_ARGS, PRETRAINED_CFG
 
 Folders = tuple[Path, Path]
 HERE = SingleDeviceStrategy(torch.device("cpu"))
@@ -40,14 +37,14 @@ def images(**options: object) -> ImageDataModule:
 
 
 class Rates(Callback):
-    """The rates that the steps were taken at, and the first batch."""
+    """The rates that the steps were taken at, and the batches."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
-        self.first: Tensor | None = None
+        self.batches: list[Tensor] = []
 
     def on_train_batch_start(self, _trainer: Trainer, _module: LightningModule, batch: Any, _place: int) -> None:
-        self.first = batch[0] if self.first is None else self.first
+        self.batches.append(batch[0])
 
     def on_before_optimizer_step(
         self, _trainer: Trainer, _module: LightningModule, optimizer: torch.optim.Optimizer
@@ -57,24 +54,55 @@ class Rates(Callback):
         self.seen.append(found.pop())
 
 
-def expected_rate(folders: Folders, batch: Tensor) -> float:
+def alone(batch: Tensor, target: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
+    """A single step of one batch."""
+    return [[(batch, target)]]
+
+
+def expected_rate(folders: Folders, *steps: Tensor) -> float:
     """By the definitions of the KL and of its gradient's 1-norm, of networks loaded anew."""
-    teacher, student = (from_pretrained(folder).model.eval() for folder in folders)
-    p, q = F.softmax(teacher(batch), -1).detach(), F.softmax(student(batch), -1)
-    kl = (p * (p / q).log()).sum(-1).mean()
-    kl.backward()
-    slope = sum(float(p.grad.abs().sum()) for p in student.parameters() if p.grad is not None)
-    return min(HIGHEST, PER_POLYAK * float(kl.detach()) / slope)
+    rates = list[float]()
+    for batch in steps:
+        teacher, student = (from_pretrained(folder).model.eval() for folder in folders)
+        p, q = F.softmax(teacher(batch), -1).detach(), F.softmax(student(batch), -1)
+        kl = (p * (p / q).log()).sum(-1).mean()
+        kl.backward()
+        slope = sum(float(p.grad.abs().sum()) for p in student.parameters() if p.grad is not None)
+        rates.append(PER_POLYAK * float(kl.detach()) / slope)
+    return min(HIGHEST, sum(rates) / len(rates))
 
 
-def test_every_step_has_its_share_of_the_rate_of_the_first_batch(
-    folders: Folders, trainer: Callable[..., Trainer]
+@pytest.mark.parametrize(("batch", "passes", "steps"), [(128, 1, 1), (32, 1, 4), (32, 4, 1), (16, 4, 2), (50, 1, 3)])
+def test_the_rate_is_that_of_the_images_of_whole_steps(
+    batch: int, passes: int, steps: int, folders: Folders, trainer: Callable[..., Trainer]
 ) -> None:
+    """Accumulated batches are one step, of their mean gradient; of small steps some are asked, 128 images in all."""
+    system, rates = distilled(folders), Rates()
+    run = trainer(
+        max_steps=steps, limit_val_batches=0, callbacks=[rates], accumulate_grad_batches=passes, max_epochs=-1
+    )
+    run.fit(system, images(batch_size=batch, augment="flip"))
+    assert len(rates.batches) == steps * passes
+    whole = [torch.cat(rates.batches[i * passes : (i + 1) * passes]) for i in range(steps)]
+    assert system.rate == pytest.approx(expected_rate(folders, *whole), rel=1e-4)
+
+
+def test_what_a_student_knows_of_one_image_does_not_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_modules.rates.HIGHEST", math.inf)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    batch, far = torch.randn(1, 1, 2, 2), torch.tensor([[9.0, 0.0, 0.0]])
+    same = (batch, network(batch).detach())
+    both, other = (rate_for(network, steps, HERE) for steps in ([[same], [(batch, far)]], alone(batch, far)))
+    assert 0 < both == pytest.approx(other / 2, rel=1e-4)
+    with pytest.warns(UserWarning, match="there is nothing to learn"):
+        assert rate_for(network, [[same], [same]], HERE) == 0
+
+
+def test_every_step_has_its_share_of_the_rate(folders: Folders, trainer: Callable[..., Trainer]) -> None:
     system, rates = distilled(folders), Rates()
     assert system.optimization.lr == "auto"
     trainer(max_steps=8, limit_val_batches=0, callbacks=[rates]).fit(system, images())
-    assert rates.first is not None
-    rate = expected_rate(folders, rates.first)
+    rate = expected_rate(folders, *rates.batches[:4])
     assert rate > 1e-4
     assert system.rate == pytest.approx(rate, rel=1e-4)
     factor = system.optimization.factor(8)
@@ -148,7 +176,7 @@ def test_the_rate_changes_nothing_of_the_student(folders: Folders) -> None:
     student.train()
     state = torch.get_rng_state()
     moments = [buffer.clone() for norm in remembering_norms(student) for buffer in norm.buffers()]
-    assert rate_for(student, batch, target, HERE) == pytest.approx(expected_rate(folders, batch), rel=1e-4)
+    assert rate_for(student, alone(batch, target), HERE) == pytest.approx(expected_rate(folders, batch), rel=1e-4)
     after = [buffer for norm in remembering_norms(student) for buffer in norm.buffers()]
     assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
     assert torch.equal(state, torch.get_rng_state())
@@ -158,7 +186,7 @@ def test_the_rate_changes_nothing_of_the_student(folders: Folders) -> None:
 def test_numbers_have_no_distance() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 1))
     batch = torch.randn(3, 1, 2, 2)
-    assert rate_for(network, batch, 100 * network(batch), HERE) == OF_NUMBERS
+    assert rate_for(network, alone(batch, 100 * network(batch)), HERE) == OF_NUMBERS
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -167,17 +195,17 @@ def test_a_start_without_a_finite_kl_is_an_error(value: float) -> None:
     target = network(batch).detach()
     with torch.no_grad():
         network[1].bias[0] = value
-    with pytest.raises(NonFiniteError, match=r"whose KL to the teacher is (nan|inf) on the first batch"):
-        rate_for(network, batch, target, HERE)
+    with pytest.raises(NonFiniteError, match=r"whose KL to the teacher is (nan|inf) on the first images"):
+        rate_for(network, alone(batch, target), HERE)
 
 
 @pytest.mark.parametrize("slope", [0.0, math.nan])
 def test_a_kl_without_a_gradient_is_an_error(slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
     found = torch.tensor(0.1), torch.tensor(slope)
-    monkeypatch.setattr("lightning_modules.rates.kl_and_slope", lambda *_: found)
+    monkeypatch.setattr("lightning_modules.rates.of_step", lambda *_: found)
     network, batch = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.randn(3, 1, 2, 2)
-    with pytest.raises(NonFiniteError, match=r"is 0.1 on the first batch, with a gradient of (0|nan); expected"):
-        rate_for(network, batch, network(batch), HERE)
+    with pytest.raises(NonFiniteError, match=r"is 0.1 on the first images, with a gradient of (0|nan); expected"):
+        rate_for(network, alone(batch, network(batch)), HERE)
 
 
 def test_several_ranks_choose_as_one_with_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,9 +233,9 @@ def test_several_ranks_choose_as_one_with_their_images(monkeypatch: pytest.Monke
             assert reduce_op == "mean"
             return (tensor + next(self.others)) / 2
 
-    together = rate_for(network, *halves[0], Ranks())
-    assert together == pytest.approx(rate_for(network, batch, target, HERE), rel=1e-4)
-    assert together > rate_for(network, *halves[0], HERE)
+    together = rate_for(network, alone(*halves[0]), Ranks())
+    assert together == pytest.approx(rate_for(network, alone(batch, target), HERE), rel=1e-4)
+    assert together > rate_for(network, alone(*halves[0]), HERE)
 
 
 def test_the_slope_is_that_of_full_precision_in_a_run_of_half(folders: Folders) -> None:
@@ -250,9 +278,9 @@ def test_a_wider_network_gets_a_lower_rate(monkeypatch: pytest.MonkeyPatch) -> N
             return F.linear(x.flatten(1), torch.stack(list(self.parts)).sum(0))
 
     batch, target = torch.randn(5, 1, 2, 2), torch.randn(5, 3)
-    assert rate_for(Split(1), batch, target, HERE) == HIGHEST
+    assert rate_for(Split(1), alone(batch, target), HERE) == HIGHEST
     monkeypatch.setattr("lightning_modules.rates.HIGHEST", math.inf)
-    one, many = (rate_for(Split(count), batch, target, HERE) for count in (1, 100))
+    one, many = (rate_for(Split(count), alone(batch, target), HERE) for count in (1, 100))
     assert many == pytest.approx(one / 100, rel=1e-4)
 
 
@@ -266,23 +294,3 @@ def test_frozen_weights_do_not_count(folders: Folders) -> None:
     student.requires_grad_(False).get_classifier().requires_grad_(True)
     assert float(rest + kl_and_slope(student, batch, target)[1]) == pytest.approx(float(whole), rel=1e-4)
     assert all(parameter.grad is None for parameter in student.parameters())
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "losses"), [("sgd", Losses()), ("adamw", Losses(labels=1.0)), ("adamw", Losses(0.0, 1.0, 0.0, 1.0))]
-)
-def test_there_is_no_such_choice_for_labels_and_other_optimisers(
-    optimizer: str, losses: Losses, folders: Folders
-) -> None:
-    with pytest.raises(SettingError, match=r"received lr auto for optimizer .*set --model.optimization.lr"):
-        distilled(folders, losses=losses, optimization=Optimization(optimizer, "auto"))
-
-
-def test_there_is_no_such_choice_for_a_teacher(trainer: Callable[..., Trainer]) -> None:
-    system = Teacher(MODEL, MODEL_ARGS, PRETRAINED_CFG, optimization=Optimization("adamw", "auto"))
-    with pytest.raises(SettingError, match=r"received lr auto; .*only the distillation"):
-        trainer(max_steps=1, limit_val_batches=0).fit(system, images())
-
-
-def test_labels_have_a_number_where_nothing_is_said(folders: Folders) -> None:
-    assert isinstance(distilled(folders, losses=Losses(labels=1.0)).optimization.lr, float)
