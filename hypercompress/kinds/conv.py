@@ -13,7 +13,6 @@ from jaxtyping import Float
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
-from hypercompress.alone import drawing
 from hypercompress.kinds.groups import by_group, stacked
 from hypercompress.kinds.low_rank import LowRank, Projected
 from hypercompress.kinds.protocol import LayerKind
@@ -118,7 +117,7 @@ class ConvKind(LayerKind):
     def input_mean(self, module: nn.Module, x: Tensor) -> Float[Tensor, "*g d"]:
         """Channel by channel, so that no matrix of d columns is ever formed."""
         taps = self.taps(module)
-        with drawing():  # as in `registry.low_rank_like`
+        with torch.random.fork_rng(devices=[]):  # without a lock: hooks come here, in whichever thread
             reduce = self.low_rank(module, 1)
             assert isinstance(reduce, LowRankConv)
             patches = reduce.kernel(1, taps, bias=False, groups=1).to(x.device, x.dtype)

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.alone import drawing
 from hypercompress.kinds.groups import by_group
 from hypercompress.kinds.low_rank import LowRank, as_weight
 
@@ -64,7 +63,7 @@ class LayerKind(ABC):
         They are what ``reduce`` gives with the identity as its matrix, whatever stride, padding and dilation do.
         """
         d, groups = self.matrix(module).shape[-1], self.groups(module)
-        with drawing():  # as in `registry.low_rank_like`
+        with torch.random.fork_rng(devices=[]):  # without a lock: hooks come here, in whichever thread
             reduce = self.low_rank(module, d).reduce.to(x.device, x.dtype)
         weight = reduce.weight
         assert isinstance(weight, Tensor)
