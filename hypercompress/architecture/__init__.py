@@ -2,9 +2,10 @@
 
 from hypercompress.architecture.levels import Levels, ReadsLevels, read_last, read_levels
 from hypercompress.architecture.loading import load_timm
-from hypercompress.architecture.recognition import architecture_of, own_input_size
+from hypercompress.architecture.recognition import architecture_of
 from hypercompress.architecture.record import Architecture, build
 from hypercompress.architecture.weights import read_weights
+from hypercompress.noted import own_input_size
 
 __all__ = [
     "Architecture",

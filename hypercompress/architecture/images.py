@@ -4,8 +4,9 @@ from dataclasses import asdict, replace
 
 from torch import nn
 
-from hypercompress.architecture.record import Architecture, cfg_of
+from hypercompress.architecture.record import Architecture
 from hypercompress.data import Preprocess
+from hypercompress.noted import cfg_of
 
 
 def with_preparation(

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from hypercompress.architecture.names import resolve
-from hypercompress.architecture.record import Architecture, cfg_of, create, input_size, public_cfg, tuples
+from hypercompress.architecture.record import Architecture, create, public_cfg, tuples
 from hypercompress.architecture.weights import check_finite, load_checkpoint
 from hypercompress.errors import ModelError
+from hypercompress.noted import cfg_of, input_size
 
 
 def load_timm(

@@ -1,7 +1,6 @@
 """Recognising a timm model that the caller made, by rebuilding it and comparing."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import timm
 import torch
@@ -10,16 +9,9 @@ from torch import Tensor, nn
 from hypercompress.alone import drawing
 from hypercompress.architecture.levels import ReadsLevels
 from hypercompress.architecture.names import registered_cfg
-from hypercompress.architecture.record import (
-    RESERVED_ARGS,
-    Architecture,
-    build,
-    cfg_of,
-    input_size,
-    is_json,
-    public_cfg,
-)
+from hypercompress.architecture.record import Architecture, build, public_cfg
 from hypercompress.errors import ModelError
+from hypercompress.noted import args_of, cfg_of, input_size
 from hypercompress.running.copying import copy_of
 
 
@@ -39,7 +31,7 @@ def architecture_of(module: nn.Module) -> Architecture | None:
     except ModelError:
         tagged = name
     try:
-        args = _args_of(module, cfg)
+        args = args_of(module, cfg)
         known = public_cfg({**cfg, "input_size": input_size(cfg, args)})
         candidate = Architecture(tagged, args, known, module.levels if isinstance(module, ReadsLevels) else None)
         with drawing():
@@ -47,15 +39,6 @@ def architecture_of(module: nn.Module) -> Architecture | None:
     except Exception:  # noqa: BLE001 - whatever a modified module raises, it is not the model timm builds
         return None
     return candidate if same else None
-
-
-def own_input_size(module: nn.Module) -> tuple[int, int, int] | None:
-    """The size [c, h, w] of one image that a timm model or a student of one takes; ``None`` if it does not say.
-
-    timm notes the size of the pretrained weights, also where ``in_chans`` or ``img_size`` were others.
-    """
-    cfg = cfg_of(module)
-    return input_size(cfg, _args_of(module, cfg)) if "input_size" in cfg else None
 
 
 def _same_function(module: nn.Module, rebuilt: nn.Module, size: Iterable[int]) -> bool:
@@ -69,32 +52,6 @@ def _same_function(module: nn.Module, rebuilt: nn.Module, size: Iterable[int]) -
     with torch.inference_mode():
         ours, theirs = copy_of(module).eval()(example), rebuilt.to(some)(example)
     return bool(torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6))
-
-
-def _args_of(module: nn.Module, cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``create_model`` arguments of a module: what timm noted down, then what the module shows."""
-    noted = getattr(module, "_model_args", {})
-    args = {key: value for key, value in noted.items() if key not in RESERVED_ARGS and is_json(value)}
-    if isinstance(classes := getattr(module, "num_classes", None), int):
-        args["num_classes"] = classes
-    stem = cfg.get("first_conv")
-    if isinstance(stem, str) and "in_chans" not in args:
-        weight, usual = getattr(_part(module, stem), "weight", None), cfg["input_size"][0]
-        if isinstance(weight, Tensor):
-            seen = weight.shape[1]  # some stems fold pixels into channels
-            args["in_chans"] = usual if seen > usual and seen % usual == 0 else seen
-    if cfg.get("fixed_input_size") and "img_size" not in args:
-        size = getattr(getattr(module, "patch_embed", None), "img_size", None)
-        if isinstance(size, tuple) and size != tuple(cfg["input_size"])[1:]:
-            args["img_size"] = list(size)
-    return args
-
-
-def _part(module: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(name)
-    except AttributeError:
-        return None
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:

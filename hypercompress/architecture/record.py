@@ -16,6 +16,7 @@ from torch import nn
 from hypercompress.architecture.levels import Levels, read_levels
 from hypercompress.architecture.names import one_line, quiet_hub, registered_cfg
 from hypercompress.errors import ModelError
+from hypercompress.noted import RESERVED_ARGS, is_json
 
 # Entries that say where weights lie or which code runs: they are the registry's business, never an overlay's.
 PRIVATE_CFG = {
@@ -23,11 +24,6 @@ PRIVATE_CFG = {
     *("architecture", "tag", "custom_load", "fixed_input_size"),
 }
 PUBLIC_CFG = {item.name for item in fields(PretrainedCfg)} - PRIVATE_CFG
-# Arguments of `create_model` that load files or reach the network.
-RESERVED_ARGS = {
-    *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"),
-    *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit"),
-}
 
 
 @dataclass(frozen=True)
@@ -105,21 +101,6 @@ def _refused_args(name: str, args: Mapping[str, Any], error: Exception) -> str:
     )
 
 
-def input_size(cfg: Mapping[str, Any], args: Mapping[str, Any]) -> tuple[int, int, int]:
-    """The size of one input [c, h, w] of the model that these arguments make."""
-    channels, height, width = cfg.get("input_size", (3, 224, 224))
-    fixed = args.get("img_size") if cfg.get("fixed_input_size") else None
-    if fixed is not None:
-        height, width = (fixed, fixed) if isinstance(fixed, int) else fixed
-    return int(args.get("in_chans", channels)), int(height), int(width)
-
-
-def cfg_of(module: nn.Module) -> dict[str, Any]:
-    """A copy of the module's ``pretrained_cfg``; empty if it has none."""
-    cfg = getattr(module, "pretrained_cfg", None)
-    return dict(cfg) if isinstance(cfg, Mapping) else {}
-
-
 def public_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that an `Architecture` keeps."""
     return {key: value for key, value in cfg.items() if key in PUBLIC_CFG and value is not None and is_json(value)}
@@ -135,15 +116,6 @@ def _checked(what: str, given: Mapping[str, Any], forbidden: Iterable[str]) -> d
         )
     plain: dict[str, Any] = json.loads(json.dumps(dict(given)))
     return plain
-
-
-def is_json(value: object) -> bool:
-    """Whether JSON can hold the value (NaN and infinity it cannot)."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def tuples(value: Any) -> Any:

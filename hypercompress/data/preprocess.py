@@ -15,7 +15,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
 from hypercompress.errors import DataError
-from hypercompress.kinds import LowRankConv
+from hypercompress.noted import own_channels, prepared_size
 
 MODES = {1: "L", 3: "RGB"}
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # two tags of a TIFF, and a value of the second
@@ -57,7 +57,8 @@ class Preprocess:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> "Preprocess":
-        """What the model's ``pretrained_cfg`` says, with overrides.
+        """What the model's ``pretrained_cfg`` says, with overrides; the size is that of the images which it takes, as
+        it was built (``img_size``, ``in_chans``).
 
         Args:
             model: timm model, or any module if all three overrides are given.
@@ -77,8 +78,9 @@ class Preprocess:
                 f"received a model without {', '.join(missing)} in its pretrained_cfg; expected to know how its images "
                 f"are prepared; pass {options}"
             )
-        size = _size(model, cfg, input_size)
-        resized = input_size is not None and size[1:] != tuple(cfg.get("input_size", size))[1:]
+        own = prepared_size(model)
+        size = _size(own, input_size, own_channels(model))
+        resized = own is not None and size[1:] != own[1:]
         return cls(
             input_size=size,
             mean=_spread(mean, size[0]) if mean is not None else _floats(cfg["mean"]),
@@ -141,28 +143,18 @@ def of_known_range(image: Image.Image) -> bool:
     return image.mode != "F"
 
 
-def _size(model: nn.Module, cfg: Mapping[str, Any], wanted: Sequence[int] | None) -> tuple[int, int, int]:
-    """The input size [c, h, w]; the channels are those of the model's first convolution where that can be read."""
-    size = tuple(wanted if wanted is not None else cfg["input_size"])
-    if len(size) != 3:
-        raise DataError(f"received input size {list(size)}; expected channels, height and width; pass all three")
-    actual = _first_channels(model, cfg) or size[0]
-    if wanted is not None and size[0] != actual:
+def _size(own: Sequence[int] | None, wanted: Sequence[int] | None, taken: int | None) -> tuple[int, int, int]:
+    """The input size [c, h, w] that is wanted, or the model's own; its channels are those ``taken``, if known."""
+    size = own if wanted is None else tuple(wanted)
+    if size is None or len(size) != 3:
+        raise DataError(f"received input size {list(size or ())}; expected channels, height and width; pass all three")
+    channels, height, width = map(int, size)
+    if taken is not None and channels != taken:
         raise DataError(
-            f"received an input size of {size[0]} channels for a model of {actual}; expected equal channels; pass "
-            f"--input-size {actual} {size[1]} {size[2]}"
+            f"received an input size of {channels} channels for a model of {taken}; expected equal channels; pass "
+            f"--input-size {taken} {height} {width}"
         )
-    return (actual, int(size[1]), int(size[2]))
-
-
-def _first_channels(model: nn.Module, cfg: Mapping[str, Any]) -> int | None:
-    """Channels of the first convolution; ``None`` if unknown or no image's (some stems fold pixels into channels)."""
-    try:
-        first = model.get_submodule(str(cfg.get("first_conv")))
-    except AttributeError:
-        return None
-    channels = first.in_channels if isinstance(first, (nn.Conv2d, LowRankConv)) else None
-    return channels if channels in MODES else None
+    return channels, height, width
 
 
 def _spread(values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 import hypercompress
-from hypercompress import Budget
+from hypercompress import Budget, compress, from_pretrained
+from hypercompress.architecture.images import with_preparation
 from hypercompress.data import Preprocess
 from hypercompress.errors import DataError
 
@@ -183,3 +185,29 @@ def test_a_student_has_the_channels_of_its_factored_first_convolution(channels: 
         assert Preprocess.of(model, mean=[0.5], std=[0.5]).input_size == (channels, 160, 160)
     with pytest.raises(DataError, match=f"channels for a model of {channels}; expected equal channels"):
         Preprocess.of(student, input_size=(4 - channels, 160, 160), mean=[0.5], std=[0.5])
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2"])
+@pytest.mark.parametrize("size", [64, (64, 96)])
+def test_a_model_built_for_another_size_says_its_own(name: str, size: int | tuple[int, int], tmp_path: Path) -> None:
+    """timm notes that of the pretrained weights, whatever it builds."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, img_size=size).eval()
+    wanted = Preprocess.of(model)
+    assert wanted.input_size == (3, 64, 64 if size == 64 else 96)
+    assert model(torch.zeros(1, *wanted.input_size)).shape == (1, 10)
+    student = compress(model, Budget(params=0.6), generator="svd")
+    student.save_pretrained(tmp_path / "s")
+    assert Preprocess.of(student) == Preprocess.of(from_pretrained(tmp_path / "s")) == wanted
+
+
+def test_a_size_that_was_written_down_stays() -> None:
+    """Of a model that takes other sizes than it was built for."""
+    model = timm.create_model("test_vit", num_classes=10, img_size=64)
+    model, _ = with_preparation(model, None, Preprocess.of(model, (3, 96, 96)))
+    assert Preprocess.of(model).input_size == (3, 96, 96)
+
+
+def test_images_of_four_channels_are_not_taken_for_colour() -> None:
+    with pytest.raises(DataError, match=r"received input size \[4, 160, 160\]; expected 1 \(grey\) or 3 \(RGB\)"):
+        Preprocess.of(timm.create_model("test_resnet", in_chans=4))
