@@ -12,8 +12,10 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hypercompress.architecture.names import one_line
@@ -26,6 +28,10 @@ from lightning_modules.syncing import SyncedNorms
 
 KEYWORDS = ("best", "last", "hpc", "registry")  # of Lightning's, for checkpoints of the run itself
 OUTPUTS = ("default_root_dir", "save_dir", "dirpath", "folder", "out")  # what the configs call the places they write to
+WEIGHTS = {  # what weights alone are for, by the system
+    "Teacher": "weights alone are for --model.checkpoint",
+    "Distillation": "a student folder is for --model.student, the teacher's weights are for --model.teacher.checkpoint",
+}
 
 
 class CLI(LightningCLI):
@@ -43,7 +49,8 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """And refuse a ``--ckpt_path`` that is none, before Lightning reads settings from it."""
         super().parse_arguments(parser, args)
-        require_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
+        config = self.config[self.config.subcommand]
+        require_checkpoint(config.get("ckpt_path"), config.model.class_path.rpartition(".")[2])
 
     def read_data_only(self) -> None:
         """Lightning would leave this to torch, or for an address on the network read anything."""
@@ -72,6 +79,7 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             for part, key in outputs([config.trainer, config.model]):
                 writable(Path(part[key]))
+            tell_unused_root(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Lightning's trainer.
@@ -93,6 +101,7 @@ class CLI(LightningCLI):
             )
         if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._layer_sync is not None:
             trainer.strategy._layer_sync = SyncedNorms()
+        require_callbacks(trainer)
         return trainer
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -107,8 +116,21 @@ class CLI(LightningCLI):
         parser.set_defaults({"trainer.enable_model_summary": False})
 
 
-def require_checkpoint(path: str | None) -> None:
+def require_callbacks(trainer: Trainer) -> None:
+    """Raises HypercompressError if a callback asks the systems for what they have not."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LearningRateFinder | BackboneFinetuning):
+            raise HypercompressError(
+                f"received the callback {type(callback).__name__}, which asks the system for an attribute lr or "
+                "backbone; expected one that works with any; leave it out, and set --model.optimization"
+            )
+
+
+def require_checkpoint(path: str | None, system: str) -> None:
     """Check what ``--ckpt_path`` names; `KEYWORDS` and addresses on the network are left to Lightning.
+
+    Args:
+        system: the name of its class, which decides where else weights may be meant for (`WEIGHTS`).
 
     Raises:
         HypercompressError: there is no such file, it cannot be read, or it is no checkpoint of a run.
@@ -125,7 +147,7 @@ def require_checkpoint(path: str | None) -> None:
     if not isinstance(found, dict) or not {"state_dict", "loops"} <= found.keys():
         raise HypercompressError(
             f"received --ckpt_path {path}, which is no checkpoint of a run; expected one that train.py wrote, such as "
-            "last.ckpt; weights alone are for --model.checkpoint"
+            f"last.ckpt; {WEIGHTS.get(system, 'check the path')}"
         )
 
 
@@ -144,6 +166,19 @@ def move_outputs(config: Any, old: Path, new: Path) -> None:
                 f"received --run {new} with {key} {value}, which is not below trainer.default_root_dir {old}; expected "
                 "all outputs of the config there; set that option as well, or leave --run out"
             )
+
+
+def tell_unused_root(config: Any) -> None:
+    """Warn of a ``--trainer.default_root_dir`` that none of the outputs lies below."""
+    root = config.trainer.default_root_dir
+    found = {str(part[key]) for part, key in outputs([config.trainer, config.model]) if key != "default_root_dir"}
+    if root is None or not found:
+        return
+    if not any(Path(path).absolute().is_relative_to(Path(root).absolute()) for path in found):
+        rank_zero_warn(
+            f"trainer.default_root_dir {root} holds none of what this run writes ({', '.join(sorted(found))}); --run "
+            f"{root}, with the default_root_dir of the config, puts all of it there"
+        )
 
 
 def outputs(config: Any) -> Iterator[tuple[Any, str]]:

@@ -144,6 +144,8 @@ class ImageDataModule(LightningDataModule):
             self._parts[part] = self._numbered(images, order, outputs, followed, fewer)
             if part != "train" and images.classes and not self._parts[part].classes:
                 rank_zero_warn(f"top-1 is not measured: {mismatch(images.classes, order, outputs)}")
+            elif part != "train" and not images.classes:
+                rank_zero_info("top-1 is not measured: these images have no labels")
 
     @staticmethod
     def _numbered(images: Images, order: Sequence[str], outputs: int, followed: bool, fewer: bool) -> Images:

@@ -3,7 +3,6 @@
 Shape letters: ``b`` images in a batch; ``k`` classes; ``c h w`` channels, height and width of one image.
 """
 
-import copy
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -39,7 +38,7 @@ from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.rates import first_steps, rate_for, require_choice, scale_rates
 from lightning_modules.resuming import Resumable, hash_of
 from lightning_modules.source import Outside, TeacherSource
-from lightning_modules.teacher import Batch, require_finite, require_labels, reset
+from lightning_modules.teacher import Batch, in_precision, require_finite, require_labels, require_room, reset
 
 
 class Distillation(Resumable):
@@ -116,6 +115,7 @@ class Distillation(Resumable):
                 weight on features alone, and no two maps that are alike. SettingError: such a weight in several
                 processes.
         """
+        require_room(self, stage)
         if stage == "fit":  # what a checkpoint says comes after it
             require_choice(self.optimization, self.followed)
             self.frozen = None if self.norms == "auto" else self.norms == "frozen"
@@ -147,9 +147,7 @@ class Distillation(Resumable):
         report = trained_on(self.report, self.global_step)
         if report:
             report["fidelity"], report["measured_on"] = self.fidelity, self.measured_on
-        network = self.network
-        if self._saved_as.itemsize < precision(network).itemsize:
-            network = copy.deepcopy(network).to(self._saved_as)
+        network = in_precision(self.network, self._saved_as)
         return Student(*with_preparation(network, self.architecture, self._preprocess()), report)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
@@ -242,7 +240,7 @@ class Distillation(Resumable):
             if self.watched:
                 terms["features"] = self.losses.features * feature_loss(ours, theirs)
         if self.losses.labels > 0:
-            require_labels(labels)
+            require_labels(labels, ", or set the weight of the labels to 0")
             terms["labels"] = self.losses.labels * F.cross_entropy(logits, labels)
         loss = torch.stack(list(terms.values())).sum()
         require_finite(loss, self)

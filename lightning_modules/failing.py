@@ -1,6 +1,7 @@
 """How a run that failed says so: in one line where a setting, the input or the disk is at fault."""
 
 import errno
+import re
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +15,14 @@ UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG),
 }
+# Options of the command line that messages speak of, and what train.py calls them. They are those of a teacher that is
+# trained: of the one in a distillation they are translated where it is loaded.
+OPTIONS = {
+    "--model-args": "--model.model_args",
+    "--checkpoint": "--model.checkpoint",
+    "--no-pretrained": "--model.pretrained false",
+}
+PREPARATION = re.compile(r"--(input-size|mean|std)((?: [A-Z0-9]+)*)")  # of images, with one word for each number
 FROM_WORKER = "in DataLoader worker process"  # how torch begins what it makes of a worker's error
 
 
@@ -25,7 +34,7 @@ def told(error: BaseException, saved: Path | None = None) -> str | None:
     """
     ours = behind(error)
     if isinstance(ours, HypercompressError):
-        line = message(ours)
+        line = in_our_words(message(ours))
     elif ours is not None or (isinstance(error, ValueError) and from_lightning(error)):
         line = refused(ours or error)
     elif isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -54,6 +63,19 @@ def message(error: HypercompressError) -> str:
     if FROM_WORKER in text.partition("\n")[0]:
         text = text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2]
     return text.strip()
+
+
+def in_our_words(text: str) -> str:
+    """A message of the package with the options of train.py in the place of the command line's."""
+    text = text.replace(" or --input-size", "")  # beside img_size of the network, which alone does it here
+    for word, ours in OPTIONS.items():
+        text = re.sub(rf"(?<!\w){word}(?![\w-])", ours, text)
+
+    def option(found: re.Match[str]) -> str:
+        numbers = f" [{', '.join(found[2].split())}]" if found[2] else ""
+        return f"--data.inputs.{found[1].replace('-', '_')}{numbers}"
+
+    return PREPARATION.sub(option, text)
 
 
 def refused(error: BaseException) -> str:

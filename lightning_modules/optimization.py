@@ -14,7 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from hypercompress.architecture.names import one_line
 from hypercompress.errors import HypercompressError
 
-SECOND_ORDER = ("adahessian",)  # a backward pass would have to be made with create_graph
+REFUSED = {  # optimisers of timm's, and why
+    "adahessian": "needs a second derivative that no step here takes",  # a backward pass made with create_graph
+    **dict.fromkeys(("kron", "kronc", "kronw"), "compiles itself for minutes before its first step"),
+}
 Schedule = Literal["cosine", "constant"]
 
 
@@ -27,7 +30,7 @@ class Optimization:
     """Optimiser and schedule.
 
     Args:
-        optimizer: a name of timm's optimisers, but `SECOND_ORDER`; ``sgd`` is with Nesterov momentum.
+        optimizer: a name of timm's optimisers, but not of `REFUSED`; ``sgd`` is with Nesterov momentum.
         lr: the highest learning rate; ``auto``: by the first batch of a distillation (`rates`).
         weight_decay: not applied to biases and norms.
         momentum: of optimisers that have one.
@@ -47,10 +50,10 @@ class Optimization:
 
     def __post_init__(self) -> None:
         name = self.optimizer.lower().removeprefix("lookahead_")
-        if name not in list_optimizers() or name in SECOND_ORDER:
-            second = ", which needs a second derivative that no step here takes" if name in SECOND_ORDER else ""
+        if name not in list_optimizers() or name in REFUSED:
+            why = f", which {REFUSED[name]}" if name in REFUSED else ""
             raise SettingError(
-                f"received optimizer {self.optimizer!r}{second}; expected a name of timm's optimisers, such as adamw "
+                f"received optimizer {self.optimizer!r}{why}; expected a name of timm's optimisers, such as adamw "
                 "or sgd; change it"
             )
         if self.schedule not in get_args(Schedule):

@@ -3,6 +3,7 @@
 Shape letters: ``b`` images in a batch; ``k`` classes; ``c h w`` channels, height and width of one image.
 """
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torchmetrics import MeanMetric
 from hypercompress.architecture import load_timm
 from hypercompress.architecture.images import with_preparation
 from hypercompress.errors import DataError, NonFiniteError
+from hypercompress.running.calling import precision
 from hypercompress.student import Student
 from lightning_modules.data import images_of
 from lightning_modules.matching import probed
@@ -66,14 +68,18 @@ class Teacher(Resumable):
         self.network, self.architecture = load_timm(
             name, checkpoint=checkpoint, model_args=model_args, pretrained=pretrained, pretrained_cfg=pretrained_cfg
         )
+        self._saved_as = precision(self.network)
         self.optimization = optimization or Optimization()
         self.label_smoothing = label_smoothing
         start = Path(checkpoint).name if checkpoint is not None else f"pretrained {pretrained}"
         self.start = {"start": start, "label_smoothing": f"{label_smoothing:g}"}
         self.val_loss, self.val_top1 = MeanMetric(), MeanMetric()
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
-        """Raises DataError if the images have more classes than the network, ModelError if it does not take them."""
+    def setup(self, stage: str) -> None:
+        """Raises DataError if the images have more classes than the network, ModelError if it does not take them, and
+        SettingError of a precision that no step survives.
+        """
+        require_room(self, stage)
         data = images_of(self)
         if data is not None:
             probed(self.network, (), data.preprocess().input_size, "teacher")
@@ -84,12 +90,12 @@ class Teacher(Resumable):
 
         It knows how the images of this run are prepared, and what its outputs are called if each has been seen.
         """
-        data = images_of(self)
+        data, network = images_of(self), in_precision(self.network, self._saved_as)
         if data is None:
-            return Student(self.network, self.architecture)
+            return Student(network, self.architecture)
         names = list(data.trained_classes())
         report = {"classes": names} if len(names) == self.network.num_classes else {}
-        return Student(*with_preparation(self.network, self.architecture, data.preprocess()), report)
+        return Student(*with_preparation(network, self.architecture, data.preprocess()), report)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         logits: Tensor = self.network(images)
@@ -117,7 +123,8 @@ class Teacher(Resumable):
 
     def validation_step(self, batch: Batch) -> None:
         images, labels = batch
-        require_labels(labels)
+        if bool((labels < 0).any()):  # as the data module has said, nothing can be measured on them
+            return
         logits = self(images).float()
         self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.val_top1.update((logits.argmax(-1) == labels).float())
@@ -163,18 +170,36 @@ def require_finite(loss: Float[Tensor, ""], system: LightningModule) -> None:
         NonFiniteError: with the step, and with the precision where it leaves numbers little room.
     """
     if not bool(torch.isfinite(loss)):
-        precision = "" if system._trainer is None else str(system.trainer.precision)
-        half = f"leave --trainer.precision {precision}, whose largest number is 65504, " if "16-" in precision else ""
+        named = "" if system._trainer is None else str(system.trainer.precision)
+        half = f"leave --trainer.precision {named}, whose largest number is 65504, " if "16-" in named else ""
         raise NonFiniteError(
             f"received a loss of {float(loss.detach()):g} at step {system.global_step}; expected a finite one; "
             f"{half}lower the learning rate, or look for broken images"
         )
 
 
-def require_labels(labels: Int64[Tensor, " b"]) -> None:
-    """Raises DataError if any label is the mark of an unlabelled set (-1)."""
+def require_room(system: LightningModule, stage: str) -> None:
+    """Raises SettingError if the trainer would cast weights that are to be trained below single precision."""
+    named = "" if system._trainer is None else str(system.trainer.precision)
+    if stage == "fit" and named.endswith("-true") and named.partition("-")[0] not in ("32", "64"):
+        raise SettingError(
+            f"received --trainer.precision {named}, in which steps are lost or overflow; expected one that keeps the "
+            "weights in single precision; choose bf16-mixed or 32-true"
+        )
+
+
+def in_precision(network: nn.Module, wanted: torch.dtype) -> nn.Module:
+    """The network in the precision that it came in, a copy if the trainer has cast it."""
+    return network if precision(network) == wanted else copy.deepcopy(network).to(wanted)
+
+
+def require_labels(labels: Int64[Tensor, " b"], otherwise: str = "") -> None:
+    """Raises DataError if any label is the mark of an unlabelled set (-1).
+
+    Args:
+        otherwise: what else can be done about it than to give them labels.
+    """
     if bool((labels < 0).any()):
         raise DataError(
-            "received images without labels; expected labels; sort the images into class sub-folders, or set the "
-            "weight of the labels to 0"
+            f"received images without labels; expected labels; sort the images into class sub-folders{otherwise}"
         )

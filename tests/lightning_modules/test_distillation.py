@@ -170,7 +170,7 @@ def test_a_teacher_of_another_normalisation_gets_its_own_images(
 
 
 @pytest.mark.filterwarnings("ignore:on validation images of")
-@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_the_teacher_answers_in_its_own_precision(
     precision: str, folders: Folders, trainer: Callable[..., Trainer]
 ) -> None:
@@ -178,6 +178,8 @@ def test_the_teacher_answers_in_its_own_precision(
     trainer(max_steps=2, precision=precision).fit(distillation, images())
     assert next(distillation.teacher.parameters()).dtype == torch.float32
     assert distillation.fidelity["kl"] is not None
+    kinds = {value.dtype for value in distillation.student().state_dict().values()}
+    assert kinds == {torch.float32, torch.int64}, "as it came"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

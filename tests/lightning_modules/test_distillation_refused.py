@@ -141,3 +141,14 @@ def test_no_rate_is_chosen_for_a_teacher(trainer: Callable[..., Trainer]) -> Non
 def test_labels_have_a_number_where_nothing_is_said(folders: Folders) -> None:
     distillation = Distillation(folders[1], TeacherSource(str(folders[0])), Losses(labels=1.0))
     assert isinstance(distillation.optimization.lr, float)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_weights_are_not_trained_in_half_precision(
+    precision: str, folders: Folders, trainer: Callable[..., Trainer]
+) -> None:
+    teacher = Teacher(MODEL, MODEL_ARGS, PRETRAINED_CFG)
+    for each in (system(folders), teacher):
+        with pytest.raises(SettingError, match=f"received --trainer.precision {precision}, in .* choose bf16-mixed"):
+            trainer(max_steps=1, precision=precision).fit(each, images())
+    trainer(precision=precision, limit_val_batches=1).validate(system(folders), images(), verbose=False)

@@ -34,6 +34,31 @@ def test_a_workers_error_is_told_without_its_traceback() -> None:
     assert told(raised.value) == "received a broken image; expected\none that opens; remove it"
 
 
+@pytest.mark.parametrize(
+    ("said", "told_as"),
+    [
+        ("pass --input-size 3 28 28", "pass --data.inputs.input_size [3, 28, 28]"),
+        ("pass --input-size C H W", "pass --data.inputs.input_size [C, H, W]"),
+        ("pass --mean V; also pass --std V V V", "pass --data.inputs.mean [V]; also pass --data.inputs.std [V, V, V]"),
+        ("pass --mean --std", "pass --data.inputs.mean --data.inputs.std"),
+        ("change --model-args (img_size) or --input-size", "change --model.model_args (img_size)"),
+        ("pass --checkpoint FILE or --no-pretrained", "pass --model.checkpoint FILE or --model.pretrained false"),
+        ("name --model.teacher.checkpoint", "name --model.teacher.checkpoint"),
+        ("check --ckpt_path, --model.teacher.mean", "check --ckpt_path, --model.teacher.mean"),
+    ],
+)
+def test_options_are_named_as_they_are_here(said: str, told_as: str) -> None:
+    assert told(DataError(f"received {said}")) == f"received {told_as}"
+
+
+def test_a_size_of_other_channels_is_told_so(
+    root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", "--config", config(root, "distill"), *start(folders), "--data.inputs.input_size", "[3, 28, 28]"]
+    assert train.main(words) == 2
+    assert capsys.readouterr().err.rstrip().endswith("pass --data.inputs.input_size [1, 28, 28]")
+
+
 def test_what_nobody_set_keeps_its_traceback() -> None:
     assert told(KeyError("a mistake of ours")) is None
     assert told(ValueError("a mistake of ours")) is None

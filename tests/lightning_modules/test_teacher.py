@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 from torch import nn
 
 from hypercompress import from_pretrained
@@ -46,6 +47,8 @@ def test_an_optimiser_that_nobody_knows_is_refused_when_it_is_named() -> None:
         Optimization("adamww")
     with pytest.raises(SettingError, match=r"'adahessian', which needs a second derivative that no step here takes"):
         Optimization("adahessian")
+    with pytest.raises(SettingError, match=r"'lookahead_kron', which compiles itself for minutes"):
+        Optimization("lookahead_kron")
     assert Optimization("lookahead_AdamW").configure([nn.Linear(2, 2)], 10)["optimizer"] is not None
 
 
@@ -186,3 +189,25 @@ def test_a_run_that_only_a_clock_ends_has_no_cosine(trainer: Callable[..., Train
     run = trainer(**endless)
     run.fit(Teacher("test_efficientnet", MODEL_ARGS, PRETRAINED_CFG, optimization=constant), data)
     assert run.global_step > 0
+
+
+def test_a_teacher_trained_in_double_precision_is_saved_in_single(trainer: Callable[..., Trainer]) -> None:
+    system = tiny()
+    trainer(max_steps=1, precision="64-true").fit(system, ImageDataModule("fashion_mnist_mini", limit=32, val_limit=32))
+    assert {value.dtype for value in system.student().state_dict().values()} == {torch.float32, torch.int64}
+
+
+def test_images_without_labels_do_not_stop_a_teacher_that_is_validated_on_them(
+    trainer: Callable[..., Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It cannot learn from them, and no weight would change that."""
+    for index in range(4):
+        Image.new("L", (28, 28), 60 * index).save(tmp_path / f"{index}.png")
+    data = ImageDataModule("fashion_mnist_mini", val_data=str(tmp_path), limit=32, batch_size=16)
+    run = trainer(max_steps=1)
+    with caplog.at_level("INFO"):
+        run.fit(tiny(), data)
+    assert run.global_step == 1
+    assert "top-1 is not measured: these images have no labels" in caplog.text
+    with pytest.raises(DataError, match=r"sort the images into class sub-folders$"):
+        trainer(max_steps=1, limit_val_batches=0).fit(tiny(), ImageDataModule(str(tmp_path), batch_size=2))

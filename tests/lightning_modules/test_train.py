@@ -185,6 +185,34 @@ def test_a_checkpoint_that_is_none_is_one_line(
     assert list(here.iterdir()) == before
 
 
+def test_weights_of_a_distillation_are_said_to_be_for_its_student_and_teacher(
+    root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"conv.weight": torch.ones(1)}, "some.pth")
+    words = ["fit", "--config", config(root, "distill"), *start(folders), "--ckpt_path", "some.pth"]
+    assert train.main(words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("for --model.student, the teacher's weights are for --model.teacher.checkpoint")
+
+
+def test_a_root_that_nothing_lies_below_is_warned_of(root: Path, here: Path, folders: Folders) -> None:
+    """Outputs of a config are where it says; ``--run`` moves them."""
+    words = ["fit", "--config", config(root, "distill"), *start(folders), "--data.data", "missing"]
+    with pytest.warns(UserWarning, match=r"default_root_dir other holds none .*runs/debug/distill/student.*; --run"):
+        assert train.main([*words, "--trainer.default_root_dir", "other"]) == 2
+    for more in ([], ["--trainer.default_root_dir", "null"], ["--trainer.default_root_dir", "runs"]):
+        assert train.main([*words, *more]) == 2, "and no warning"
+
+
+@pytest.mark.parametrize("name", ["LearningRateFinder", "BackboneFinetuning"])
+def test_callbacks_for_systems_of_another_kind_are_refused(
+    name: str, root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--trainer.callbacks+", f"lightning.pytorch.callbacks.{name}"]
+    assert train.main(["fit", "--config", config(root, "distill"), *start(folders), *more]) == 2
+    assert f"error: received the callback {name}, which asks" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
