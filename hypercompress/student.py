@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.alone import alone, drawing
-from hypercompress.architecture import Architecture, build
+from hypercompress.architecture import Architecture, ReadsLevels, build
 from hypercompress.architecture.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.grouping import below
@@ -75,7 +75,8 @@ class Student(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script takes, which knows no ``*args``: the network inside, in a wrapper's own place, too."""
-        return self.model
+        inside: Any = self.model
+        return inside.__prepare_scriptable__() if isinstance(inside, ReadsLevels) else inside  # which refuses
 
     @property
     def ranks(self) -> dict[str, int]:

@@ -92,6 +92,14 @@ class ReadsLevels:
         super().reset_classifier(*args, **kwargs)  # type: ignore[misc]
         _widen(self, self.levels.width)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Raises ModelError: torch.jit.script asks for it, and compiles no timm model's ``forward_intermediates``."""
+        raise ModelError(
+            f"received {type(self).__name__} for torch.jit.script, which compiles no model whose head reads the maps "
+            "of all stages; expected one whose head reads the last features; use hypercompress.export, torch.export or "
+            "torch.jit.trace, or make it with adapt(..., levels=False)"
+        )
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """By the class underneath, as the class itself has no name that pickle could find."""
         return _empty, (underneath(self),), vars(self)

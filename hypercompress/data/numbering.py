@@ -1,10 +1,22 @@
 """Whether the labels of a set can be read as a model counts its classes."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from timm.utils.misc import natural_key
 
 TOLD = 3  # names of strange classes
+
+
+def place_of(name: str, order: Sequence[str]) -> int | None:
+    """The label that a class of this name has, ``None`` if there is none. Names that differ in their Unicode form alone
+    are the same: a Mac writes folders in another form than people write lists.
+    """
+    if name in order:
+        return list(order).index(name)
+    forms = [unicodedata.normalize("NFC", known) for known in order]
+    form = unicodedata.normalize("NFC", name)
+    return forms.index(form) if form in forms else None
 
 
 def mismatch(classes: Sequence[str], order: Sequence[str], outputs: int, *, fewer: bool = False) -> str | None:
@@ -18,7 +30,7 @@ def mismatch(classes: Sequence[str], order: Sequence[str], outputs: int, *, fewe
     """
     if len(order) > outputs or (len(order) < outputs and not fewer):
         return f"{len(order)} classes in the data, {outputs} in the model"
-    strange = [name for name in classes if name not in order]
+    strange = [name for name in classes if place_of(name, order) is None]
     if not strange:
         return None
     return f"the model has no class {', '.join(strange[:TOLD])}{' ...' if len(strange) > TOLD else ''}"

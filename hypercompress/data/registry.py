@@ -28,13 +28,13 @@ DEFAULT_ROOT = Path("~/.cache/hypercompress")
 
 
 def open_data(
-    text: str, preprocess: Preprocess, *, train: bool, augment: bool = False, test: bool = False
+    text: str | Path, preprocess: Preprocess, *, train: bool, augment: bool = False, test: bool = False
 ) -> ImageData:
     """Open an image folder or a registered data set.
 
     Args:
         text: path of an image folder (see `open_folder`), or ``name[:root]``. A registered name wins over a folder of
-            that name; write ``./name`` for the folder.
+            that name; write ``./name`` for the folder, or pass a `Path`, which is a folder's always.
         preprocess: how images become inputs.
         train: the training images, else the held-out ones.
         augment: see `Preprocess.transform`.
@@ -43,8 +43,9 @@ def open_data(
     Raises:
         DataError: neither a folder nor a known name; files that are missing or corrupt; a package that is missing.
     """
+    folder, text = isinstance(text, Path), str(text)
     name, colon, root = text.partition(":")
-    if name not in REGISTRY:
+    if folder or name not in REGISTRY:
         if text and expanded(text).is_dir():
             return open_folder(expanded(text), preprocess, train=train, augment=augment, test=test)
         near = difflib.get_close_matches(name, REGISTRY, n=3, cutoff=0.5)

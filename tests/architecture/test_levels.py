@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,14 @@ def test_a_folder_with_levels_of_another_network_is_refused(tmp_path: Path) -> N
 def test_an_architecture_without_levels_is_what_it_was() -> None:
     assert Architecture("test_resnet").levels is None
     assert not isinstance(build(Architecture("test_resnet")), ReadsLevels)
+
+
+def test_torch_jit_script_is_refused() -> None:
+    model = reading()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of what it would rather have
+        for one in (model, Student(model), nn.Sequential(Student(model))):
+            with pytest.raises(
+                ModelError, match=r"for torch.jit.script, which compiles no model .* use hypercompress.ex"
+            ):
+                torch.jit.script(one)

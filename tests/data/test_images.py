@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from PIL import Image
 
-from hypercompress.data import ImageData, Preprocess, loader, open_data
+from hypercompress.data import ImageData, Preprocess, loader, mismatch, open_data
 from hypercompress.errors import DataError
 
 
@@ -65,3 +66,16 @@ def test_numbers_below_their_bound_are_reported_together(data: ImageData) -> Non
         DataError, match=r"batch_size 0 \(at least 1\), limit 0 \(at least 1\), workers -1 \(at least 0\)"
     ):
         loader(data, batch_size=0, limit=0, workers=-1)
+
+
+def test_names_in_two_forms_of_unicode_are_one_class(data: ImageData) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"  # as people write it, and as a Mac writes folders
+    order = ["tea", composed]
+    assert mismatch([apart, "tea"], order, 2) is None
+    assert mismatch(["cafe"], order, 2) == "the model has no class cafe"
+    source = [(Image.new("L", (2, 2)), label) for label in range(2)]
+    images = ImageData(source, Preprocess((1, 2, 2), (0.0,), (1.0,)).transform(), classes=[apart, "tea"])
+    numbered = images.numbered(order)
+    assert (numbered.classes, [label for _, label in numbered.source]) == (("tea", composed), [1, 0])
+    with pytest.raises(ValueError, match="no class cafe among"):
+        ImageData(source, images.transform, classes=["tea", "cafe"]).numbered(order)

@@ -285,3 +285,13 @@ def test_the_packaged_images_are_fashion_mnist(assets: Path) -> None:
         for i in range(len(data)):
             image, label = data.source[i]
             assert known[np.asarray(image).tobytes()] == label
+
+
+def test_a_path_is_a_folder_whatever_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    Image.new("L", (28, 28)).save(tmp_path / "digits" / "0.png")
+    for place in (tmp_path / "digits", Path("digits")):
+        assert len(open_data(place, GREY, train=True)) == 1
+    with pytest.raises(DataError, match="received data 'nothing'; expected an image folder"):
+        open_data(Path("nothing"), GREY, train=True)
