@@ -39,6 +39,7 @@ from lightning_modules.episodes import Entry, Episodes, Member, read_index
 from lightning_modules.images import CachedImages, open_part
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.randomness import seeded
+from lightning_modules.resuming import settings
 from lightning_modules.statistics import recall
 from lightning_modules.teacher import device_of_run, require_finite
 
@@ -119,6 +120,7 @@ class MetaTraining(KeepsBest):
         self.network = Hypernetwork(network)
         self.objective, self.episodes = objective or Objective(), episodes or Episodes()
         self.optimization = optimization or Optimization("adamw", 1e-3, 1e-2, warmup=0.05)
+        self.start = {"seed": str(seed), **settings("objective", self.objective), **settings("episodes", self.episodes)}
         self.members: dict[str, list[Member]] = {}
         self.bases: dict[tuple[str, Budget, str], float] = {}
 
@@ -134,6 +136,11 @@ class MetaTraining(KeepsBest):
         for entry in read_index(self.zoo, self.episodes.teachers, self.episodes.leave_out):
             rank_zero_info(f"zoo: {entry.name} ({entry.split})")
             self.members.setdefault(entry.split, []).append(self.member(entry, self.statistics))
+
+    def identity(self) -> dict[str, str]:
+        """Of the teachers their names: a zoo may be moved."""
+        named = {split: ", ".join(m.case.name for m in members) for split, members in self.members.items()}
+        return {**super().identity(), **{f"teachers of {split}": names for split, names in named.items()}}
 
     def member(self, entry: Entry, statistics: Path | None = None) -> Member:
         """A teacher with its images; its statistics are kept in the folder ``statistics``, if there is one."""

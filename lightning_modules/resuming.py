@@ -51,6 +51,11 @@ class Resumable(LightningModule):
             require_same_optimization(self.optimization, checkpoint.get("optimization"))
 
 
+def settings(name: str, config: Any) -> dict[str, str]:
+    """Each field of a dataclass in words, so that a message names the one that differs."""
+    return {f"{name}.{key}": str(value) for key, value in asdict(config).items()}
+
+
 def _accumulation(trainer: Trainer | None) -> dict[str, str]:
     """How many batches make a step, where that does not change on the way."""
     if trainer is None or any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):  # type: ignore[attr-defined]

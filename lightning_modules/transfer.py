@@ -25,6 +25,7 @@ from hypercompress.transfer.adaptable import Site, adaptable
 from hypercompress.transfer.backbone import Backbone
 from lightning_modules.best import KeepsBest
 from lightning_modules.optimization import Optimization, SettingError
+from lightning_modules.resuming import settings
 from lightning_modules.teacher import device_of_run, require_finite
 
 
@@ -143,6 +144,8 @@ class TransferTraining(KeepsBest):
         self.sources, self.out, self.seed = sources, Path(out), seed
         self.network, self.sizes = TransferNetwork(network), sizes or Sizes()
         self.optimization = optimization or Optimization("adamw", 3e-4, 1e-2, warmup=0.05)
+        self.start = {"seed": str(seed), **settings("sizes", self.sizes), **settings("sources", sources)}
+        self.start |= {f"sources.{key}": ", ".join(names) for key, names in _names(sources).items()}
         self.members: dict[str, list[Member]] = {}
 
     def setup(self, stage: str) -> None:

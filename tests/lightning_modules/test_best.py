@@ -2,8 +2,10 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +15,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from hypercompress.meta import Objective
 from lightning_modules.best import KeepsBest
+from lightning_modules.episodes import Episodes
 from lightning_modules.meta_training import EpisodeModule, MetaTraining
 from lightning_modules.optimization import Optimization, SettingError
-from lightning_modules.transfer import Sources, TransferTraining
+from lightning_modules.resuming import require_same_run
+from lightning_modules.transfer import Sizes, Sources, TransferTraining
 
 Runs = Callable[..., Trainer]
 
@@ -152,3 +157,38 @@ def test_a_mixed_precision_does(trainer: Runs, tmp_path: Path) -> None:
     for precision in ("32-true", "bf16-mixed"):
         system._trainer = trainer(precision=precision)
         system.setup("fit")
+
+
+SOURCES = Sources(("here/a",), ("here/b",), ("digits",), "glyphs")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ({"seed": 1}, "seed 1 instead of 0"),
+        ({"objective": Objective(floor=0.5)}, r"objective.floor 0.5 instead of 0\.\d+"),
+        ({"episodes": Episodes(look_ahead=(0, 20))}, r"episodes.look_ahead \(0, 20\) instead of \(0, 0, 5\)"),
+        ({"members": ("one", "three")}, "teachers of train one, three instead of one, two"),
+        ({"sources": replace(SOURCES, backbones=("here/c",))}, "sources.backbones c instead of a"),
+        ({"sources": replace(SOURCES, limit=100)}, "sources.limit 100 instead of 8000"),
+        ({"sizes": Sizes(queries=4)}, "sizes.queries 4 instead of 8"),
+        ({"sources": replace(SOURCES, backbones=("there/a",))}, None),
+        ({}, None),
+    ],
+)
+def test_another_meta_training_is_not_gone_on_with(theirs: dict[str, Any], said: str | None, tmp_path: Path) -> None:
+    def identity(members: Sequence[str] = ("one", "two"), **options: Any) -> dict[str, str]:
+        if options.keys() & {"sources", "sizes"}:
+            return TransferTraining(**{"sources": SOURCES, "out": tmp_path, **options}).identity()
+        system = MetaTraining(tmp_path, tmp_path, **options)
+        system.members = {"train": [SimpleNamespace(case=SimpleNamespace(name=name)) for name in members]}  # type: ignore[list-item]
+        return system.identity()
+
+    ours = identity() if not theirs.keys() & {"sources", "sizes"} else identity(sources=SOURCES)
+    require_same_run(ours, None)
+    require_same_run(ours, {})  # of earlier versions
+    if said is None:
+        require_same_run(ours, identity(**theirs))
+    else:
+        with pytest.raises(SettingError, match=f"received a checkpoint of another run: {said}; expected"):
+            require_same_run(ours, identity(**theirs))
