@@ -19,8 +19,9 @@ def whole(name: str, value: Any, least: int = 0) -> int:
     """
     if isinstance(value, Integral) and least <= int(value) < LARGEST:
         return int(value)
+    lowest = "" if least <= -LARGEST else f" from {least}"
     raise GeneratorError(
-        f"received {name}={value!r}; expected a whole number from {least} that has 63 bits at most; pass one"
+        f"received {name}={value!r}; expected a whole number{lowest} that has 63 bits at most; pass one"
     )
 
 

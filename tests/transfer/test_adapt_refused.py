@@ -105,7 +105,7 @@ def test_features_of_not_a_number_are_named() -> None:
     + [("seed", value) for value in (None, 0.5, "0")],
 )
 def test_counts_and_seeds_that_are_none(option: str, value: Any) -> None:
-    with pytest.raises(GeneratorError, match=rf"received {option}={value!r}; expected a whole number from"):
+    with pytest.raises(GeneratorError, match=rf"received {option}={value!r}; expected a whole number"):
         adapt(model_of(), X, Y, network="none", **{option: value})
 
 
