@@ -1,5 +1,6 @@
 """Training numbers labels as the model counts its classes, whatever the order of their folders."""
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypercompress.report import class_names
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule, Inputs
 from lightning_modules.distillation import Distillation
+from lightning_modules.images import Augment
 from lightning_modules.losses import Losses
 from lightning_modules.optimization import Optimization
 from lightning_modules.source import TeacherSource
@@ -167,3 +169,15 @@ def test_another_model_numbers_the_labels_anew(tmp_path: Path) -> None:
     assert labels() == {1, 2}
     data.number_by(("dog", "cat"), 2, followed=True)
     assert labels() == {0, 1}
+
+
+@pytest.mark.parametrize("augment", ["none", "crop"])  # kept in memory, and prepared as they are used
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_class_names_in_another_unicode_form_are_the_models(form: str, augment: Augment, tmp_path: Path) -> None:
+    """As a Mac writes folders."""
+    classes = {unicodedata.normalize(form, name): 20 for name in ("Zebra", "\u00c4pfel")}
+    data = ImageDataModule(folder_of(tmp_path, classes), inputs=INPUTS, batch_size=4, augment=augment)
+    data.setup("fit")
+    data.number_by(("Birnen", "\u00c4pfel", "Zebra"), 3, followed=True)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert {int(label) for _, labels in loader for label in labels} == {1, 2}
