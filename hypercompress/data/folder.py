@@ -3,7 +3,7 @@
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -142,19 +142,25 @@ def _choose_split(training: Path, held_out: Path, train: bool) -> tuple[Path, li
     (found, empty), (others, _) = _folders(training), _folders(held_out)
     if not train and not found and not empty:
         return held_out, others, []
-    strange = sorted(set(others) - {*found, *empty})
+    meant = _meant(others, [*found, *empty])
+    strange = [name for name in others if name not in meant]
     if strange and not train:
-        same = {_composed(name) for name in strange} <= {_composed(name) for name in (*found, *empty)}
-        names = ", ".join(map(ascii, strange) if same else strange)
         raise DataError(
-            f"received {held_out} with classes {names} that {training} lacks{' in this Unicode form' if same else ''}; "
-            "expected the same classes; rename or remove the folders"
+            f"received {held_out} with classes {', '.join(strange)} that {training} lacks; expected the same classes; "
+            "rename or remove the folders"
         )
     chosen, inside = (training, found) if train else (held_out, others)
     if not inside:
         return chosen, [], []
-    classes = sorted({*found, *empty} & {*found, *others})
+    classes = sorted({*found, *meant.values()})
     return chosen, classes, sorted({*found, *empty} - {*classes})
+
+
+def _meant(names: Iterable[str], classes: Sequence[str]) -> dict[str, str]:
+    """Of folders the classes that they hold, as `numbering.place_of` has it; those of no class are left out."""
+    forms = {_composed(name): name for name in reversed(classes)} | {name: name for name in classes}
+    found = {name: forms.get(name, forms.get(_composed(name))) for name in names}
+    return {name: known for name, known in found.items() if known is not None}
 
 
 def _composed(name: str) -> str:
@@ -171,7 +177,7 @@ def _refuse_unnamed_split(root: Path, training: str, inside: Sequence[str]) -> N
     """A folder beside ``train`` with its classes, or some, is the other split, whatever it is called, and no class."""
     classes, _ = _folders(root / training)
     found = {name: _folders(root / name)[0] for name in inside if name != training}
-    same = [name for name, some in found.items() if some and set(some) <= set(classes)]
+    same = [name for name, some in found.items() if some and len(_meant(some, classes)) == len(some)]
     if classes and same:
         raise DataError(
             f"received {root} with {', '.join(same)} beside {training}, of the same classes; expected the held-out "
@@ -187,8 +193,11 @@ def _list(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int], 
         paths = [path for path in beside if _ends_in(path, SUFFIXES)]
         return paths, [UNLABELLED] * len(paths), [path.name for path in beside if _ends_in(path, OTHERS)]
     paths, labels, left_out = list[Path](), list[int](), list[str]()
-    for label, name in enumerate(classes):
-        found = sorted(_images(folder / name, everything))
+    bearing: dict[str, list[Path]] = {name: [] for name in classes}
+    for here, name in _meant((path.name for path in folder.iterdir() if path.is_dir()), classes).items():
+        bearing[name].append(folder / here)
+    for label, places in enumerate(bearing.values()):
+        found = sorted(path for place in places for path in _images(place, everything))
         read = [path for path in found if _ends_in(path, SUFFIXES)]
         paths += read
         labels += [label] * len(read)
