@@ -33,7 +33,7 @@ class Resumable(LightningModule):
     def identity(self) -> dict[str, str]:
         """What makes a run this one and no other."""
         data = images_of(self)
-        return {**({} if data is None else data.identity()), **_accumulation(self._trainer), **self.start}
+        return {**({} if data is None else data.identity()), **_in_a_step(self._trainer), **self.start}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Which run it is and how it is optimised; what is left of the optimiser goes on with a resumed one."""
@@ -56,11 +56,14 @@ def settings(name: str, config: Any) -> dict[str, str]:
     return {f"{name}.{key}": str(value) for key, value in asdict(config).items()}
 
 
-def _accumulation(trainer: Trainer | None) -> dict[str, str]:
-    """How many batches make a step, where that does not change on the way."""
-    if trainer is None or any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):  # type: ignore[attr-defined]
+def _in_a_step(trainer: Trainer | None) -> dict[str, str]:
+    """How many batches make a step: of each process, where that does not change on the way, and of how many."""
+    if trainer is None:
         return {}
-    return {"accumulate_grad_batches": str(trainer.accumulate_grad_batches)}
+    found = {"processes": str(trainer.world_size)}
+    if not any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        found["accumulate_grad_batches"] = str(trainer.accumulate_grad_batches)
+    return found
 
 
 def require_same_network(system: LightningModule, weights: Mapping[str, Tensor]) -> None:

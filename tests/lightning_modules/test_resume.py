@@ -151,12 +151,13 @@ def distilled_once(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -
         ({"seed": 1}, r"seed 0 instead of 1; expected"),
         ({"norms": "frozen"}, "norms auto instead of frozen; expected"),
         ({"trainer": {"accumulate_grad_batches": 2}}, "accumulate_grad_batches 1 instead of 2; expected"),
+        ({"processes": 2}, "processes 1 instead of 2; expected"),
         ({}, None),
         ({"data": {"limit": 64, "val_limit": 32, "workers": 1}}, None),
     ],
     ids=[
         *("student", "teacher", "losses", "data", "inputs", "limit", "batch_size", "augment", "seed", "norms"),
-        *("accumulated", "none", "other"),
+        *("accumulated", "processes", "none", "other"),
     ],
 )
 def test_the_checkpoint_of_another_run_is_refused(
@@ -176,6 +177,7 @@ def test_the_checkpoint_of_another_run_is_refused(
         student.save_pretrained(new)
     resumed = distilled.system((moved[0], moved[1]), changed.get("losses"), norms=changed.get("norms", "auto"))
     monkeypatch.setenv("PL_GLOBAL_SEED", str(changed.get("seed", 0)))
+    monkeypatch.setattr(Trainer, "world_size", changed.get("processes", 1))
     data = distilled.images(**{"limit": 64, **changed.get("data", {})})
     run = quiet(max_steps=2, limit_val_batches=0, **changed.get("trainer", {}))
     if said is None:
