@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from hypercompress.architecture.names import one_line
 from hypercompress.errors import DataError
@@ -16,7 +16,7 @@ from hypercompress.running.calling import ordinary
 from hypercompress.running.nested import labels_of, sorted_by_class
 from hypercompress.transfer.ridge import check_labels
 
-BATCH = 64  # images run together, where the caller did not batch them
+BATCH = 64  # images run together, where the caller did not batch them, and at most
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,23 @@ class Support:
         if isinstance(self.batches, list):
             known = [labels for batch in self.batches if (labels := labels_of(batch)) is not None]
             return sum(map(len, known)) if len(known) == len(self.batches) else None
-        parts = (getattr(self.batches, name, None) for name in ("sampler", "dataset"))  # a sampler may leave some out
+        drawn = _batch_sampler(self.batches) if _own_batches(self.batches) else self.batches
+        if drawn is None:
+            return None
+        # A sampler may leave some out.
+        parts = (getattr(drawn, "sampler", None), getattr(self.batches, "dataset", None))
         count = next((len(part) for part in parts if isinstance(part, Sized)), None)
-        size = getattr(self.batches, "batch_size", None)
-        if count is None or not size or not getattr(self.batches, "drop_last", False):
+        size = getattr(drawn, "batch_size", None)
+        if count is None or not size or not getattr(drawn, "drop_last", False):
             return count
         return count - count % int(size)
 
     def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches on a device, one at a time; empty ones are left out.
+        """The batches on a device, one at a time; empty ones are left out, large ones cut.
 
         Raises:
-            DataError: a batch without labels, or with one of a class that is none of them; no image at all, as from
-                what can be run only once.
+            DataError: a batch without labels, with fewer or more than images, or with one of a class that is none of
+                them; no image at all, as from what can be run only once.
         """
         nothing = True
         for batch in self.batches:
@@ -75,10 +79,16 @@ class Support:
                     f"received the label {int(labels.max())} for {self.classes} classes; expected 0 to "
                     f"{self.classes - 1}; number the classes from 0"
                 )
-            images = batch[0].detach().to(device)
-            if self.dtype is not None and images.is_floating_point():
-                images = images.to(self.dtype)
-            yield ordinary(images), ordinary(labels.to(device, torch.int64))
+            if len(batch[0]) != len(labels):
+                raise DataError(
+                    f"received a support batch of {len(batch[0])} images and {len(labels)} labels; expected as many of "
+                    "both; check the loader"
+                )
+            for some, named in zip(batch[0].detach().split(BATCH), labels.split(BATCH), strict=True):
+                images = some.to(device)
+                if self.dtype is not None and images.is_floating_point():
+                    images = images.to(self.dtype)
+                yield ordinary(images), ordinary(named.to(device, torch.int64))
         if nothing:
             raise DataError(
                 "received support batches without an image; expected the same images each time that they are run; "
@@ -148,8 +158,23 @@ def _mixes(support: Any) -> bool:
     """Whether it can be run again, and its images may come in another order then: not where they are in memory, or a
     loader takes them as they lie, which is class after class in a folder.
     """
-    once = isinstance(support, (list, tuple, Iterator))
-    return not once and not isinstance(getattr(support, "sampler", None), SequentialSampler)
+    if isinstance(support, (list, tuple, Iterator)):
+        return False
+    drawn = _batch_sampler(support) if _own_batches(support) else support
+    return not isinstance(getattr(drawn, "sampler", None), SequentialSampler)
+
+
+def _own_batches(loader: Any) -> bool:
+    """Whether the caller said which images make each batch (``batch_sampler``): the loader's own sampler says nothing
+    then.
+    """
+    return getattr(loader, "batch_size", None) is None and getattr(loader, "batch_sampler", None) is not None
+
+
+def _batch_sampler(loader: Any) -> BatchSampler | None:
+    """torch's, which takes images as its sampler draws them; ``None``: there is none, or it is of another kind."""
+    found = getattr(loader, "batch_sampler", None)
+    return found if type(found) is BatchSampler else None
 
 
 def _in_memory(

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from hypercompress import Student, adapt, from_pretrained
 from hypercompress.errors import ArtefactError
@@ -174,6 +181,39 @@ def test_a_loader_that_draws_some_images_is_counted_by_them(make_task: Make) -> 
         (DataLoader(TensorDataset(x, y), batch_sampler=BatchSampler(some, 5, drop_last=False)), 13),
     ):
         assert as_support(loader, None, None, 0, names).images == count
+
+
+@pytest.mark.parametrize("names", [None, ["a", "b", "c"]])
+def test_large_batches_are_cut(names: list[str] | None) -> None:
+    x, y = torch.arange(150.0).view(-1, 1, 1, 1), torch.arange(150) % 3
+    loaders = [DataLoader(TensorDataset(x, y), batch_size=150, shuffle=shuffle) for shuffle in (False, True)]
+    for some in ([(x, y)], *loaders, Anew([(x, y)])):
+        batches = list(as_support(some, None, None, 0, names).on(torch.device("cpu")))
+        assert [len(images) for images, _ in batches] == [64, 64, 22]
+        assert all(torch.equal(images.flatten().long() % 3, labels) for images, labels in batches)
+        assert sorted(torch.cat([images for images, _ in batches]).flatten().tolist()) == list(range(150))
+
+
+class Own:
+    """Some images for each batch, by a rule of one's own; without an end."""
+
+    def __iter__(self) -> Any:
+        while True:
+            yield [0, 1, 2]
+
+
+def test_a_loader_with_batches_of_its_own_is_judged_by_them(make_task: Make) -> None:
+    (x, y), names = make_task(shots=8), list("abc")
+    data = TensorDataset(x, y)
+    for sampler, fixed, count in (
+        (BatchSampler(RandomSampler(data), 5, drop_last=False), False, 24),
+        (BatchSampler(RandomSampler(data, num_samples=13), 5, drop_last=True), False, 10),
+        (BatchSampler(SequentialSampler(data), 5, drop_last=False), True, 24),
+        (Own(), False, None),
+    ):
+        support = as_support(DataLoader(data, batch_sampler=sampler), None, None, 0, names)
+        assert support.fixed == fixed
+        assert support.images == count
 
 
 def test_a_set_and_a_pair_are_taken_as_images_and_labels(make_task: Make) -> None:
