@@ -3,6 +3,7 @@
 Each check either returns what it understood or raises; `require` runs them all and reports every fault at once.
 """
 
+import hashlib
 import json
 import os
 from argparse import Namespace
@@ -16,7 +17,7 @@ import torch
 
 from hypercompress.architecture.names import resolve
 from hypercompress.architecture.weights import SUFFIXES, read_weights
-from hypercompress.data import Preprocess, check_splits, expanded, open_data, registered_names
+from hypercompress.data import Preprocess, check_splits, expanded, folder_read, open_data, registered_names
 from hypercompress.errors import ArtefactError, DataError, HypercompressError, ModelError
 from hypercompress.models import is_student_folder, near_student_folders, require_known
 from hypercompress.saved.artefact import CARD, CONFIG, REPORT, WEIGHTS
@@ -165,10 +166,19 @@ def image_folder(text: str) -> Path | None:
     return folder if text.partition(":")[0] not in registered_names() and folder.is_dir() else None
 
 
-def found_at(text: str | None) -> str | None:
-    """Where the folder of DATA lies, wherever a command is run that reads it again; ``None`` if it names none."""
+def folder_digest(text: str | None, *, train: bool) -> str | None:
+    """By what the folder that is read of DATA is known again, wherever a command runs; ``None`` if it names none.
+
+    A digest of its path, as student folders are passed on, and whose they were is nobody's business.
+    """
     folder = None if text is None or made_images(text) is not None else image_folder(text)
-    return None if folder is None else str(folder.resolve())
+    if folder is None:
+        return None
+    try:
+        read = folder_read(folder, train=train)
+    except (DataError, OSError):  # it has been changed since, and cannot be read so any more
+        return None
+    return hashlib.sha256(os.fsencode(read.resolve())).hexdigest()[:16]
 
 
 def splits(text: str) -> None:

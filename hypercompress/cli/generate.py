@@ -134,8 +134,8 @@ def _student(
     terminal.phase("generate and compare", len(plan.spec.candidates))
     student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
     student.report.setdefault("calibration", arguments.data)  # what stands in for images is there already
-    if (path := checks.found_at(arguments.data)) is not None:
-        student.report["calibration_path"] = path
+    if (digest := checks.folder_digest(arguments.data, train=True)) is not None:
+        student.report["calibration_digest"] = digest
     student.report["made_with"] = made_with(arguments)
     if names := inputs.class_names(arguments.model):
         student.report["classes"] = names

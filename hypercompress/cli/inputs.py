@@ -12,9 +12,9 @@ from hypercompress import report
 from hypercompress.architecture import Architecture
 from hypercompress.architecture.names import one_line
 from hypercompress.architecture.weights import average_in
-from hypercompress.cli.checks import LEAST_IMAGES, image_folder
+from hypercompress.cli.checks import LEAST_IMAGES, folder_digest, image_folder
 from hypercompress.cli.terminal import Terminal
-from hypercompress.data import ImageData, Preprocess, folder_read, loader, mismatch, unlike_timm
+from hypercompress.data import ImageData, Preprocess, loader, mismatch, unlike_timm
 from hypercompress.errors import DataError, HypercompressError, ModelError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
@@ -175,27 +175,18 @@ def seen_before(text: str, data: str) -> str:
     """What a student folder was made with of the very images that are read for an evaluation, as a note; empty if it
     has seen none of them. Of a student that was moved also what it was before counts.
     """
-    for stage in report.history(read_report(Path(text))) if is_student_folder(text) else ():
-        moved = stage.get("transfer") or {}
-        if _same_images(moved.get("data_path"), data):
+    judged = folder_digest(data, train=False)
+    for stage in report.history(read_report(Path(text))) if judged is not None and is_student_folder(text) else ():
+        if (stage.get("transfer") or {}).get("data_digest") == judged:
             return "some of these have moved the student to its task: on others it may be right less often"
-        # Older students have no path; theirs is found where it was read from.
-        if _same_images(stage.get("calibration_path") or stage.get("calibration"), data):
+        # Older students have none; their images are found where the command was run that read them.
+        if judged == stage.get("calibration_digest", folder_digest(_text(stage.get("calibration")), train=True)):
             return "some of these have calibrated the student: others may find it further from its teacher"
     return ""
 
 
-def _same_images(used: Any, data: str) -> bool:
-    """Whether what is read of ``used`` to make a student is what is read of ``data`` to judge one."""
-    if not isinstance(used, str):
-        return False
-    before, now = image_folder(used), image_folder(data)
-    if before is None or now is None:
-        return False
-    try:
-        return folder_read(before, train=True).samefile(folder_read(now, train=False))
-    except (DataError, OSError):  # it has been changed since, and cannot be read so any more
-        return False
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def comparable(images: ImageData, data: str, outputs: int, names: Sequence[str], terminal: Terminal) -> ImageData:

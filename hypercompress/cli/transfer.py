@@ -93,8 +93,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         seed=arguments.seed,
         progress=terminal.progress,
     )
-    read = {"shots": arguments.shots, "data": arguments.data, "data_path": checks.found_at(arguments.data)}
-    student.to(own).report["transfer"] |= read
+    read = {"data": arguments.data, "data_digest": checks.folder_digest(arguments.data, train=True)}
+    student.to(own).report["transfer"] |= {"shots": arguments.shots, **read}
     student.report["teacher"]["bytes"] = size  # in its own precision
     terminal.phase("save")
     student.save_pretrained(arguments.out, overwrite=arguments.overwrite)

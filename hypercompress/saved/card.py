@@ -1,6 +1,7 @@
 """The model card: README.md of a student folder."""
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 HEAD, SIZE = "head", "image size"  # what may have been changed since a transfer
@@ -8,7 +9,8 @@ HEAD, SIZE = "head", "image size"  # what may have been changed since a transfer
 
 def transfer_line(transfer: Mapping[str, Any]) -> str:
     """A sentence of what `adapt` did, from its report, and one of what was changed since."""
-    changed, data = transfer.get("changed", ()), f" of {transfer['data']}" if transfer.get("data") else ""
+    changed = transfer.get("changed", ())
+    data = f" of {_last_name(transfer['data'])}" if transfer.get("data") else ""
     images, backbone = f"{transfer['images']} images{data}", f"{transfer['kept']} backbone"
     if HEAD in changed:
         return (
@@ -113,3 +115,8 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _last_name(data: str) -> str:
+    """Of a path, or of a known set with its root, what may be read by everybody that a student is given to."""
+    return PurePath(data.partition(":")[0]).name
