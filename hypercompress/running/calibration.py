@@ -17,6 +17,7 @@ from hypercompress.errors import DataError
 from hypercompress.running.batches import by_sample, copied, cut, join, layout_of, rows_of, to_device
 from hypercompress.running.nested import batch_size, flat, labels_of, sorted_by_class
 
+UNLIKELY = 1e-6  # that shuffled samples come so in the order of their labels
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
 
 
@@ -59,7 +60,7 @@ def split_batches(
     """
     require_batches(data)
     read: Iterator[Any] = map(_whole, (_as_passed(batch) if passed else batch for batch in data))
-    read = read if isinstance(data, (list, tuple)) else _first(read, images)
+    read = read if isinstance(data, (list, tuple)) else _first(read, images, passed)
     batches = list(map(partial(to_device, device=device, dtype=dtype), read))
     batches = [batch for batch in batches if batch_size(batch) > 0]
     if not batches:
@@ -91,14 +92,19 @@ def _whole(batch: Any) -> Any:
     return batch
 
 
-def _first(read: Iterator[Any], most: int | None) -> Iterator[Any]:
+def _first(read: Iterator[Any], most: int | None, passed: bool) -> Iterator[Any]:
     """Copies of the batches with the first ``most`` samples; a loader may refill the same memory, and may never end.
 
+    Args:
+        passed: else what lies in the place of labels may be something else, such as lengths.
+
     Raises:
-        DataError: some are left, and these are in the order of their labels, so that classes are missing.
+        DataError: some are left, and these are in the order of their labels, so that classes are missing. Not where
+            they may be so by chance.
 
     Warns:
-        of all labels alike where some are left: they may be, or may be the first class of many.
+        of all labels alike where some are left: they may be, or may be the first class of many; of their order where
+        they may be no labels.
     """
     room, labels = math.inf if most is None else most, list[Tensor]()
     for batch in read:
@@ -119,12 +125,21 @@ def _first(read: Iterator[Any], most: int | None) -> Iterator[Any]:
         f"received calibration batches of which the first {most} samples have labels {{}}; expected samples of all "
         "classes, as no more are read; shuffle the loader, or pass images=None to read all of it"
     )
-    if sorted_by_class(seen):
-        raise DataError(told.format(f"in their order, from {int(seen[0])} to {int(seen[-1])}"))
-    if len(seen) and bool((seen == seen[0]).all()):
-        warnings.warn(
-            told.format(f"{int(seen[0])} alone"), stacklevel=7
-        )  # split_batches, prepare, compress and the decorators of both are between
+    if sorted_by_class(seen) and _chance(seen) < UNLIKELY:
+        said = told.format(f"in their order, from {int(seen[0])} to {int(seen[-1])}")
+        if passed:
+            raise DataError(said)
+    elif passed and len(seen) and bool((seen == seen[0]).all()):
+        said = told.format(f"{int(seen[0])} alone")
+    else:
+        return
+    warnings.warn(said, stacklevel=7)  # split_batches, prepare, compress and the decorators of both are between
+
+
+def _chance(labels: Tensor) -> float:
+    """How often labels [n] come in their order if they are shuffled."""
+    counts = labels.unique(return_counts=True)[1].tolist()
+    return math.exp(sum(math.lgamma(count + 1) for count in counts) - math.lgamma(len(labels) + 1))
 
 
 def _mixed(batches: list[Any]) -> list[Any]:

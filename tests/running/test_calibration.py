@@ -305,9 +305,16 @@ def test_the_first_samples_in_the_order_of_their_labels_are_refused(most: int) -
     with pytest.raises(
         DataError, match=rf"the first {most} samples have labels in their order, from 0 to 1; .*shuffle"
     ):
-        split_batches(Endless(lambda row: row // 20), CPU, images=most)
+        split_batches(Endless(lambda row: row // 20), CPU, images=most, passed=True)
     with pytest.warns(UserWarning, match=rf"the first {most} samples have labels 4 alone; .* images=None to read all"):
-        split_batches(Endless(lambda _: 4), CPU, images=most)
+        split_batches(Endless(lambda _: 4), CPU, images=most, passed=True)
     for images, count in ((None, 50), (50, 50)):  # nothing is left, and they are shuffled
         whole = iter(list(islice(iter(Endless(lambda row: row // 20)), 5)))
         assert sum(map(len, [part[0] for part in split_batches(whole, CPU, images=images).statistics])) == count - 20
+
+
+def test_what_may_be_no_labels_or_in_order_by_chance_is_not_refused() -> None:
+    for some, passed in ((lambda row: row // 4, True), (lambda row: row, True), (lambda _: 4, False)):
+        split_batches(Endless(some), CPU, images=8, passed=passed)  # lengths that are alike are ordinary
+    with pytest.warns(UserWarning, match="the first 30 samples have labels in their order"):
+        split_batches(Endless(lambda row: row // 20), CPU, images=30)  # such as lengths that a forward_fn reads
