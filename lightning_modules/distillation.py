@@ -3,7 +3,6 @@
 Shape letters: ``b`` images in a batch; ``k`` classes; ``c h w`` channels, height and width of one image.
 """
 
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -229,7 +228,7 @@ class Distillation(Resumable):
         if self.rate in (None, 0) or self.frozen is None:
             self._begin(images)
         terms: dict[str, Tensor] = {}
-        kept = nullcontext() if self.losses.labels > 0 else dropping_nothing(self.network)
+        kept = dropping_nothing(self.network, self.losses.labels == 0)
         with watching(self.network, self.watched) as ours, several_images(), kept:
             logits = self(images)
         if self.teacher is not None:
@@ -247,6 +246,11 @@ class Distillation(Resumable):
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Activations that are computed anew drop what they dropped in the step."""
+        with dropping_nothing(self.network, self.losses.labels == 0):
+            super().backward(loss, *args, **kwargs)
 
     def validation_step(self, batch: Batch) -> None:
         images, labels = batch[0].to(precision(self.network)), batch[1]

@@ -14,12 +14,13 @@ BARE = ("p", "prob")  # what a layer that only drops may call its rate
 
 
 @contextmanager
-def dropping_nothing(model: nn.Module) -> Iterator[None]:
-    """Every rate of `rates_of` is 0 in the block, and what it was afterwards; modes stay as they are.
+def dropping_nothing(model: nn.Module, if_so: bool = True) -> Iterator[None]:
+    """Every rate of `rates_of` is 0 in the block, and what it was afterwards; modes stay as they are. The backward pass
+    needs it, too: where activations are computed anew there, they have to be the same.
 
     Evaluation mode would not do: some networks keep tables for it that training would leave behind.
     """
-    rates = rates_of(model)
+    rates = rates_of(model) if if_so else []
     try:
         for module, name, _ in rates:
             setattr(module, name, 0.0)

@@ -31,7 +31,7 @@ class Optimization:
 
     Args:
         optimizer: a name of timm's optimisers, but not of `REFUSED`; ``sgd`` is with Nesterov momentum.
-        lr: the highest learning rate; ``auto``: by the first batch of a distillation (`rates`).
+        lr: the highest learning rate; ``auto``: by the first steps of a distillation (`rates`).
         weight_decay: not applied to biases and norms.
         momentum: of optimisers that have one.
         schedule: ``cosine``: a straight rise, then half a cosine down to 0 at the last step. ``constant``: no descent.

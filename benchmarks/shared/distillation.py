@@ -138,7 +138,7 @@ class _Way:
     def _step(self, chosen: Int64[Tensor, " b"]) -> None:
         with dropping_nothing(self.student):  # as without labels in lightning_modules/distillation.py
             logits = self.student(self.train.images[chosen])
-        distillation_kl(logits, self.train.logits[chosen], self.recipe.temperature).backward()
+            distillation_kl(logits, self.train.logits[chosen], self.recipe.temperature).backward()
         self.optimizer.step()
 
     def _set_rate(self, step: int) -> None:

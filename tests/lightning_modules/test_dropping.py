@@ -84,12 +84,15 @@ def test_rates_come_back_after_an_error_and_other_numbers_stay() -> None:
     assert (network[3].eps, network.p) == (0.5, 0.75)
 
 
-def weights(folders: Folders, trainer: Callable[..., Trainer], losses: Losses, rate: float) -> list[Tensor]:
+def weights(
+    folders: Folders, trainer: Callable[..., Trainer], losses: Losses, rate: float, recomputed: bool = False
+) -> list[Tensor]:
     system = Distillation(folders[1], TeacherSource(str(folders[0])), losses, Optimization("adamw", 1e-3, 0.0))
+    system.network.set_grad_checkpointing(recomputed)
     system.network.drop_rate = rate
-    system.network.blocks[1][0].drop_path = DropPath(rate)
+    system.network.blocks[1][0].aa = DropPath(rate)
     trainer(max_steps=2, limit_val_batches=0).fit(system, images(limit=64))
-    assert system.network.drop_rate == system.network.blocks[1][0].drop_path.drop_prob == rate, "as it is saved"
+    assert system.network.drop_rate == system.network.blocks[1][0].aa.drop_prob == rate, "as it is saved"
     return [parameter.detach() for parameter in system.network.parameters()]
 
 
@@ -103,13 +106,24 @@ def test_steps_drop_only_with_labels(labels: float, folders: Folders, trainer: C
     assert not any(same) if labels else all(same)
 
 
-def test_the_benchmarks_drop_nothing(folders: Folders) -> None:
+def test_what_is_computed_anew_in_the_backward_pass_drops_nothing(
+    folders: Folders, trainer: Callable[..., Trainer]
+) -> None:
+    """Else torch refuses it, as it has to be what the forward pass was."""
+    kept, dropped = (weights(folders, trainer, Losses(), rate, recomputed=True) for rate in (0.0, 0.6))
+    assert all(torch.equal(a, b) for a, b in zip(kept, dropped, strict=True))
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_benchmarks_drop_nothing(recomputed: bool, folders: Folders) -> None:
     drawn = torch.rand(16, 1, 28, 28)
     train = Set(drawn, torch.zeros(16, dtype=torch.int64), torch.randn(16, 10))
     found = []
     for rate in (0.0, 0.6):
         start = from_pretrained(Path(folders[1])).model
         start.drop_rate = rate
+        start.blocks[1][0].aa = DropPath(rate)
+        start.set_grad_checkpointing(recomputed)
         found.append(distil(start, train, Recipe("adamw", 1e-3, steps=2, batch=8), seed=0))
     assert all(torch.equal(a, b) for a, b in zip(found[0].parameters(), found[1].parameters(), strict=True))
     assert found[1].drop_rate == 0.6
