@@ -178,7 +178,7 @@ class ImageDataModule(LightningDataModule):
     def identity(self) -> dict[str, str]:
         """What a run that goes on has to find again: images in the order in which it has them, however they lie there.
 
-        Of a path only the last name counts, and of a file its name and class: a set may be moved.
+        Of a path only the last name counts, and of a file its name, class and size: a set may be moved.
         """
         names = {"data": self.data, "val_data": self.val_data or self.data}
         found = {key: Path(text.partition(":")[0]).absolute().name for key, text in names.items()}
@@ -186,7 +186,7 @@ class ImageDataModule(LightningDataModule):
         told = f"{len(classes)} ({', '.join(classes[:3])})"
         prepared = ", ".join(f"{key} {value}" for key, value in asdict(self.preprocess()).items())
         if train := self._opened.get("train"):
-            found["images"] = f"{len(train)} (names {train.digest})" if train.digest else str(len(train))
+            found["images"] = f"{len(train)} (files {train.digest})" if train.digest else str(len(train))
         found |= {"augment": self.augment, "batch_size": str(self.batch_size), "seed": str(_seed())}
         return {**found, "classes": told, "preparation": f"({prepared})"}
 

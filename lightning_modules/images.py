@@ -39,7 +39,7 @@ class CachedImages(Dataset[tuple[Tensor, Tensor]]):
         augment: what to do to a fetched batch.
 
     Attributes:
-        digest: of what the files are called, in their order; empty where they are none.
+        digest: of what the files are called and how large they are, in their order; empty where they are none.
     """
 
     digest = ""
@@ -137,13 +137,13 @@ def open_part(
 
 
 def _digest(data: ImageData) -> str:
-    """Of the names of an image folder's files and of their classes' folders, wherever that lies."""
+    """Of the names and sizes of an image folder's files and of their classes' folders, wherever that lies."""
     source = data.source
     if not isinstance(source, FileImages):
         return ""
     found = hashlib.sha256()
     for path, label in zip(source.paths, source.labels, strict=True):
-        found.update(f"{label} {path.name}\n".encode(errors="surrogateescape"))
+        found.update(f"{label} {path.stat().st_size} {path.name}\n".encode(errors="surrogateescape"))
     return found.hexdigest()[:12]
 
 
