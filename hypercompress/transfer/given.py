@@ -1,6 +1,7 @@
 """What `adapt` is given beside a model and images: refused before anything runs, or made what a report can hold."""
 
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from hypercompress.errors import DataError, GeneratorError
@@ -16,10 +17,18 @@ def tuned_of(word: str) -> Tuned:
 
 def require_rate(rate: Any, follow: Any) -> None:
     """Raises GeneratorError for a learning rate that is not above 0, or a share that is not in (0, 1]."""
-    if rate is not None and not rate > 0:
-        raise GeneratorError(f"received a learning rate of {rate}; expected one above 0; pass one")
-    if follow is not None and not 0 < follow <= 1:
-        raise GeneratorError(f"received follow={follow:g}; expected a share of the way in (0, 1]; change it")
+    if rate is not None and not (_real(rate) and rate > 0):
+        raise GeneratorError(f"received a learning rate of {_told(rate)}; expected one above 0; pass one")
+    if follow is not None and not (_real(follow) and 0 < follow <= 1):
+        raise GeneratorError(f"received follow={_told(follow)}; expected a share of the way in (0, 1]; change it")
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _told(value: Any) -> str:
+    return str(value) if _real(value) else repr(value)
 
 
 def names_of(names: Any) -> list[str] | None:
@@ -35,7 +44,7 @@ def names_of(names: Any) -> list[str] | None:
         return None
     if isinstance(names, Mapping):
         places = list(names.values())
-        if sorted(places) != list(range(len(places))):
+        if not all(isinstance(place, Integral) for place in places) or sorted(places) != list(range(len(places))):
             raise DataError(
                 f"received names as a table with the labels {places[:5]}; expected each label from 0 to "
                 f"{len(places) - 1} once; pass a list of names by label"

@@ -114,7 +114,17 @@ def test_a_rate_that_goes_nowhere() -> None:
         adapt(model_of(), X, Y, network="none", rate=0.0)
 
 
-@pytest.mark.parametrize("names", ["abc", b"abc", 3, {"a": 0, "b": 1, "c": 3}, {"a": 0, "b": 1, "c": 1}])
+@pytest.mark.parametrize("value", ["auto", [1e-3], True])
+def test_rates_and_shares_that_are_no_numbers(value: Any) -> None:
+    with pytest.raises(GeneratorError, match=re.escape(f"received a learning rate of {value!r}; expected one above 0")):
+        adapt(model_of(), X, Y, network="none", rate=value)
+    with pytest.raises(GeneratorError, match=re.escape(f"received follow={value!r}; expected a share of the way")):
+        adapt(model_of(), X, Y, network="none", follow=value)
+
+
+@pytest.mark.parametrize(
+    "names", ["abc", b"abc", 3, {"a": 0, "b": 1, "c": 3}, {"a": 0, "b": 1, "c": 1}, {"a": 0, 2: "1"}]
+)
 def test_names_that_are_no_list_and_no_table(names: Any) -> None:
     said = "as a table with the labels" if isinstance(names, dict) else f"names={names!r}; expected a list with a name"
     with pytest.raises(DataError, match=re.escape(said)):
