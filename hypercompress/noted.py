@@ -13,11 +13,19 @@ RESERVED_ARGS = {
     *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit"),
 }
 
+STATED = "_size_is_stated"  # on modules whose noted size was written here, not by timm, which notes one for all
+
 
 def cfg_of(module: nn.Module) -> dict[str, Any]:
     """A copy of the module's ``pretrained_cfg``; empty if it has none."""
     cfg = getattr(module, "pretrained_cfg", None)
     return dict(cfg) if isinstance(cfg, Mapping) else {}
+
+
+def state(module: nn.Module, cfg: Mapping[str, Any]) -> None:
+    """Note in the module what is known of its images; its size is no longer that which timm notes in every model."""
+    noted = dict(cfg)
+    vars(module).update({"pretrained_cfg": noted, "default_cfg": noted, STATED: True})
 
 
 def own_input_size(module: nn.Module) -> tuple[int, int, int] | None:
@@ -38,11 +46,14 @@ def own_channels(module: nn.Module) -> int | None:
 
 def prepared_size(module: nn.Module) -> tuple[int, int, int] | None:
     """The size [c, h, w] that its images are prepared in: its own, or, of a model that takes others too, the height and
-    width noted where these are not timm's (see `architecture.images.with_preparation`); ``None`` if it does not say.
+    width noted where these are not timm's (see `architecture.images.with_preparation` and `architecture.build`);
+    ``None`` if it does not say.
     """
     own, cfg = own_input_size(module), cfg_of(module)
     strict = getattr(getattr(module, "patch_embed", None), "strict_img_size", True)
-    if own is None or strict or tuple(cfg["input_size"]) == _registered_size(cfg):
+    if own is None or strict:
+        return own
+    if not getattr(module, STATED, False) and tuple(cfg["input_size"]) == _registered_size(cfg):
         return own
     _, height, width = cfg["input_size"]
     return own[0], int(height), int(width)

@@ -15,6 +15,7 @@ from hypercompress.architecture.differences import differences
 from hypercompress.errors import ArtefactError, ModelError
 from hypercompress.grouping import below
 from hypercompress.kinds import LowRank, fill, frozen_as, low_rank_like
+from hypercompress.noted import state
 from hypercompress.outdated import recounted, trained_on, with_new_head, with_new_input_size
 from hypercompress.packed.projection import SplitProjection
 from hypercompress.packed.ties import Ties
@@ -132,7 +133,7 @@ class Student(nn.Module):
         if "input_size" not in cfg:
             return
         changed = {"input_size": (cfg["input_size"][0], height, width), "crop_pct": 1.0}
-        vars(self.model).update(pretrained_cfg=cfg | changed, default_cfg=cfg | changed)
+        state(self.model, cfg | changed)
         old = self.architecture
         if old is not None:
             self.architecture = replace(old, pretrained_cfg={**old.pretrained_cfg, **changed})
@@ -252,7 +253,8 @@ def build_student(
 
 @alone  # out of inference mode: a student learns, wherever it was loaded
 def from_pretrained(folder: str | Path, skeleton: nn.Module | None = None) -> Student:
-    """Load a student folder in a fresh process, with no teacher and no network.
+    """Load a student folder in a fresh process, with no teacher and no network. While another thread compresses or
+    adapts it waits.
 
     Args:
         folder: as written by `Student.save_pretrained`.

@@ -6,7 +6,7 @@ from torch import nn
 
 from hypercompress.architecture.record import Architecture
 from hypercompress.data import Preprocess
-from hypercompress.noted import cfg_of
+from hypercompress.noted import cfg_of, state
 
 
 def with_preparation(
@@ -14,8 +14,7 @@ def with_preparation(
 ) -> tuple[nn.Module, Architecture | None]:
     """Write down in the model and its architecture how its images are prepared, so that a student needs no options."""
     before, stated = cfg_of(model), asdict(preprocess)
-    cfg = {**before, **stated}
-    vars(model).update(pretrained_cfg=cfg, default_cfg=cfg)
+    state(model, {**before, **stated})
     if architecture is None:
         return model, None
     args, sides = dict(architecture.args), list(before.get("input_size", preprocess.input_size)[1:])

@@ -11,7 +11,7 @@ from hypercompress.architecture.names import resolve
 from hypercompress.architecture.record import Architecture, create, public_cfg, tuples
 from hypercompress.architecture.weights import check_finite, load_checkpoint
 from hypercompress.errors import ModelError
-from hypercompress.noted import cfg_of, input_size
+from hypercompress.noted import cfg_of, input_size, state
 
 
 def load_timm(
@@ -53,7 +53,7 @@ def load_timm(
     check_finite(model, str(checkpoint or name))
     final = {**cfg_of(model), **overlay}
     final["input_size"] = input_size(final, args)
-    vars(model).update(pretrained_cfg=final, default_cfg=final)
+    state(model, final)
     return model.eval(), Architecture(known, args, public_cfg(final))
 
 

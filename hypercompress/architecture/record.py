@@ -16,7 +16,7 @@ from torch import nn
 from hypercompress.architecture.levels import Levels, read_levels
 from hypercompress.architecture.names import one_line, quiet_hub, registered_cfg
 from hypercompress.errors import ModelError
-from hypercompress.noted import RESERVED_ARGS, is_json
+from hypercompress.noted import RESERVED_ARGS, STATED, is_json
 
 # Entries that say where weights lie or which code runs: they are the registry's business, never an overlay's.
 PRIVATE_CFG = {
@@ -60,6 +60,8 @@ def build(architecture: Architecture) -> nn.Module:
     """
     registered_cfg(architecture.name)
     model = create(architecture.name, architecture.args, overlay=tuples(architecture.pretrained_cfg)).eval()
+    if "input_size" in architecture.pretrained_cfg:
+        vars(model)[STATED] = True
     return model if architecture.levels is None else read_levels(model, architecture.levels)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 import hypercompress
 from hypercompress import Budget, compress, from_pretrained
+from hypercompress.architecture import architecture_of
 from hypercompress.architecture.images import with_preparation
 from hypercompress.data import Preprocess
 from hypercompress.errors import DataError
@@ -206,6 +207,18 @@ def test_a_size_that_was_written_down_stays() -> None:
     model = timm.create_model("test_vit", num_classes=10, img_size=64)
     model, _ = with_preparation(model, None, Preprocess.of(model, (3, 96, 96)))
     assert Preprocess.of(model).input_size == (3, 96, 96)
+
+
+def test_the_size_of_the_pretrained_weights_stays_where_it_was_written_down(tmp_path: Path) -> None:
+    """A student calibrated at that size was read back as one of the size that it was built for."""
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, img_size=64, dynamic_img_size=True, depth=1)
+    assert Preprocess.of(model).input_size == (3, 64, 64)
+    known = architecture_of(model)
+    model, known = with_preparation(model, known, Preprocess.of(model, (3, 224, 224)))
+    student = compress(model, Budget(params=0.6), generator="svd", architecture=known)
+    student.save_pretrained(tmp_path / "s")
+    for some in (model, student, from_pretrained(tmp_path / "s"), student.to_dense()):
+        assert Preprocess.of(some).input_size == (3, 224, 224)
 
 
 def test_images_of_four_channels_are_not_taken_for_colour() -> None:
