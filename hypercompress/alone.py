@@ -1,6 +1,7 @@
 """What a whole process shares is switched by one thread at a time: torch's random state, its fused layers, warnings."""
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,36 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ALONE = threading.RLock()  # held while something of the process is not as its other threads expect it
+
+class _Alone:
+    """A lock that the thread which holds it may take again. A process forked meanwhile by another thread has it anew:
+    whoever holds it is not there, and would never give it back.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def forked(self) -> None:
+        """Called in the new process, by its only thread."""
+        if self.lock.acquire(blocking=False):  # free, or of this very thread
+            self.lock.release()
+        else:
+            self.lock = threading.RLock()
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        return self.lock.acquire(blocking, timeout)
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def __enter__(self) -> bool:
+        return self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
+ALONE = _Alone()  # held while something of the process is not as its other threads expect it
 
 
 def alone(function: Callable[P, R]) -> Callable[P, R]:
@@ -46,6 +76,10 @@ class _Unfused:
     def __init__(self) -> None:
         self.lock, self.inside, self.before = threading.Lock(), 0, True
 
+    def forked(self) -> None:
+        """Called in a new process, in which no other thread is in the middle of switching."""
+        self.lock = threading.Lock()
+
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with self.lock:
@@ -63,3 +97,7 @@ class _Unfused:
 
 
 unfused = _Unfused()
+
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=ALONE.forked)
+    os.register_at_fork(after_in_child=unfused.forked)

@@ -60,8 +60,9 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
 ) -> Student:
     """Generate a compact student of ``teacher``; no gradient step is taken.
 
-    One thread of a process compresses or adapts at a time, others wait. Meanwhile no other thread may run or change the
-    teacher: it is in evaluation mode, with hooks, until this returns.
+    One thread of a process compresses or adapts at a time; others wait, as do those that load a student, call
+    `Student.to_dense`, or read a checkpoint by its path. No other thread may run or change the teacher: it is in
+    evaluation mode, with hooks, until this returns, and stays so in a process that is forked meanwhile.
 
     Args:
         teacher: any module; not modified. A `Student` counts as the dense network that its factors make, of which the

@@ -1,5 +1,6 @@
 """Several threads of a process: each gets what it would get alone, and what they share is as it was."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -86,6 +87,38 @@ def test_one_waits_for_another() -> None:
         thread.join()
         assert not free.is_set()
         compress(network(), Budget(params=0.5), batches(), "svd")  # this thread need not
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("own", [False, True])
+def test_a_process_forked_meanwhile_need_not_wait(own: bool) -> None:
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with drawing():
+            held.set()
+            done.wait()
+
+    def forked() -> int:
+        child = os.fork()
+        if child == 0:
+            free = ALONE.acquire(timeout=5)
+            os._exit(0 if free else 1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    if own:  # as a worker of a loader that compress reads
+        with ALONE:
+            assert forked() == 0
+    else:
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        assert forked() == 0
+        done.set()
+        thread.join()
+    with ALONE:  # the lock of this process is as it was
+        pass
 
 
 @pytest.mark.parametrize("enabled", [True, False])
