@@ -34,8 +34,13 @@ def transfer_line(transfer: Mapping[str, Any]) -> str:
 
 def steps_line(transfer: Mapping[str, Any]) -> str:
     """The steps that `adapt` took, at which rate, and how far it followed them."""
-    what = {"norms": " on norms, biases and head", "all": " on all parameters"}.get(transfer.get("tuned") or "", "")
-    what += f" but {transfer['frozen']} frozen ones" if what and transfer.get("frozen") else ""
+    tuned, frozen = transfer.get("tuned") or "", transfer.get("frozen")
+    what = {
+        "norms": " on norms, biases and head",
+        "all": " on all parameters",
+        "head": " on the head alone",  # all else was frozen
+    }.get(tuned, "")
+    what += f" but {frozen} frozen tensor{'' if frozen == 1 else 's'}" if what and frozen and tuned != "head" else ""
     share = transfer.get("followed") or 1.0  # of students that are older all of the way
     rate = f" at a rate of {transfer['rate']:g}" if transfer.get("rate") else ""
     return f"{transfer['steps']} steps{what}{rate}" + ("" if share == 1 else f", followed {share:g} of the way")

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from hypercompress.transfer.registry import load_network
 from hypercompress.transfer.ridge import Ridge
 from hypercompress.transfer.steps import go_back, share_of
 from hypercompress.transfer.support import as_support, warn_if_sorted
-from hypercompress.transfer.tuning import Tuned, tuned_names
+from hypercompress.transfer.tuning import Tuned, head_names, names_for, tuned_names
 from hypercompress.transfer.views import step_viewer, views_of
 
 
@@ -123,11 +124,20 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         inner, images = fitted.backbone.model, len(fitted.reading.labels)
         share = share_of(fitted.task, images, found.classes) if follow is None else float(follow)
         rates = rates_of(what, fitted.task, steps, count) if rate is None else (float(rate),)
-        taken, losses, frozen = rates[0], dict[float, float](), 0
+        taken, losses, frozen, head_alone = rates[0], dict[float, float](), 0, False
         if steps:
             warn_if_sorted(found, fitted.reading.labels, stacklevel=3)  # the decorator is between
-            names_tuned = tuned_names(fitted.sites, inner, fitted.backbone.classifier, what)
-            frozen = sum(not p.requires_grad and name not in names_tuned for name, p in inner.named_parameters())
+            of_model = fitted.sites, inner, fitted.backbone.classifier, what
+            names_tuned = tuned_names(*of_model)
+            frozen = len(names_for(*of_model)) - len(names_tuned)
+            head_alone = frozen > 0 and head_names(fitted.backbone.classifier).issuperset(names_tuned)
+            if head_alone:
+                warnings.warn(
+                    f"received a model of which {frozen} tensors that steps would tune are frozen; expected some that "
+                    "are not; they stay as they are, and the head alone is tuned: call model.requires_grad_(True) "
+                    "before to tune all of it",
+                    stacklevel=3,  # the decorator is between
+                )
             before = copies(inner, names_tuned) if share < 1 else {}
             taken, losses = tune_at_best(
                 inner,
@@ -144,8 +154,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         "steps": steps,
         "rate": taken if steps else None,
         "rates": [{"rate": tried, "loss": loss if math.isfinite(loss) else None} for tried, loss in losses.items()],
-        "tuned": str(what) if steps else None,
-        "frozen": frozen if steps else None,  # tensors that the caller froze
+        "tuned": ("head" if head_alone else str(what)) if steps else None,
+        "frozen": frozen if steps else None,  # tensors that the caller froze, and steps would have tuned
         "followed": share if steps else None,
         "shots": shots,
         "seed": seed,

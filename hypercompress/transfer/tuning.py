@@ -30,17 +30,29 @@ class Tuned(StrEnum):
 
 
 def tuned_names(sites: Iterable[Site], model: nn.Module, classifier: str, tuned: Tuned = Tuned.NORMS) -> list[str]:
-    """Names of the parameters that are tuned; of `Tuned.NORMS` those of a core are left as they were generated. Frozen
-    ones are not, but for the classifier's: it is a new one.
+    """Names of the parameters that are tuned: of `names_for` those that are not frozen, and the classifier's, which is
+    a new one.
     """
-    head = {f"{classifier}.weight", f"{classifier}.bias"}
-    there = {name for name, p in model.named_parameters() if p.requires_grad or name in head}
+    head, asking = head_names(classifier), {name: p.requires_grad for name, p in model.named_parameters()}
+    return [name for name in names_for(sites, model, classifier, tuned) if asking[name] or name in head]
+
+
+def names_for(sites: Iterable[Site], model: nn.Module, classifier: str, tuned: Tuned) -> list[str]:
+    """Names of the parameters that are tuned where nothing is frozen; of `Tuned.NORMS` those of a core are left as they
+    were generated.
+    """
+    there = [name for name, _ in model.named_parameters()]
     if tuned is Tuned.ALL:
-        return [name for name, _ in model.named_parameters() if name in there]
+        return there
     modules = [site.module for site in sites if site.role is not Role.CORE] + [classifier]
     names = dict.fromkeys(f"{module}.{kind}" for module in modules for kind in ("weight", "bias"))
     biases = {site.module for site in sites if site.role is Role.BIAS} - {classifier}
-    return [name for name in names if name in there and (name.removesuffix(".weight") not in biases)]
+    return [name for name in names if name in there and name.removesuffix(".weight") not in biases]
+
+
+def head_names(classifier: str) -> set[str]:
+    """Names of the classifier's parameters."""
+    return {f"{classifier}.weight", f"{classifier}.bias"}
 
 
 def tune(

@@ -1,6 +1,7 @@
 """Steps of gradient descent after the closed form: what they touch, and their rate."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,8 +113,14 @@ def test_frozen_parameters_stay_and_the_head_is_tuned(levels: bool, make_task: M
     told = student.report["transfer"]
     frozen = sum(not p.requires_grad for p in student.parameters())
     assert told["frozen"] == frozen
-    assert f"3 steps on all parameters but {frozen} frozen ones at" in transfer_line(told)
+    assert f"3 steps on all parameters but {frozen} frozen tensors at" in transfer_line(told)
+    norms = adapt(model, x, y, tuned="norms", **options).report["transfer"]["frozen"]
+    of_one_axis = [n for n, p in model.named_parameters() if p.ndim == 1 and not p.requires_grad and n not in head]
+    assert norms == len(of_one_axis), "weights of convolutions would not be tuned anyway"
     for tuned in ("all", "norms"):
-        whole = adapt(model.requires_grad_(False), x, y, tuned=tuned, **options)
+        with pytest.warns(UserWarning, match=r"are frozen; .*the head alone is tuned") as warned:
+            whole = adapt(model.requires_grad_(False), x, y, tuned=tuned, **options)
+        assert [Path(one.filename) for one in warned if "frozen" in str(one.message)] == [Path(__file__)]
+        assert "3 steps on the head alone at" in transfer_line(whole.report["transfer"])
         assert all(p.equal(model.get_parameter(n)) for n, p in whole.model.named_parameters() if n not in head)
         assert not torch.equal(whole.model.fc.weight, start.model.fc.weight)
