@@ -27,7 +27,7 @@ class Unsized:
 
 
 def test_steps_see_views(make_task: Make, make_backbone: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, (x, y) = make_backbone(classes=3)[0].model, make_task()
+    model, (x, y) = make_backbone(classes=3)[0].model.requires_grad_(True), make_task()
     monkeypatch.setattr(views, "MOVED", float("inf"))  # the heads are the same
     with_views, without = (
         adapt(model, x, y, network="none", steps=2, rate=1e-4, follow=1, views=count, levels=False) for count in (1, 0)
@@ -62,7 +62,7 @@ def test_adapt_makes_as_many_views_as_the_images_bear(make_task: Make, make_back
 def test_steps_see_one_view_on_a_near_task_else_several(
     asked: int, bar: float, make_task: Make, make_backbone: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, (x, y) = make_backbone(classes=3)[0].model, make_task()
+    model, (x, y) = make_backbone(classes=3)[0].model.requires_grad_(True), make_task()
     monkeypatch.setattr(nearness, "BAR", bar)
     viewed = []
 
