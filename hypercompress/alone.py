@@ -28,12 +28,6 @@ class _Alone:
         else:
             self.lock = threading.RLock()
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        return self.lock.acquire(blocking, timeout)
-
-    def release(self) -> None:
-        self.lock.release()
-
     def __enter__(self) -> bool:
         return self.lock.acquire()
 

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from hypercompress.data import ImageData, Preprocess, loader, open_data
 from hypercompress.data.folder import FileImages
 from hypercompress.data.images import UNLABELLED
-from hypercompress.data.numbering import place_of
+from hypercompress.data.numbering import labels_in
 from hypercompress.errors import DataError
 from lightning_modules.randomness import seeded
 
@@ -54,11 +54,10 @@ class CachedImages(Dataset[tuple[Tensor, Tensor]]):
         self.images, self.labels, self.classes, self.augment = images, labels, tuple(classes), augment
 
     def relabelled(self, classes: Sequence[str]) -> "CachedImages":
-        """The set numbered by ``classes``, which hold all of its own (`place_of`); by none: without labels."""
+        """The set numbered by ``classes``, which hold all of its own (`labels_in`); by none: without labels."""
         labels = torch.full_like(self.labels, UNLABELLED)
         if classes:
-            places = [place_of(name, classes) for name in self.classes]
-            labels = torch.tensor([place for place in places if place is not None])[self.labels]
+            labels = torch.tensor(labels_in(classes, self.classes))[self.labels]
         return CachedImages(self.images, labels, classes, self.augment)
 
     def __len__(self) -> int:

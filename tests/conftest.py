@@ -31,7 +31,7 @@ from hypercompress.running.memory import give_back, keep_freed  # noqa: E402
 # The tests' networks are tiny: a second thread costs more than it brings, and one makes sums repeatable.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start, too
-# The system clears every page that it hands out. Where that is slow, tests of large activations take twice as long.
+# The system clears every page that it hands out; where that is slow, large activations take half as long again.
 keep_freed()
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)

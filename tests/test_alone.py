@@ -82,7 +82,7 @@ def test_threads_share_a_teacher(work: str, tmp_path: Path) -> None:
 def test_one_waits_for_another() -> None:
     with drawing():
         free = threading.Event()
-        thread = threading.Thread(target=lambda: free.set() if ALONE.acquire(timeout=0.05) else None)
+        thread = threading.Thread(target=lambda: free.set() if ALONE.lock.acquire(timeout=0.05) else None)
         thread.start()
         thread.join()
         assert not free.is_set()
@@ -103,7 +103,7 @@ def test_a_process_forked_meanwhile_need_not_wait(own: bool) -> None:
     def forked() -> int:
         child = os.fork()
         if child == 0:
-            free = ALONE.acquire(timeout=5)
+            free = ALONE.lock.acquire(timeout=5)
             os._exit(0 if free else 1)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

@@ -166,12 +166,12 @@ def image_folder(text: str) -> Path | None:
     return folder if text.partition(":")[0] not in registered_names() and folder.is_dir() else None
 
 
-def folder_digest(text: str | None, *, train: bool) -> str | None:
+def folder_digest(text: Any, *, train: bool) -> str | None:
     """By what the folder that is read of DATA is known again, wherever a command runs; ``None`` if it names none.
 
-    A digest of its path, as student folders are passed on, and whose they were is nobody's business.
+    A digest of the whole path, which reports do not have: student folders are passed on.
     """
-    folder = None if text is None or made_images(text) is not None else image_folder(text)
+    folder = None if not isinstance(text, str) or made_images(text) is not None else image_folder(text)
     if folder is None:
         return None
     try:

@@ -180,13 +180,10 @@ def seen_before(text: str, data: str) -> str:
         if (stage.get("transfer") or {}).get("data_digest") == judged:
             return "some of these have moved the student to its task: on others it may be right less often"
         # Older students have none; their images are found where the command was run that read them.
-        if judged == stage.get("calibration_digest", folder_digest(_text(stage.get("calibration")), train=True)):
+        used = stage.get("calibration_digest") or folder_digest(stage.get("calibration"), train=True)
+        if used == judged:
             return "some of these have calibrated the student: others may find it further from its teacher"
     return ""
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def comparable(images: ImageData, data: str, outputs: int, names: Sequence[str], terminal: Terminal) -> ImageData:

@@ -1,7 +1,6 @@
 """Image folders: one sub-folder for each class (labelled), or images side by side (unlabelled)."""
 
 import os
-import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from hypercompress.data.images import UNLABELLED, ImageData
+from hypercompress.data.numbering import places_of
 from hypercompress.data.preprocess import Preprocess, of_known_range
 from hypercompress.errors import DataError
 
@@ -157,15 +157,8 @@ def _choose_split(training: Path, held_out: Path, train: bool) -> tuple[Path, li
 
 
 def _meant(names: Iterable[str], classes: Sequence[str]) -> dict[str, str]:
-    """Of folders the classes that they hold, as `numbering.place_of` has it; those of no class are left out."""
-    forms = {_composed(name): name for name in reversed(classes)} | {name: name for name in classes}
-    found = {name: forms.get(name, forms.get(_composed(name))) for name in names}
-    return {name: known for name, known in found.items() if known is not None}
-
-
-def _composed(name: str) -> str:
-    """The name as most systems write it: that of macOS parts letters from their accents."""
-    return unicodedata.normalize("NFC", name)
+    """Of folders the classes that they hold; those of no class are left out."""
+    return {name: classes[place] for name, place in places_of(names, classes).items()}
 
 
 def _split(inside: Sequence[str], names: Sequence[str]) -> str | None:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from hypercompress.data.numbering import place_of
+from hypercompress.data.numbering import labels_in
 from hypercompress.errors import DataError
 
 UNLABELLED = -1
@@ -72,11 +72,8 @@ class ImageData(Dataset[tuple[Tensor, int]]):
         return ImageData(source, self.transform, classes=(), skipped=self.skipped)
 
     def numbered(self, names: Sequence[str]) -> "ImageData":
-        """The images with the labels that their classes have among ``names``, which holds all of them (`place_of`)."""
-        places = {name: place_of(name, names) for name in self.classes}
-        if missing := [name for name, place in places.items() if place is None]:
-            raise ValueError(f"no class {missing[0]} among {names}")
-        source = _Relabelled(self.source, [place for place in places.values() if place is not None])
+        """The images with the labels that their classes have among ``names``, which holds all of them (`labels_in`)."""
+        source = _Relabelled(self.source, labels_in(names, self.classes))
         return ImageData(source, self.transform, classes=names, skipped=self.skipped)
 
     def __getitem__(self, index: int) -> tuple[Float[Tensor, "c h w"], int]:

@@ -1,22 +1,35 @@
 """Whether the labels of a set can be read as a model counts its classes."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from timm.utils.misc import natural_key
 
 TOLD = 3  # names of strange classes
 
 
-def place_of(name: str, order: Sequence[str]) -> int | None:
-    """The label that a class of this name has, ``None`` if there is none. Names that differ in their Unicode form alone
-    are the same: a Mac writes folders in another form than people write lists.
+def places_of(names: Iterable[str], order: Sequence[str]) -> dict[str, int]:
+    """The labels that classes of these names have, by name; those that ``order`` lacks are left out.
+
+    Names that differ in their Unicode form alone are the same, as a Mac writes folders in another form than people
+    write lists; an exact name goes before.
     """
-    if name in order:
-        return list(order).index(name)
-    forms = [unicodedata.normalize("NFC", known) for known in order]
-    form = unicodedata.normalize("NFC", name)
-    return forms.index(form) if form in forms else None
+    known = {_composed(name): place for place, name in reversed(list(enumerate(order)))}
+    known |= {name: place for place, name in reversed(list(enumerate(order)))}
+    found = {name: known.get(name, known.get(_composed(name))) for name in names}
+    return {name: place for name, place in found.items() if place is not None}
+
+
+def labels_in(order: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The label of each of ``names``, by `places_of`.
+
+    Raises:
+        ValueError: ``order`` lacks one.
+    """
+    places = places_of(names, order)
+    if missing := [name for name in names if name not in places]:
+        raise ValueError(f"no class {missing[0]} among {order}")
+    return [places[name] for name in names]
 
 
 def mismatch(classes: Sequence[str], order: Sequence[str], outputs: int, *, fewer: bool = False) -> str | None:
@@ -30,7 +43,8 @@ def mismatch(classes: Sequence[str], order: Sequence[str], outputs: int, *, fewe
     """
     if len(order) > outputs or (len(order) < outputs and not fewer):
         return f"{len(order)} classes in the data, {outputs} in the model"
-    strange = [name for name in classes if place_of(name, order) is None]
+    known = places_of(classes, order)
+    strange = [name for name in classes if name not in known]
     if not strange:
         return None
     return f"the model has no class {', '.join(strange[:TOLD])}{' ...' if len(strange) > TOLD else ''}"
@@ -47,3 +61,8 @@ def unlike_timm(classes: Sequence[str]) -> str:
     return (
         f"{shown[0]}, as torchvision sorts them; timm's loader takes {shown[1]}: top-1 is wrong for a model trained so"
     )
+
+
+def _composed(name: str) -> str:
+    """The name as most systems write it: that of macOS parts letters from their accents."""
+    return unicodedata.normalize("NFC", name)

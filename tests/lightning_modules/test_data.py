@@ -6,22 +6,13 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
 from hypercompress.data import Preprocess, open_data
 from hypercompress.errors import DataError
 from lightning_modules import images as module
 from lightning_modules.data import ImageDataModule, Inputs
-from lightning_modules.images import CachedImages, PreparedImages, flipped, open_part, shifted
-from lightning_modules.loading import ResumableLoader
-
-GREY = Inputs(input_size=(1, 28, 28), mean=(0.286,), std=(0.353,))
-
-
-def opened(**options: object) -> ImageDataModule:
-    images = ImageDataModule(**{"data": "digits", "inputs": GREY, **options})
-    images.setup("fit")
-    return images
+from lightning_modules.images import CachedImages, PreparedImages, open_part
+from tests.lightning_modules.digits import GREY, opened
 
 
 def test_images_in_memory_equal_those_prepared_one_by_one() -> None:
@@ -53,69 +44,6 @@ def test_batches_are_whole_shuffled_and_complete() -> None:
     assert held_out.tolist() == expected  # in order, none dropped
 
 
-def epoch(images: ImageDataModule, number: int) -> torch.Tensor:
-    loader = images.train_dataloader()
-    assert isinstance(loader.sampler, DistributedSampler)
-    loader.sampler.set_epoch(number)  # as Lightning does
-    return torch.cat([batch for batch, _ in loader])
-
-
-def test_order_and_augmentation_follow_from_seed_and_epoch() -> None:
-    images = opened(batch_size=100, augment="shift")
-    first = epoch(images, 0)
-    torch.manual_seed(99)
-    assert torch.equal(first, epoch(images, 0))
-    assert not torch.equal(first, epoch(images, 1))
-    plain = epoch(opened(batch_size=100), 0)
-    assert not torch.equal(first, plain)
-
-
-@pytest.mark.parametrize("augment", ["shift", "none"])
-def test_a_loader_goes_on_where_it_was(augment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if augment == "none":  # the form for sets that do not fit into memory
-        monkeypatch.setattr(module, "CACHE_BYTES", 0)
-    images = opened(batch_size=32, limit=160, augment=augment)
-    whole = images.train_dataloader()
-    assert isinstance(whole, ResumableLoader)
-    batches, states = [], []
-    for batch, _ in whole:
-        batches.append(batch)
-        states.append(whole.state_dict())
-    assert len(batches) == 5
-    for place, state in enumerate(states):
-        rest = images.train_dataloader()
-        assert isinstance(rest, ResumableLoader)
-        rest.load_state_dict(state)
-        got = [batch for batch, _ in rest]
-        expected = batches[place + 1 :] or batches  # after a whole epoch comes a whole epoch
-        assert torch.equal(torch.cat(got), torch.cat(expected))
-        assert len([batch for batch, _ in rest]) == 5  # skipped once
-
-
-@pytest.mark.parametrize(("limit", "used"), [(3, 3), (0.5, 2), (9, 5), (1.0, 5)])
-def test_an_epoch_that_the_trainer_cuts_short_is_whole(limit: float, used: int) -> None:
-    loader = opened(batch_size=32, limit=160).train_dataloader()
-    assert isinstance(loader, ResumableLoader)
-    loader.most = limit
-    for done, skip in ((used, 0), (used - 1, used - 1)):
-        loader.load_state_dict({"done": done})
-        assert loader.skip == skip
-
-
-def test_crops_follow_from_image_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = opened(augment="crop", batch_size=16, limit=48)
-    first = epoch(images, 0)
-    torch.manual_seed(99)
-    state = torch.get_rng_state()
-    assert torch.equal(first, epoch(images, 0))
-    assert torch.equal(torch.get_rng_state(), state)
-    data = images.train_dataloader().dataset
-    assert isinstance(data, PreparedImages)
-    one, same, later = (data[place][0] for place in (5, 5, 5 + 48))
-    assert torch.equal(one, same)
-    assert not torch.equal(one, later)  # the same image, an epoch later
-
-
 def test_a_limit_is_the_same_subset_each_time() -> None:
     one, two = (opened(limit=50, batch_size=50).train_dataloader().dataset for _ in range(2))
     assert isinstance(one, CachedImages)
@@ -124,39 +52,6 @@ def test_a_limit_is_the_same_subset_each_time() -> None:
     assert torch.equal(one.images, two.images)
     assert len(opened(limit=50, batch_size=64).train_dataloader()) == 1  # smaller than a batch: not dropped
     assert len(opened(val_limit=7).val_dataloader().dataset) == 7  # type: ignore[arg-type]
-
-
-def test_flips_mirror_about_half_of_the_images_and_change_nothing_else() -> None:
-    images = torch.rand(400, 1, 4, 5)
-    out = flipped(images, torch.Generator().manual_seed(0))
-    kept, mirrored = ((out == other).flatten(1).all(1) for other in (images, images.flip(-1)))
-    assert bool((kept ^ mirrored).all())
-    assert 140 < int(mirrored.sum()) < 260
-
-
-def test_shifts_move_each_image_on_its_own_and_repeat_the_edge() -> None:
-    images = torch.rand(200, 2, 6, 6)
-    out = shifted(images, 1, torch.Generator().manual_seed(0))
-    seen = set()
-    for before, after in zip(images, out, strict=True):
-        padded = torch.from_numpy(np.pad(before.numpy(), ((0, 0), (1, 1), (1, 1)), mode="edge"))
-        places = [(y, x) for y in range(3) for x in range(3) if torch.equal(padded[:, y : y + 6, x : x + 6], after)]
-        assert len(places) == 1
-        seen.add(places[0])
-    assert len(seen) == 9
-
-
-def test_augmentation_is_for_training_alone_and_leaves_the_kept_images_as_they_are() -> None:
-    images = opened(augment="shift", batch_size=64)
-    kept = images.train_dataloader().dataset
-    assert isinstance(kept, CachedImages)
-    before = kept.images.clone()
-    indices = list(range(64))
-    assert not torch.equal(kept.__getitems__(indices)[0], before[:64])
-    assert torch.equal(kept.images, before)
-    held_out = images.val_dataloader().dataset
-    assert isinstance(held_out, CachedImages)
-    assert torch.equal(held_out.__getitems__(indices)[0], held_out.images[:64])
 
 
 @pytest.mark.parametrize("why", ["crop", "size"])
@@ -168,31 +63,6 @@ def test_what_cannot_be_kept_is_prepared_image_by_image(why: str, monkeypatch: p
     batch, labels = next(iter(images.train_dataloader()))
     assert batch.shape == (16, 1, 28, 28)
     assert labels.shape == (16,)
-
-
-def test_a_batch_of_one_image_is_not_flipped_in_every_epoch_alike() -> None:
-    images = opened(augment="flip", batch_size=1, limit=2)
-    data = images.train_dataloader().dataset
-    epochs = [data.__getitems__([2 * epoch])[0] for epoch in range(16)]
-    flips = {not torch.equal(image, epochs[0]) for image in epochs}
-    assert flips == {False, True}
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("augment", ["flip", "shift"])
-def test_a_set_too_large_for_memory_gives_the_same_augmented_batches(
-    augment: str, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cached = opened(augment=augment, batch_size=32, limit=96)
-    monkeypatch.setattr(module, "CACHE_BYTES", 1000)
-    large = opened(augment=augment, batch_size=32, limit=96, workers=workers)
-    assert isinstance(large.train_dataloader().dataset, PreparedImages)
-    for number in (0, 1):
-        assert torch.equal(epoch(cached, number), epoch(large, number))
-    for ours, theirs in zip(cached.train_dataloader(), large.train_dataloader(), strict=True):
-        assert torch.equal(ours[1], theirs[1])
-    before, after = (data.val_dataloader() for data in (cached, large))
-    assert torch.equal(next(iter(before))[0], next(iter(after))[0])
 
 
 def test_the_size_of_a_set_is_that_of_what_the_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
