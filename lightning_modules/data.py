@@ -170,6 +170,11 @@ class ImageDataModule(LightningDataModule):
             found = () if train is None else train.classes
         return found or (others[0].classes if others else ())
 
+    def training_images(self) -> int | None:
+        """How many there are, after ``limit``; ``None`` where a stage has not opened them."""
+        images = self._opened.get("train")
+        return None if images is None else len(images)
+
     def preprocess(self) -> Preprocess:
         """How the images are prepared."""
         system = self.trainer.lightning_module if self.trainer is not None else None

@@ -50,6 +50,7 @@ def test_a_limit_is_the_same_subset_each_time() -> None:
     assert isinstance(two, CachedImages)
     assert len(one) == 50
     assert torch.equal(one.images, two.images)
+    assert [opened(limit=limit).training_images() for limit in (50, None)] == [50, 1437]
     assert len(opened(limit=50, batch_size=64).train_dataloader()) == 1  # smaller than a batch: not dropped
     assert len(opened(val_limit=7).val_dataloader().dataset) == 7  # type: ignore[arg-type]
 
@@ -150,6 +151,7 @@ def test_loaders_before_setup() -> None:
 def test_validation_alone_opens_no_training_images() -> None:
     images = ImageDataModule("digits", inputs=GREY)
     images.setup("validate")
+    assert images.training_images() is None
     assert isinstance(images.test_dataloader(), DataLoader)
     with pytest.raises(DataError, match="before setup"):
         images.train_dataloader()
