@@ -1,6 +1,11 @@
-"""All numbers of the README, one program after the other.
+"""Many of the numbers of README and docs, one program after the other: costs of ``generate``, the menu of convolutions,
+ResNet-18, latency budgets, EfficientNet-Lite0, and transfer without steps.
 
-    python -m benchmarks --assets ASSETS [--teacher FOLDER]        (or: make bench ARGS='--assets ASSETS')
+    python -m benchmarks --assets ASSETS [--teacher FOLDER]
+
+Not among them, each a program of its own: ``benchmarks.heldout``, ``without_images``, ``few_images``, ``steady``,
+``speed``, ``exports``, ``int8``, and all that takes steps but ResNet-18's 200. (``make bench`` runs
+``benchmarks.resnet18`` alone.)
 
 ASSETS holds ``FashionMNIST/raw``, ``photos/{train,val}`` and ``efficientnet_lite0.safetensors``. The teacher is trained
 if none is given. Two CPU cores, about two hours.

@@ -243,7 +243,8 @@ def _transfer(parser: argparse.ArgumentParser) -> None:
         "--network",
         default="auto",
         metavar="auto|none|PATH",
-        help="what generates new norms, biases and cores: nothing, or a meta-trained network (default: the released)",
+        help="what generates new parameters: nothing, or a meta-trained network (default: the released one, for scales "
+        "and shifts of norms)",
     )
     _model(parser, "MODEL")
     data = _data(parser, "train split; labelled", required=True)
