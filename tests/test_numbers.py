@@ -96,6 +96,54 @@ def test_several_labels_at_once_are_numbers_and_classes_can_be_asked_for() -> No
     assert "outputs" not in compress(model, Budget(params=0.4), batches(several), "kfac", outputs="classes").report
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.uint16])
+def test_several_whole_labels_at_once_are_numbers(dtype: torch.dtype) -> None:
+    """They were read as classes, which lost what all outputs have in common."""
+    model = regression()
+    several = outputs(model) > 0
+    told, found = (
+        compress(model, Budget(params=0.4), batches(targets), "kfac").state_dict()
+        for targets in (several.float(), several.to(dtype))
+    )
+    assert all(torch.equal(found[name], told[name]) for name in told)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_rows_with_one_label_each_do_not_hide_the_others(dtype: torch.dtype) -> None:
+    one = nn.functional.one_hot(torch.arange(256) % 4).to(dtype)
+    several = one.clone()
+    several[200] = 1
+    for targets, read in ((one, False), (several, True)):
+        assert ("outputs" in compress(regression(), Budget(params=0.4), batches(targets), "kfac").report) == read
+
+
+def test_maps_of_classes_leave_outputs_classes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 4, 1)).eval()
+    images = torch.randn(24, 3, 4, 4)
+    labels = torch.randint(0, 4, (24, 4, 4))
+    data = list(zip(images.split(8), labels.split(8), strict=True))
+    assert "outputs" not in compress(model, Budget(params=0.7), data, "kfac").report
+    data = [(x, nn.functional.one_hot(y, 4).movedim(-1, 1)) for x, y in data]
+    assert "outputs" not in compress(model, Budget(params=0.7), data, "kfac").report
+    data = [(x, torch.ones_like(y)) for x, y in data]
+    assert compress(model, Budget(params=0.7), data, "kfac").report["outputs"] == "numbers"
+
+
+class Features(nn.Sequential):
+    """As a timm model that was built with ``num_classes=0``."""
+
+    num_classes = 0
+
+
+def test_a_model_without_classes_gives_numbers() -> None:
+    model, budget = Features(*regression()).eval(), Budget(params=0.4)
+    assert compress(model, budget, batches(None), "kfac").report["outputs"] == "numbers"
+    assert "outputs" not in compress(model, budget, batches(None), "kfac", outputs="classes").report
+    read = compress(model, budget, batches(None), "kfac", forward_fn=lambda m, x: m(x))
+    assert "outputs" not in read.report  # which may read classes in features
+
+
 def test_a_student_is_measured_as_it_was_made(tmp_path: Path) -> None:
     model = regression()
     student = compress(model, Budget(params=0.4), batches(None), "kfac", outputs="numbers")

@@ -115,13 +115,19 @@ def prepare(  # noqa: PLR0913  (each has a default)
 
 
 def _regresses(teacher: nn.Module, split: CalibrationSplit | None, forward_fn: ForwardFn | None) -> bool:
-    """Whether the second of a batch of two is what the model is to give, and that is numbers."""
-    batch = None if split is None else split.statistics[0]
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+    """Whether the outputs are numbers: the model has no classes, or the second of a batch of two is what it is to give,
+    and that is numbers. Of some samples alone several labels at once may look like one, so all in memory are asked.
+    """
+    if forward_fn is None and getattr(teacher, "num_classes", None) == 0:  # timm's name for a model that gives features
+        return True
+    batches = () if split is None else (*split.statistics, *split.select, *split.confirm)
+    pairs = [batch for batch in batches if isinstance(batch, (tuple, list)) and len(batch) == 2]
+    pairs = [pair for pair in pairs if isinstance(pair[1], Tensor) and pair[1].ndim > 1]  # else there is no class axis
+    if not pairs:
         return False
-    two = resized(batch, 2)
-    real = two[1].is_floating_point() and two[1].ndim > 1  # one number a sample has no class axis
-    return real and regressed(two[1], passed(teacher, two, taking(forward_fn)))
+    two = resized(pairs[0], 2)
+    output = passed(teacher, two, taking(forward_fn))
+    return two[1].shape == output.shape and any(regressed(labels, output) for _, labels in pairs)
 
 
 def _replaceable(apart: Apart, example: Any, forward_fn: ForwardFn | None = None) -> ModelSpec:

@@ -110,11 +110,13 @@ def as_numbers(forward_fn: Callable[[nn.Module, Any], Tensor]) -> Callable[[nn.M
     return run
 
 
-def regressed(labels: Any, output: Float[Tensor, "b ..."]) -> bool:
-    """Whether the labels of a batch say that its output is numbers: of its shape, real, and no probabilities."""
-    if not isinstance(labels, Tensor) or not labels.is_floating_point() or labels.shape != output.shape:
+def regressed(labels: Tensor, output: Float[Tensor, "b ..."]) -> bool:
+    """Whether the labels of a batch say that outputs are numbers: for each sample of the shape of an output's, and not
+    all probabilities of classes, as one-hot rows are. Whole numbers and truths are such labels, too: several at once.
+    """
+    if labels.is_complex() or labels.shape[1:] != output.shape[1:]:
         return False
-    rows = logits_of(labels)
+    rows = logits_of(labels.float())  # torch compares and adds unsigned ones on no CPU
     return rows is not None and not bool((rows >= 0).all() and ((rows.sum(-1) - 1).abs() < SUM_TO_ONE).all())
 
 
