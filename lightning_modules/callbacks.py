@@ -113,15 +113,20 @@ class TellReplaced(Callback):
         for path in (*students, getattr(pl_module, "out", None)):
             if path is not None and path.exists():
                 rank_zero_info(f"{path} of an earlier run may be replaced: --run FOLDER keeps runs apart")
-        for path in map(_name, trainer.checkpoint_callbacks):
+        savings = _savings(trainer)
+        for path in (*map(_name, savings), *[_stopped(saving) for saving in savings[:1]]):
             if trainer.is_global_zero and path is not None and path.is_file() and trainer.ckpt_path is None:
                 kept = path.replace(path.with_name(f"{path.name}.old"))
                 rank_zero_info(f"{path} of an earlier run is kept as {kept.name}: --run FOLDER keeps runs apart")
 
 
-def _name(saving: Callback) -> Path | None:
+def _savings(trainer: Trainer) -> list[ModelCheckpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+def _name(saving: ModelCheckpoint) -> Path | None:
     """The one checkpoint that a callback writes again and again, if that is what it does."""
-    if not isinstance(saving, ModelCheckpoint) or saving._enable_version_counter or saving.dirpath is None:
+    if saving._enable_version_counter or saving.dirpath is None:
         return None
     known = saving.filename is not None and "{" not in saving.filename
     return Path(saving.format_checkpoint_name({})) if known else None
@@ -130,11 +135,29 @@ def _name(saving: Callback) -> Path | None:
 def _latest(trainer: Trainer) -> Path | None:
     """The newest checkpoint of a run that has taken a step."""
     found: set[Path] = set()
-    for saving in trainer.checkpoint_callbacks if trainer.global_step else ():
-        if isinstance(saving, ModelCheckpoint):
-            named = (saving.best_model_path, saving.last_model_path)
-            found |= {Path(_name(saving) or ""), *map(Path, named)}
+    for saving in _savings(trainer) if trainer.global_step else ():
+        found |= {Path(_name(saving) or ""), Path(saving.best_model_path), Path(saving.last_model_path)}
     return max((path for path in found if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _stopped(saving: ModelCheckpoint) -> Path:
+    """A checkpoint of the latest step in the folder of a callback that keeps the best ones alone."""
+    return Path(saving.dirpath or "") / f"stopped{saving.FILE_EXTENSION}"
+
+
+def _of_this_step(trainer: Trainer) -> Path | None:
+    """Where a run that is stopped leaves a checkpoint: as the first callback that saves the latest step would name it,
+    and never in the place of one that was chosen by its score; ``None`` of a run that keeps none.
+    """
+    savings = _savings(trainer)
+    chosen = {
+        Path(path) for saving in savings if saving.monitor for path in (saving.best_model_path, *saving.best_k_models)
+    }
+    chosen |= {path for saving in savings if saving.monitor and (path := _name(saving)) is not None}
+    step, epoch = (torch.tensor(number) for number in (trainer.global_step, trainer.current_epoch))
+    metrics = {**trainer.callback_metrics, "step": step, "epoch": epoch}
+    named = [Path(saving.format_checkpoint_name(metrics)) for saving in savings if not saving.monitor]
+    return next((path for path in (*named, *map(_stopped, savings)) if path not in chosen), None)
 
 
 class StepLines(Callback):
@@ -166,7 +189,8 @@ class SaveWhenStopped(Callback):
     was just done. Ctrl-C once more stops at once.
 
     All ranks stop after the same step, with no gradient accumulated; a validation is stopped between two batches if
-    there is one process, else it ends first. The checkpoint goes where the run's `ModelCheckpoint` keeps its own.
+    there is one process, else it ends first. The checkpoint goes where the run's `ModelCheckpoint` keeps the latest
+    step; of a run that keeps only those with the best scores, beside them as ``stopped.ckpt``.
     During the validation of an average of the weights that average is in the place of the weights: then the latest
     checkpoint has to do.
 
@@ -219,15 +243,16 @@ class SaveWhenStopped(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         self.latest = _latest(trainer)
-        saving = trainer.checkpoint_callback
-        if not (isinstance(exception, SIGTERMException) and isinstance(saving, ModelCheckpoint) and keeps(trainer)):
+        path = _of_this_step(trainer) if isinstance(exception, SIGTERMException) and keeps(trainer) else None
+        if path is None:
             return
         what = (self.stopped_by or signal.SIGTERM).name
         if trainer.validating and any(isinstance(c, WeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
-            rank_zero_warn(f"stopped by {what} while an average was validated: go on from the latest checkpoint")
+            how = "there is none yet" if self.latest is None else f"--ckpt_path {self.latest}"
+            rank_zero_warn(
+                f"stopped by {what} while an average was validated: go on from the latest checkpoint ({how})"
+            )
             return
-        step, epoch = (torch.tensor(number) for number in (trainer.global_step, trainer.current_epoch))
-        path = saving.format_checkpoint_name({**trainer.callback_metrics, "step": step, "epoch": epoch})
         trainer.save_checkpoint(path)
         how = f"go on with the same command and --ckpt_path {path}"
         rank_zero_warn(f"stopped by {what} after step {trainer.global_step}: {how}")

@@ -1,7 +1,5 @@
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,36 +8,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
-from hypercompress import from_pretrained
 from hypercompress.errors import ArtefactError
-from lightning_modules.callbacks import SaveStudent, SaveWhenStopped, StepLines, TellReplaced, _ended, _name, checksum
+from lightning_modules.callbacks import SaveStudent, StepLines, TellReplaced, _ended, _name, checksum
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.source import TeacherSource
-
-Folders = tuple[Path, Path]
-
-
-def distilled(
-    folders: Folders,
-    trainer: Callable[..., Trainer],
-    at: Path,
-    *callbacks: Callback,
-    every: int = 50,
-    ckpt_path: Path | None = None,
-    **options: Any,
-) -> Distillation:
-    """Two steps that SIGTERM may stop, with ``last.ckpt`` in the folder ``at``; all is new, as a new process has it."""
-    saving = ModelCheckpoint(dirpath=at, filename="last", every_n_train_steps=every, enable_version_counter=False)
-    settings = {"max_steps": 2, "limit_val_batches": 0, "enable_checkpointing": True, **options}
-    system = Distillation(folders[1], TeacherSource(str(folders[0])))
-    data = ImageDataModule("fashion_mnist_mini", limit=64, batch_size=16, val_limit=32, augment="flip")
-    run = trainer(**settings, callbacks=[saving, *callbacks, SaveWhenStopped()])
-    run.fit(system, data, ckpt_path=ckpt_path, weights_only=True)
-    return system
+from tests.lightning_modules.stopping import Folders, distilled
 
 
 def test_a_folder_in_the_way_is_refused_before_the_first_step(
@@ -83,8 +59,9 @@ def test_what_a_run_will_replace_is_told_unless_it_goes_on(
 
     assert told() == []
     before = (tmp_path / "last.ckpt").read_bytes()
-    out = f"{tmp_path / 'out'} of an earlier run may be replaced"
-    assert told() == [out, f"{tmp_path / 'last.ckpt'} of an earlier run is kept as last.ckpt.old"]
+    (tmp_path / "stopped.ckpt").write_bytes(before)
+    out, kept = f"{tmp_path / 'out'} of an earlier run may be replaced", "of an earlier run is kept as"
+    assert told() == [out, *[f"{tmp_path / name} {kept} {name}.old" for name in ("last.ckpt", "stopped.ckpt")]]
     assert (tmp_path / "last.ckpt.old").read_bytes() == before
     assert told(max_steps=3, ckpt_path=tmp_path / "last.ckpt") == []
 
@@ -171,87 +148,6 @@ def test_an_average_that_takes_an_epoch_more_is_not_made_up_for(trainer: Callabl
     run = trainer(callbacks=[StochasticWeightAveraging(swa_lrs=1e-3)])
     assert not _ended(run, LightningModule())
     assert _ended(trainer(), LightningModule())
-
-
-class Stop(Callback):
-    """A signal in a step, or in the validation after it, so many times."""
-
-    def __init__(
-        self, step: int, validating: bool = False, number: signal.Signals = signal.SIGTERM, times: int = 1
-    ) -> None:
-        self.step, self.validating, self.number, self.times = step, validating, number, times
-
-    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        if trainer.global_step == self.step and not self.validating:
-            for _time in range(self.times):
-                os.kill(os.getpid(), self.number)
-
-    def on_validation_batch_end(self, trainer: Trainer, *_: object) -> None:
-        if trainer.global_step == self.step and self.validating:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-@pytest.mark.filterwarnings("ignore:stopped by SIGTERM", "ignore:Checkpoint directory .* exists")
-def test_what_sigterm_stops_in_its_last_step_is_written_by_the_run_that_goes_on(
-    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
-) -> None:
-    out, point = tmp_path / "out", tmp_path / "last.ckpt"
-    with pytest.raises(SIGTERMException):
-        distilled(folders, trainer, tmp_path, SaveStudent(out), Stop(2))
-    assert not out.exists()
-    distilled(folders, trainer, tmp_path, SaveStudent(out), ckpt_path=point)
-    trained = torch.load(point, weights_only=True)["state_dict"]
-    written = from_pretrained(out).model.state_dict()
-    assert all(torch.equal(value, trained[f"network.{name}"]) for name, value in written.items())
-
-
-@pytest.mark.filterwarnings("ignore:stopped by SIGTERM")
-@pytest.mark.parametrize("averaged", [False, True])
-def test_an_average_under_validation_is_not_saved_in_the_place_of_the_weights(
-    averaged: bool, folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
-) -> None:
-    callbacks = [Stop(2, validating=True), *([EMAWeightAveraging(decay=0.5)] if averaged else [])]
-    with pytest.raises(SIGTERMException):
-        distilled(folders, trainer, tmp_path, *callbacks, max_steps=4, val_check_interval=2, limit_val_batches=1.0)
-    assert (tmp_path / "last.ckpt").exists() != averaged
-
-
-@pytest.mark.filterwarnings("ignore:stopped by SIGTERM", "ignore:Checkpoint directory .* exists and is not empty")
-def test_what_sigterm_stops_goes_on_from_that_very_step(
-    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
-) -> None:
-    whole = distilled(folders, trainer, tmp_path, max_steps=6).network.state_dict()
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SIGTERMException):
-        distilled(folders, trainer, tmp_path, Stop(3), max_steps=6)
-    assert signal.getsignal(signal.SIGTERM) is handler
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
-    point = tmp_path / "last.ckpt"
-    resumed = distilled(folders, trainer, tmp_path, max_steps=6, ckpt_path=point).network.state_dict()
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-
-
-@pytest.mark.filterwarnings("ignore:stopped by SIGINT")
-def test_ctrl_c_stops_as_sigterm_does_and_a_second_one_at_once(
-    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
-) -> None:
-    handler = signal.default_int_handler
-    signal.signal(signal.SIGINT, handler)  # ignored where the tests run in the background of a shell
-    with pytest.raises(SystemExit):  # of Lightning's
-        distilled(folders, trainer, tmp_path, Stop(1, number=signal.SIGINT, times=2))
-    signal.signal(signal.SIGINT, handler)
-    assert not (tmp_path / "last.ckpt").exists()
-    with pytest.raises(SIGTERMException):
-        distilled(folders, trainer, tmp_path, Stop(1, number=signal.SIGINT))
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
-    assert signal.getsignal(signal.SIGINT) is handler
-
-
-def test_other_ends_of_a_run_save_nothing(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
-    run = trainer(max_steps=1, enable_checkpointing=True, callbacks=[ModelCheckpoint(dirpath=tmp_path / "saved")])
-    SaveWhenStopped().on_exception(run, LightningModule(), KeyError("a mistake"))
-    SaveWhenStopped().on_exception(run, LightningModule(), SIGTERMException())  # not in a fit
-    assert not (tmp_path / "saved").exists()
 
 
 def test_a_system_without_a_student(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
