@@ -4,9 +4,8 @@ Shape letters: ``b`` images in a batch; ``k`` classes; ``c h w`` channels, heigh
 """
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +26,15 @@ from hypercompress.running.calling import keeping_random_state, precision, singl
 from hypercompress.running.norms import remembering_norms
 from hypercompress.running.outputs import agreeing, divergence, named
 from hypercompress.student import Student, from_pretrained
+from lightning_modules.beginning import Beginning, Mixing, Norms
 from lightning_modules.data import images_of
 from lightning_modules.dropping import dropping_nothing
 from lightning_modules.held_out import described, measured, tell, validated
 from lightning_modules.losses import Losses
 from lightning_modules.matching import in_common, matched, probed
-from lightning_modules.norms import freeze_if_better, freeze_norms, refilling, several_images
-from lightning_modules.optimization import Optimization, SettingError
-from lightning_modules.rates import first_steps, rate_for, require_choice, scale_rates
+from lightning_modules.mixing import mixed
+from lightning_modules.norms import refilling, several_images
+from lightning_modules.optimization import Optimization
 from lightning_modules.resuming import Resumable, hash_of
 from lightning_modules.source import Outside, TeacherSource
 from lightning_modules.teacher import Batch, in_precision, require_finite, require_labels, require_room, reset
@@ -51,10 +51,13 @@ class Distillation(Resumable):
         optimization: optimiser and schedule; a rate of ``auto`` is chosen by the first images (`rates.rate_for`).
         norms: BatchNorms normalise by the batch (``training``) or keep their running moments (``frozen``); ``auto``:
             the first batch decides (`norms.freeze_if_better`), and with a weight on labels they train.
+        mixing: whether images of a step are pasted into each other (`mixing.mixed`), and norms keep their moments;
+            ``auto``: if no more than `beginning.FEW` are trained on and no label counts.
 
     Raises:
         ArtefactError, ModelError: the student or the teacher cannot be loaded, or (at ``setup``) they do not match.
-        SettingError: at ``setup`` to fit: a rate of ``auto`` with labels or with another optimiser than AdamW.
+        SettingError: at ``setup`` to fit: a rate of ``auto`` with labels or with another optimiser than AdamW, or
+            mixing with labels or with norms in training mode.
         NonFiniteError: the loss became NaN or infinite.
     """
 
@@ -64,7 +67,8 @@ class Distillation(Resumable):
         teacher: TeacherSource | None = None,
         losses: Losses | None = None,
         optimization: Optimization | None = None,
-        norms: Literal["auto", "training", "frozen"] = "auto",
+        norms: Norms = "auto",
+        mixing: Mixing = "auto",
     ) -> None:
         super().__init__()
         require_buildable(student)
@@ -80,13 +84,10 @@ class Distillation(Resumable):
             )
         self.followed = teacher is not None and self.losses.labels == 0  # and nothing but the teacher
         self.optimization = optimization or Optimization("adamw", "auto" if self.followed else 5e-4, 0.0, warmup=0.1)
-        self.norms = norms
-        # The highest rate, and whether BatchNorms are frozen; `setup` and the first batch say so.
-        self.rate: float | None = None
-        self.frozen: bool | None = None
+        self.beginning = Beginning(self.optimization, norms, mixing, followed=self.followed)
         self._outside = None if teacher is None else Outside(teacher.load())
         self.start = {"student": hash_of(self.network), "teacher": hash_of(self.teacher), "losses": str(self.losses)}
-        self.start["norms"] = norms
+        self.start |= {"norms": norms, "mixing": str(mixing)}
         self._source = teacher
         self._own_images: RemovableHandle | None = None
         self.watched: tuple[str, ...] = ()  # setup leaves the comparable ones
@@ -116,9 +117,7 @@ class Distillation(Resumable):
         """
         require_room(self, stage)
         if stage == "fit":  # what a checkpoint says comes after it
-            require_choice(self.optimization, self.followed)
-            self.frozen = None if self.norms == "auto" else self.norms == "frozen"
-            self.rate = None if self.optimization.lr == "auto" else self.optimization.lr
+            self.beginning.ask()
         self.losses.require_all_weights(self.trainer.world_size)
         given = self._preprocess()
         size = given.input_size
@@ -170,27 +169,16 @@ class Distillation(Resumable):
         if validated(self) is not None and self.global_step == 0:
             with keeping_random_state(self.network):  # so that a resumed run draws the same
                 self.before = measured(self, self.teacher, self.network)
-        if refilling(self.trainer):
-            if self.norms == "frozen":
-                raise SettingError(
-                    "received --model.norms frozen with StochasticWeightAveraging, which empties the moments of "
-                    "BatchNorms and has training mode fill them; expected one of the two; use EMAWeightAveraging"
-                )
-            self.frozen = False
-        if self.frozen:
-            freeze_norms(self.network)
+        self.beginning.start(self, self.network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint.update(before=self.before, norms_frozen=self.frozen, rate=self.rate)
+        checkpoint.update(before=self.before, **self.beginning.said())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.before = checkpoint.get("before")
-        if self.norms == "auto":
-            self.frozen = checkpoint.get("norms_frozen", False)  # those of earlier versions trained
-        if self.optimization.lr == "auto":
-            self.rate = checkpoint["rate"] if "rate" in checkpoint else checkpoint["lr_schedulers"][0]["base_lrs"][0]
+        self.beginning.go_on(checkpoint)
 
     def _move_teacher(self) -> None:
         if self.teacher is not None:
@@ -209,24 +197,12 @@ class Distillation(Resumable):
         with torch.autocast(images.device.type, enabled=False):
             return self._answer(self.teacher, images)
 
-    def _begin(self, images: Float[Tensor, "b c h w"]) -> None:
-        """What the first batches are to say."""
-        if self.rate is None:
-            steps = first_steps(self, images, self._answer_exactly)
-            self.rate = rate_for(self.network, steps, self.trainer.strategy)
-            scale_rates(self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler, self.rate)
-        if self.rate == 0:
-            self.trainer.should_stop = True
-        if self.frozen is None:
-            self.frozen = False
-            if self.followed:
-                kl = partial(distillation_kl, teacher=self._answer_exactly(images))
-                self.frozen = freeze_if_better(self.network, images, kl, self.trainer.strategy)
-
     def training_step(self, batch: Batch) -> Tensor:
         images, labels = batch[0].to(precision(self.network)), batch[1]
-        if self.rate in (None, 0) or self.frozen is None:
-            self._begin(images)
+        if not self.beginning.known:
+            self.beginning.begin(self, self.network, images, self._answer_exactly)
+        if self.beginning.mixed:
+            images = mixed(images, self.beginning.random(self))
         terms: dict[str, Tensor] = {}
         kept = dropping_nothing(self.network, self.losses.labels == 0)
         with watching(self.network, self.watched) as ours, several_images(), kept:
@@ -289,11 +265,11 @@ class Distillation(Resumable):
         data = validated(self)
         if data is not None:
             self.measured_on, self.fidelity = described(data), measured(self, self.teacher, self.network)
-            told = f"lower --model.optimization.lr ({self.rate or 0:.2g}), or keep what generate gave"
-            if not self.frozen and remembering_norms(self.network) and not refilling(self.trainer):
+            told = f"lower --model.optimization.lr ({self.beginning.rate or 0:.2g}), or keep what generate gave"
+            if not self.beginning.frozen and remembering_norms(self.network) and not refilling(self.trainer):
                 told = f"try --model.norms frozen, {told}"
             tell(self.before, self.fidelity, self.measured_on, self.losses.labels > 0, told)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         known = self.optimization if self.optimization.lr != "auto" else replace(self.optimization, lr=1.0)
-        return known.configure([self.network], self.trainer.estimated_stepping_batches)  # `_begin` scales
+        return known.configure([self.network], self.trainer.estimated_stepping_batches)  # `beginning` scales

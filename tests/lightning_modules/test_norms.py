@@ -38,6 +38,7 @@ def distilled(
     student: Path, folders: Folders, lr: float, losses: Losses | None = None, **options: object
 ) -> Distillation:
     teacher = TeacherSource(str(folders[0]))
+    options = {"mixing": False, **options}  # which would freeze them
     return Distillation(student, teacher, losses, Optimization("adamw", lr, 0.0, warmup=0.1), **options)
 
 
@@ -66,7 +67,7 @@ def test_a_student_that_is_near_keeps_its_moments_and_stays_near(
             trainer(max_steps=6, val_check_interval=2).fit(system, images())  # validation in between thaws nothing
         found[norms] = system.fidelity["kl"]
         assert same(before, moments(system)) == (norms == "auto")
-        assert system.frozen == (norms == "auto")
+        assert system.beginning.frozen == (norms == "auto")
     assert found["auto"] < 1e-5
     assert found["training"] > 1e-3, "steps of next to nothing make a student worse that normalises by the batch"
 
@@ -95,7 +96,7 @@ def test_a_student_that_is_far_trains_as_usual(
     system = distilled(tmp_path / "far", folders, 1e-3)
     before = moments(system)
     trainer(max_steps=2, limit_val_batches=0).fit(system, images())
-    assert system.frozen is False
+    assert system.beginning.frozen is False
     assert not same(before, moments(system))
 
 
@@ -108,7 +109,7 @@ def test_any_run_without_labels_chooses_by_its_kl(
 ) -> None:
     system = near(folders, losses=losses)
     trainer(max_steps=1, limit_val_batches=0).fit(system, images())
-    assert system.frozen is frozen
+    assert system.beginning.frozen is frozen
 
 
 @pytest.mark.filterwarnings("ignore:on validation images of")
@@ -130,10 +131,10 @@ def test_each_fit_chooses_anew(
 ) -> None:
     system = near(folders)
     trainer(max_steps=1, limit_val_batches=0).fit(system, images())
-    assert system.frozen
+    assert system.beginning.frozen
     monkeypatch.setattr("lightning_modules.norms.COSTS", math.inf)
     trainer(max_steps=1, limit_val_batches=0).fit(system, images())
-    assert not system.frozen
+    assert not system.beginning.frozen
 
 
 @pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")
@@ -141,7 +142,7 @@ def test_averages_that_refill_the_moments_need_training_mode(folders: Folders, t
     averaging = StochasticWeightAveraging(swa_lrs=1e-4, swa_epoch_start=1)
     system = near(folders)
     trainer(max_epochs=3, limit_val_batches=0, callbacks=[averaging]).fit(system, images(limit=64))
-    assert not system.frozen
+    assert not system.beginning.frozen
     with pytest.raises(SettingError, match="norms frozen with StochasticWeightAveraging"):
         trainer(max_epochs=1, limit_val_batches=0, callbacks=[averaging]).fit(near(folders, norms="frozen"), images())
 
@@ -170,7 +171,7 @@ def test_a_resumed_run_goes_on_with_the_choice_of_the_first_batch(
     before = moments(resumed)
     monkeypatch.setattr("lightning_modules.norms.COSTS", math.inf)  # asked again it would say no
     trainer(max_steps=4, **options).fit(resumed, images(), ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
-    assert resumed.frozen
+    assert resumed.beginning.frozen
     assert same(before, moments(resumed))
 
 

@@ -84,7 +84,7 @@ def test_the_rate_is_that_of_the_images_of_whole_steps(
     run.fit(system, images(batch_size=batch, augment="flip"))
     assert len(rates.batches) == steps * passes
     whole = [torch.cat(rates.batches[i * passes : (i + 1) * passes]) for i in range(steps)]
-    assert system.rate == pytest.approx(expected_rate(folders, *whole), rel=1e-4)
+    assert system.beginning.rate == pytest.approx(expected_rate(folders, *whole), rel=1e-4)
 
 
 def test_what_a_student_knows_of_one_image_does_not_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_every_step_has_its_share_of_the_rate(folders: Folders, trainer: Callabl
     trainer(max_steps=8, limit_val_batches=0, callbacks=[rates]).fit(system, images())
     rate = expected_rate(folders, *rates.batches[:4])
     assert rate > 1e-4
-    assert system.rate == pytest.approx(rate, rel=1e-4)
+    assert system.beginning.rate == pytest.approx(rate, rel=1e-4)
     factor = system.optimization.factor(8)
     assert rates.seen == pytest.approx([rate * factor(step) for step in range(8)], rel=1e-4)
 
@@ -114,12 +114,12 @@ def test_each_fit_chooses_anew(
 ) -> None:
     system = distilled(folders)
     trainer(max_steps=1, limit_val_batches=0).fit(system, images())
-    first = system.rate
-    monkeypatch.setattr("lightning_modules.distillation.rate_for", lambda *_: 1e-9)
+    first = system.beginning.rate
+    monkeypatch.setattr("lightning_modules.beginning.rate_for", lambda *_: 1e-9)
     trainer(max_steps=1, limit_val_batches=0).fit(system, images())
     assert first is not None
     assert first > 1e-6
-    assert system.rate == 1e-9
+    assert system.beginning.rate == 1e-9
 
 
 @pytest.mark.filterwarnings("ignore:the student answers as its teacher does")
@@ -131,7 +131,7 @@ def test_a_student_that_is_its_teacher_does_not_move(
     before = {name: value.clone() for name, value in system.network.state_dict().items()}
     run = trainer(max_steps=4, limit_val_batches=0, precision=precision)
     run.fit(system, images())
-    assert (system.rate, run.global_step) == (0, 1), "nor goes on to no purpose"
+    assert (system.beginning.rate, run.global_step) == (0, 1), "nor goes on to no purpose"
     after = system.network.state_dict()
     assert all(torch.allclose(value, after[name], atol=1e-6) for name, value in before.items())
 
@@ -158,12 +158,12 @@ def test_a_resumed_run_goes_on_with_its_rate(
         del checkpoint["rate"], checkpoint["optimization"]
         torch.save(checkpoint, path)
     resumed, rates = distilled(folders, optimization=auto), Rates()
-    monkeypatch.setattr("lightning_modules.distillation.rate_for", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("lightning_modules.beginning.rate_for", lambda *_: pytest.fail("asked again"))
     options["callbacks"] = [saving, rates]
     trainer(max_steps=4, **options).fit(resumed, images(), ckpt_path=path, weights_only=True)
-    assert resumed.rate == first.rate
-    assert not earlier or first.rate == 2e-3
-    assert rates.seen == [first.rate] * 2
+    assert resumed.beginning.rate == first.beginning.rate
+    assert not earlier or first.beginning.rate == 2e-3
+    assert rates.seen == [first.beginning.rate] * 2
 
 
 def test_the_rate_changes_nothing_of_the_student(folders: Folders) -> None:
