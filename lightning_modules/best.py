@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_modules.callbacks import averages
 from lightning_modules.optimization import SettingError
 from lightning_modules.resuming import Resumable
 from lightning_modules.teacher import keeps
@@ -73,8 +74,11 @@ class KeepsBest(Resumable):
     def on_fit_end(self) -> None:
         """A fit that goes on from the checkpoint of its last step trains nothing, and nothing else would be called.
 
-        A run that validated nothing, and so has chosen nothing, keeps its last network.
+        So an average of the weights is put in their place, where that of a fit that trained is already. A run that
+        validated nothing, and so has chosen nothing, keeps its last network.
         """
+        for average in averages(self.trainer) if keeps(self.trainer) else ():
+            average.on_train_end(self.trainer, self)
         self._catch_up()
         if keeps(self.trainer) and self.trainer.global_step > 0 and not (self.curve and self.out.exists()):
             rank_zero_warn("nothing was validated in this run, so nothing was chosen: the last network is written")
@@ -85,6 +89,7 @@ class KeepsBest(Resumable):
 
         A checkpoint is written before the validation of the same step, and Lightning skips that one when it goes on.
         Without it a run that crashed later would have forgotten the network that lies there, and replace it by a worse.
+        As in any validation an average of the weights is what is judged, and written.
         """
         self._choose_anew()
         every, seen = self.trainer.val_check_batch, {row["step"] for row in self.curve}
@@ -93,8 +98,12 @@ class KeepsBest(Resumable):
         if due and keeps(self.trainer) and self.trainer.global_step not in seen:
             training = self.training
             self.eval()
+            for average in averages(self.trainer):
+                average.on_validation_epoch_start(self.trainer, self)
             with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
                 self.validation_step(0)
+            for average in averages(self.trainer):
+                average.on_validation_epoch_end(self.trainer, self)
             self.train(training)
 
     def _choose_anew(self) -> None:

@@ -92,11 +92,15 @@ def _ended(trainer: Trainer, pl_module: LightningModule) -> bool:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
         return False  # its average takes one epoch more, for the moments of BatchNorms
-    for callback in callbacks:
-        if isinstance(callback, WeightAveraging):
-            callback.on_train_end(trainer, pl_module)
+    for average in averages(trainer):
+        average.on_train_end(trainer, pl_module)
     pl_module.on_train_end()
     return True
+
+
+def averages(trainer: Trainer) -> list[WeightAveraging]:
+    """Those that take the place of the weights in a validation, and for good at the end of a fit."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
 
 
 class TellReplaced(Callback):
@@ -247,7 +251,7 @@ class SaveWhenStopped(Callback):
         if path is None:
             return
         what = (self.stopped_by or signal.SIGTERM).name
-        if trainer.validating and any(isinstance(c, WeightAveraging) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        if trainer.validating and averages(trainer):
             how = "there is none yet" if self.latest is None else f"--ckpt_path {self.latest}"
             rank_zero_warn(
                 f"stopped by {what} while an average was validated: go on from the latest checkpoint ({how})"

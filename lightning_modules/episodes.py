@@ -74,6 +74,7 @@ class Member:
         calibration: what a student is refitted on.
         train: the training images, which all teachers of a data set share; ``places`` are those of the steps.
         held_out: what students are judged on.
+        weights: the teacher's, as `lightning_modules.resuming.hash_of` tells them apart.
     """
 
     case: Case
@@ -81,6 +82,7 @@ class Member:
     train: Tensor
     places: Tensor
     held_out: Tensor
+    weights: str
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from lightning_modules.episodes import Entry, Episodes, Member, read_index
 from lightning_modules.images import CachedImages, open_part
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.randomness import seeded
-from lightning_modules.resuming import settings
+from lightning_modules.resuming import hash_of, settings, weights_of
 from lightning_modules.statistics import recall
 from lightning_modules.teacher import device_of_run, require_finite
 
@@ -138,13 +138,15 @@ class MetaTraining(KeepsBest):
             self.members.setdefault(entry.split, []).append(self.member(entry, self.statistics))
 
     def identity(self) -> dict[str, str]:
-        """Of the teachers their names: a zoo may be moved."""
-        named = {split: ", ".join(m.case.name for m in members) for split, members in self.members.items()}
-        return {**super().identity(), **{f"teachers of {split}": names for split, names in named.items()}}
+        """Of the teachers their names and weights: a zoo may be moved, but scores on others are not to be compared."""
+        named = {f"teachers of {split}": ", ".join(m.case.name for m in of) for split, of in self.members.items()}
+        weights = weights_of((m.case.name, m.weights) for members in self.members.values() for m in members)
+        return {**super().identity(), **named, **weights}
 
     def member(self, entry: Entry, statistics: Path | None = None) -> Member:
         """A teacher with its images; its statistics are kept in the folder ``statistics``, if there is one."""
         teacher, _ = load_model(str(entry.folder))
+        weights = hash_of(teacher)
         preprocess = Preprocess.of(teacher)
         train, held_out = (_images(entry.data, preprocess, part) for part in (True, False))
         generator = torch.Generator().manual_seed(self.seed)
@@ -158,7 +160,7 @@ class MetaTraining(KeepsBest):
         refit = calibration[: self.episodes.refit_images].to(device)
         # Drawn, as folders are sorted by class; and after the others, which of a folder without parts are the same set.
         judging = torch.randperm(len(held_out), generator=generator)[: self.episodes.validation]
-        return Member(case, refit, train, chosen[count:], held_out[judging])
+        return Member(case, refit, train, chosen[count:], held_out[judging], weights)
 
     def training_step(self, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, step)) % 2**63)

@@ -1,7 +1,7 @@
 """What a run may go on from: a checkpoint of the same network, start, images and losses, optimised as it was."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
@@ -102,6 +102,15 @@ def hash_of(network: nn.Module | None) -> str:
         found.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()[:12]
+
+
+def weights_of(named: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """For each name what `hash_of` says of the weights that go by it: another network may take the place of a name."""
+    found: dict[str, str] = {}
+    for name, weights in named:
+        key = f"weights of {name}"
+        found[key] = f"{found[key]}, {weights}" if key in found else weights
+    return found
 
 
 def require_same_optimization(ours: Optimization, theirs: Mapping[str, Any] | None) -> None:

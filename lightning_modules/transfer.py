@@ -25,7 +25,7 @@ from hypercompress.transfer.adaptable import Site, adaptable
 from hypercompress.transfer.backbone import Backbone
 from lightning_modules.best import KeepsBest
 from lightning_modules.optimization import Optimization, SettingError
-from lightning_modules.resuming import settings
+from lightning_modules.resuming import hash_of, settings, weights_of
 from lightning_modules.teacher import device_of_run, require_finite
 
 
@@ -115,6 +115,7 @@ class Member:
     train: tuple[Pool, ...]
     held_classes: tuple[Pool, ...]
     held_data: Pool
+    weights: tuple[str, str]  # name and `hash_of`
 
 
 class TransferTraining(KeepsBest):
@@ -162,6 +163,7 @@ class TransferTraining(KeepsBest):
     def _member(self, folder: str) -> Member:
         rank_zero_info(f"backbone: {folder}")
         model, _ = load_model(folder)
+        weights = (Path(folder).name, hash_of(model))
         backbone = Backbone(model.requires_grad_(False)).to(device_of_run(self))
         preprocess = Preprocess.of(model)
         held = open_data(self.sources.held_data, preprocess, train=True)
@@ -173,7 +175,12 @@ class TransferTraining(KeepsBest):
             tuple(first for first, _ in pools),
             tuple(second for _, second in pools),
             self._pool(self.sources.held_data, held, self.sizes.ways[0]),
+            weights,
         )
+
+    def identity(self) -> dict[str, str]:
+        """With the weights of the backbones: they may be moved, but scores on others are not to be compared."""
+        return {**super().identity(), **weights_of(m.weights for members in self.members.values() for m in members)}
 
     def _split(self, name: str, data: ImageData, held: Sequence[str]) -> tuple[Pool, Pool]:
         """The classes of a set to learn from, and those that are held out; none bears one of the names in ``held``.

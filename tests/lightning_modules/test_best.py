@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -131,6 +131,48 @@ def test_a_run_in_another_folder_that_validates_nothing_leaves_its_last_network(
     assert math.isinf(system.best)
 
 
+class Weighed(Small):
+    """Tells the weight that a validation judges, and writes it; each is better than the one before."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out)
+        self.optimization = Optimization("sgd", 0.1, schedule="constant", warmup=0.0)
+        nn.init.zeros_(self.network.weight)
+
+    def validation_step(self, step: int) -> None:
+        weight = float(self.network.weight.detach())
+        self.judged({"step": float(self.global_step), "val/weight": weight}, weight)
+
+    def write(self) -> None:
+        self.out.mkdir(exist_ok=True)
+        (self.out / "weight").write_text(repr(float(self.network.weight.detach())))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Checkpoint directory", "ignore:nothing was validated", "ignore:the best network so far"
+)
+@pytest.mark.parametrize("every", [2, 0])
+def test_a_run_that_goes_on_judges_and_writes_the_average_of_its_weights(
+    every: int, trainer: Runs, tmp_path: Path
+) -> None:
+    """As the one that never stopped: from ahead of a validation, of the last one too, and where there is none."""
+
+    def run(out: str, steps: int, checkpoint: str | None = None) -> tuple[list[dict[str, float]], str, float]:
+        saving = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        options: dict[str, Any] = {"max_steps": steps, "enable_checkpointing": True, "check_val_every_n_epoch": None}
+        options |= {"val_check_interval": every} if every else {"limit_val_batches": 0}
+        system = Weighed(tmp_path / out)
+        fit = trainer(**options, callbacks=[saving, EMAWeightAveraging(decay=0.5)])
+        fit.fit(system, EpisodeModule(), ckpt_path=checkpoint and tmp_path / checkpoint, weights_only=True)
+        return system.curve, (system.out / "weight").read_text(), float(system.network.weight.detach())
+
+    whole = run("whole", 4)
+    for step in (2, 4):
+        assert run(f"from_{step}", 4, f"step={step}.ckpt") == whole
+    averaged = torch.load(tmp_path / "step=4.ckpt", weights_only=True)["state_dict"]["network.weight"]
+    assert whole[2] == float(averaged)
+
+
 def test_a_run_does_not_go_on_with_another_optimiser(trainer: Runs, tmp_path: Path, earlier: Path) -> None:
     system = Small(tmp_path / "earlier")
     system.optimization = Optimization("sgd", 2e-3, schedule="constant", warmup=0.0)
@@ -169,6 +211,7 @@ SOURCES = Sources(("here/a",), ("here/b",), ("digits",), "glyphs")
         ({"objective": Objective(floor=0.5)}, r"objective.floor 0.5 instead of 0\.\d+"),
         ({"episodes": Episodes(look_ahead=(0, 20))}, r"episodes.look_ahead \(0, 20\) instead of \(0, 0, 5\)"),
         ({"members": ("one", "three")}, "teachers of train one, three instead of one, two"),
+        ({"weights": ("aa", "cc")}, "weights of two cc instead of bb"),
         ({"sources": replace(SOURCES, backbones=("here/c",))}, "sources.backbones c instead of a"),
         ({"sources": replace(SOURCES, limit=100)}, "sources.limit 100 instead of 8000"),
         ({"sizes": Sizes(queries=4)}, "sizes.queries 4 instead of 8"),
@@ -177,16 +220,20 @@ SOURCES = Sources(("here/a",), ("here/b",), ("digits",), "glyphs")
     ],
 )
 def test_another_meta_training_is_not_gone_on_with(theirs: dict[str, Any], said: str | None, tmp_path: Path) -> None:
-    def identity(members: Sequence[str] = ("one", "two"), **options: Any) -> dict[str, str]:
+    def identity(
+        members: Sequence[str] = ("one", "two"), weights: Sequence[str] = ("aa", "bb"), **options: Any
+    ) -> dict[str, str]:
         if options.keys() & {"sources", "sizes"}:
             return TransferTraining(**{"sources": SOURCES, "out": tmp_path, **options}).identity()
         system = MetaTraining(tmp_path, tmp_path, **options)
-        system.members = {"train": [SimpleNamespace(case=SimpleNamespace(name=name)) for name in members]}  # type: ignore[list-item]
+        named = zip(members, weights, strict=True)
+        system.members = {"train": [SimpleNamespace(case=SimpleNamespace(name=n), weights=w) for n, w in named]}  # type: ignore[misc]
         return system.identity()
 
     ours = identity() if not theirs.keys() & {"sources", "sizes"} else identity(sources=SOURCES)
     require_same_run(ours, None)
     require_same_run(ours, {})  # of earlier versions
+    require_same_run(ours, {name: value for name, value in ours.items() if "weights" not in name})
     if said is None:
         require_same_run(ours, identity(**theirs))
     else:

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from hypercompress import from_pretrained
 from hypercompress.data import Preprocess
 from hypercompress.errors import DataError
 from lightning_modules import meta_training
 from lightning_modules.episodes import Episodes, Member, read_index
 from lightning_modules.meta_training import MetaTraining
 from lightning_modules.optimization import SettingError
+from lightning_modules.resuming import require_same_run
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,26 @@ def test_teachers_of_one_data_set_share_its_images(zoo: Path) -> None:
     left_out[one.places] = False
     assert torch.equal(brightness(one.train[left_out]).sort().values, brightness(one.calibration).sort().values)
     system = MetaTraining(zoo, Path("out"), episodes=Episodes(images=24))
-    few = Member(one.case, one.calibration, one.train, one.places[:5], one.held_out)
+    few = Member(one.case, one.calibration, one.train, one.places[:5], one.held_out, one.weights)
     batch = system._batch(few, torch.Generator().manual_seed(0))
     assert len(batch) == 24
     assert set(brightness(batch).tolist()) == set(brightness(one.train[one.places[:5]]).tolist())
+
+
+def test_a_teacher_that_was_trained_anew_is_another_one(zoo: Path, tmp_path: Path) -> None:
+    """Its name is the same; a zoo that was moved is."""
+
+    def identity(folder: Path) -> dict[str, str]:
+        system = MetaTraining(folder, Path("out"), episodes=Episodes(calibration=32, refit_images=8, validation=8))
+        system.setup("fit")
+        return system.identity()
+
+    before = identity(zoo)
+    moved = zoo.rename(tmp_path / "moved")
+    require_same_run(identity(moved), before)
+    teacher = from_pretrained(moved / "one")
+    with torch.no_grad():
+        next(teacher.parameters()).add_(1e-3)
+    teacher.save_pretrained(moved / "one", overwrite=True)
+    with pytest.raises(SettingError, match=r"another run: weights of one \w{12} instead of \w{12}; expected"):
+        require_same_run(identity(moved), before)

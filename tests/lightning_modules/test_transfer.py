@@ -14,9 +14,11 @@ import train
 from hypercompress.data import Preprocess
 from hypercompress.data.episodes import Pool, sample_episode
 from hypercompress.errors import DataError
+from hypercompress.models import load_model
 from hypercompress.transfer import load_network
 from lightning_modules.best import KeepsBest
 from lightning_modules.optimization import SettingError
+from lightning_modules.resuming import hash_of
 from lightning_modules.transfer import Sizes, Sources, TransferTraining, clipped, moved
 
 Folders = tuple[Path, Path]
@@ -183,6 +185,19 @@ def test_a_limit_with_images_for_every_class_leaves_none_out(folders: Folders) -
     (member,) = system.members["train"]
     assert sorted((*member.train[0].classes, *member.held_classes[0].classes)) == list(range(10))
     assert (len(member.train[0]) + len(member.held_classes[0]), len(member.held_data)) == (400, 400)
+
+
+def test_a_backbone_is_known_by_its_weights(folders: Folders, tmp_path: Path) -> None:
+    """Not by where it lies, nor by its name alone."""
+    for name, folder in zip(("first", "second"), folders, strict=True):
+        shutil.copytree(folder, tmp_path / name / "backbone")
+    places = [str(tmp_path / name / "backbone") for name in ("first", "second")]
+    sources = Sources((places[0],), (places[1],), ("fashion_mnist_mini",), "digits", limit=400)
+    system = TransferTraining(sources, Path("out"), sizes=Sizes(ways=(2, 7), shots=(1, 8), queries=8))
+    assert "weights of backbone" not in system.identity()
+    system.setup("fit")
+    known = [hash_of(load_model(str(folder))[0]) for folder in folders]
+    assert system.identity()["weights of backbone"] == ", ".join(known)
 
 
 @pytest.mark.parametrize(
