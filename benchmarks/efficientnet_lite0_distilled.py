@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 with its ImageNet weights: what 300 steps of distillation make of each generator's start.
 
     python -m benchmarks.efficientnet_lite0_distilled --assets ASSETS [--pilot] [--statistics images ...] [--only ...]
-        [--batch 32] [--crops 12] [--device cpu|cuda] [--out benchmarks/results]
+        [--batch 32] [--crops 12] [--mixed] [--device cpu|cuda] [--out benchmarks/results]
 
 As `benchmarks.efficientnet_lite0`: starts from the photographs of ``train`` and crops of them, from the weights alone,
 or from 1/f noise; agreement with the teacher and KL on those of ``val``. The steps learn from the teacher's logits on
@@ -10,8 +10,9 @@ ones. Starts are as generated, without the refit that steps would undo: of `svd`
 without. Where the guard of the hypernetwork took `kfac`'s student, its row is `kfac`'s. ``--pilot`` compares learning
 rates first, by a third of the steps and on photographs of ``train`` that neither statistics nor steps have seen, and
 writes ``efficientnet_lite0_pilot.csv``; the best of each start is used. Writes ``efficientnet_lite0_distilled.csv``;
-rows that are there are not made again. The folders are no classes of ImageNet, so top-1 says nothing. On a card a
-minute for the images and some seconds a row; on one thread five minutes a row (``--batch 8``).
+with ``--mixed`` each image of a step has a box of another, and the table is ``efficientnet_lite0_mixed.csv``. Rows that
+are there are not made again. The folders are no classes of ImageNet, so top-1 says nothing. On a card a minute for the
+images and some seconds a row; on one thread five minutes a row (``--batch 8``).
 """
 
 import argparse
@@ -25,7 +26,7 @@ from torch import nn
 
 from benchmarks.efficientnet_lite0 import BATCH, CROPS, SHARES, file_of, on_noise, open_teacher, photographs
 from benchmarks.shared.common import RESULTS, Results, Set, answered, budget_of, cell, digest, read_set, say, stamp
-from benchmarks.shared.distillation import Recipe, distilled
+from benchmarks.shared.distillation import Recipe, distilled, mixtures
 from benchmarks.shared.sweep import NOISE, WITH_DATA, WITHOUT_DATA, Generators
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
@@ -40,6 +41,7 @@ RATES = (1e-4, 3e-4, 1e-3)
 PILOT_SHARE = 0.5
 HELD_OUT = 5  # in the pilot: one photograph in so many is measured on
 PILOT, TABLE = "efficientnet_lite0_pilot.csv", "efficientnet_lite0_distilled.csv"
+MIXED_TABLE = "efficientnet_lite0_mixed.csv"
 PILOT_KEY, KEY, MADE_OF = ("data", "start", "rate"), ("data", "start", "share", "seed"), ("weights", "recipe")
 
 
@@ -53,6 +55,7 @@ class Bench:
         batch: images of a step.
         crops: of each photograph that the steps learn from, beside itself.
         starts: generators by name, of those that a source of statistics has.
+        mixed: whether the steps learn from images with a box of another.
     """
 
     assets: Path
@@ -62,6 +65,7 @@ class Bench:
     sources: Sequence[str] = SOURCES
     starts: Sequence[str] = NAMES
     generators: Generators = field(default_factory=Generators)
+    mixed: bool = False
 
     @property
     def folder(self) -> str:
@@ -171,9 +175,12 @@ def run(bench: Bench, rates: Results, table: Results, shares: Sequence[float], s
     teacher = bench.teacher()
     measured, pool, test = bench.images(teacher, seed)
     plans = bench.plans(teacher, measured)
+    how = f"{bench.crops} crops"
+    if bench.mixed:
+        pool, how = mixtures(teacher, pool, bench.recipe(RATES[0], STEPS), seed), f"{how}, mixed"
     for share in shares:
         for (source, start), recipe in recipes.items():
-            made_of = {"weights": bench.weights(start), "recipe": f"{recipe}, {bench.crops} crops"}
+            made_of = {"weights": bench.weights(start), "recipe": f"{recipe}, {how}"}
             key = {"data": source, "start": start, "share": share, "seed": seed}
             if table.has({**key, **made_of}):
                 continue
@@ -202,15 +209,18 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the crops and of the order (default: 0)")
     parser.add_argument("--batch", type=int, default=32, help="images of a step (default: 32)")
     parser.add_argument("--crops", type=int, default=12, help="of each photograph, for the steps (default: 12)")
+    parser.add_argument("--mixed", action="store_true", help="paste images of a step into each other")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the files go (default: benchmarks/results)")
     options = parser.parse_args(words)
-    bench = Bench(options.assets, options.device, options.batch, options.crops, options.statistics, options.only)
+    starts = (options.statistics, options.only)
+    bench = Bench(options.assets, options.device, options.batch, options.crops, *starts, mixed=options.mixed)
     rates = Results(options.out / PILOT, PILOT_KEY, MADE_OF)
     if options.pilot:
         pilot(bench, rates)
     if options.shares:
-        run(bench, rates, Results(options.out / TABLE, KEY, MADE_OF), options.shares, options.seed)
+        table = Results(options.out / (MIXED_TABLE if options.mixed else TABLE), KEY, MADE_OF)
+        run(bench, rates, table, options.shares, options.seed)
 
 
 if __name__ == "__main__":

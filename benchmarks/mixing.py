@@ -24,14 +24,13 @@ from torch import nn
 
 from benchmarks.prediction import data_of
 from benchmarks.shared.common import RESULTS, Results, Set, answered, digest, fidelity, markdown, read_set, say
-from benchmarks.shared.distillation import Recipe, costs_of, distil, orders
+from benchmarks.shared.distillation import Recipe, costs_of, distil, mixtures, orders
 from benchmarks.shared.starts import BATCH, CALIBRATION, STATISTICS, TEST, log_ratio, told
 from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.models import load_model
 from hypercompress.preparation import prepare
 from hypercompress.specs import Budget
-from lightning_modules.mixing import mixed
 from lightning_modules.norms import COSTS
 from lightning_modules.rates import HIGHEST, PER_POLYAK, kl_and_slope
 
@@ -94,15 +93,9 @@ def steps_of(way: str, teacher: nn.Module, start: nn.Module, pool: Set, steps: i
     kl, slope = kl_and_slope(start, first.images, first.logits)
     rate = min(HIGHEST, PER_POLYAK * float(kl / slope))
     if way == "mixed":
-        return Recipe("adamw", rate, steps=steps, batch=batch, frozen_norms=True), mixtures(teacher, pool, plan)
+        return Recipe("adamw", rate, steps=steps, batch=batch, frozen_norms=True), mixtures(teacher, pool, plan, 0)
     costs = costs_of(start, first)
     return Recipe("adamw", rate, steps=steps, batch=batch, frozen_norms=costs is not None and costs > COSTS), pool
-
-
-def mixtures(teacher: nn.Module, pool: Set, recipe: Recipe) -> Set:
-    """Every batch that the steps of a recipe would take, mixed and answered."""
-    random = torch.Generator().manual_seed(0)
-    return answered(teacher, torch.cat([mixed(pool.images[chosen], random) for chosen in orders(len(pool), recipe, 0)]))
 
 
 def verdict(results: Results) -> str:

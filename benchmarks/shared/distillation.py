@@ -12,10 +12,11 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from benchmarks.shared.captured import Captured
-from benchmarks.shared.common import Results, Set, fidelity, say, size_of
+from benchmarks.shared.common import Results, Set, answered, fidelity, say, size_of
 from hypercompress.fidelity import Fidelity
 from hypercompress.losses import distillation_kl
 from lightning_modules.dropping import dropping_nothing
+from lightning_modules.mixing import mixed
 from lightning_modules.norms import batch_costs, freeze_norms
 
 
@@ -160,6 +161,14 @@ def orders(count: int, recipe: Recipe, seed: int) -> Int64[Tensor, "steps b"]:
         found.append(order[: recipe.batch])
         order = order[recipe.batch :]
     return torch.stack(found)
+
+
+def mixtures(teacher: nn.Module, pool: Set, recipe: Recipe, seed: int) -> Set:
+    """Every batch that the steps of a recipe would take, with boxes of one image in another, as the teacher answers
+    them: as many images as the steps see, each of which they see once.
+    """
+    random, places = torch.Generator().manual_seed(seed), orders(len(pool), recipe, seed).to(pool.images.device)
+    return answered(teacher, torch.cat([mixed(pool.images[chosen], random) for chosen in places]))
 
 
 def costs_of(start: nn.Module, batch: Set) -> float | None:

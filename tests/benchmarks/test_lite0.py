@@ -85,8 +85,14 @@ def test_starts_are_distilled_at_the_rate_of_their_pilot_and_rows_are_kept(
         assert float(row["kl"]) != float(row["kl_start"])
         assert row["top1"] == ""  # photographs of other classes than the network's
     before = table.path.read_bytes()
+    bench.main([*words, "--only", "kfac", "--mixed"])
     bench.main(words)
     assert table.path.read_bytes() == before
+    plain = next(row for row in table.rows if (row["data"], row["start"]) == ("images", "kfac"))
+    mixed = Results(assets / "out" / bench.MIXED_TABLE, bench.KEY, bench.MADE_OF).rows[0]
+    assert mixed["recipe"] == f"{plain['recipe']}, mixed"
+    assert (mixed["kl_start"], mixed["start"]) == (plain["kl_start"], "kfac")
+    assert mixed["kl"] != plain["kl"]
 
 
 def test_the_pilot_of_other_weights_chooses_no_rate(assets: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 import hypercompress
 from benchmarks import mixing
 from benchmarks.shared.common import Results, answered
-from benchmarks.shared.distillation import Recipe
+from benchmarks.shared.distillation import Recipe, mixtures
 
 TEACHER = Path(hypercompress.__file__).parent / "pretrained" / "fashion_mnist_teacher"
 
@@ -44,7 +44,7 @@ def test_there_are_as_many_mixtures_as_the_steps_take_and_the_teacher_answers_th
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval()
     pool = answered(teacher, torch.randn(10, 3, 4, 4))
-    made = mixing.mixtures(teacher, pool, Recipe("adamw", 1.0, steps=7, batch=5))
+    made = mixtures(teacher, pool, Recipe("adamw", 1.0, steps=7, batch=5), 0)
     assert len(made) == 35
     torch.testing.assert_close(made.logits, teacher(made.images))
     pixels = {tuple(pixel.tolist()) for pixel in pool.images.permute(0, 2, 3, 1).reshape(-1, 3)}
