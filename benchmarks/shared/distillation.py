@@ -168,7 +168,10 @@ def mixtures(teacher: nn.Module, pool: Set, recipe: Recipe, seed: int) -> Set:
     them: as many images as the steps see, each of which they see once.
     """
     random, places = torch.Generator().manual_seed(seed), orders(len(pool), recipe, seed).to(pool.images.device)
-    return answered(teacher, torch.cat([mixed(pool.images[chosen], random) for chosen in places]))
+    made = pool.images.new_empty(*places.shape, *pool.images.shape[1:])  # of photographs one copy is a gigabyte
+    for batch, chosen in zip(made, places, strict=True):
+        batch.copy_(mixed(pool.images[chosen], random))
+    return answered(teacher, made.flatten(0, 1))
 
 
 def costs_of(start: nn.Module, batch: Set) -> float | None:
