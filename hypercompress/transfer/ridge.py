@@ -24,6 +24,7 @@ FLOOR = 0.3  # of the mean deviation, added to each: of few images some features
 SCALES = (1.0, 100.0)  # of regressed one-hot targets, as logits
 DEFAULT_SCALE = 10.0
 BISECTIONS = 16
+NAMED = 5  # classes in a message
 LARGEST = 2**22  # numbers that are worked on at once: penalties times images times classes
 
 
@@ -246,9 +247,17 @@ def check_labels(
         )
     counts = torch.bincount(labels.long(), minlength=classes)
     if not bool(counts.all()):
-        empty = ", ".join(str(names[i] if names else i) for i in torch.nonzero(counts == 0).flatten().tolist())
+        empty = listed([names[i] if names else i for i in torch.nonzero(counts == 0).flatten().tolist()])
         raise DataError(
             f"received no support image of class {empty}; expected at least one of each of the {classes} classes; add "
             "images or leave the class out"
         )
     return counts
+
+
+def listed(values: Sequence[object]) -> str:
+    """The first `NAMED` of them, and how many more there are."""
+    words = list(map(str, values))
+    rest = [f"{len(words) - NAMED} more"] if len(words) > NAMED else []
+    words = words[:NAMED] + rest
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

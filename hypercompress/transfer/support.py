@@ -14,7 +14,7 @@ from hypercompress.architecture.names import one_line
 from hypercompress.errors import DataError
 from hypercompress.running.calling import ordinary
 from hypercompress.running.nested import labels_of, sorted_by_class
-from hypercompress.transfer.ridge import check_labels
+from hypercompress.transfer.ridge import check_labels, listed
 
 BATCH = 64  # images run together, where the caller did not batch them, and at most
 
@@ -115,10 +115,15 @@ def as_support(
 
     Raises:
         DataError: no labels or none that fit, labels beside what is no tensor, fewer than two classes, a class without
-            an image or with fewer than ``shots``.
+            an image or with fewer than ``shots``, a table of images and labels.
     """
     if labels is None:
         support, labels = _unwrapped(support)
+    if isinstance(support, Mapping):
+        raise DataError(
+            f"received a support set that is {_told(support)}; expected images and labels, or batches of both; pass "
+            "them by themselves, such as adapt(model, data['images'], data['labels'])"
+        )
     if labels is None and isinstance(support, Tensor):
         raise DataError("received support images without labels; expected one label for each image; pass labels")
     if labels is None and names is not None and shots is None and _mixes(support):
@@ -187,7 +192,7 @@ def _in_memory(
     alike = [[part for part in parts if part[0].shape[1:] == shape] for shape in shapes]
     groups = [[torch.cat(column) for column in zip(*some, strict=True)] for some in alike]
     labels = torch.cat([found for _, found in groups])
-    classes = len(names) if names is not None else int(labels.max()) + 1
+    classes = len(names) if names is not None else _numbered(labels)
     check_labels(labels, classes, names)
     chosen = torch.arange(len(labels)) if shots is None else draw_shots(labels, shots, seed, names)
     mixing = torch.Generator().manual_seed(seed)
@@ -201,6 +206,22 @@ def _in_memory(
     if len(groups) > 1:
         batches = [batches[place] for place in torch.randperm(len(batches), generator=mixing).tolist()]
     return Support(batches, classes)
+
+
+def _numbered(labels: Int[Tensor, " n"]) -> int:
+    """How many classes labels without names number, from 0 and each of them once: as large as a label may be, no more
+    than these are ever counted.
+
+    Raises:
+        DataError: some numbers between are left out.
+    """
+    found = labels.unique()
+    if len(found) > 1 and int(found[-1]) >= len(found):
+        raise DataError(
+            f"received labels {listed(found.tolist())} ({len(found)} classes, numbered up to {int(found[-1])}); "
+            f"expected 0 to {len(found) - 1}; pass torch.unique(labels, return_inverse=True)[1]"
+        )
+    return len(found)
 
 
 def warn_if_sorted(support: Support, labels: Int[Tensor, " n"], stacklevel: int) -> None:

@@ -40,7 +40,14 @@ X, Y = torch.randn(6, 1, 32, 32), torch.arange(6) % 3
     [
         (X, Y * 0, {}, "received a support set of 1 class; expected at least two"),
         (X, Y, {"names": ["a", "b", "c", "d"]}, "received no support image of class d; expected at least one of each"),
-        (X, Y + (Y == 2), {}, "received no support image of class 2"),
+        (X, Y, {"names": list("abcdefghijk")}, "no support image of class d, e, f, g, h and 3 more; expected"),
+        (X, Y + (Y == 2), {}, r"received labels 0, 1 and 3 \(3 classes, numbered up to 3\); expected 0 to 2; pass to"),
+        (X, Y + 1, {}, r"received labels 1, 2 and 3 \(3 classes, .*; pass torch.unique\(labels, return_inverse=True\)"),
+        ([(X, Y + 7)], None, {"shots": 1}, "received labels 7, 8 and 9"),
+        (X, torch.tensor([3, 7, 9, 11, 13, 200]), {}, r"received labels 3, 7, 9, 11, 13 and 1 more \(6 classes"),
+        (X, Y * 10**12, {}, r"numbered up to 2000000000000\); expected 0 to 2"),
+        (X, Y * 0 + 10**12, {}, "received a support set of 1 class; expected at least two"),
+        ({"images": X, "labels": Y}, None, {}, "a support set that is a dict of images, labels; .*; pass them by them"),
         (X, Y[:4], {}, "received 4 labels of torch.int64 for 6 support images"),
         (X, Y.float(), {}, r"received 6 labels of torch.float32 for 6 support images"),
         (X, None, {}, "received support images without labels"),
@@ -62,7 +69,6 @@ X, Y = torch.randn(6, 1, 32, 32), torch.arange(6) % 3
             {},
             "received support images of 3 x 32 x 32 in torch.float32 that the model does not",
         ),
-        (X.double(), Y, {}, "in torch.float64 that the model does not take"),
     ],
 )
 def test_support_sets_that_cannot_be_used(support: Any, labels: Any, options: dict[str, Any], message: str) -> None:
