@@ -67,8 +67,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
     Args:
         model: a timm classifier or a `Student` of one; not modified.
         support: images [n, c, h, w] prepared for the model, batches ``(images, labels)``, one such pair, or a set of
-            labelled images. They are kept in memory, and mixed; only a loader that shuffles, with ``names`` and without
-            ``shots``, is run anew for each pass.
+            labelled images; real numbers are cast to the model's precision. They are kept in memory, and mixed; only a
+            loader that shuffles, with ``names`` and without ``shots``, is run anew for each pass.
         labels: of the images, from 0; every class at least once. ``None`` where they come with the images.
         shots: use so many images of each class, drawn by ``seed``; ``None``: all.
         steps: ordinary steps of AdamW afterwards, in single precision where the model is in half.
@@ -118,7 +118,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         own = precision(model)
         half = steps > 0 and own.itemsize < torch.float32.itemsize
         moved = copy_of(model).float() if half else model
-        found = replace(as_support(support, labels, shots, seed, called), dtype=torch.float32 if half else None)
+        found = replace(as_support(support, labels, shots, seed, called), dtype=torch.float32 if half else own)
         count = views_of(found.images) if views is None else views
         fitted = start_from(moved, architecture, generator, found, count, seed, levels=levels)
         inner, images = fitted.backbone.model, len(fitted.reading.labels)

@@ -19,6 +19,7 @@ from torch.utils.data import (
 
 from hypercompress import Student, adapt, from_pretrained
 from hypercompress.errors import ArtefactError
+from hypercompress.transfer import nearness
 from hypercompress.transfer.support import as_support, draw_shots
 from hypercompress.transfer.views import random_views
 from tests.transfer.models import Make, model_of
@@ -229,6 +230,20 @@ def test_labels_without_a_sign(dtype: torch.dtype, make_task: Make) -> None:
     wanted = adapt(model_of(), x, y, **options)
     assert equal(adapt(model_of(), x, y.to(dtype), **options), wanted)
     assert equal(adapt(model_of(), [(x, y.to(dtype))], **options), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_images_are_cast_to_the_model(dtype: torch.dtype, make_task: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `compress` does: with steps they were, without them refused."""
+    (x, y), options = make_task(shots=4), {"network": "none", "views": 0, "levels": False}
+    wanted = adapt(model_of(), x, y, **options)(x).detach()
+    student = adapt(model_of().to(dtype), x, y, **options)
+    assert {parameter.dtype for parameter in student.parameters()} == {dtype}
+    found = student(x.to(dtype)).detach().float()
+    assert float((found - wanted).norm() / wanted.norm()) < 8 * max(torch.finfo(dtype).eps, 1e-6)
+    monkeypatch.setattr(nearness, "BAR", -1.0)  # far: generated, levels, views
+    assert bool(adapt(model_of().to(dtype), x, y, views=2)(x.to(dtype)).isfinite().all())
+    assert equal(adapt(model_of(), x.double(), y, **options), adapt(model_of(), x, y, **options))
 
 
 def test_views_of_whole_numbers_are_whole_numbers() -> None:
