@@ -42,6 +42,8 @@ class Resumable(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check it; also ahead of a validation, as far as the network goes.
 
+        Lightning casts a system to double precision after it has loaded the weights, which would round them.
+
         Raises:
             SettingError: of another network, or of a run from another start, on other images, or optimised otherwise.
         """
@@ -49,6 +51,8 @@ class Resumable(LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             require_same_run(self.identity(), checkpoint.get("identity"))
             require_same_optimization(self.optimization, checkpoint.get("optimization"))
+        if self.trainer.precision == "64-true":
+            self.double()
 
 
 def settings(name: str, config: Any) -> dict[str, str]:

@@ -74,6 +74,19 @@ def test_the_length_may_be_told_in_epochs(step: int, trainer: Callable[..., Trai
     assert all(torch.equal(value, state[name]) for name, value in whole.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_double_precision_loads_what_it_saved(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    """In single precision, in which the system is made, the weights would be others."""
+    saving = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    options: dict[str, Any] = {"max_steps": 2, "limit_val_batches": 0, "precision": "64-true"}
+    options |= {"enable_checkpointing": True, "callbacks": [saving]}
+    whole, resumed = system(), system()
+    trainer(**options).fit(whole, images("none"))
+    trainer(**options).fit(resumed, images("none"), ckpt_path=tmp_path / "step=1.ckpt", weights_only=True)
+    state = resumed.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in whole.state_dict().items())
+
+
 def test_a_checkpoint_that_was_validated_tells_a_new_run_nothing(
     trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
