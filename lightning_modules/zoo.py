@@ -4,9 +4,9 @@
 
 Each teacher becomes a student folder of its own, written whole or not at all; a folder that is there is not trained
 again, so an interrupted build goes on where it stopped. ``zoo.csv`` is the index: name, family, data, split, params,
-MACs, top-1; a teacher that is trained anew is measured anew. The split is the config's: a build writes it anew for
-teachers that are there. A variant is made from its base's folder: --only of a variant alone is refused where that is
-missing.
+MACs, top-1; a teacher that is trained anew is measured anew. The split is the config's, and the place of the data is
+below --root: a build writes both anew for teachers that are there. A variant is made from its base's folder: --only of
+a variant alone is refused where that is missing.
 """
 
 import argparse
@@ -89,6 +89,12 @@ def require_bases(recipes: list[Recipe], out: Path) -> None:
         )
 
 
+def same_set(data: str, row: str) -> bool:
+    """Whether a row's data are those of a recipe below whatever root; of other data its top-1 would not be."""
+    before, root, after = data.partition("{root}")
+    return bool(root) and row.startswith(before) and row.endswith(after)
+
+
 def build(recipes: list[Recipe], out: Path, root: str) -> None:
     """Train what is missing, in the order of the config, and keep the index up to date after each.
 
@@ -110,6 +116,8 @@ def build(recipes: list[Recipe], out: Path, root: str) -> None:
         if trained or recipe.name not in rows:
             rows[recipe.name] = describe(recipe, data, folder)
         rows[recipe.name]["split"] = recipe.split
+        if same_set(recipe.data, rows[recipe.name]["data"]):
+            rows[recipe.name]["data"] = data
         write_rows(index, list(rows.values()))
         console.print(f"[{place}/{len(recipes)}] {recipe.name}: top-1 {rows[recipe.name]['top1']}")
 

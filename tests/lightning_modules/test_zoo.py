@@ -11,7 +11,7 @@ from hypercompress.fidelity import accuracy
 from hypercompress.models import load_model
 from lightning_modules import zoo
 from lightning_modules.data import ImageDataModule, Inputs
-from lightning_modules.index import write_rows
+from lightning_modules.index import COLUMNS, write_rows
 
 
 @pytest.fixture
@@ -89,6 +89,28 @@ def test_a_teacher_that_is_trained_anew_is_described_anew(
     assert [row["name"] for row in rows(tmp_path)] == ["test_mambaout"]
     assert zoo.main(arguments) == 0
     assert found[0] in rows(tmp_path)
+
+
+def test_data_that_were_moved_are_found_where_they_lie_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teachers are there, so nothing is trained or measured; a config that names other data moves nothing."""
+    for name in ("train", "describe"):
+        monkeypatch.setattr(zoo, name, lambda *_: pytest.fail("a teacher that is there"))
+    monkeypatch.setattr(zoo, "is_student_folder", lambda _: True)
+    config, out = tmp_path / "zoo.yaml", tmp_path / "zoo"
+    place, row = str(tmp_path), dict.fromkeys(COLUMNS, "1")
+    out.mkdir()
+    for (first, second), wanted in (
+        (("{root}/set", "digits:{root}"), [f"{place}/set", f"digits:{place}"]),
+        (("{root}/other", "fashion_mnist:{root}"), ["old/set", "digits:old"]),
+        (("digits", "fashion_mnist_mini"), ["old/set", "digits:old"]),
+    ):
+        write_rows(out / "zoo.csv", [{**row, "name": n, "data": d} for n, d in (("a", "old/set"), ("b", "digits:old"))])
+        config.write_text(
+            f"defaults: {{model: test_resnet, split: train, epochs: 1, batch_size: 8}}\n"
+            f"teachers: [{{name: a, data: '{first}'}}, {{name: b, data: '{second}'}}]\n"
+        )
+        assert zoo.main(["--config", str(config), "--out", str(out), "--root", place]) == 0
+        assert [found["data"] for found in rows(out)] == wanted
 
 
 def test_an_interrupted_teacher_leaves_nothing(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
