@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.curvature.fisher import Probing, exact_fisher, fisher_probe, fisher_trace
-from hypercompress.errors import DataError, ModelError, NonFiniteError
+from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.factorize import add_second_moment, input_curvature, mirror, squared, traces
 from hypercompress.kinds import by_group, kind_of
 from hypercompress.running.calling import (
@@ -42,7 +42,7 @@ from hypercompress.running.nested import flat
 from hypercompress.running.outputs import class_axis, logits_of, require_gradient, require_real_rows
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
 
-UNREACHED = "no gradient reaches it (a detach, a hard choice or a dropped output behind it)"
+UNREACHED = "no gradient reaches it (a detach, torch.no_grad, a hard choice or a dropped output behind it)"
 DOMINANT = 1e3  # times the variance: squared means of which float32 keeps too little of the variance
 
 
@@ -104,6 +104,8 @@ class _Recorder:
         self.version = 0  # of that: a change in place counts as one
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():  # no gradient comes here, as behind a detach
+            return output
         x = first_argument(args, named)
         with torch.no_grad(), exactly(self.anchor):
             if self.layer.side is Side.OUTPUT:
@@ -120,11 +122,6 @@ class _Recorder:
         # backward pass needs gradients neither of the (frozen) parameters nor of the (perhaps integer) input.
         if self.apart or not (isinstance(x, Tensor) and x.requires_grad and output.requires_grad):
             output = output + self.anchor
-        if not output.requires_grad:
-            raise ModelError(
-                f"received a model that runs {self.layer.name} under torch.no_grad; expected a forward that gradients "
-                "can pass; curvature is measured by a backward pass"
-            )
         self.calls += 1
         output.register_hook(partial(self.backward, call=self.calls))
         self.given, self.version = weakref.ref(output), output._version
@@ -230,8 +227,7 @@ def measure(
 
     Raises:
         DataError: ``batches`` is empty. NonFiniteError: NaN or infinity in a batch or in the model's output.
-        ModelError: part of the model runs under ``torch.no_grad``, or it writes into its input, or see
-            `require_real_rows`.
+        ModelError: the model writes into its input, or see `require_real_rows` and `require_gradient`.
     """
     forward_fn = forward_fn or call_model
     modules = dict(model.named_modules())

@@ -58,31 +58,48 @@ def test_teachers_of_any_float_type_are_measured(dtype: torch.dtype) -> None:
         assert float((curvature.signal - wanted[name].signal).norm() / wanted[name].signal.norm()) < 0.05
 
 
-def test_part_of_the_model_under_no_grad_is_refused_by_name() -> None:
-    class Probe(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                x = self[0](x)
-            return self[1](x)
+class Detached(Net):
+    """No gradient comes through to its first layer."""
 
-    with pytest.raises(ModelError, match=r"received a model that runs 0 under torch\.no_grad"):
-        measured(Probe(nn.Linear(4, 5), nn.Linear(5, 3)), images(3, 4))
+    def forward(self, x: Tensor) -> Tensor:
+        return self[1](self[0](x).detach())
+
+
+class Probe(Net):
+    """As a frozen backbone is run below a head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self[0](x)
+        return self[1](x)
 
 
 def test_a_layer_that_no_gradient_reaches_stays_dense() -> None:
     """Its Fisher would be zero, as if the result did not depend on it."""
-
-    class Detached(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            return self[1](self[0](x).detach())
-
-    model, x = Detached(nn.Linear(4, 12), nn.Linear(12, 6)).eval(), images(9, 4)
-    assert set(measured(model, x)[1]) == {"1"}
-    report = hypercompress.compress(model, hypercompress.Budget(params=0.9), x.split(3), "kfac").report
-    rows = {row["name"]: (row["status"], row["reason"]) for row in report["layers"]}
+    layers, x = (nn.Linear(4, 12), nn.Linear(12, 6)), images(9, 4)
+    found = {}
+    for build in (Detached, Probe):
+        model = build(*layers).eval()
+        assert set(measured(model, x)[1]) == {"1"}
+        report = hypercompress.compress(model, hypercompress.Budget(params=0.9), x.split(3), "kfac").report
+        found[build] = {row["name"]: (row["status"], row["reason"]) for row in report["layers"]}
+    rows = found[Detached]
+    assert found[Probe] == rows
     assert rows["0"][0] == "unsupported"
     assert rows["0"][1].startswith("no gradient reaches it")
     assert rows["1"][0] == "factored"
+
+
+def test_a_model_that_no_gradient_reaches_at_all_is_refused() -> None:
+    class Unreached(Net):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return self[0](x)
+
+    with pytest.raises(
+        ModelError, match=r"received an output that is detached from the model \(detach, torch.no_grad,"
+    ):
+        measured(Unreached(nn.Linear(12, 8)), images(3, 12))
 
 
 @pytest.mark.parametrize("forward_fn", [None, lambda model, batch: model(batch)])
