@@ -20,7 +20,7 @@ from hypercompress.data import Preprocess, expanded, folder_read, mismatch, open
 from hypercompress.errors import DataError
 from hypercompress.models import load_model
 from lightning_modules.images import Augment, CachedImages, Images, open_part
-from lightning_modules.loading import Order, ResumableLoader, batch_, ignore_signals
+from lightning_modules.loading import Order, ResumableLoader, Share, batch_, ignore_signals
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class ImageDataModule(LightningDataModule):
 
     def _shuffled(self, workers: int) -> ResumableLoader:
         data = _opened(self._parts.get("train"))
-        ranks, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        ranks, rank = self._ranks()
         sampler = Order(data, ranks, rank, shuffle=True, seed=_seed(), drop_last=len(data) > ranks)
         whole = len(sampler) > self.batch_size
         return ResumableLoader(data, sampler=sampler, drop_last=whole, **self._options(data, workers))
@@ -230,14 +230,29 @@ class ImageDataModule(LightningDataModule):
             self._ahead = state_dict.get("loader")
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """In order, not augmented."""
-        data = _opened(self._parts.get("val"))
-        return DataLoader(data, **self._options(data, self.workers))
+        """This rank's share, in order, not augmented."""
+        return self._shared(_opened(self._parts.get("val")))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """As for validation."""
-        data = _opened(self._parts.get("test", self._parts.get("val")))
+        return self._shared(_opened(self._parts.get("test", self._parts.get("val"))))
+
+    def all_held_out(self) -> DataLoader[Any]:
+        """What all ranks together validate on."""
+        data = _opened(self._parts.get("val"))
         return DataLoader(data, **self._options(data, self.workers))
+
+    def _shared(self, data: Images) -> DataLoader[Any]:
+        ranks, rank = self._ranks()
+        options = self._options(data, self.workers)
+        if ranks > 1:
+            sampler = Share(data, ranks, rank)
+            options |= {"sampler": sampler, "batch_size": sampler.batch_size(self.batch_size)}
+        return DataLoader(data, **options)
+
+    def _ranks(self) -> tuple[int, int]:
+        """How many there are, and this one."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def _options(self, data: Images, workers: int) -> dict[str, Any]:
         workers = 0 if isinstance(data, CachedImages) else workers

@@ -12,6 +12,7 @@ from torch import nn
 from hypercompress.fidelity import accuracy, compare
 from hypercompress.report import fidelity_json
 from hypercompress.running.calling import call_in_precision
+from lightning_modules.data import images_of
 from lightning_modules.teacher import Batch
 
 LEAST = 1e-4  # nats: less is rounding
@@ -23,8 +24,9 @@ def validated(system: LightningModule) -> Any:
 
 
 def held_out(system: LightningModule) -> Iterator[Batch]:
-    """Validation batches on this rank's device, as many as the trainer is told to use."""
-    loader, limit = validated(system).val_dataloader(), system.trainer.limit_val_batches
+    """Validation batches on this rank's device, as many as the trainer is told to use; on each rank the same."""
+    images, limit = images_of(system), system.trainer.limit_val_batches
+    loader = validated(system).val_dataloader() if images is None else images.all_held_out()
     count = int(limit * len(loader)) if isinstance(limit, float) else limit  # as Lightning has it
     for images, labels in islice(loader, count):
         yield images.to(system.device), labels.to(system.device)

@@ -7,9 +7,10 @@ the checkpoint. So a run that goes on from a checkpoint in the middle of an epoc
 
 import signal
 from collections.abc import Iterator
+from itertools import chain, count
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_modules.randomness import random_states, set_random_states
@@ -24,6 +25,36 @@ class Order(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[int]:
         images = len(self.dataset)  # type: ignore[arg-type]  # torch's Dataset promises no length
         return (self.epoch * images + place for place in super().__iter__())
+
+
+class Share(DistributedSampler[Any]):
+    """A rank's places in a set, in order, each of them on one rank: torch's own repeats some where the ranks do not
+    divide the set, and a mean over the ranks counts those twice.
+
+    A rank without images would keep the others waiting, so of fewer images than ranks each has all, which leaves a mean
+    what it is.
+    """
+
+    def __init__(self, data: Dataset[Any], ranks: int, rank: int) -> None:
+        super().__init__(data, ranks, rank, shuffle=False)
+        images = len(data)  # type: ignore[arg-type]  # torch's Dataset promises no length
+        self.least = images // ranks or images  # on any rank
+        self.places = range(rank, images, ranks) if images >= ranks else range(images)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def batch_size(self, most: int) -> int:
+        """Images in a batch so that all ranks have as many batches, as DDP asks: about ``most``.
+
+        Where some have an image more than others, that one must not be a batch of its own.
+        """
+        uneven = len(self.dataset) > self.least * self.num_replicas  # type: ignore[arg-type]
+        sizes = chain(range(most, 1, -1), count(most + 1))
+        return next(size for size in sizes if self.least % size) if uneven else most
 
 
 class ResumableLoader(DataLoader[Any]):

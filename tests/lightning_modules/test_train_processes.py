@@ -1,6 +1,7 @@
 """train.py in processes of its own: two that keep in step, and one that is told to stop."""
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -94,8 +95,12 @@ def test_processes_that_prepare_images_do_not_end_before_the_run(root: Path, her
 
 @pytest.mark.parametrize("name", ["distill", "finetune"])
 def test_two_processes_end_with_equal_weights(root: Path, here: Path, folders: Folders, name: str) -> None:
-    """Real processes over gloo, without find_unused_parameters: the frozen teacher is outside of what DDP wraps."""
-    done = launch(root, here, "fit", "--config", config(root, name), *start(folders), *TWO)
+    """Real processes over gloo, without find_unused_parameters: the frozen teacher is outside of what DDP wraps.
+
+    One has an image more to validate on than a batch of the other, which neither waits for nor counts twice.
+    """
+    odd = ["--data.val_limit", "33"]
+    done = launch(root, here, "fit", "--config", config(root, name), *start(folders), *TWO, *odd)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"equal weights on 2 ranks: checksum -?\d", done.stderr), done.stderr[-3000:]
     assert "find_unused_parameters" not in done.stderr
@@ -106,7 +111,11 @@ def test_two_processes_end_with_equal_weights(root: Path, here: Path, folders: F
     assert any(not torch.equal(value, weights[key]) for key, value in student.named_parameters())
     report = json.loads((folder / "student" / "report.json").read_text())
     assert report["distilled_steps"] == 8
-    assert report["fidelity"]["images"] == 64  # all of them once, not a rank's share
+    assert report["fidelity"]["images"] == 33  # all of them once, not a rank's share
+    with (folder / "logs/version_0/metrics.csv").open(newline="") as file:
+        logged = [row for row in csv.DictReader(file) if row["val/kl"]][-1]
+    for key in ("kl", "agreement"):
+        assert float(logged[f"val/{key}"]) == pytest.approx(report["fidelity"][key], abs=1e-5)
     content = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
     assert set(content) == {f"network.{key}" for key in student.model.state_dict()}
 
