@@ -104,8 +104,8 @@ class _Recorder:
         self.version = 0  # of that: a change in place counts as one
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():  # no gradient comes here, as behind a detach
-            return output
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            return output  # no gradient comes here, as behind a detach
         x = first_argument(args, named)
         with torch.no_grad(), exactly(self.anchor):
             if self.layer.side is Side.OUTPUT:
