@@ -26,7 +26,7 @@ from hypercompress.running.copying import WRAPPED, as_written, copy_of, weights_
 from hypercompress.saved import artefact
 from hypercompress.saved.configuration import architecture_in, as_json, levels_json, names_in, ranks_in, read_levels_in
 from hypercompress.saved.precision import cast
-from hypercompress.saved.restoring import copy_of_skeleton, restore_layers
+from hypercompress.saved.restoring import copy_of_skeleton, load_state, require_factors, restore_layers
 from hypercompress.specs import Generation, ModelSpec, Unit
 
 
@@ -167,7 +167,8 @@ class Student(nn.Module):
         student holds beside the network inside is not saved, with a warning.
 
         Raises:
-            ArtefactError: the folder exists and ``overwrite`` is false, or cannot be written.
+            ArtefactError: the folder exists and ``overwrite`` is false, or cannot be written; or the network's own
+                ``state_dict`` leaves factors out.
         """
         if beside := [name for name in self.state_dict() if not name.startswith("model.")]:
             warnings.warn(
@@ -187,9 +188,11 @@ class Student(nn.Module):
             architecture = None
         self.report = recounted(self.report, plain.model)
         with switching(plain.model):  # as it is loaded: layers that merge weights for evaluation have them merged
+            kept = plain.model.state_dict()
+            require_factors(plain.model, kept)
             artefact.save(
                 Path(folder),
-                state=plain.model.state_dict(),
+                state=kept,
                 config={
                     "architecture": as_json(architecture),
                     "ranks": plain.ranks,
@@ -289,5 +292,5 @@ def _loaded(folder: Path, skeleton: nn.Module | None) -> Student:
         read_levels_in(saved.config.get("levels", {}), folder, architecture, model)
     restore_layers(model, unpacked, ranks, inner)
     cast(model, saved.state)  # now that all that was saved has its name
-    artefact.load_state(model, saved, folder)
+    load_state(model, saved, folder)
     return Student(model, architecture, saved.report)

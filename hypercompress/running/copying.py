@@ -80,6 +80,16 @@ def require_module(model: Any, role: str = "the model") -> None:
     )
 
 
+def require_shapes(model: nn.Module) -> None:
+    """Raises ModelError for a lazy layer of torch, whose parameters get a shape from the first batch."""
+    lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise ModelError(
+            f"received a model whose {lazy[0]} has no shape yet (a lazy layer of torch); expected one that has run; "
+            "run one batch through the model first"
+        )
+
+
 def as_written(model: nn.Module) -> nn.Module:
     """The model without `torch.compile`, whose graphs do not run the hooks and the layers that are put into a model,
     and out of what spreads it over devices (`PARALLEL`), as which nobody would build or load it again.
@@ -106,18 +116,13 @@ def as_written(model: nn.Module) -> nn.Module:
             f"received a {type(model).__name__} without parameters; expected a model with some; pass the model as it "
             "was before it was quantized or its weights were taken out"
         )
-    named = (*model.named_parameters(), *model.named_buffers())
-    lazy = [name for name, tensor in named if is_lazy(tensor)]
-    if lazy:
-        raise ModelError(
-            f"received a model whose {lazy[0]} has no shape yet (a lazy layer of torch); expected one that has run; "
-            "run one batch through the model first"
-        )
+    require_shapes(model)
     if any(parameter.is_meta for parameter in parameters):
         raise ModelError(
             "received a model on the meta device, whose parameters hold no values; expected one on a CPU or GPU; load "
             "its weights first"
         )
+    named = (*model.named_parameters(), *model.named_buffers())
     made = [name for name, tensor in named if tensor.is_inference()]
     if made:
         raise ModelError(

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_bytes
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as as_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from hypercompress.data import expanded
 from hypercompress.errors import ArtefactError
@@ -271,20 +271,3 @@ def _require_text(folder: Path) -> None:
         raise ArtefactError(
             f"received the student folder {folder}, a path that is not UTF-8; expected one that is; rename the folder"
         ) from error
-
-
-def load_state(model: nn.Module, saved: Saved, folder: Path) -> None:
-    """Strict load; every key and shape that does not fit is listed at once."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    got = {name: tuple(tensor.shape) for name, tensor in saved.state.items()}
-    faults = [f"missing {name}" for name in expected.keys() - got.keys()]
-    faults += [f"unexpected {name}" for name in got.keys() - expected.keys()]
-    faults += [f"{n} is {got[n]} not {expected[n]}" for n in expected.keys() & got.keys() if expected[n] != got[n]]
-    if faults:
-        raise ArtefactError(
-            f"received {folder} whose weights do not fit its network: {'; '.join(sorted(faults))}; expected the "
-            "network that was saved; check the skeleton and the timm version"
-        )
-    state = model.state_dict()  # it carries the versions that some modules ask for (MNASNet)
-    state.update(saved.state)
-    model.load_state_dict(state, strict=True)

@@ -1,15 +1,20 @@
 """A network as it was before it was compressed (a skeleton) takes the form that was saved, for weights to be loaded."""
 
+import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hypercompress.errors import ArtefactError
 from hypercompress.kinds import LowRank, frozen_as, low_rank_like
 from hypercompress.packed.ties import Ties
 from hypercompress.packed.unpacking import replace_module, unpack_layers
-from hypercompress.running.copying import as_written, copy_of, require_module
+from hypercompress.running.calling import out_of_memory
+from hypercompress.running.copying import as_written, copy_of, require_module, require_shapes
+from hypercompress.saved.artefact import Saved
 
 
 def copy_of_skeleton(skeleton: Any) -> nn.Module:
@@ -19,6 +24,7 @@ def copy_of_skeleton(skeleton: Any) -> nn.Module:
         ModelError: it is no module, was scripted, or its parameters hold no values or have no shape yet.
     """
     require_module(skeleton, "the skeleton")
+    require_shapes(skeleton)  # some that have none cannot be copied either
     model: nn.Module = copy_of(skeleton)
     model.eval()  # a train() of the user's own may return nothing
     # One without parameters lacks layers, which are named when they are to be factored.
@@ -75,3 +81,92 @@ def _require_ranks(name: str, layer: LowRank, rank: int, inner: int | None) -> N
 
 def _said(rank: int, inner: int | None) -> str:
     return f"rank {rank}" if inner is None else f"rank {rank} and input rank {inner}"
+
+
+def require_factors(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Every factor of a network is in the state that is to be saved.
+
+    Raises:
+        ArtefactError: some are left out: no skeleton brings them back.
+
+    Warns:
+        of all else that is left out, which the skeleton must bring.
+    """
+    if lost := _factored_without(model, state):
+        raise ArtefactError(
+            f"received a network whose state_dict leaves out {_some(lost)}, which {'is' if len(lost) == 1 else 'are'} "
+            "factored; expected all factors in it, as no skeleton brings them back; let state_dict give them, or "
+            "compress with that part left out of the model"
+        )
+    if kept := _left_out(model, state):
+        warnings.warn(
+            f"received a network whose state_dict leaves out {_some(kept)}; expected all of it; that is not saved: "
+            "from_pretrained(folder, skeleton) takes it from the skeleton",
+            stacklevel=3,
+        )
+
+
+def load_state(model: nn.Module, saved: Saved, folder: Path) -> None:
+    """Strict load; every key and shape that does not fit is listed at once. What the network's own ``state_dict``
+    leaves out, such as a frozen backbone, was not saved, and stays as it is.
+
+    Raises:
+        ArtefactError: something does not fit, or the factors of a layer were not saved.
+    """
+    state = model.state_dict()  # it carries the versions that some modules ask for (MNASNet)
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    got = {name: tuple(tensor.shape) for name, tensor in saved.state.items()}
+    faults = [f"missing {name}" for name in expected.keys() - got.keys()]
+    faults += [f"unexpected {name}" for name in got.keys() - expected.keys()]
+    faults += [f"{n} is {got[n]} not {expected[n]}" for n in expected.keys() & got.keys() if expected[n] != got[n]]
+    faults += [f"missing factors of {name}" for name in _factored_without(model, state)]
+    if not faults:
+        state.update(saved.state)
+        faults = _load(model, state)
+    if faults:
+        raise ArtefactError(
+            f"received {folder} whose weights do not fit its network: {'; '.join(sorted(faults))}; expected the "
+            "network that was saved; check the skeleton and the timm version"
+        )
+
+
+def _load(model: nn.Module, state: Mapping[str, Any]) -> list[str]:
+    """Load what the network's ``state_dict`` gives, and say what its ``load_state_dict`` has against it."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            # An expanded one has many numbers in one place, where torch writes none.
+            if buffer is not None and any(size > 1 and not by for size, by in _steps(buffer)):
+                module._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
+    try:
+        found: Any = model.load_state_dict(state, strict=False)  # one of the user's own may return nothing
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        return [" ".join(str(error).split())]
+    missing = state.keys() & getattr(found, "missing_keys", ())
+    return [f"missing {name}" for name in missing] + [f"unexpected {n}" for n in getattr(found, "unexpected_keys", ())]
+
+
+def _steps(tensor: Tensor) -> Iterable[tuple[int, int]]:
+    """The size of each axis, and how far a step along it goes in memory."""
+    return zip(tensor.shape, tensor.stride(), strict=True) if tensor.layout is torch.strided else ()
+
+
+def _factored_without(model: nn.Module, state: Mapping[str, Any]) -> list[str]:
+    """Dotted paths of the factored layers of which a parameter is not in the state."""
+    lost = set(_left_out(model, state))
+    layers = ((path, layer) for path, layer in model.named_modules() if isinstance(layer, LowRank))
+    return [path for path, layer in layers if lost.intersection(f"{path}.{n}" for n, _ in layer.named_parameters())]
+
+
+def _left_out(model: nn.Module, state: Mapping[str, Any]) -> list[str]:
+    """Names of parameters that are in the state neither by their name nor, under another, as the same memory."""
+    tensors = [value for value in state.values() if isinstance(value, Tensor) and value.layout is torch.strided]
+    places = {tensor.data_ptr() for tensor in tensors if tensor.numel()}
+    named = ((name, p) for name, p in model.named_parameters(remove_duplicate=False) if name not in state)
+    return [name for name, p in named if p.layout is not torch.strided or p.data_ptr() not in places]
+
+
+def _some(names: list[str]) -> str:
+    """The first few names."""
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

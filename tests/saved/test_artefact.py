@@ -13,7 +13,8 @@ from torch import nn
 
 from hypercompress.errors import ArtefactError
 from hypercompress.saved import artefact
-from hypercompress.saved.artefact import CARD, CONFIG, REPORT, WEIGHTS, Saved, load, load_state, save
+from hypercompress.saved.artefact import CARD, CONFIG, REPORT, WEIGHTS, Saved, load, save
+from hypercompress.saved.restoring import load_state
 from tests.artefacts import CONFIGURATION, REPORTED, write
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hypercompress.compress import compress
 from hypercompress.errors import ArtefactError, ModelError
+from hypercompress.saved import restoring
 from hypercompress.saved.restoring import copy_of_skeleton, restore_layers
 from hypercompress.specs import Budget
 from hypercompress.student import Student, from_pretrained
@@ -100,3 +101,80 @@ def test_layers_that_have_their_ranks_already_stay() -> None:
         restore_layers(model, [], {"0": 4}, {})
     with pytest.raises(ArtefactError, match=r"with 1 at rank 4; expected .*, or rank 4 and input rank 3 there; pass"):
         restore_layers(model, [], {"1": 4}, {"1": 3})
+
+
+class OnBackbone(nn.Module):
+    """A head on a frozen backbone, which is not stored, as is usual."""
+
+    left_out = "backbone."
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone, self.head = nn.Linear(32, 64).requires_grad_(False), network()
+        self.head[0] = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.backbone(x).detach())
+        return found
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        kept = super().state_dict(*args, **kwargs)
+        for name in [name for name in kept if name.startswith(self.left_out)]:
+            del kept[name]
+        return kept
+
+
+def test_what_a_state_dict_leaves_out_comes_from_the_skeleton(tmp_path: Path) -> None:
+    student = compress(OnBackbone().eval(), HALF, data=[images()] * 3, generator="kfac")
+    assert set(student.ranks) == {"head.0", "head.2"}
+    with pytest.warns(UserWarning, match=r"leaves out backbone.weight, backbone.bias; .* takes it from the skeleton"):
+        student.save_pretrained(tmp_path / "s")
+    loaded = from_pretrained(tmp_path / "s", OnBackbone())
+    assert torch.equal(loaded(images()), student(images()))
+
+
+def test_factors_that_a_state_dict_leaves_out_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = student_of(OnBackbone().eval(), Budget(params=0.25))
+    assert "backbone" in student.ranks
+    with pytest.raises(ArtefactError, match=r"whose state_dict leaves out backbone, which is factored; .*; let state_"):
+        student.save_pretrained(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    monkeypatch.setattr(restoring, "_factored_without", lambda model, state: [])  # as before
+    with pytest.warns(UserWarning, match="leaves out"):
+        student.save_pretrained(tmp_path / "s")
+    monkeypatch.undo()
+    with pytest.raises(ArtefactError, match="do not fit its network: missing factors of backbone; expected"):
+        from_pretrained(tmp_path / "s", OnBackbone())
+
+
+class Normalising(nn.Module):
+    """With a buffer whose numbers lie in one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = network()
+        self.register_buffer("mean", torch.tensor([[0.5]]).expand(1, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layers(x - self.mean)
+        return found
+
+
+def test_a_buffer_that_was_expanded_is_loaded(tmp_path: Path) -> None:
+    model, skeleton = Normalising().eval(), Normalising()
+    model.mean = torch.rand(1, 1).expand(1, 32)
+    student = student_of(model)
+    student.save_pretrained(tmp_path / "s")
+    assert torch.equal(from_pretrained(tmp_path / "s", skeleton)(images()), student(images()))
+    assert torch.equal(skeleton.mean, torch.full((1, 32), 0.5))
+
+
+def test_what_a_network_has_against_its_weights_is_an_error_of_the_folder(tmp_path: Path) -> None:
+    class Refusing(Normalising):
+        def load_state_dict(self, *_: Any, **__: Any) -> Any:
+            raise KeyError("another version")
+
+    student_of(Normalising().eval()).save_pretrained(tmp_path / "s")
+    with pytest.raises(ArtefactError, match=r"received .* do not fit its network: 'another version'; expected the net"):
+        from_pretrained(tmp_path / "s", Refusing())
