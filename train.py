@@ -5,6 +5,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, MutableMapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,16 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateFinder
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hypercompress.architecture.names import one_line
@@ -50,12 +57,20 @@ class CLI(LightningCLI):
         """And refuse a ``--ckpt_path`` that is none, before Lightning reads settings from it."""
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
-        require_checkpoint(config.get("ckpt_path"), config.model.class_path.rpartition(".")[2])
+        fits = self.config.subcommand == "fit"
+        require_checkpoint(config.get("ckpt_path"), config.model.class_path.rpartition(".")[2], fits)
+        name_choices(config.trainer.callbacks)
 
     def read_data_only(self) -> None:
-        """Lightning would leave this to torch, or for an address on the network read anything."""
+        """Lightning would leave this to torch, or for an address on the network read anything.
+
+        Raises:
+            HypercompressError: there is no last checkpoint to validate (`require_last`).
+        """
         assert self.subcommand is not None
-        self.config_init[self.subcommand]["weights_only"] = True
+        options = self.config_init[self.subcommand]
+        options["weights_only"] = True
+        require_last(self.trainer, options.get("ckpt_path"), self.subcommand == "fit")
 
     before_fit = before_validate = before_test = read_data_only
 
@@ -119,6 +134,11 @@ class CLI(LightningCLI):
 def require_callbacks(trainer: Trainer) -> None:
     """Raises HypercompressError if a callback asks the systems for what they have not."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BatchSizeFinder):
+            raise HypercompressError(
+                "received the callback BatchSizeFinder, which changes the batches of a run that has begun; expected "
+                "one that leaves them alone; leave it out, and set --data.batch_size"
+            )
         if isinstance(callback, LearningRateFinder | BackboneFinetuning):
             raise HypercompressError(
                 f"received the callback {type(callback).__name__}, which asks the system for an attribute lr or "
@@ -126,14 +146,15 @@ def require_callbacks(trainer: Trainer) -> None:
             )
 
 
-def require_checkpoint(path: str | None, system: str) -> None:
+def require_checkpoint(path: str | None, system: str, fits: bool) -> None:
     """Check what ``--ckpt_path`` names; `KEYWORDS` and addresses on the network are left to Lightning.
 
     Args:
         system: the name of its class, which decides where else weights may be meant for (`WEIGHTS`).
+        fits: whether a run is to go on from it, which takes more than the weights.
 
     Raises:
-        HypercompressError: there is no such file, it cannot be read, or it is no checkpoint of a run.
+        HypercompressError: there is no such file, it cannot be read, or it is no checkpoint of a run, or not all of it.
     """
     if path is None or path in KEYWORDS or "://" in path:
         return
@@ -149,6 +170,42 @@ def require_checkpoint(path: str | None, system: str) -> None:
             f"received --ckpt_path {path}, which is no checkpoint of a run; expected one that train.py wrote, such as "
             f"last.ckpt; {WEIGHTS.get(system, 'check the path')}"
         )
+    if fits and "optimizer_states" not in found:
+        raise HypercompressError(
+            f"received --ckpt_path {path}, which was saved with save_weights_only; expected one with the state of the "
+            "optimiser, too, as the run goes on with it; leave save_weights_only out of the ModelCheckpoint"
+        )
+
+
+def require_last(trainer: Trainer, path: str | None, fits: bool) -> None:
+    """Look for what ``--ckpt_path last`` names. Without it a fit begins anew, as one that is started again and again
+    does the first time; Lightning would validate what the model starts as, too.
+
+    Raises:
+        HypercompressError: there is none to validate.
+    """
+    savings = trainer.checkpoint_callbacks if path == "last" else []
+    found = any(saving._find_last_checkpoints(trainer) for saving in savings if isinstance(saving, ModelCheckpoint))
+    found |= any(Path(saving.ckpt_path).exists() for saving in savings if isinstance(saving, OnExceptionCheckpoint))
+    if path != "last" or found:
+        return
+    if not fits:
+        raise HypercompressError(
+            "received --ckpt_path last, but this run has left no last checkpoint; expected one of a fit of it; train "
+            "first, or pass the path of a checkpoint"
+        )
+    rank_zero_info("--ckpt_path last: there is none yet, so the run begins anew")
+
+
+def name_choices(callbacks: Any) -> None:
+    """Write the values of enumerations among the settings of callbacks as words, in place: jsonargparse cannot write
+    those that a default brings, such as the interval of `Timer`.
+    """
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        given = callback.get("init_args") if isinstance(callback, Namespace) else None
+        for key, value in list(vars(given).items()) if isinstance(given, Namespace) else ():
+            if isinstance(value, Enum):
+                callback.init_args[key] = value.value
 
 
 def move_outputs(config: Any, old: Path, new: Path) -> None:
@@ -200,6 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Small sets are batched in memory (lightning_modules/data.py), where more processes would only cost.
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # said by TellReplaced
+    warnings.filterwarnings("ignore", ".*no last checkpoint available")  # said by require_last
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.. is deprecated")  # Lightning's own
     for handler in logging.getLogger("lightning.pytorch").handlers:
         handler.addFilter(lambda record: "litlogger" not in record.getMessage())

@@ -35,7 +35,7 @@ def told(error: BaseException, saved: Path | None = None) -> str | None:
     ours = behind(error)
     if isinstance(ours, HypercompressError):
         line = in_our_words(message(ours))
-    elif ours is not None or (isinstance(error, ValueError) and from_lightning(error)):
+    elif ours is not None or (isinstance(error, ValueError | ModuleNotFoundError) and from_lightning(error)):
         line = refused(ours or error)
     elif isinstance(error, OSError) and error.errno in UNWRITABLE:
         line = (

@@ -1,6 +1,7 @@
 """What a run that failed says in one line, and what keeps its traceback."""
 
 import errno
+import importlib
 import signal
 from pathlib import Path
 
@@ -159,3 +160,59 @@ def test_ctrl_c_ahead_of_the_first_step(lightnings: bool, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(train, "CLI", stopped)
     assert train.main(["fit"]) == 128 + signal.SIGINT
+
+
+def words(root: Path, folders: Folders, command: str, *more: str) -> list[str]:
+    return [command, "--config", config(root, "distill"), *start(folders), "--trainer.max_steps", "1", *more]
+
+
+def test_a_module_that_a_callback_needs_is_named_in_one_line(
+    root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning.pytorch.callbacks.device_stats_monitor._PSUTIL_AVAILABLE", False)
+    monitor = ["--trainer.callbacks+", "lightning.pytorch.callbacks.DeviceStatsMonitor"]
+    assert train.main(words(root, folders, "fit", *monitor)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(
+        "error: received settings of the trainer that Lightning refuses (`DeviceStatsMonitor` cannot"
+    )
+    with pytest.raises(ModuleNotFoundError) as raised:
+        importlib.import_module("none_such")
+    assert told(raised.value) is None
+
+
+def test_weights_alone_are_validated_and_not_gone_on_with(
+    root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saving = ["--trainer.callbacks.init_args.save_weights_only", "true"]
+    saving += ["--trainer.callbacks.init_args.every_n_train_steps", "1"]
+    assert train.main(words(root, folders, "fit", *saving)) == 0
+    point = "runs/debug/distill/last.ckpt"
+    assert train.main(words(root, folders, "validate", "--ckpt_path", point)) == 0
+    assert train.main(words(root, folders, "fit", "--ckpt_path", point)) == 2
+    said = f"error: received --ckpt_path {point}, which was saved with save_weights_only; expected one with"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(said)
+
+
+def test_a_default_that_is_one_of_several_words(root: Path, here: Path, folders: Folders) -> None:
+    """As the interval of a timer, which the config beside the logs has to name."""
+    timer = ["--trainer.callbacks+", "lightning.pytorch.callbacks.Timer"]
+    assert train.main(words(root, folders, "fit", *timer)) == 0
+    assert "interval: step" in Path("runs/debug/distill/logs/version_0/config.yaml").read_text()
+
+
+@IGNORED
+def test_a_last_checkpoint_that_is_not_there(
+    root: Path, here: Path, folders: Folders, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The start is no result; a fit that is started again and again begins there."""
+    last = ["--ckpt_path", "last"]
+    for command in ("validate", "test"):
+        assert train.main(words(root, folders, command, *last)) == 2
+        assert "error: received --ckpt_path last, but" in capsys.readouterr().err.splitlines()[-1]
+    saving = ["--trainer.callbacks.init_args.every_n_train_steps", "1"]
+    with caplog.at_level("INFO"):
+        assert train.main(words(root, folders, "fit", *last, *saving)) == 0
+        assert train.main(words(root, folders, "fit", *last, *saving)) == 0
+    assert caplog.messages.count("--ckpt_path last: there is none yet, so the run begins anew") == 1
+    assert train.main(words(root, folders, "validate", *last, *saving)) == 0
