@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from hypercompress.errors import ModelError, NonFiniteError
-from hypercompress.kinds import LayerKind, kind_of
+from hypercompress.kinds import LayerKind, kind_of, told
 from hypercompress.packed.ties import Sharing
 from hypercompress.packed.unpacking import added, changed, holders, why_packed
 from hypercompress.running.calling import ForwardFn, call_model
@@ -71,7 +71,7 @@ def _unknown(name: str, module: nn.Module, held: Mapping[int, Sequence[str]]) ->
         )
     if isinstance(module, torch.jit.ScriptModule):
         return Status.UNSUPPORTED, "it is part of a scripted module (torch.jit), whose layers are no Python modules"
-    return Status.UNSUPPORTED, f"no kind of layer is registered for {type(module).__name__}"
+    return Status.UNSUPPORTED, f"no kind of layer is registered for {told(module)}"
 
 
 def _bypassed(name: str, module: nn.Module, trace: Trace) -> str:

@@ -54,6 +54,22 @@ def test_an_example_is_cast_to_the_model_s_type(dtype: torch.dtype) -> None:
         compress(model, HALF, generator="svd", example=example, forward_fn=lambda module, batch: module(batch))
 
 
+def test_a_model_of_inference_mode_is_told_so() -> None:
+    """Its channels and its size were blamed."""
+
+    class Fast(nn.Sequential):
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = super().forward(x)
+            return found
+
+    for data, generator in ((batches(), "kfac"), (None, "svd")):
+        with pytest.raises(
+            ModelError, match=r"a model that runs in torch\.inference_mode \(.*; write torch\.no_grad in"
+        ):
+            compress(Fast(*network()).eval(), HALF, data, generator, example=batches()[0])
+
+
 def test_torch_s_default_dtype_changes_nothing() -> None:
     """The hypernetwork, its tokens and noise are of single precision, whatever a process computes in."""
     teacher, images = network(), batches()

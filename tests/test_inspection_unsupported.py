@@ -130,6 +130,17 @@ def test_a_convolution_with_another_forward_is_unsupported() -> None:
     assert [layer.name for layer in spec.candidates] == ["1"]
 
 
+def test_a_class_called_as_a_known_one_is_told_by_where_it_is_from() -> None:
+    """As the layers that torch.ao.quantization.prepare_qat puts in."""
+
+    class Conv2d(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (as torch calls it)
+            return super().forward(input).relu()
+
+    spec = inspect(nn.Sequential(Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1)), torch.randn(1, 3, 8, 8))
+    assert row(spec, "0").reason == f"no kind of layer is registered for {__name__}.{Conv2d.__qualname__}"
+
+
 @pytest.mark.parametrize("how", ["hook", "pre-hook", "forward"])
 def test_layer_that_was_changed_by_hand_is_unsupported(how: str) -> None:
     """What takes its place would have neither the hook nor the forward."""

@@ -17,6 +17,7 @@ from hypercompress.fidelity import accuracy, compare
 from hypercompress.models import described, is_student_folder
 from hypercompress.report import reading
 from hypercompress.running.calling import call_in_precision
+from hypercompress.student import Student
 
 
 def evaluate(arguments: Namespace) -> None:
@@ -76,7 +77,8 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     batches = loader(images, batch_size=arguments.batch_size, seed=arguments.seed, limit=count)
     start = time.perf_counter()
     moved = inputs.on_device(terminal.counted("evaluate", batches, count), device)
-    result = {**measured(student, teacher, moved), "images": count, "seconds": time.perf_counter() - start}
+    judged = Student(student, report=inputs.report_of(arguments.student))  # which says how its outputs are read
+    result = {**measured(judged, teacher, moved), "images": count, "seconds": time.perf_counter() - start}
     terminal.show(_table(result))
     return result
 

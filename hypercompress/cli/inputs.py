@@ -20,6 +20,7 @@ from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
 from hypercompress.running.batches import to_device
 from hypercompress.running.calling import evaluating, placed, precision
+from hypercompress.running.outputs import tensor_of
 from hypercompress.saved.artefact import read_report
 from hypercompress.specs import ModelSpec
 from hypercompress.student import from_pretrained, low_rank_layers
@@ -119,15 +120,13 @@ def inspected(model: nn.Module, size: Sequence[int]) -> ModelSpec:
         ModelError: the model cannot run on such an input.
     """
     with understood(size):
-        return inspect(model, _blank(model, size))
+        return inspect(model, _blank(model, size), _run)
 
 
 def output_shape(model: nn.Module, size: Sequence[int]) -> tuple[int, ...]:
     """Shape of the output for one image."""
     with understood(size), evaluating(model), torch.inference_mode():
-        output = model(_blank(model, size))
-    if not isinstance(output, Tensor):
-        raise ModelError(f"received a model that returns {type(output).__name__}; expected one tensor; choose another")
+        output = _run(model, _blank(model, size))
     return tuple(output.shape[1:])
 
 
@@ -157,6 +156,13 @@ def input_size(model: nn.Module) -> tuple[int, ...]:
     return tuple(cfg["input_size"])
 
 
+def _run(model: nn.Module, images: Tensor) -> Tensor:
+    """What a model gives; advice is that of a command, which has no ``forward_fn``."""
+    return tensor_of(
+        model(images), "choose another model, leave features_only out of --model-args, or use compress in Python"
+    )
+
+
 def _blank(model: nn.Module, size: Sequence[int]) -> Tensor:
     return placed(torch.zeros(2, *size), model)
 
@@ -166,9 +172,14 @@ def on_device(batches: Iterable[Any], device: torch.device) -> Iterator[Any]:
     return (to_device(batch, device) for batch in batches)
 
 
+def report_of(text: str | None) -> dict[str, Any]:
+    """What a student folder says of itself; empty of another model."""
+    return read_report(Path(text)) if text is not None and is_student_folder(text) else {}
+
+
 def class_names(text: str | None) -> list[str]:
     """Names of a model's outputs where its student folder knows them."""
-    return [] if text is None or not is_student_folder(text) else report.class_names(read_report(Path(text)))
+    return report.class_names(report_of(text))
 
 
 def seen_before(text: str, data: str) -> str:

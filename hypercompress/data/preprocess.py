@@ -79,7 +79,14 @@ class Preprocess:
                 f"are prepared; pass {options}"
             )
         own = prepared_size(model)
-        size = _size(own, input_size, own_channels(model))
+        taken = own_channels(model)
+        if taken is not None and taken not in MODES:  # which no option of a command changes
+            raise DataError(
+                f"received a model that takes images of {taken} channels; expected 1 (grey) or 3 (RGB), which image "
+                "files have; prepare batches yourself, and pass them in Python: compress(model, budget, batches), "
+                "hypercompress.fidelity.compare(teacher, student, batches)"
+            )
+        size = _size(own, input_size, taken)
         resized = own is not None and size[1:] != own[1:]
         return cls(
             input_size=size,

@@ -6,7 +6,7 @@ from hypercompress.kinds.groups import by_group
 from hypercompress.kinds.linear import LinearKind, LowRankLinear
 from hypercompress.kinds.low_rank import LowRank, Projected, as_weight, factors_of, fill, frozen_as, matrix
 from hypercompress.kinds.protocol import LayerKind
-from hypercompress.kinds.registry import kind_of, low_rank_like, register_kind
+from hypercompress.kinds.registry import kind_of, low_rank_like, register_kind, told
 from hypercompress.kinds.transposed import LowRankTransposed, TransposedKind
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "low_rank_like",
     "matrix",
     "register_kind",
+    "told",
 ]

@@ -63,6 +63,13 @@ def kind_of(module: nn.Module) -> LayerKind | None:
     return _KINDS[known]
 
 
+def told(module: nn.Module) -> str:
+    """The class of a module that is of no known kind; with where it is from, if a known one is called so, too."""
+    of = type(module)
+    alike = any(known.__name__ == of.__name__ for known in _KINDS)
+    return f"{of.__module__}.{of.__qualname__}" if alike else of.__name__
+
+
 def _changes(derived: type, known: type) -> bool:
     """Whether a subclass has more of its own than another start and what belongs to the class, not to an instance.
 

@@ -73,7 +73,8 @@ def taking(forward_fn: ForwardFn | None) -> ForwardFn:
     """A ``forward_fn`` that turns what a model raises on a batch that it does not take into a `ModelError`.
 
     Raises:
-        ModelError: when called: from the model's own error. Lack of memory stays as it is.
+        ModelError: when called: from the model's own error, of inference mode with what to do about it. Lack of memory
+            stays as it is.
     """
 
     def run(model: nn.Module, batch: Any) -> Tensor:
@@ -87,6 +88,11 @@ def taking(forward_fn: ForwardFn | None) -> ForwardFn:
             tensors = (value for value in flat(batch) if isinstance(value, Tensor))
             shapes = ", ".join(f"{value.dtype} {list(value.shape)}" for value in tensors) or type(batch).__name__
             said = " ".join(str(error).split())
+            if "nference tensor" in said:  # in all that torch says of them
+                raise ModelError(
+                    f"received a model that runs in torch.inference_mode ({said}); expected one that leaves its "
+                    "outputs to autograd and to versions; write torch.no_grad in its forward instead"
+                ) from error
             raise ModelError(
                 f"received a batch of {shapes} that the model does not take ({type(error).__name__}: {said}); "
                 "expected what it was trained on; check channels and size, turn whole numbers into real ones and "

@@ -188,6 +188,16 @@ def test_a_student_in_another_precision_takes_its_images_in_it(
     assert (code, err) == (0, "")
 
 
+def test_numbers_have_no_agreement(run: Run, student: Path, tmp_path: Path) -> None:
+    """An argmax of numbers was compared, whatever the student's report said of its outputs."""
+    small = hypercompress.from_pretrained(student)
+    small.report["outputs"] = "numbers"
+    small.save_pretrained(tmp_path / "s")
+    words = (*DATA, "--images", 50, "--against", student, "--json")
+    assert json.loads(run("evaluate", tmp_path / "s", *words)[1])["agreement"] is None
+    assert json.loads(run("evaluate", student, *words)[1])["agreement"] == 1
+
+
 def both(model: torch.nn.Module) -> tuple[Preprocess, Preprocess]:
     given = Preprocess.of(model)
     return dataclasses.replace(given, mean=(0.286,), std=(0.353,)), dataclasses.replace(given, mean=(0.0,), std=(0.1,))

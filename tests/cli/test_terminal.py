@@ -102,6 +102,14 @@ def test_options_out_of_range(run: Run, tmp_path: Path, words: tuple[str, ...], 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_gives_several_tensors_is_answered_with_what_a_command_has(run: Run, tmp_path: Path) -> None:
+    words = ("--no-pretrained", "--model-args", '{"features_only": true}', "--params", 0.5, "--generator", "svd")
+    code, _, err = run("generate", "test_resnet", tmp_path / "s", *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "returns list; expected one tensor, or logits; choose another model, leave features_only out of" in err
+    assert "forward_fn" not in err
+
+
 def test_all_faults_are_reported_at_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate_module, "_run", lambda *_: pytest.fail("work began"))
     (tmp_path / "s").mkdir()

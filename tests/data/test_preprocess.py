@@ -175,6 +175,14 @@ def test_all_faults_are_reported_at_once() -> None:
     assert all(word in str(caught.value) for word in ("mean", "std", "interpolation", "crop_pct", "crop_mode"))
 
 
+@pytest.mark.parametrize("size", [None, (4, 32, 32), (3, 32, 32)])
+def test_models_of_other_channels_than_files_have_are_measured_in_python(size: tuple[int, ...] | None) -> None:
+    """Nor is one of four taken for colour; options were advised that are refused."""
+    model = timm.create_model("test_resnet", in_chans=4)
+    with pytest.raises(DataError, match=r"images of 4 channels; expected 1 \(grey\) or 3 \(RGB\), .* in Python: compr"):
+        Preprocess.of(model, size)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_student_has_the_channels_of_its_factored_first_convolution(channels: int) -> None:
     """timm's own notes say three."""
@@ -219,8 +227,3 @@ def test_the_size_of_the_pretrained_weights_stays_where_it_was_written_down(tmp_
     student.save_pretrained(tmp_path / "s")
     for some in (model, student, from_pretrained(tmp_path / "s"), student.to_dense()):
         assert Preprocess.of(some).input_size == (3, 224, 224)
-
-
-def test_images_of_four_channels_are_not_taken_for_colour() -> None:
-    with pytest.raises(DataError, match=r"received input size \[4, 160, 160\]; expected 1 \(grey\) or 3 \(RGB\)"):
-        Preprocess.of(timm.create_model("test_resnet", in_chans=4))
