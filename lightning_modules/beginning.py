@@ -1,4 +1,4 @@
-"""What a distillation finds out from its images where the user did not say it: the learning rate, how BatchNorms
+"""What a distillation finds out from its first batches where the user did not say it: the learning rate, how BatchNorms
 normalise, and whether images are mixed. A run that goes on keeps what it found.
 """
 
@@ -13,14 +13,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from hypercompress.losses import distillation_kl
-from lightning_modules.data import images_of
+from hypercompress.running.calling import evaluating, keeping_random_state
+from lightning_modules.data import images_of, seed_of_run
 from lightning_modules.norms import freeze_if_better, freeze_norms, refilling
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.rates import first_steps, rate_for, require_choice, scale_rates
 
 Norms = Literal["auto", "training", "frozen"]
 Mixing = bool | Literal["auto"]
-FEW = 512  # training images, up to which mixing them helps: chosen on one network, confirmed on others (LOG.md)
+# Training images, up to which mixing them helps, and nats from the teacher, from which on it is in the way of steps
+# that have most of the way before them: chosen on one network (LOG.md, 2026-11-30).
+FEW, FAR = 512, 1.0
 
 
 class Beginning:
@@ -29,7 +32,8 @@ class Beginning:
     Args:
         optimization: whose rate may be ``auto``.
         norms: BatchNorms normalise by the batch (``training``) or keep their moments (``frozen``).
-        mixing: whether images of a step are pasted into each other (`mixing.mixed`); ``auto``: if they are few.
+        mixing: whether images of a step are pasted into each other (`mixing.mixed`); ``auto``: if they are few and the
+            student is not far.
         followed: whether the steps follow a teacher and no labels; else norms train and nothing is mixed.
 
     Attributes:
@@ -49,9 +53,11 @@ class Beginning:
 
         Raises:
             SettingError: a rate of ``auto`` with labels or with another optimiser than AdamW; images that are mixed and
-                have labels to follow, or norms that would take their moments.
+                have labels to follow, or norms that would take their moments; a word for mixing that is none.
         """
         require_choice(self.optimization, self.followed)
+        if self.mixing not in (True, False, "auto"):
+            raise SettingError(f"received mixing {self.mixing!r}; expected True, False or 'auto'; change it")
         if self.mixing is True and not self.followed:
             raise SettingError(
                 "received --model.mixing true with labels to follow or without a teacher; expected a teacher alone, as "
@@ -63,8 +69,9 @@ class Beginning:
                 "mixed images are not those of whole ones; set --model.norms frozen, or leave it out"
             )
         self.rate = None if self.optimization.lr == "auto" else self.optimization.lr
-        self.mixed = None if self.mixing == "auto" and self.followed else self.mixing is True
-        self.frozen = None if self.norms == "auto" else self.norms == "frozen"
+        possible = self.mixing == "auto" and self.followed and self.norms != "training"
+        self.mixed = None if possible else self.mixing is True
+        self.frozen = None if self.norms == "auto" and not self.mixed else self.norms == "frozen" or self.mixed
 
     def start(self, system: LightningModule, network: nn.Module) -> None:
         """As the training starts, or goes on: what can be told without a batch.
@@ -80,23 +87,13 @@ class Beginning:
                     "and has training mode fill them; expected one of the two; use EMAWeightAveraging"
                 )
             self.frozen = self.mixed = False
-        if self.mixed is None:
-            data = images_of(system)
-            count = None if data is None else data.training_images()
-            self.mixed = count is not None and count <= FEW and self.norms != "training"
-            if self.mixed:
-                rank_zero_info(
-                    f"{count} training images, few enough to be mixed: each gets a box of another, BatchNorm keeps the "
-                    "moments it has (--model.mixing false)"
-                )
-        self.frozen = True if self.mixed else self.frozen
         if self.frozen:
             freeze_norms(network)
 
     @property
     def known(self) -> bool:
         """Whether there is nothing left for a batch to say, and something to learn."""
-        return self.rate not in (None, 0) and self.frozen is not None
+        return self.rate not in (None, 0) and None not in (self.frozen, self.mixed)
 
     def begin(
         self,
@@ -117,15 +114,40 @@ class Beginning:
             scale_rates(trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler, self.rate)
         if self.rate == 0:
             trainer.should_stop = True
+        if not self.followed:
+            self.frozen = bool(self.frozen)
+            return
+        kl = partial(distillation_kl, teacher=answer(images))
+        if self.mixed is None:
+            self.mixed = self._to_be_mixed(system, network, images, kl)
+            if self.mixed:
+                self.frozen = True
+                freeze_norms(network)
         if self.frozen is None:
-            self.frozen = False
-            if self.followed:
-                kl = partial(distillation_kl, teacher=answer(images))
-                self.frozen = freeze_if_better(network, images, kl, trainer.strategy)
+            self.frozen = freeze_if_better(network, images, kl, trainer.strategy)
+
+    @staticmethod
+    @torch.no_grad()
+    def _to_be_mixed(
+        system: LightningModule, network: nn.Module, images: Float[Tensor, "b c h w"], kl: Callable[[Tensor], Tensor]
+    ) -> bool:
+        """Whether they are few, several in a batch, and the student is not far from its teacher on the first batch."""
+        data, strategy = images_of(system), system.trainer.strategy
+        count = None if data is None else data.training_images()
+        if count is None or count > FEW or len(images) < 2:
+            return False
+        with keeping_random_state(network), evaluating(network):
+            far = float(strategy.reduce(kl(network(images)), reduce_op="mean"))
+        if far < FAR:
+            rank_zero_info(
+                f"{count} training images are few: in each step every one has a box of another, and BatchNorm keeps "
+                "the moments it has (to leave images whole: --model.mixing false)"
+            )
+        return far < FAR
 
     def random(self, system: LightningModule) -> torch.Generator:
-        """What a step's mixing is drawn from: by rank and number of the batch, the same in a run that goes on."""
-        place = (system.trainer.fit_loop.total_batch_idx, system.trainer.global_rank)
+        """What a step's mixing is drawn from: by seed, rank and number of the batch, the same in a run that goes on."""
+        place = (seed_of_run(), system.trainer.global_rank, system.trainer.fit_loop.total_batch_idx)
         return torch.Generator().manual_seed(hash(place) % 2**63)
 
     def said(self) -> dict[str, Any]:

@@ -149,9 +149,15 @@ def _stopped(saving: ModelCheckpoint) -> Path:
     return Path(saving.dirpath or "") / f"stopped{saving.FILE_EXTENSION}"
 
 
+def _last(saving: ModelCheckpoint) -> Path:
+    """What Lightning finds of a callback by the name of ``last``."""
+    return Path(saving.last_model_path or Path(saving.dirpath or "") / f"last{saving.FILE_EXTENSION}")
+
+
 def _of_this_step(trainer: Trainer) -> Path | None:
     """Where a run that is stopped leaves a checkpoint: as the first callback that saves the latest step would name it,
-    and never in the place of one that was chosen by its score; ``None`` of a run that keeps none.
+    ``last`` where one keeps that beside the best, and never in the place of one that was chosen by its score; ``None``
+    of a run that keeps none.
     """
     savings = _savings(trainer)
     chosen = {
@@ -161,7 +167,8 @@ def _of_this_step(trainer: Trainer) -> Path | None:
     step, epoch = (torch.tensor(number) for number in (trainer.global_step, trainer.current_epoch))
     metrics = {**trainer.callback_metrics, "step": step, "epoch": epoch}
     named = [Path(saving.format_checkpoint_name(metrics)) for saving in savings if not saving.monitor]
-    return next((path for path in (*named, *map(_stopped, savings)) if path not in chosen), None)
+    last = [_last(saving) for saving in savings if saving.monitor and saving.save_last is True]
+    return next((path for path in (*named, *last, *map(_stopped, savings)) if path not in chosen), None)
 
 
 class StepLines(Callback):

@@ -192,7 +192,7 @@ class ImageDataModule(LightningDataModule):
         prepared = ", ".join(f"{key} {value}" for key, value in asdict(self.preprocess()).items())
         if train := self._opened.get("train"):
             found["images"] = f"{len(train)} (files {train.digest})" if train.digest else str(len(train))
-        found |= {"augment": self.augment, "batch_size": str(self.batch_size), "seed": str(_seed())}
+        found |= {"augment": self.augment, "batch_size": str(self.batch_size), "seed": str(seed_of_run())}
         return {**found, "classes": told, "preparation": f"({prepared})"}
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -212,7 +212,7 @@ class ImageDataModule(LightningDataModule):
     def _shuffled(self, workers: int) -> ResumableLoader:
         data = _opened(self._parts.get("train"))
         ranks, rank = self._ranks()
-        sampler = Order(data, ranks, rank, shuffle=True, seed=_seed(), drop_last=len(data) > ranks)
+        sampler = Order(data, ranks, rank, shuffle=True, seed=seed_of_run(), drop_last=len(data) > ranks)
         whole = len(sampler) > self.batch_size
         return ResumableLoader(data, sampler=sampler, drop_last=whole, **self._options(data, workers))
 
@@ -273,7 +273,7 @@ def images_of(system: LightningModule) -> ImageDataModule | None:
     return data if isinstance(data, ImageDataModule) else None
 
 
-def _seed() -> int:
+def seed_of_run() -> int:
     """That of the run, the same on every rank, as Lightning's own samplers take it."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 

@@ -9,13 +9,23 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lightning_modules.optimization import SettingError
 
-def mixed(images: Float[Tensor, "b c h w"], random: torch.Generator) -> Float[Tensor, "b c h w"]:
+
+def mixed(images: Float[Tensor, "b ..."], random: torch.Generator) -> Float[Tensor, "b c h w"]:
     """Each image with a box of another one in the same place, of any share of its area, all equally likely.
 
     Args:
         random: on the CPU; one image is never the other of two.
+
+    Raises:
+        SettingError: no images [b, c, h, w].
     """
+    if images.ndim != 4:
+        raise SettingError(
+            f"received a batch of shape {list(images.shape)} to be mixed; expected images [b, c, h, w]; leave "
+            "--model.mixing out"
+        )
     count, height, width = len(images), *images.shape[-2:]
     others = images.roll(1, 0)  # batches come in random order
     side = torch.rand(count, generator=random).sqrt()  # of the box, as a share of the image's

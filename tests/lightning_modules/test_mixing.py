@@ -21,6 +21,12 @@ from lightning_modules.source import TeacherSource
 Folders = tuple[Path, Path]
 
 
+@pytest.fixture(autouse=True)
+def no_student_is_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the fixture, of a teacher that has learnt nothing, would be."""
+    monkeypatch.setattr(beginning, "FAR", 1e3)
+
+
 def system_of(folders: Folders, lr: float = 1e-3, **options: object) -> Distillation:
     return Distillation(folders[1], TeacherSource(str(folders[0])), None, Optimization("adamw", lr, 0.0), **options)
 
@@ -60,6 +66,8 @@ def test_what_is_drawn_is_the_generators_alone_and_one_image_stays() -> None:
     assert torch.equal(given, kept)
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(mixed(given[:1], torch.Generator().manual_seed(3)), given[:1])
+    with pytest.raises(SettingError, match=r"of shape \[5, 8, 8\] to be mixed; expected images"):
+        mixed(given[:, 0], torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -125,6 +133,23 @@ def test_a_run_that_goes_on_mixes_as_one_that_was_not_stopped(
         run(system_of(folders, mixing=False), ckpt_path=tmp_path / "step=3.ckpt")
 
 
+@pytest.mark.parametrize(("far", "batch", "expected"), [(0.99, 16, True), (1.01, 16, False), (0.0, 1, False)])
+def test_a_student_that_is_far_or_sees_one_image_in_a_step_sees_it_whole(
+    far: float,
+    batch: int,
+    expected: bool,
+    folders: Folders,
+    trainer: Callable[..., Trainer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beginning, "FAR", 1.0)
+    monkeypatch.setattr(beginning, "distillation_kl", lambda student, teacher: torch.tensor(far))
+    system = system_of(folders, lr=1e-6)
+    monkeypatch.setattr(distillation, "mixed", lambda given, _: pytest.fail("mixed") if not expected else given)
+    trainer(max_steps=1, limit_val_batches=0).fit(system, images(batch_size=batch))
+    assert system.beginning.mixed is expected
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -139,6 +164,9 @@ def test_what_cannot_be_mixed_is_refused(
     system = Distillation(folders[1], teacher, optimization=optimization, mixing=True, **options)
     with pytest.raises(SettingError, match=match):
         trainer(max_steps=1).fit(system, images())
+    system.beginning.mixing = "true"  # as from Python, where nothing reads it as a word
+    with pytest.raises(SettingError, match="received mixing 'true'"):
+        system.beginning.ask()
 
 
 @pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")

@@ -116,6 +116,9 @@ def test_what_is_chosen_by_its_score_is_never_written_over(trainer: Callable[...
     second = saving("{step}", "val/kl", save_top_k=2)
     second.best_k_models = {str(tmp_path / "step=0.ckpt"): torch.tensor(1.0)}
     assert place(second, saving("{step}")) == tmp_path / "stopped.ckpt"
+    # ``--ckpt_path last`` finds what lies beside the best, but not in the place of a link to it.
+    assert place(saving("a", "val/kl", save_last=True)) == tmp_path / "last.ckpt"
+    assert place(saving("a", "val/kl", save_last="link")) == tmp_path / "stopped.ckpt"
 
 
 def test_other_ends_of_a_run_save_nothing(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
