@@ -209,7 +209,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the crops and of the order (default: 0)")
     parser.add_argument("--batch", type=int, default=32, help="images of a step (default: 32)")
     parser.add_argument("--crops", type=int, default=12, help="of each photograph, for the steps (default: 12)")
-    parser.add_argument("--mixed", action="store_true", help="paste images into each other (with --batch 8 1.5 GB of them)")
+    parser.add_argument(
+        "--mixed", action="store_true", help="paste images into each other (with --batch 8 1.5 GB of them)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the files go (default: benchmarks/results)")
     options = parser.parse_args(words)
