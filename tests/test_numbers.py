@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -130,18 +131,73 @@ def test_maps_of_classes_leave_outputs_classes() -> None:
     assert compress(model, Budget(params=0.7), data, "kfac").report["outputs"] == "numbers"
 
 
-class Features(nn.Sequential):
-    """As a timm model that was built with ``num_classes=0``."""
+class Features(nn.Module):
+    """As a timm model that was built with ``num_classes=0``, and keeps that number whatever head it is given."""
 
     num_classes = 0
 
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.layers, self.head = regression(), head
 
-def test_a_model_without_classes_gives_numbers() -> None:
-    model, budget = Features(*regression()).eval(), Budget(params=0.4)
+    def get_classifier(self) -> Any:
+        return self.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.layers(x)
+        return self.head(features) if isinstance(self.head, nn.Linear) else features
+
+
+class Asking(Features):
+    """As timm's EfficientViT-M: of its head it gives a layer inside."""
+
+    def get_classifier(self) -> Any:
+        return self.head.linear
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Features(nn.Identity()),
+        Features((nn.Identity(), nn.Identity())),
+        Features(nn.Sequential(nn.Dropout(), nn.Identity())),
+        Asking(nn.Identity()),
+    ],
+    ids=["one", "two", "with dropout", "a layer inside"],
+)
+def test_a_model_without_a_head_gives_numbers(model: nn.Module) -> None:
+    model, budget = model.eval(), Budget(params=0.4)
     assert compress(model, budget, batches(None), "kfac").report["outputs"] == "numbers"
     assert "outputs" not in compress(model, budget, batches(None), "kfac", outputs="classes").report
     read = compress(model, budget, batches(None), "kfac", forward_fn=lambda m, x: m(x))
     assert "outputs" not in read.report  # which may read classes in features
+
+
+def test_whole_labels_of_a_model_without_a_head_are_its_classes() -> None:
+    """The head may lie where ``get_classifier`` does not look."""
+    model, budget, labels = Features(nn.Identity()).eval(), Budget(params=0.4), torch.arange(256) % 4
+    assert "outputs" not in compress(model, budget, batches(labels), "kfac").report
+    told = compress(model, budget, batches(labels), "kfac", outputs="numbers")
+    assert told.report["outputs"] == "numbers"
+    real = compress(model, budget, batches(labels / 7), "kfac")  # which name none
+    assert real.report["outputs"] == "numbers"
+
+
+@pytest.mark.parametrize("labels", [None, torch.arange(256) % 10], ids=["no labels", "labels"])
+def test_a_head_of_the_user_s_own_makes_classes(labels: Tensor | None) -> None:
+    """Such models were compressed as regressions, for a number that nobody had brought up to date."""
+    for model in (Features(nn.Linear(4, 10)), Asking(nn.Linear(4, 10))):
+        assert "outputs" not in compress(model.eval(), Budget(params=0.4), batches(labels), "kfac").report
+
+
+def test_a_network_of_timm_s_with_a_head_of_the_user_s_own() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=0, in_chans=1).eval()
+    data = list(torch.randn(8, 1, 32, 32).split(2))
+    assert compress(model, Budget(params=0.6), data, "svd").report["outputs"] == "numbers"
+    model.fc = nn.Linear(model.num_features, 10)
+    assert model.num_classes == 0
+    assert "outputs" not in compress(model, Budget(params=0.6), data, "svd").report
 
 
 def test_a_student_is_measured_as_it_was_made(tmp_path: Path) -> None:

@@ -115,19 +115,37 @@ def prepare(  # noqa: PLR0913  (each has a default)
 
 
 def _regresses(teacher: nn.Module, split: CalibrationSplit | None, forward_fn: ForwardFn | None) -> bool:
-    """Whether the outputs are numbers: the model has no classes, or the second of a batch of two is what it is to give,
-    and that is numbers. Of some samples alone several labels at once may look like one, so all in memory are asked.
+    """Whether the outputs are numbers: the second of a batch of two is what the model is to give, and that is numbers,
+    or the model has no head, and no labels name classes. Of some samples alone several labels at once may look like
+    one, so all in memory are asked.
     """
-    if forward_fn is None and getattr(teacher, "num_classes", None) == 0:  # timm's name for a model that gives features
-        return True
     batches = () if split is None else (*split.statistics, *split.select, *split.confirm)
     pairs = [batch for batch in batches if isinstance(batch, (tuple, list)) and len(batch) == 2]
-    pairs = [pair for pair in pairs if isinstance(pair[1], Tensor) and pair[1].ndim > 1]  # else there is no class axis
-    if not pairs:
+    pairs = [pair for pair in pairs if isinstance(pair[1], Tensor)]
+    if any(labels.ndim == 1 and not (labels.is_floating_point() or labels.is_complex()) for _, labels in pairs):
         return False
-    two = resized(pairs[0], 2)
-    output = passed(teacher, two, taking(forward_fn))
-    return two[1].shape == output.shape and any(regressed(labels, output) for _, labels in pairs)
+    pairs = [pair for pair in pairs if pair[1].ndim > 1]  # else there is no class axis
+    if pairs:
+        two = resized(pairs[0], 2)
+        output = passed(teacher, two, taking(forward_fn))
+        if two[1].shape == output.shape:
+            return any(regressed(labels, output) for _, labels in pairs)
+    return forward_fn is None and _headless(teacher)
+
+
+def _headless(teacher: nn.Module) -> bool:
+    """Whether the classifier, as timm's models tell theirs, computes nothing: the model gives features."""
+    if not callable(getting := getattr(teacher, "get_classifier", None)):
+        return False
+    try:
+        found = getting()
+    except AttributeError as error:  # timm's EfficientViT-M asks its head for the layer inside
+        found = error.obj
+    parts = found if isinstance(found, tuple) else (found,)  # two, with distillation
+    modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
+    return any(isinstance(module, nn.Identity) for module in modules) and not any(
+        next(module.parameters(), None) is not None for module in modules
+    )
 
 
 def _replaceable(apart: Apart, example: Any, forward_fn: ForwardFn | None = None) -> ModelSpec:
