@@ -93,7 +93,7 @@ def test_other_targets_leave_them_classes(targets: Tensor) -> None:
 def test_several_labels_at_once_are_numbers_and_classes_can_be_asked_for() -> None:
     model = regression()
     several = (outputs(model) > 0).float()
-    assert regressed(several, outputs(model))
+    assert regressed([several], outputs(model))
     assert "outputs" not in compress(model, Budget(params=0.4), batches(several), "kfac", outputs="classes").report
 
 
@@ -118,6 +118,35 @@ def test_rows_with_one_label_each_do_not_hide_the_others(dtype: torch.dtype) -> 
         assert ("outputs" in compress(regression(), Budget(params=0.4), batches(targets), "kfac").report) == read
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_samples_without_a_label_say_nothing(dtype: torch.dtype) -> None:
+    """A single one among one-hot rows made a classifier a regression."""
+    labels = nn.functional.one_hot(torch.arange(256) % 4)
+    labels[[3, 200]] = 0
+    labels[32:64] = 0  # a whole batch
+    assert "outputs" not in compress(regression(), Budget(params=0.4), batches(labels.to(dtype)), "kfac").report
+    labels[201, :2] = 1
+    assert "outputs" in compress(regression(), Budget(params=0.4), batches(labels.to(dtype)), "kfac").report
+
+
+@pytest.mark.parametrize(
+    ("rows", "read"),
+    [
+        ([[[0, 0, 0], [0, 0, 0]], [[0, 0, 0]]], True),
+        ([[[0, 0, 0], [0, 1, 0]], [[0, 0, 0]]], False),
+        ([[[0, 0, 0]], [[0.2, 0.3, 0.5]]], False),
+        ([[[0, 1, 0]], [[0, 0, 0.4]]], True),
+        ([[[0, 1, 0]], [[1, 1, -1]]], True),
+        ([[[0, 1, 0]], [[3, 0, 0]]], True),  # counts
+        ([[[0, 1, 0]], [[float("nan"), 0, 1]]], True),
+        ([[[0, 1]], [[3, 1]]], False),  # of other shapes than the outputs
+        ([], False),
+    ],
+)
+def test_which_rows_are_numbers(rows: list[Any], read: bool) -> None:
+    assert regressed(map(torch.tensor, rows), torch.zeros(5, 3)) == read
+
+
 def test_maps_of_classes_leave_outputs_classes() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 4, 1)).eval()
@@ -126,6 +155,8 @@ def test_maps_of_classes_leave_outputs_classes() -> None:
     data = list(zip(images.split(8), labels.split(8), strict=True))
     assert "outputs" not in compress(model, Budget(params=0.7), data, "kfac").report
     data = [(x, nn.functional.one_hot(y, 4).movedim(-1, 1)) for x, y in data]
+    assert "outputs" not in compress(model, Budget(params=0.7), data, "kfac").report
+    data[0][1][1, :, 2] = 0  # void pixels
     assert "outputs" not in compress(model, Budget(params=0.7), data, "kfac").report
     data = [(x, torch.ones_like(y)) for x, y in data]
     assert compress(model, Budget(params=0.7), data, "kfac").report["outputs"] == "numbers"

@@ -2,7 +2,7 @@
 curvature, guard, losses and what is measured of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -110,14 +110,22 @@ def as_numbers(forward_fn: Callable[[nn.Module, Any], Tensor]) -> Callable[[nn.M
     return run
 
 
-def regressed(labels: Tensor, output: Float[Tensor, "b ..."]) -> bool:
-    """Whether the labels of a batch say that outputs are numbers: for each sample of the shape of an output's, and not
-    all probabilities of classes, as one-hot rows are. Whole numbers and truths are such labels, too: several at once.
+def regressed(batches: Iterable[Tensor], output: Float[Tensor, "b ..."]) -> bool:
+    """Whether the labels of some batches say that outputs are numbers: for each sample of the shape of an output's, and
+    not all probabilities of classes, as one-hot rows are. Whole numbers and truths are such labels, too: several at
+    once, or counts. Rows of zeros, as samples without a label have, say nothing unless all are.
     """
-    if labels.is_complex() or labels.shape[1:] != output.shape[1:]:
-        return False
-    rows = logits_of(labels.float())  # torch compares and adds unsigned ones on no CPU
-    return rows is not None and not bool((rows >= 0).all() and ((rows.sum(-1) - 1).abs() < SUM_TO_ONE).all())
+    classes = []  # of each batch: whether some row names one
+    for labels in batches:
+        if labels.is_complex() or labels.shape[1:] != output.shape[1:]:
+            continue
+        if (rows := logits_of(labels.float())) is None:  # torch compares and adds unsigned ones on no CPU
+            continue
+        sums = rows.sum(-1)
+        if not bool((rows >= 0).all() and (((sums - 1).abs() < SUM_TO_ONE) | (sums == 0)).all()):
+            return True
+        classes.append(bool(sums.any()))
+    return bool(classes) and not any(classes)
 
 
 def named(output: Float[Tensor, "b ..."]) -> Int64[Tensor, "b rows"] | None:
