@@ -160,11 +160,40 @@ def _factored_without(model: nn.Module, state: Mapping[str, Any]) -> list[str]:
 
 
 def _left_out(model: nn.Module, state: Mapping[str, Any]) -> list[str]:
-    """Names of parameters that are in the state neither by their name nor, under another, as the same memory."""
-    tensors = [value for value in state.values() if isinstance(value, Tensor) and value.layout is torch.strided]
-    places = {tensor.data_ptr() for tensor in tensors if tensor.numel()}
-    named = ((name, p) for name, p in model.named_parameters(remove_duplicate=False) if name not in state)
-    return [name for name, p in named if p.layout is not torch.strided or p.data_ptr() not in places]
+    """Names of parameters that are in the state neither by their name nor, under another, as the same memory or as a
+    copy. A tensor is the copy of one parameter.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    if named.keys() <= state.keys():
+        return []
+    tensors = {name: t for name, t in state.items() if isinstance(t, Tensor) and t.layout is torch.strided}
+    places = {tensor.data_ptr() for tensor in tensors.values() if tensor.numel()}
+    ours = {name: t for name, t in _all_named(model) if t.layout is torch.strided}
+    here = {tensor.data_ptr() for tensor in ours.values() if tensor.numel()}
+    spare = [t for name, t in tensors.items() if t.data_ptr() not in here and not _copied(ours.get(name), t)]
+    found = {id(p) for name, p in named.items() if name in state or (name in ours and p.data_ptr() in places)}
+    # Of equal ones those of factored layers come first, which no skeleton brings back.
+    factors = {id(p) for layer in model.modules() if isinstance(layer, LowRank) for p in layer.parameters()}
+    for name, p in sorted(named.items(), key=lambda item: id(item[1]) not in factors):
+        at = None if id(p) in found else next((i for i, t in enumerate(spare) if _copied(ours.get(name), t)), None)
+        if at is not None:
+            del spare[at]
+            found.add(id(p))
+    return [name for name, p in named.items() if id(p) not in found]
+
+
+def _all_named(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """Parameters and buffers, those that have several names under each."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _copied(tensor: Tensor | None, other: Tensor) -> bool:
+    """Whether another one has its numbers, bit for bit, maybe in another precision or on another device."""
+    if tensor is None or tensor.shape != other.shape or tensor.is_floating_point() != other.is_floating_point():
+        return False
+    bits = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (tensor.to(other), other))
+    return torch.equal(*bits)
 
 
 def _some(names: list[str]) -> str:

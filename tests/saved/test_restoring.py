@@ -148,6 +148,88 @@ def test_factors_that_a_state_dict_leaves_out_are_refused(tmp_path: Path, monkey
         from_pretrained(tmp_path / "s", OnBackbone())
 
 
+class Renaming(OnBackbone):
+    """Its weights are stored as copies, by the names that they had in an earlier version."""
+
+    left_out = "nothing."
+
+    def __init__(self) -> None:
+        super().__init__()
+        for layer in (self.backbone, self.head[0], self.head[2]):
+            nn.init.zeros_(layer.bias)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        kept = super().state_dict(*args, **kwargs)
+        return {name.replace("head.", "net."): self.stored(tensor) for name, tensor in kept.items()}
+
+    def stored(self, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict({n.replace("net.", "head."): t for n, t in state.items()}, *args, **kwargs)
+
+
+class Halving(Renaming):
+    def stored(self, tensor: Tensor) -> Tensor:
+        return tensor.half()
+
+
+class Shifting(Renaming):
+    """The new name of one layer is the old one of another."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        kept = super().state_dict(*args, **kwargs)
+        return {name.replace("net.2", "head.0").replace("net.0", "head.2"): t for name, t in kept.items()}
+
+    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        back = {name.replace("head.2", "net.0").replace("head.0", "net.2"): t for name, t in state.items()}
+        return super().load_state_dict(back, *args, **kwargs)
+
+
+class RenamingOnBackbone(Renaming):
+    """What is left out is of the same shapes and partly of the same values as what is stored."""
+
+    left_out = "backbone."
+
+
+def biased(model: nn.Module) -> nn.Module:
+    """With biases other than a skeleton's."""
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "bias" in name and "backbone" not in name:
+            nn.init.normal_(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", [Renaming, Halving, Shifting])
+def test_weights_that_are_stored_as_copies_of_other_names(
+    kind: type[Renaming], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    student = student_of(biased(kind()))
+    assert any(name.startswith("head.") for name in student.ranks)
+    student.save_pretrained(tmp_path / "s")
+    assert not recwarn
+    loaded = from_pretrained(tmp_path / "s", kind())
+    got, exact = loaded(images().to(next(loaded.parameters()).dtype)).float(), kind is not Halving
+    torch.testing.assert_close(got, student(images()), rtol=0, atol=0 if exact else 1e-2)
+
+
+def test_of_weights_under_other_names_some_may_be_left_out(tmp_path: Path) -> None:
+    student = compress(RenamingOnBackbone().eval(), HALF, data=[images()] * 3, generator="kfac", refit=False)
+    assert set(student.ranks) == {"head.0", "head.2"}
+    with pytest.warns(UserWarning, match=r"leaves out backbone.weight, backbone.bias; .* takes it from the skeleton"):
+        student.save_pretrained(tmp_path / "s")
+    loaded = from_pretrained(tmp_path / "s", RenamingOnBackbone())
+    assert torch.equal(loaded(images()), student(images()))
+
+
+def test_factors_left_out_are_refused_whatever_else_has_another_name(tmp_path: Path) -> None:
+    student = student_of(biased(RenamingOnBackbone()), Budget(params=0.25))
+    assert "backbone" in student.ranks
+    with pytest.raises(ArtefactError, match=r"whose state_dict leaves out backbone, which is factored; .*; let state_"):
+        student.save_pretrained(tmp_path / "s")
+
+
 class Normalising(nn.Module):
     """With a buffer whose numbers lie in one place."""
 
