@@ -39,8 +39,8 @@ def _no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_names_are_the_documented_ones(root: Path) -> None:
     packaged = {"digits", "fashion_mnist_mini", "glyphs", "mnist_5k", "solar_cells"}
     assert set(registered_names()) == {*NAMES, *packaged, "tiny_imagenet"}
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    assert [name for name in registered_names() if f"`{name}`" not in readme] == []
+    page = (root / "docs" / "generate.md").read_text(encoding="utf-8")
+    assert [name for name in registered_names() if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize(("train", "count"), [(True, 4096), (False, 2048)])
