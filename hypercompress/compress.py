@@ -100,7 +100,9 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             hypernetwork; with data, at a budget of parameters or multiply-accumulates.
         outputs: what the model's are: ``numbers``, as of a regression or of several labels at once; ``classes``, logits
             of which only differences count, where they have a class axis (``[b, k]`` has); ``auto``: numbers if
-            ``data`` are ``(images, targets)`` with real targets of the outputs' shape that are no probabilities.
+            ``data`` are ``(images, targets)`` with targets of the outputs' shape, real, whole or bools, that are no
+            probabilities (samples whose targets are all zero say nothing), or if a timm model has no head and no
+            labels ``[b]`` of whole numbers name classes.
         strict: refuse a model with a layer whose status is ``unsupported``, instead of leaving it dense.
         seed: of everything that is drawn.
         progress: called with a phase's name, a count of samples or layers and, of layers, a name.
