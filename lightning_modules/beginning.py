@@ -119,7 +119,7 @@ class Beginning:
             return
         kl = partial(distillation_kl, teacher=answer(images))
         if self.mixed is None:
-            self.mixed = self._to_be_mixed(system, network, images, kl)
+            self.mixed = self.rate != 0 and self._to_be_mixed(system, network, images, kl)
             if self.mixed:
                 self.frozen = True
                 freeze_norms(network)
