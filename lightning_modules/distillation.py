@@ -52,7 +52,7 @@ class Distillation(Resumable):
         norms: BatchNorms normalise by the batch (``training``) or keep their running moments (``frozen``); ``auto``:
             the first batch decides (`norms.freeze_if_better`), and with a weight on labels they train.
         mixing: whether images of a step are pasted into each other (`mixing.mixed`), and norms keep their moments;
-            ``auto``: if no more than `beginning.FEW` are trained on and no label counts.
+            ``auto``: if no more than `beginning.FEW` are trained on, no label counts, and the student is near.
 
     Raises:
         ArtefactError, ModelError: the student or the teacher cannot be loaded, or (at ``setup``) they do not match.
@@ -266,6 +266,8 @@ class Distillation(Resumable):
         if data is not None:
             self.measured_on, self.fidelity = described(data), measured(self, self.teacher, self.network)
             told = f"lower --model.optimization.lr ({self.beginning.rate or 0:.2g}), or keep what generate gave"
+            if self.beginning.mixed:
+                told = f"try --model.mixing false, {told}"
             if not self.beginning.frozen and remembering_norms(self.network) and not refilling(self.trainer):
                 told = f"try --model.norms frozen, {told}"
             tell(self.before, self.fidelity, self.measured_on, self.losses.labels > 0, told)

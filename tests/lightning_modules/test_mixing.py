@@ -112,6 +112,13 @@ def test_few_images_are_mixed_where_a_teacher_alone_is_followed(
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_steps_on_mixed_images_that_made_it_worse_are_advised_whole_ones(
+    folders: Folders, trainer: Callable[..., Trainer]
+) -> None:
+    with pytest.warns(UserWarning, match=r"made the student worse; try --model.mixing false, lower"):
+        trainer(max_steps=3).fit(system_of(folders, lr=1.0), images())
+
+
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # as in any resumed run
 def test_a_run_that_goes_on_mixes_as_one_that_was_not_stopped(
     folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
