@@ -23,14 +23,9 @@ import torch
 from torch import nn
 
 from benchmarks.prediction import data_of
-from benchmarks.shared.common import RESULTS, Results, Set, answered, digest, fidelity, markdown, read_set, say
+from benchmarks.shared.common import RESULTS, Results, Set, answered, digest, fidelity, markdown, say
 from benchmarks.shared.distillation import Recipe, costs_of, distil, mixtures, orders
-from benchmarks.shared.starts import BATCH, CALIBRATION, STATISTICS, TEST, log_ratio, told
-from hypercompress.compress import finish
-from hypercompress.errors import BudgetError
-from hypercompress.models import load_model
-from hypercompress.preparation import prepare
-from hypercompress.specs import Budget
+from benchmarks.shared.starts import BATCH, log_ratio, open_starts, told
 from lightning_modules.norms import COSTS
 from lightning_modules.rates import HIGHEST, PER_POLYAK, kl_and_slope
 
@@ -48,20 +43,15 @@ def run(folder: Path, data: str, options: argparse.Namespace, results: Results) 
         }
         if not any(missing.values()):
             continue
-        torch.manual_seed(0)
-        teacher, architecture = load_model(str(folder))
-        train = read_set(teacher, data, train=True, limit=count, shuffled=True)
-        if len(train) < count:
-            say(f"{folder.name}: there are {len(train)} images")
+        starts = open_starts(folder, data, count)
+        if len(starts.train) < count:
+            say(f"{folder.name}: there are {len(starts.train)} images")
             continue
-        test = read_set(teacher, data, train=False, limit=TEST)
-        plan = prepare(teacher, train.images[:CALIBRATION].split(min(STATISTICS, max(1, count // 8))), "kfac")
-        pool = answered(teacher, torch.cat([train.images, train.images.flip(-1)]))
+        teacher, test = starts.teacher, starts.test
+        pool = answered(teacher, torch.cat([starts.train.images, starts.train.images.flip(-1)]))
         for share in (share for share, ways in missing.items() if ways):
-            try:
-                start = finish(plan, Budget(params=share), architecture=architecture).model
-            except BudgetError as error:
-                say(f"{folder.name}: {error}")
+            start = starts.start(share)
+            if start is None:
                 continue
             before = fidelity(teacher, start, test)
             for way in missing[share]:

@@ -1,5 +1,15 @@
 """Every error that bad input can raise. Each is also the builtin a caller would expect to catch."""
 
+from collections.abc import Sequence
+
+NAMED = 5  # things in a message that may be about many
+
+
+def listed(values: Sequence[object], most: int = NAMED) -> str:
+    """The first of them, and how many more there are."""
+    rest = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(map(str, values[:most])) + rest
+
 
 class HypercompressError(Exception):
     """Base class: one line that says what was received, what was expected and what to do."""

@@ -21,8 +21,8 @@ from lightning_modules.rates import first_steps, rate_for, require_choice, scale
 
 Norms = Literal["auto", "training", "frozen"]
 Mixing = bool | Literal["auto"]
-# Training images, up to which mixing them helps, and nats from the teacher, from which on it is in the way of steps
-# that have most of the way before them: chosen on one network (LOG.md, 2026-11-30).
+# Training images, up to which mixing them helps (chosen on one network), and nats from the teacher, from which on it is
+# in the way of steps that have most of the way before them (on it and one that is held out; LOG.md, 2026-11-30).
 FEW, FAR = 512, 1.0
 
 
@@ -140,8 +140,8 @@ class Beginning:
             far = float(strategy.reduce(kl(network(images)), reduce_op="mean"))
         if far < FAR:
             rank_zero_info(
-                f"{count} training images are few: in each step every one has a box of another, and BatchNorm keeps "
-                "the moments it has (to leave images whole: --model.mixing false)"
+                f"{count} training images are few: in each step every one has a box of another, and BatchNorms "
+                "keep the moments they have (to leave images whole: --model.mixing false)"
             )
         return far < FAR
 

@@ -59,12 +59,19 @@ class Starts:
             return None
 
 
-def open_starts(folder: Path, data: str) -> Starts:
-    """Read a teacher's folder and its images, and measure the statistics on 1,024 of them."""
+def open_starts(folder: Path, data: str, images: int | None = None) -> Starts:
+    """Read a teacher's folder and its images, and measure the statistics on 1,024 of them, or on all.
+
+    Args:
+        images: to train on, at most; `TRAIN` if ``None``.
+    """
     torch.manual_seed(0)
     teacher, architecture = load_model(str(folder))
-    train = read_set(teacher, data, train=True, limit=TRAIN, shuffled=True)  # the first of them give the statistics
+    limit = TRAIN if images is None else images
+    train = read_set(teacher, data, train=True, limit=limit, shuffled=True)  # the first of them give the statistics
     test = read_set(teacher, data, train=False, limit=TEST)
     first = train.subset(orders(len(train), Recipe("adamw", 1.0, steps=1, batch=BATCH), 0)[0])
-    plan = prepare(teacher, train.images[:CALIBRATION].split(STATISTICS), "kfac")
+    measured = train.images[:CALIBRATION]
+    # In eight batches or more, of which two are held out.
+    plan = prepare(teacher, measured.split(min(STATISTICS, max(1, len(measured) // 8))), "kfac")
     return Starts(folder.name, teacher, architecture, plan, train, test, first)

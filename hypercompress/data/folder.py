@@ -11,7 +11,7 @@ from PIL import Image
 from hypercompress.data.images import UNLABELLED, ImageData
 from hypercompress.data.numbering import places_of
 from hypercompress.data.preprocess import Preprocess, of_known_range
-from hypercompress.errors import DataError
+from hypercompress.errors import DataError, listed
 
 JPEG = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 SUFFIXES = JPEG | {".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
@@ -21,7 +21,6 @@ OTHERS = frozenset(
     {".apng", ".avif", ".dib", ".gif", ".ico", ".j2k", ".jp2", ".jpx", ".pbm", ".pcx", ".pnm", ".psd", ".qoi", ".tga"}
 )
 DECODED_AT_MOST = 20_000  # images that are decoded once before use; larger folders have only their headers read
-NAMED = 5
 TRAINING = ("train", "training")  # names of a split's folder, in order of preference, without regard to case
 TESTS = ("test", "testing")
 HELD_OUT = ("val", "valid", "validation", *TESTS)
@@ -83,15 +82,15 @@ def open_folder(
     skipped = [str(path.relative_to(chosen)) for path, good in zip(paths, readable, strict=True) if not good]
     if not any(readable):
         raise DataError(
-            f"received {chosen}, where none of {len(paths)} images can be read: {_named(skipped)}; expected images; "
+            f"received {chosen}, where none of {len(paths)} images can be read: {listed(skipped)}; expected images; "
             "replace the files"
         )
     if empty:
-        warnings.warn(f"{chosen}: left out {len(empty)} folders without images: {_named(empty)}", stacklevel=2)
+        warnings.warn(f"{chosen}: left out {len(empty)} folders without images: {listed(empty)}", stacklevel=2)
     skipped += left_out
     if skipped:
         total = len(paths) + len(left_out)
-        warnings.warn(f"{chosen}: skipped {len(skipped)} of {total} images: {_named(skipped)}", stacklevel=2)
+        warnings.warn(f"{chosen}: skipped {len(skipped)} of {total} images: {listed(skipped)}", stacklevel=2)
     kept = [(path, label) for path, label, good in zip(paths, labels, readable, strict=True) if good]
     classes = classes if UNLABELLED not in labels else []
     source = FileImages([path for path, _ in kept], [label for _, label in kept])
@@ -255,8 +254,3 @@ def _recognisable(path: Path) -> bool:
             return of_known_range(image)
     except Exception:  # noqa: BLE001 - as above
         return False
-
-
-def _named(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + rest

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypercompress.errors import ArtefactError
+from hypercompress.errors import ArtefactError, listed
 from hypercompress.kinds import LowRank, frozen_as, low_rank_like
 from hypercompress.packed.ties import Ties
 from hypercompress.packed.unpacking import replace_module, unpack_layers
@@ -94,13 +94,13 @@ def require_factors(model: nn.Module, state: Mapping[str, Any]) -> None:
     """
     if lost := _factored_without(model, state):
         raise ArtefactError(
-            f"received a network whose state_dict leaves out {_some(lost)}, which {'is' if len(lost) == 1 else 'are'} "
+            f"received a network whose state_dict leaves out {listed(lost)}, which {'is' if len(lost) == 1 else 'are'} "
             "factored; expected all factors in it, as no skeleton brings them back; let state_dict give them, or "
             "compress with that part left out of the model"
         )
     if kept := _left_out(model, state):
         warnings.warn(
-            f"received a network whose state_dict leaves out {_some(kept)}; expected all of it; that is not saved: "
+            f"received a network whose state_dict leaves out {listed(kept)}; expected all of it; that is not saved: "
             "from_pretrained(folder, skeleton) takes it from the skeleton",
             stacklevel=3,
         )
@@ -194,8 +194,3 @@ def _copied(tensor: Tensor | None, other: Tensor) -> bool:
         return False
     bits = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (tensor.to(other), other))
     return torch.equal(*bits)
-
-
-def _some(names: list[str]) -> str:
-    """The first few names."""
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hypercompress.errors import DataError, NonFiniteError
+from hypercompress.errors import DataError, NonFiniteError, listed
 
 PENALTIES = tuple(10 ** (power / 4) for power in range(-16, 9))  # times the features' mean squared norm
 DEFAULT_PENALTY = 1.0  # where every class has one image, so that nothing can be left out
@@ -24,7 +24,6 @@ FLOOR = 0.3  # of the mean deviation, added to each: of few images some features
 SCALES = (1.0, 100.0)  # of regressed one-hot targets, as logits
 DEFAULT_SCALE = 10.0
 BISECTIONS = 16
-NAMED = 5  # classes in a message
 LARGEST = 2**22  # numbers that are worked on at once: penalties times images times classes
 
 
@@ -253,11 +252,3 @@ def check_labels(
             "images or leave the class out"
         )
     return counts
-
-
-def listed(values: Sequence[object]) -> str:
-    """The first `NAMED` of them, and how many more there are."""
-    words = list(map(str, values))
-    rest = [f"{len(words) - NAMED} more"] if len(words) > NAMED else []
-    words = words[:NAMED] + rest
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from hypercompress.architecture.names import one_line
-from hypercompress.errors import DataError
+from hypercompress.errors import DataError, listed
 from hypercompress.running.calling import ordinary
 from hypercompress.running.nested import labels_of, sorted_by_class
-from hypercompress.transfer.ridge import check_labels, listed
+from hypercompress.transfer.ridge import check_labels
 
 BATCH = 64  # images run together, where the caller did not batch them, and at most
 

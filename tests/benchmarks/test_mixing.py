@@ -9,6 +9,7 @@ from torch import nn
 
 import hypercompress
 from benchmarks import mixing
+from benchmarks.shared import starts
 from benchmarks.shared.common import Results, answered
 from benchmarks.shared.distillation import Recipe, mixtures
 
@@ -16,7 +17,7 @@ TEACHER = Path(hypercompress.__file__).parent / "pretrained" / "fashion_mnist_te
 
 
 def test_plain_and_mixed_images_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixing, "TEST", 64)
+    monkeypatch.setattr(starts, "TEST", 64)
     words = ["--root", "unused", "--teacher", str(TEACHER), "--shares", "0.001", "0.05"]
     words += ["--images", "32", "100000", "--steps", "2", "--out", str(tmp_path)]
     monkeypatch.setattr(mixing, "data_of", lambda *_: "fashion_mnist_mini")
