@@ -32,6 +32,7 @@ from hypercompress.running.memory import keep_freed
 from lightning_modules.callbacks import SaveWhenStopped, StepLines, TellReplaced
 from lightning_modules.failing import refused, told
 from lightning_modules.syncing import SyncedNorms
+from lightning_modules.usage import Parser
 
 KEYWORDS = ("best", "last", "hpc", "registry")  # of Lightning's, for checkpoints of the run itself
 OUTPUTS = ("default_root_dir", "save_dir", "dirpath", "folder", "out")  # what the configs call the places they write to
@@ -264,6 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     options: dict[str, Any] = {
         "subclass_mode_model": True,
         "subclass_mode_data": True,
+        "parser_class": Parser,
         "seed_everything_default": 0,
         "auto_configure_optimizers": False,  # every system has --model.optimization, which --optimizer would pass by
         "save_config_kwargs": {"overwrite": True},
