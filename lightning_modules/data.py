@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from hypercompress.alone import drawing
 from hypercompress.data import Preprocess, expanded, folder_read, mismatch, open_data, registered_names, unlike_timm
 from hypercompress.errors import DataError
 from hypercompress.models import load_model
@@ -39,13 +40,15 @@ class Inputs:
     std: tuple[float, ...] | None = None
 
     def preprocess(self, network: nn.Module | None = None) -> Preprocess:
-        """The preparation; ``network`` is the model in training, if there is one.
+        """The preparation; ``network`` is the model in training, if there is one. ``like`` is built for it: the random
+        states stay as they were.
 
         Raises:
             DataError: something is missing, or does not fit the model's channels.
         """
         if self.like is not None:
-            network, _ = load_model(self.like, pretrained=False)
+            with drawing():
+                network, _ = load_model(self.like, pretrained=False)
         return Preprocess.of(network or nn.Identity(), self.input_size, self.mean, self.std)
 
 
@@ -94,6 +97,7 @@ class ImageDataModule(LightningDataModule):
         self.augment, self.workers = augment, workers
         self._parts: dict[str, Images] = {}  # train, val, test: as the model numbers the classes
         self._opened: dict[str, Images] = {}  # as their folders do
+        self._like: tuple[Inputs, Preprocess] | None = None  # of the model that they name, which is built once
         self._loader: ResumableLoader | None = None
         self._ahead: dict[str, Any] | None = None  # what a checkpoint says of a loader that is not made yet
 
@@ -177,6 +181,10 @@ class ImageDataModule(LightningDataModule):
 
     def preprocess(self) -> Preprocess:
         """How the images are prepared."""
+        if self.inputs.like is not None:
+            if self._like is None or self._like[0] != self.inputs:
+                self._like = self.inputs, self.inputs.preprocess()
+            return self._like[1]
         system = self.trainer.lightning_module if self.trainer is not None else None
         return self.inputs.preprocess(getattr(system, "network", None))
 

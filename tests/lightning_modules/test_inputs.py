@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hypercompress import from_pretrained
 from hypercompress.architecture import build, load_timm
 from hypercompress.architecture.images import with_preparation
 from hypercompress.data import Preprocess
 from hypercompress.fidelity import accuracy
+from lightning_modules import data as data_module
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule, Inputs
 from lightning_modules.distillation import Distillation
@@ -45,6 +48,35 @@ def test_the_folder_remembers_the_preparation_of_the_run(
     again = ImageDataModule("fashion_mnist_mini", inputs=Inputs(like=str(tmp_path / "out")), val_limit=64)
     again.setup("validate")
     assert accuracy(saved.model, again.val_dataloader()) == accuracy(made.network.eval(), data.val_dataloader())
+
+
+@pytest.mark.filterwarnings("ignore:on validation images of", "ignore:Checkpoint directory .* exists and is not empty")
+def test_a_model_to_prepare_images_like_is_built_once_and_draws_nothing(
+    trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each checkpoint says how the images are prepared; steps with dropout after it are those of a run without it."""
+    built = list[str]()
+    load = data_module.load_model
+
+    def watched(name: str, **options: Any) -> Any:
+        built.append(name)
+        return load(name, **options)
+
+    monkeypatch.setattr(data_module, "load_model", watched)
+    ends = list[dict[str, torch.Tensor]]()
+    for saving in ([], [ModelCheckpoint(tmp_path, every_n_train_steps=1)]):
+        torch.manual_seed(0)
+        system = Teacher(MODEL, {"num_classes": 10, "drop_rate": 0.5})
+        inputs = Inputs("test_resnet", (3, 28, 28), (0.286,), (0.353,))
+        data = ImageDataModule("fashion_mnist_mini", inputs=inputs, limit=64, val_limit=16, batch_size=16)
+        options = {"max_steps": 3, "limit_val_batches": 0, "enable_checkpointing": bool(saving)}
+        trainer(**options, callbacks=saving).fit(system, data)
+        ends.append(system.network.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    assert built == ["test_resnet"] * 2
+    before = torch.get_rng_state()
+    inputs.preprocess()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_model_that_takes_images_of_any_size_is_built_as_it_was() -> None:
