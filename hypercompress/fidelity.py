@@ -2,9 +2,10 @@
 
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,6 @@ from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.running.calling import ForwardFn, call_model, evaluating
 from hypercompress.running.nested import labels_of
 from hypercompress.running.outputs import NONE, agreeing, divergence, logits_of, named
-
-if TYPE_CHECKING:
-    from torchmetrics import MeanMetric
 
 
 @dataclass(frozen=True)
@@ -72,18 +70,35 @@ def remembering(teacher: nn.Module, forward_fn: ForwardFn | None = None) -> Forw
     return answer
 
 
+class _Mean:
+    """A mean over batches, in double precision where there is one; NaN counts as infinity, nothing at all as NaN."""
+
+    def __init__(self) -> None:
+        self.sum, self.count = 0.0, 0
+
+    def update(self, values: Tensor) -> None:
+        precise = values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+        self.sum += float(precise.masked_fill(precise.isnan(), math.inf).sum())
+        self.count += values.numel()
+
+    @property
+    def value(self) -> float:
+        return self.sum / self.count if self.count else math.nan
+
+
 @torch.no_grad()
 def compare(
     teacher: nn.Module, student: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None = None
 ) -> Fidelity:
     """Fidelity of ``student`` to ``teacher``; both run in evaluation mode on the batches' device.
 
+    It is of this process's batches: processes that share images among them add up by themselves.
+
     Raises:
         DataError: ``batches`` is empty.
     """
     forward_fn = forward_fn or call_model
-    names = ("agreement", "kl", "top1_teacher", "top1_student")
-    means = {name: _mean(teacher, nan_strategy=math.inf) for name in names}
+    means = defaultdict[str, _Mean](_Mean)
     images, labelled, classes = 0, True, True
     with evaluating(teacher), evaluating(student):
         for batch in batches:
@@ -93,14 +108,14 @@ def compare(
             labelled, classes = labelled and labels is not None, classes and theirs is not None
             means["kl"].update(divergence(expected, got))
             if theirs is not None and ours is not None:
-                means["agreement"].update(agreeing(theirs, ours).float())
+                means["agreement"].update(agreeing(theirs, ours))
                 if labels is not None:
-                    means["top1_teacher"].update((theirs[:, 0] == labels).float())
-                    means["top1_student"].update((ours[:, 0] == labels).float())
+                    means["top1_teacher"].update(theirs[:, 0] == labels)
+                    means["top1_student"].update(ours[:, 0] == labels)
             images += len(expected)
     if images == 0:
         raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
-    values = {name: float(mean.compute()) for name, mean in means.items() if mean.update_called}
+    values = {name: mean.value for name, mean in means.items()}
     teacher_top1, student_top1 = (values[f"top1_{who}"] if labelled else None for who in ("teacher", "student"))
     kl = max(values["kl"], 0.0)  # below is rounding
     return Fidelity(values["agreement"] if classes else None, kl, teacher_top1, student_top1, images)
@@ -113,7 +128,7 @@ def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | N
     Raises:
         DataError: a batch without labels, no batch at all, or outputs without one row of logits for an image.
     """
-    forward_fn, mean, lost = forward_fn or call_model, _mean(model), 0
+    forward_fn, mean, lost = forward_fn or call_model, _Mean(), 0
     with evaluating(model):
         for batch in batches:
             labels, found = labels_of(batch), named(forward_fn(model, batch))
@@ -121,27 +136,14 @@ def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | N
                 raise DataError("received a batch without labels; expected (images, labels); use class sub-folders")
             if found is None or found.shape[1] != 1:
                 raise DataError("received a model without one class for each image; expected [b, classes] logits")
-            mean.update((found[:, 0] == labels).float())
+            mean.update(found[:, 0] == labels)
             lost += int((found == NONE).sum())
-    if mean.weight == 0:
+    if mean.count == 0:
         raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
     if lost:
         warnings.warn(
-            f"received NaN in the model's outputs for {lost} of {int(mean.weight)} images, which count as wrong; "
+            f"received NaN in the model's outputs for {lost} of {mean.count} images, which count as wrong; "
             "expected finite ones; run it in a larger precision, or check its weights",
             stacklevel=3,
         )
-    return float(mean.compute())
-
-
-def _mean(model: nn.Module, **options: Any) -> "MeanMetric":
-    """A mean that is kept where the model is, in double precision where there is one: torch's default may be half.
-
-    Imported here: torchmetrics takes nearly as long to load as torch.
-    """
-    from torchmetrics import MeanMetric
-
-    device = next(model.parameters()).device
-    mean = MeanMetric(**options).to(device)
-    mean.set_dtype(torch.float32 if device.type == "mps" else torch.float64)
-    return mean
+    return mean.value
