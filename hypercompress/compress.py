@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from hypercompress.alone import alone
 from hypercompress.architecture import Architecture, architecture_of
@@ -140,10 +140,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             seed=seed,
             progress=progress,
         )
-        plan, tries = searched(plan, budget, search, forward_fn=forward_fn, refit=refit, seed=seed, progress=progress)
-        student = finish(
-            plan, budget, forward_fn=forward_fn, architecture=architecture, refit=refit, norms=norms, start=start
-        )
+        plan, tries = searched(plan, budget, search, refit=refit, seed=seed, progress=progress)
+        student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
     if tries is not None:
         student.report["search"] = {"seconds": float(search), "tries": tries}
     if names:
@@ -152,23 +150,11 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     return student
 
 
-def _of_network(forward_fn: ForwardFn | None) -> ForwardFn | None:
-    """``forward_fn`` as the user wrote it for the teacher: of a student it gets the network inside."""
-    if forward_fn is None:
-        return None
-
-    def run(model: nn.Module, batch: Any) -> Tensor:
-        return forward_fn(model.model if isinstance(model, Student) else model, batch)
-
-    return run
-
-
 def searched(
     plan: Plan,
     budget: Budget,
     seconds: float,
     *,
-    forward_fn: ForwardFn | None = None,
     refit: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
@@ -190,8 +176,7 @@ def searched(
         )
     assert plan.split is not None  # judged
     batch = refit_batch(plan.spec, plan.split) if refit else None
-    forward_fn = plan.reading(_of_network(forward_fn))
-    found = search_ranks(plan, budget, seconds, refit=batch, forward_fn=forward_fn, seed=seed, progress=progress)
+    found = search_ranks(plan, budget, seconds, refit=batch, seed=seed, progress=progress)
     return replace(plan, generator=found.generator), found.tries
 
 
@@ -199,7 +184,6 @@ def finish(
     plan: Plan,
     budget: Budget,
     *,
-    forward_fn: ForwardFn | None = None,
     architecture: Architecture | None = None,
     refit: bool = True,
     norms: bool = True,
@@ -211,7 +195,7 @@ def finish(
     Args:
         both: refit both factors; else the output factor alone, for comparison.
     """
-    start, forward_fn = time.perf_counter() if start is None else start, plan.reading(_of_network(forward_fn))
+    start = time.perf_counter() if start is None else start
     teacher, spec, split = plan.teacher, plan.spec, plan.split
     architecture = architecture or architecture_of(plan.original)
 
@@ -221,17 +205,17 @@ def finish(
     target = budget
     if budget.unit is Unit.LATENCY:
         ranking = _ranking(plan)
-        budget = targeted(plan.original, spec, plan.sketches, ranking, budget, built, plan.timed, forward_fn)
+        budget = targeted(plan.original, spec, plan.sketches, ranking, budget, built, plan.timed, plan.run)
     if split is None:
         generation = plan.generator.generate(spec, plan.sketches, budget)
         student, finishing, fidelity = built(generation), Finishing(), None
     else:
-        judge = Judge(teacher, split.select, split.confirm, forward_fn)
+        judge = Judge(teacher, split.select, split.confirm, plan.run)
         generation, student, finishing = guarded(
             plan,
             budget,
             built,
-            forward_fn,
+            plan.run,
             judge,
             forms=tuple(Refit) if refit and both else (Refit.NONE, Refit.OUTPUTS)[: 1 + refit],
             norms=norms,
@@ -254,7 +238,7 @@ def finish(
     )
     student.report |= _of_plan(plan)
     if plan.timed is not None:
-        report_times(student, plan.original, plan.timed, forward_fn)
+        report_times(student, plan.original, plan.timed, plan.run)
     return student
 
 

@@ -16,7 +16,6 @@ from hypercompress.generator import ANALYTIC
 from hypercompress.generator.protocol import Directions
 from hypercompress.preparation import Plan
 from hypercompress.reconstruction import reconstruct, refit_batch
-from hypercompress.running.calling import ForwardFn
 from hypercompress.specs import Budget, KlScale, Unit
 from hypercompress.student import build_student
 
@@ -25,9 +24,7 @@ PROBE = (
 )
 
 
-def kl_scale(
-    plan: Plan, known: Directions | None = None, forward_fn: ForwardFn | None = None, *, refit: bool = True
-) -> KlScale:
+def kl_scale(plan: Plan, known: Directions | None = None, *, refit: bool = True) -> KlScale:
     """The measured KL of a `kfac` student divided by its predicted one, where that is nearest to `PROBE` nats.
 
     The student is measured on the calibration images that are held out of the statistics: as generated, and with both
@@ -42,7 +39,7 @@ def kl_scale(
     Raises:
         GeneratorError: no calibration batches.
     """
-    spec, sketches, split, forward_fn = plan.spec, plan.sketches, plan.split, plan.reading(forward_fn)
+    spec, sketches, split = plan.spec, plan.sketches, plan.split
     if split is None:
         raise GeneratorError("received a plan without calibration data; expected images to measure on; pass data")
     kfac = ANALYTIC["kfac"]
@@ -57,11 +54,11 @@ def kl_scale(
 
     def scale() -> float:
         predicted = generation.plan.predicted_kl
-        measured = compare(plan.teacher, student, images, forward_fn).kl
+        measured = compare(plan.teacher, student, images, plan.run).kl
         return measured / predicted if predicted and 0 < measured < math.inf else 1.0
 
     generated = scale()
     if not refit:
         return KlScale(generated, generated)
-    reconstruct(plan.teacher, student, spec, sketches, refit_batch(spec, split), forward_fn)
+    reconstruct(plan.teacher, student, spec, sketches, refit_batch(spec, split), plan.run)
     return KlScale(generated, scale())

@@ -15,7 +15,7 @@ from hypercompress.fidelity import compare, remembering
 from hypercompress.generator import ANALYTIC, WeightedKfac, weighted
 from hypercompress.preparation import Plan
 from hypercompress.reconstruction import reconstruct
-from hypercompress.running.calling import ForwardFn, Progress
+from hypercompress.running.calling import Progress
 from hypercompress.specs import Budget
 from hypercompress.student import build_student
 
@@ -42,7 +42,6 @@ def search(
     seconds: float,
     *,
     refit: Any = None,
-    forward_fn: ForwardFn | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Found:
@@ -66,7 +65,7 @@ def search(
     generator = torch.Generator().manual_seed(seed)
     kfac = replace(ANALYTIC["kfac"], known=ANALYTIC["kfac"].directions(spec, sketches))
     names = [layer.name for layer in spec.candidates]
-    answer = remembering(teacher, forward_fn)
+    answer = remembering(teacher, plan.run)
 
     def made(weights: Mapping[str, float]) -> WeightedKfac:
         return weighted(kfac, weights, NAME)
@@ -76,7 +75,7 @@ def search(
         kl = compare(teacher, student, images, answer).kl
         if refit is None:
             return kl
-        reconstruct(teacher, student, spec, sketches, refit, forward_fn)
+        reconstruct(teacher, student, spec, sketches, refit, plan.run)
         return min(kl, compare(teacher, student, images, answer).kl)
 
     first = best = made({})

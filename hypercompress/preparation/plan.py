@@ -8,7 +8,6 @@ from torch import nn
 from hypercompress.generator import Generator
 from hypercompress.running.calibration import CalibrationSplit
 from hypercompress.running.calling import ForwardFn, call_model
-from hypercompress.running.outputs import as_numbers
 from hypercompress.running.renormalization import Moments
 from hypercompress.specs import KlScale, ModelSpec
 
@@ -24,6 +23,7 @@ class Plan:
         spec, sketches: the teacher's.
         split: calibration batches, by use.
         generator: what makes the factors.
+        run: how a model is run, teacher or student: as `prepare` was told, or as models mostly are.
         timed: the batch that latency is measured with, if it was.
         kl_scale: what a predicted KL is multiplied by (`probe.kl_scale`).
         unlike: the data are of another kind than the model's own: they say nothing of what a student is worth on that.
@@ -39,6 +39,7 @@ class Plan:
     sketches: dict[str, Any]
     split: CalibrationSplit | None
     generator: Generator
+    run: ForwardFn = call_model
     timed: Any = None
     kl_scale: KlScale = field(default_factory=KlScale)
     unlike: bool = False
@@ -46,7 +47,3 @@ class Plan:
     stand_in: int = 0
     noise_share: float = 0.0
     numbers: bool = False
-
-    def reading(self, forward_fn: ForwardFn | None) -> ForwardFn | None:
-        """The ``forward_fn`` whose outputs have a shape that is read as they are to be."""
-        return as_numbers(forward_fn or call_model) if self.numbers else forward_fn

@@ -36,6 +36,7 @@ from hypercompress.running.renormalization import Moments, moments_of, renormali
 from hypercompress.running.wholes import seed_of, whole
 from hypercompress.sketch import sketch
 from hypercompress.specs import ModelSpec, Sketch
+from hypercompress.student import Student
 from hypercompress.synthetic.stand_in import stand_in
 
 ANYTHING = Wanted()
@@ -64,7 +65,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     Args:
         latency_batch: samples of the batch that is timed; ``None``: no times are measured. If they are, only forms that
             are faster than the dense layer are used.
-        images, renormalize, steady, outputs: see `compress`.
+        images, forward_fn, renormalize, steady, outputs: see `compress`.
         wanted: what cannot be had is refused before anything is measured.
 
     Without data ``auto`` is `kfac` on noise, of which `Plan.stand_in` tells; where that cannot be, it is ``svd``.
@@ -91,27 +92,38 @@ def prepare(  # noqa: PLR0913  (each has a default)
     example = example_of(original, split, example, as_it_is=forward_fn is not None)
     noise = _steadying(original, example, seed) if steady else None
     numbers = outputs == NUMBERS or (outputs == "auto" and _regresses(original, split, forward_fn))
-    forward_fn = as_numbers(forward_fn or call_model) if numbers else forward_fn
-    apart, timed = taken_apart(original, example, forward_fn), None
+    run = call_model if forward_fn is None else _of_network(forward_fn)
+    run = as_numbers(run) if numbers else run
+    apart, timed = taken_apart(original, example, run), None
     own: Moments = {}
     if norms and split is not None:
-        own, seen = moments_of(apart.model), renormalized(apart.model, split.statistics, forward_fn)
+        own, seen = moments_of(apart.model), renormalized(apart.model, split.statistics, run)
         apart = replace(apart, model=seen, output=None)
-    teacher, spec = apart.model, _replaceable(apart, example, forward_fn)
+    teacher, spec = apart.model, _replaceable(apart, example, run)
     wanted.check(teacher, spec)
     if latency_batch is not None:
         timed = resized(example, latency_batch)
-        spec = measure_latency(teacher, spec, timed, forward_fn=forward_fn, progress=progress)
+        spec = measure_latency(teacher, spec, timed, forward_fn=run, progress=progress)
         wanted.check(teacher, spec)  # again: of what is left no form may be fast enough
-    sketches = _sketched(teacher, spec, split, forward_fn, seed, progress)
+    sketches = _sketched(teacher, spec, split, run, seed, progress)
     spec = spec if split is None else reached(spec, sketches)
     Wanted(strict=wanted.strict).check(teacher, spec)  # again: some layers turn out to be unsupported when they run
-    plan = Plan(original, teacher, spec, sketches, split, chosen, timed, unlike=renormalize, own=own, numbers=numbers)
+    plan = Plan(original, teacher, spec, sketches, split, chosen, run, timed)
+    plan = replace(plan, unlike=renormalize, own=own, numbers=numbers)
     if noise is not None:
         plan = _steadied(plan, noise, seed, progress)
     if split is None:
         return plan
     return replace(plan, sketches=completed(spec, plan.sketches, split.samples, unlike=renormalize))
+
+
+def _of_network(forward_fn: ForwardFn) -> ForwardFn:
+    """``forward_fn`` as the user wrote it for the teacher: of a student it gets the network inside."""
+
+    def run(model: nn.Module, batch: Any) -> Tensor:
+        return forward_fn(model.model if isinstance(model, Student) else model, batch)
+
+    return run
 
 
 def _regresses(teacher: nn.Module, split: CalibrationSplit | None, forward_fn: ForwardFn | None) -> bool:
