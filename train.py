@@ -31,6 +31,7 @@ from hypercompress.errors import HypercompressError
 from hypercompress.running.memory import keep_freed
 from lightning_modules.callbacks import SaveWhenStopped, StepLines, TellReplaced
 from lightning_modules.failing import refused, told
+from lightning_modules.internals import last_checkpoints, layer_sync, set_layer_sync
 from lightning_modules.syncing import SyncedNorms
 from lightning_modules.usage import Parser
 
@@ -115,8 +116,8 @@ class CLI(LightningCLI):
                 f"received the strategy {type(trainer.strategy).__name__}; expected auto or ddp: students are measured "
                 "and saved whole, so each process holds a whole network; pass --trainer.strategy ddp"
             )
-        if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._layer_sync is not None:
-            trainer.strategy._layer_sync = SyncedNorms()
+        if layer_sync(trainer) is not None:
+            set_layer_sync(trainer, SyncedNorms())
         require_callbacks(trainer)
         return trainer
 
@@ -186,7 +187,7 @@ def require_last(trainer: Trainer, path: str | None, fits: bool) -> None:
         HypercompressError: there is none to validate.
     """
     savings = trainer.checkpoint_callbacks if path == "last" else []
-    found = any(saving._find_last_checkpoints(trainer) for saving in savings if isinstance(saving, ModelCheckpoint))
+    found = any(last_checkpoints(saving, trainer) for saving in savings if isinstance(saving, ModelCheckpoint))
     found |= any(Path(saving.ckpt_path).exists() for saving in savings if isinstance(saving, OnExceptionCheckpoint))
     if path != "last" or found:
         return

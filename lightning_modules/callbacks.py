@@ -19,6 +19,7 @@ from torch import nn
 
 from hypercompress.saved.artefact import refuse_existing
 from hypercompress.student import Student
+from lightning_modules.internals import counts_versions, handler_before, layer_sync, stop
 from lightning_modules.syncing import SyncedNorms
 from lightning_modules.teacher import keeps
 
@@ -78,7 +79,7 @@ class SaveStudent(Callback):
             return
         assert isinstance(pl_module, HasStudent)  # by setup
         check_ranks(trainer, pl_module)
-        syncing = getattr(trainer.strategy, "_layer_sync", None)
+        syncing = layer_sync(trainer)
         if isinstance(syncing, SyncedNorms):
             syncing.revert(pl_module)  # as Lightning would, but later
         student = pl_module.student()
@@ -130,7 +131,7 @@ def _savings(trainer: Trainer) -> list[ModelCheckpoint]:
 
 def _name(saving: ModelCheckpoint) -> Path | None:
     """The one checkpoint that a callback writes again and again, if that is what it does."""
-    if saving._enable_version_counter or saving.dirpath is None:
+    if counts_versions(saving) or saving.dirpath is None:
         return None
     known = saving.filename is not None and "{" not in saving.filename
     return Path(saving.format_checkpoint_name({})) if known else None
@@ -222,7 +223,7 @@ class SaveWhenStopped(Callback):
         processes of a group then leaves them waiting for one another.
         """
         self.stopped_by, self._step = None, trainer.global_step
-        before = trainer._signal_connector._original_handlers.get(signal.SIGTERM)
+        before = handler_before(trainer, signal.SIGTERM)
 
         def note(number: int, frame: FrameType | None) -> None:
             launcher = trainer.strategy.launcher
@@ -234,7 +235,7 @@ class SaveWhenStopped(Callback):
                 if trainer.is_global_zero:  # by no stream: it may be in the middle of a line
                     os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
             elif callable(before):
-                before(number, frame)  # type: ignore[arg-type]  # a handler may be given no frame
+                before(number, frame)
 
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, note)
@@ -246,11 +247,11 @@ class SaveWhenStopped(Callback):
             return
         self._step = trainer.global_step
         if trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False):
-            trainer._signal_connector.received_sigterm = True  # Lightning stops where it looks at this
+            stop(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
         if self.stopped_by is not None and trainer.world_size == 1:
-            trainer._signal_connector.received_sigterm = True
+            stop(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
         self.latest = _latest(trainer)

@@ -14,6 +14,7 @@ from torch import nn
 import train
 from hypercompress import from_pretrained
 from hypercompress.errors import HypercompressError
+from lightning_modules import callbacks
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.syncing import SyncedNorms
 from tests.lightning_modules.distilled import Folders, images, system
@@ -50,14 +51,14 @@ def test_a_network_computes_the_same_and_comes_back(name: str) -> None:
 
 
 def test_what_is_saved_is_the_network_as_it_was(
-    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A student is saved before Lightning puts its norms back."""
     distillation, syncing = system(folders), SyncedNorms()
+    monkeypatch.setattr(callbacks, "layer_sync", lambda _: syncing)
     syncing.apply(distillation)
     for each, folder in ((distillation, "synced"), (system(folders), "plain")):
         run = trainer(max_steps=2, limit_val_batches=0, callbacks=[SaveStudent(tmp_path / folder)])
-        run.strategy._layer_sync = syncing
         run.fit(each, images())
         assert not any(isinstance(module, nn.SyncBatchNorm) for module in each.modules())
     synced, other = (from_pretrained(tmp_path / folder) for folder in ("synced", "plain"))
