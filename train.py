@@ -29,9 +29,10 @@ from hypercompress.architecture.names import one_line
 from hypercompress.cli.checks import writable
 from hypercompress.errors import HypercompressError
 from hypercompress.running.memory import keep_freed
-from lightning_modules.callbacks import SaveWhenStopped, StepLines, TellReplaced
+from lightning_modules.callbacks import StepLines, TellReplaced
 from lightning_modules.failing import refused, told
 from lightning_modules.internals import last_checkpoints, layer_sync, set_layer_sync
+from lightning_modules.stopping import SaveWhenStopped
 from lightning_modules.syncing import SyncedNorms
 from lightning_modules.usage import Parser
 

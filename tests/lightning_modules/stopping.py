@@ -9,10 +9,10 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_modules.callbacks import SaveWhenStopped
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.source import TeacherSource
+from lightning_modules.stopping import SaveWhenStopped
 
 Folders = tuple[Path, Path]
 

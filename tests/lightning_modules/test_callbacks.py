@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Sto
 from torch import nn
 
 from hypercompress.errors import ArtefactError
-from lightning_modules.callbacks import SaveStudent, StepLines, TellReplaced, _ended, _name, checksum
+from lightning_modules.callbacks import SaveStudent, StepLines, TellReplaced, _ended, checksum, name_of
 from lightning_modules.data import ImageDataModule
 from lightning_modules.distillation import Distillation
 from lightning_modules.source import TeacherSource
@@ -91,8 +91,8 @@ def test_a_run_that_stops_before_its_first_checkpoint_leaves_none_of_another_run
         ({}, False),
     ],
 )
-def test_a_checkpoint_is_replaced_where_it_has_one_name(options: dict[str, Any], named: bool, tmp_path: Path) -> None:
-    assert _name(ModelCheckpoint(dirpath=tmp_path, **options)) == (tmp_path / "last.ckpt" if named else None)
+def test_a_checkpoint_is_replaced_where_it_has_onename_of(options: dict[str, Any], named: bool, tmp_path: Path) -> None:
+    assert name_of(ModelCheckpoint(dirpath=tmp_path, **options)) == (tmp_path / "last.ckpt" if named else None)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from hypercompress import from_pretrained
-from lightning_modules.callbacks import SaveStudent, SaveWhenStopped, _of_this_step
+from lightning_modules.callbacks import SaveStudent
+from lightning_modules.stopping import TOGETHER, SaveWhenStopped, _of_this_step
 from tests.lightning_modules.stopping import Folders, Stop, distilled
 
 
@@ -119,6 +121,66 @@ def test_what_is_chosen_by_its_score_is_never_written_over(trainer: Callable[...
     # ``--ckpt_path last`` finds what lies beside the best, but not in the place of a link to it.
     assert place(saving("a", "val/kl", save_last=True)) == tmp_path / "last.ckpt"
     assert place(saving("a", "val/kl", save_last="link")) == tmp_path / "stopped.ckpt"
+
+
+def reached(ends: Mock, step: int, whole: bool = True) -> Mock:
+    """The trainer after a batch, of whose gradients a step was made or not."""
+    ends.global_step = step
+    callback = ends.callback
+    callback.on_train_batch_end(ends, LightningModule(), None, None, 0)
+    if not whole:
+        callback.on_train_batch_end(ends, LightningModule(), None, None, 1)
+    return ends
+
+
+def of_processes(count: int) -> Mock:
+    run = Mock(spec=Trainer, world_size=count, global_step=0, strategy=Mock(), callback=SaveWhenStopped())
+    run._signal_connector = Mock(received_sigterm=False)
+    run.strategy.reduce_boolean_decision = Mock(side_effect=lambda decision, **_: decision)
+    return run
+
+
+@pytest.mark.parametrize(("processes", "asked"), [(1, 40), (2, 40 // TOGETHER)])
+def test_processes_wait_for_each_other_to_stop_at_few_steps(processes: int, asked: int) -> None:
+    run = of_processes(processes)
+    for step in range(1, 41):
+        reached(run, step)
+    assert run.strategy.reduce_boolean_decision.call_count == asked
+
+
+@pytest.mark.parametrize(("processes", "stops"), [(1, 3), (2, TOGETHER)])
+def test_a_signal_is_answered_by_then(processes: int, stops: int) -> None:
+    run = of_processes(processes)
+    steps = iter(range(1, 100))
+    while not run._signal_connector.received_sigterm:
+        step = next(steps)
+        run.callback.stopped_by = signal.SIGTERM if step >= 3 else None
+        reached(run, step)
+    assert step == stops
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("ends", ["validation", "epoch", "accumulating"])
+def test_the_end_of_an_epoch_and_a_validation_do_not_lose_it(ends: str, processes: int) -> None:
+    """But for gradients that are being accumulated, which no checkpoint holds."""
+    run = reached(of_processes(processes), 3, whole=ends != "accumulating")
+    callback, system = run.callback, LightningModule()
+    callback.stopped_by = signal.SIGTERM
+    if ends == "epoch":
+        callback.on_train_epoch_end(run, system)
+    else:
+        callback.on_validation_start(run, system)
+        callback.on_validation_batch_end(run, system, None, None, 0)
+    assert run._signal_connector.received_sigterm == (ends != "accumulating")
+
+
+def test_no_validation_but_that_of_steps_asks() -> None:
+    """Neither the check ahead of them nor one on its own after a fit."""
+    run = of_processes(2)
+    run.callback.on_validation_start(run, LightningModule())
+    run.callback.setup(reached(run, 3), LightningModule(), "validate")
+    run.callback.on_validation_start(run, LightningModule())
+    assert not run.strategy.reduce_boolean_decision.called
 
 
 def test_other_ends_of_a_run_save_nothing(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
