@@ -7,14 +7,22 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from hypercompress.errors import DataError
 from hypercompress.running.batches import resized
 from hypercompress.running.calling import ForwardFn, call_model, evaluating, first_argument
-from hypercompress.running.nested import batch_size
-from hypercompress.running.tracing import trace_pass
+from hypercompress.running.nested import batch_size, flat
+from hypercompress.running.tracing import LOOKS, trace_pass
+
+# Of norms that compute ``g / s (x - m) + b``, and with it what they do. A subclass with its own forward may use its
+# parameters in another way (``1 + g``, no ``s``).
+FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, BatchNormAct2d.forward, SyncBatchNormAct.forward)
+OWN = (("weight", "_parameters"), ("bias", "_parameters"), ("running_mean", "_buffers"), ("running_var", "_buffers"))
 
 
 def remembering_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -80,18 +88,23 @@ def rebase_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn
 
     A refitted student was fitted to the teacher's moments, and its layers give less variance than that. In training
     mode a norm takes the moments of the batch instead, which undoes the fit: the first steps would have to find it
-    again (LOG.md, 2026-11-27). Rebased, it computes nearly the same in either mode. Norms without scale or shift, or
-    that share them or whose are read by others, those that the model runs by the moments of the batch, and channels
-    that are not finite, stay as they are.
+    again (LOG.md, 2026-11-27). Rebased, it computes nearly the same in either mode. As they are stay norms with a
+    forward that is neither torch's nor timm's, without scale or shift, or whose scale, shift or moments are computed
+    anew in each pass, shared, or read by others; those that the model runs by the moments of the batch; and channels
+    that are not finite.
     """
     batches = list(batches)
-    held = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
-    norms = [norm for norm in remembering_norms(model) if norm.affine and norm.bias is not None]
-    sums = {norm: _Sums() for norm in norms if all(held[id(parameter)] == 1 for parameter in norm.parameters())}
+    held = Counter(id(value) for module in model.modules() for value in _held(module))
+    sums = {
+        norm: _Sums()
+        for norm in remembering_norms(model)
+        if _plain(norm) and all(held[id(value)] == 1 for part in norm.modules() for value in _held(part))
+    }
     if not sums or not batches:
         return
-    read = trace_pass(model, resized(batches[0], 2), forward_fn or call_model).readers
-    others = {model.get_submodule(path.rpartition(".")[0]) for path in read}
+    reads = _MomentReads(sums)
+    read = trace_pass(model, resized(batches[0], 2), reads.watched(forward_fn or call_model)).readers
+    others = {model.get_submodule(path.rpartition(".")[0]) for path in read} | reads.read
     sums = {norm: found for norm, found in sums.items() if norm not in others}
     handles = [norm.register_forward_pre_hook(found, with_kwargs=True) for norm, found in sums.items()]
     try:
@@ -104,6 +117,48 @@ def rebase_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn
     for norm, found in sums.items():
         if found.count and not found.by_batch:
             _rebase(norm, *found.moments())
+
+
+def _held(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers of the module itself."""
+    return [value for value in (*module._parameters.values(), *module._buffers.values()) if value is not None]
+
+
+def _plain(norm: nn.Module) -> bool:
+    """Whether it computes with its scale, shift and moments what the formula says, and holds them itself: what it
+    computes anew in each pass (`torch.nn.utils.parametrize`, pruning) is nothing to write into.
+    """
+    known = type(norm).forward in FORWARDS and "forward" not in vars(norm)
+    return known and all(getattr(norm, place).get(name) is not None for name, place in OWN)
+
+
+class _MomentReads(TorchFunctionMode):
+    """Notes the norms whose moments somebody else reads, which `trace_pass` says of parameters."""
+
+    def __init__(self, norms: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.owners = {id(moment): norm for norm in norms for moment in norm.buffers(recurse=False)}
+        self.read: set[nn.Module] = set()
+
+    def watched(self, forward_fn: ForwardFn) -> ForwardFn:
+        """``forward_fn``, watched in each call."""
+
+        def run(model: nn.Module, batch: Any) -> Any:
+            with self:
+                return forward_fn(model, batch)
+
+        return run
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
+        if name in LOOKS or (name == "__get__" and not isinstance(result, Tensor)):
+            return result
+        given = {id(value) for value in flat((args, kwargs or {}))}
+        for norm in (self.owners[key] for key in given if key in self.owners):
+            # The norm itself passes its scale along. Whoever else does that reads a parameter.
+            if func is not F.batch_norm or id(norm.weight) not in given:
+                self.read.add(norm)
+        return result
 
 
 class _Sums:
@@ -135,6 +190,7 @@ class _Sums:
 def _rebase(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    mean, variance = _as_stored(mean, norm.running_mean), _as_stored(variance, norm.running_var)
     old, new = ((v.double() + norm.eps).sqrt() for v in (norm.running_var, variance))
     slope = norm.weight.double() / old
     changes = (
@@ -146,3 +202,8 @@ def _rebase(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     sound = torch.stack([value.to(tensor.dtype).isfinite() for tensor, value in changes]).all(0)
     for tensor, value in changes:
         tensor.copy_(torch.where(sound, value.to(tensor.dtype), tensor))
+
+
+def _as_stored(value: Tensor, tensor: Tensor) -> Tensor:
+    """The value as ``tensor`` will hold it, where its rounding shifts more than rounding the norm's shift does."""
+    return value.to(tensor.dtype).double() if tensor.itemsize < torch.float32.itemsize else value

@@ -1,11 +1,14 @@
 """Running moments: estimated over data, or made those of the inputs with the function as it was."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 from hypercompress.errors import DataError
 from hypercompress.running.norms import rebase_norms, reestimate_norms
@@ -169,3 +172,128 @@ def test_a_norm_whose_shift_the_model_reads_stays() -> None:
         torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-4)
     assert not model.read.running_mean.any()
     assert model.free.running_mean.any()
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d, SyncBatchNormAct])
+def test_norms_of_torch_and_timm_are_rebased(kind: Callable[[int], nn.BatchNorm2d]) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(2, 6, 3), kind(6)).eval(), torch.randn(32, 2, 6, 6) * 3 + 1
+    with torch.no_grad():
+        wanted = model(x)
+        rebase_norms(model, [x])
+        torch.testing.assert_close(model[1].running_mean, model[0](x).mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+class FromOne(nn.BatchNorm2d):
+    """Its scale is the distance from one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, 1 + self.weight, self.bias, eps=self.eps)
+
+
+class Softplus(nn.Module):
+    """A weight that is positive."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return F.softplus(weight)
+
+
+def with_positive_scale() -> nn.Module:
+    norm = nn.BatchNorm2d(6)
+    parametrize.register_parametrization(norm, "weight", Softplus())
+    return norm
+
+
+def with_its_own_forward() -> nn.Module:
+    norm = nn.BatchNorm2d(6)
+    norm.forward = lambda x: FromOne.forward(norm, x)  # type: ignore[arg-type, method-assign]
+    return norm
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: FromOne(6),
+        with_its_own_forward,
+        with_positive_scale,
+        lambda: prune.l1_unstructured(nn.BatchNorm2d(6), "weight", 0.3),
+    ],
+    ids=["subclass", "forward", "parametrized", "pruned"],
+)
+def test_a_norm_that_may_compute_another_function_stays(norm: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(2, 6, 3), norm()).eval(), torch.randn(32, 2, 6, 6) * 3 + 1
+    model[1].running_var.uniform_(0.5, 2)
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        wanted = model(x)
+        rebase_norms(model, [x])
+        assert torch.equal(model(x), wanted)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("how", ["mean", "variance", "detached", "normalising", "shared"])
+def test_a_norm_whose_moments_others_read_stays(how: str) -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.free = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+            self.other = nn.Module()
+            if how == "shared":
+                self.other.register_buffer("mean", self.read.running_mean)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, norm = self.read(x), self.read
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            if how == "mean":
+                y = y + norm.running_mean
+            elif how == "variance":
+                y = y * norm.running_var.sqrt()
+            elif how == "detached":
+                y = y + norm.running_mean.detach().numpy().mean()
+            elif how == "normalising":
+                y = y + F.batch_norm(x, norm.running_mean, norm.running_var)
+            output: Tensor = self.free(y)
+            return output
+
+    torch.manual_seed(0)
+    model, x = Reading().eval(), torch.randn(32, 3) * 2 + 1
+    with torch.no_grad():
+        wanted = model(x)
+        rebase_norms(model, [x])
+        torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-4)
+    assert not model.read.running_mean.any()
+    assert model.free.running_mean.any()
+
+
+def test_asking_moments_for_their_type_does_no_harm() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert self.norm.running_mean is not None
+            output: Tensor = self.norm(x.to(self.norm.running_mean.dtype)) / self.norm.running_mean.shape[0]
+            return output
+
+    model = Asking().eval()
+    rebase_norms(model, [torch.randn(32, 3) + 1])
+    assert model.norm.running_mean.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_rebased_in_half_precision_the_function_stays_but_for_rounding(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)), torch.randn(256, 3, 10, 10) + 1
+    model[0].bias.data += 30  # far from zero the moments, as they are stored, are coarse
+    with torch.no_grad():
+        for _ in range(60):
+            model(x)
+        model, x = model.eval().to(dtype), x.to(dtype)
+        before = copy.deepcopy(model).float()(x.float())
+        rebase_norms(model, [x])
+        change = model.float()(x.float()) - before
+    assert change.abs().max() < 2 * torch.finfo(dtype).eps * before.std()
