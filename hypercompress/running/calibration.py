@@ -3,9 +3,8 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from hypercompress.errors import DataError
-from hypercompress.running.batches import by_sample, copied, cut, join, layout_of, rows_of, to_device
+from hypercompress.running.batches import by_sample, copied, join, layout_of, rows_of, to_device
 from hypercompress.running.nested import batch_size, flat, labels_of, sorted_by_class
 
 UNLIKELY = 1e-6  # that shuffled samples come so in the order of their labels
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
+LEAST_HELD = 16  # samples to select and to confirm with, where batches have to be cut for them; a third at most
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def split_batches(
     passed: bool = False,
     images: int | None = None,
 ) -> CalibrationSplit:
-    """Every eighth batch selects and the one after it confirms; of fewer than three batches each is cut in three.
+    """Every eighth batch selects and the one after it confirms. Of fewer than three batches, and where that leaves less
+    than half of the samples for statistics, an eighth of the samples selects and one confirms (see `LEAST_HELD`).
 
     Args:
         data: batches, of shuffled samples: those that select and confirm are not measured on. Of ``(images, labels)``
@@ -66,20 +67,50 @@ def split_batches(
     if not batches:
         raise DataError("received calibration data without a single batch; expected at least one; check the loader")
     batches = _mixed(batches)
-    if len(batches) < 3:
-        batches = list(chain.from_iterable(cut(batch, min(3, batch_size(batch))) for batch in batches))
-    if len(batches) < 3:
+    samples = sum(map(batch_size, batches))
+    if samples < 3:
         raise DataError(
-            f"received {len(batches)} calibration samples; expected at least 3, to measure, to select and to confirm "
-            "with; add images"
+            f"received {samples} calibration samples; expected at least 3, to measure, to select and to confirm with; "
+            "add images"
         )
+    split = None if len(batches) < 3 else _by_batches(batches)
+    if split is None or (2 * split.samples < samples and all(map(_in_samples, batches))):
+        split = _by_samples(batches)
+    # The first that runs shows whether a model writes into its input (`calling.unwritten`): not into the caller's.
+    return replace(split, statistics=[copied(split.statistics[0]), *split.statistics[1:]])
+
+
+def _by_batches(batches: Sequence[Any]) -> CalibrationSplit:
+    """Of every eight of three batches or more the first selects, and the second confirms."""
     parts: dict[str, list[Any]] = {"statistics": [], "select": [], "confirm": []}
     for index, batch in enumerate(batches):
         place = index % max(3, min(HELD_OUT_SHARE, len(batches)))
         parts[("select", "confirm")[place] if place < 2 else "statistics"].append(batch)
-    # The first that runs shows whether a model writes into its input (`calling.unwritten`): not into the caller's.
-    parts["statistics"][0] = copied(parts["statistics"][0])
     return CalibrationSplit(**parts)
+
+
+def _by_samples(batches: Sequence[Any]) -> CalibrationSplit:
+    """The first samples select, and the next confirm: batches are cut where these end."""
+    parts: dict[str, list[Any]] = {"select": [], "confirm": [], "statistics": []}
+    total = sum(map(batch_size, batches))
+    held = max(total // HELD_OUT_SHARE, min(total // 3, LEAST_HELD))
+    ends = {"select": held, "confirm": 2 * held, "statistics": total}
+    begin = 0
+    for batch in batches:
+        taken, size = 0, batch_size(batch)
+        for name, end in ends.items():
+            upto = min(max(end - begin, taken), size)
+            if upto > taken:
+                parts[name].append(rows_of(batch, slice(taken, upto)))
+            taken = upto
+        begin += size
+    return CalibrationSplit(**parts)
+
+
+def _in_samples(batch: Any) -> bool:
+    """Whether all tensors of a batch have a row for each sample: a batch of graphs, say, has not, and stays whole."""
+    size = batch_size(batch)
+    return all(by_sample(value, size) for value in flat(batch) if isinstance(value, Tensor) and value.ndim)
 
 
 def _whole(batch: Any) -> Any:

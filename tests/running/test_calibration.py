@@ -43,6 +43,40 @@ def test_splits_share_no_image_and_lose_none(count: int) -> None:
         assert len(parts[0]) >= len(parts[1]) >= len(parts[2])
 
 
+@pytest.mark.parametrize(
+    ("sizes", "held"),
+    [
+        ((512, 510, 2), 128),
+        ((500, 500, 24), 128),
+        ((400, 8, 8, 8, 8, 8, 8), 56),
+        ((512, 512), 128),
+        ((512,), 64),
+        ((30, 30, 30), 16),
+        ((9, 9, 9), 9),
+        ((1, 3, 1), 1),
+    ],
+)
+def test_few_or_uneven_batches_leave_most_samples_for_the_statistics(sizes: tuple[int, ...], held: int) -> None:
+    """A loader's third batch may be its short last one, which alone would be measured on."""
+    rows = torch.arange(sum(sizes)).view(-1, 1)
+    split = split_batches([(part, -part[:, 0]) for part in rows.split(sizes)], CPU)
+    parts = [[row for batch in part for row in batch[0][:, 0].tolist()] for part in (split.select, split.confirm)]
+    parts.append([row for batch in split.statistics for row in batch[0][:, 0].tolist()])
+    assert list(map(len, parts)) == [held, held, sum(sizes) - 2 * held]
+    assert list(chain.from_iterable(parts)) == list(range(sum(sizes)))
+    for batch in (*split.select, *split.confirm, *split.statistics):
+        assert torch.equal(-batch[0][:, 0], batch[1])
+
+
+def test_batches_that_are_no_rows_of_samples_stay_whole() -> None:
+    graphs = [{"nodes": torch.full((6, 2), float(i)), "edges": torch.full((9, 2), i)} for i in range(3)]
+    split = split_batches(graphs, CPU)
+    for i, part in enumerate((split.select, split.confirm, split.statistics)):
+        (batch,) = part
+        assert torch.equal(batch["nodes"], graphs[i]["nodes"])
+        assert torch.equal(batch["edges"], graphs[i]["edges"])
+
+
 def test_too_little_data_is_refused() -> None:
     with pytest.raises(DataError, match="without a single batch"):
         split_batches([], CPU)
@@ -96,7 +130,7 @@ class Features(UserDict[str, Tensor]):
 def test_mappings_that_are_no_dict_are_split_joined_and_moved(kind: Any) -> None:
     split = split_batches([kind({"pixels": torch.arange(7)})], CPU)
     parts = [*split.select, *split.confirm, *split.statistics]
-    assert [len(part["pixels"]) for part in parts] == [3, 2, 2]
+    assert [len(part["pixels"]) for part in parts] == [2, 2, 3]
     assert join(parts, 6)["pixels"].tolist() == list(range(6))
     assert to_device(parts[0], torch.device("meta"))["pixels"].is_meta
     if kind is Features:
