@@ -1,5 +1,6 @@
 """Everything before the budget: the generator loaded, the teacher unpacked, inspected and measured."""
 
+import traceback
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from hypercompress.curvature import UNREACHED, reached
 from hypercompress.curvature.collapse import completed
 from hypercompress.curvature.fisher import Probing
 from hypercompress.curvature.steadying import noise_share, steadied
-from hypercompress.errors import BudgetError, DataError, GeneratorError
+from hypercompress.errors import BudgetError, DataError, GeneratorError, HypercompressError
 from hypercompress.fidelity import compare, remembering
 from hypercompress.generator import AnalyticGenerator, Generator, load_generator
 from hypercompress.inspection import inspect
@@ -27,7 +28,7 @@ from hypercompress.preparation.plan import Plan
 from hypercompress.preparation.wanted import Wanted
 from hypercompress.running.batches import pieces, resized
 from hypercompress.running.calibration import CalibrationSplit, split_batches
-from hypercompress.running.calling import ForwardFn, Progress, call_model, taking
+from hypercompress.running.calling import ForwardFn, Progress, call_model, out_of_memory, taking
 from hypercompress.running.copying import as_written
 from hypercompress.running.memory import give_back
 from hypercompress.running.norms import remembering_norms
@@ -97,15 +98,15 @@ def prepare(  # noqa: PLR0913  (each has a default)
     apart, timed = taken_apart(original, example, run), None
     own: Moments = {}
     if norms and split is not None:
-        own, seen = moments_of(apart.model), renormalized(apart.model, split.statistics, run)
+        own, seen = moments_of(apart.model), renormalized(apart.model, split.statistics, taking(run))
         apart = replace(apart, model=seen, output=None)
     teacher, spec = apart.model, _replaceable(apart, example, run)
     wanted.check(teacher, spec)
     if latency_batch is not None:
         timed = resized(example, latency_batch)
-        spec = measure_latency(teacher, spec, timed, forward_fn=run, progress=progress)
+        spec = measure_latency(teacher, spec, timed, forward_fn=taking(run), progress=progress)
         wanted.check(teacher, spec)  # again: of what is left no form may be fast enough
-    sketches = _sketched(teacher, spec, split, run, seed, progress)
+    sketches = _sketched(teacher, spec, split, run, seed, progress, made=renormalize)
     spec = spec if split is None else reached(spec, sketches)
     Wanted(strict=wanted.strict).check(teacher, spec)  # again: some layers turn out to be unsupported when they run
     plan = Plan(original, teacher, spec, sketches, split, chosen, run, timed)
@@ -173,15 +174,19 @@ def _sketched(
     forward_fn: ForwardFn | None,
     seed: int,
     progress: Progress | None,
+    *,
+    made: bool = False,
 ) -> dict[str, Sketch]:
-    """The sketches of every candidate, with data of those that a gradient reaches."""
+    """The sketches of every candidate, with data of those that a gradient reaches; ``made``: the images may be noise,
+    in batches that nobody chose.
+    """
     if split is None:
         return sketch(teacher, spec, None)
     batches: Iterable[Any] = split.statistics
-    if next(teacher.parameters()).is_cpu:  # where small batches take no longer, and memory is all there is
+    if made or next(teacher.parameters()).is_cpu:  # where small batches take no longer, and memory is all there is
         batches = pieces(batches, samples_of_a_pass(spec))
     probing = Probing.of(split.samples)
-    found = sketch(teacher, spec, batches, forward_fn=forward_fn, probing=probing, seed=seed, progress=progress)
+    found = sketch(teacher, spec, batches, forward_fn=taking(forward_fn), probing=probing, seed=seed, progress=progress)
     give_back()
     return {name: one for name, one in found.items() if one.curvature is not None}
 
@@ -222,7 +227,8 @@ def _steadied(plan: Plan, noise: list[Tensor], seed: int, progress: Progress | N
     device, samples = next(plan.teacher.parameters()).device, plan.split.samples
     split = split_batches(noise, device, dtype_of(plan.teacher))
     seen = renormalized(plan.teacher, split.statistics)
-    sketches = steadied(plan.sketches, _sketched(seen, plan.spec, split, None, seed, told), samples)
+    found = _sketched(seen, plan.spec, split, None, seed, told, made=True)
+    sketches = steadied(plan.sketches, found, samples)
     return replace(plan, sketches=sketches, noise_share=noise_share(samples))
 
 
@@ -243,10 +249,19 @@ def _generator(
     return generator
 
 
+def _of_autograd(error: Exception) -> bool:
+    """Whether it was raised in a backward pass, which what the model did before it does not allow."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(str(frame.f_globals.get("__name__")).startswith("torch.autograd") for frame, _ in frames)
+
+
 def _on_noise(teacher: nn.Module, wanted: Wanted, *, example: Any, seed: int, **options: Any) -> Plan | None:
     """The plan of a teacher measured on noise; ``None`` where it reads no images, or, with a warning, where that fails.
 
-    The model reads images that its owner never passed, so whatever it raises then is no fault of the input.
+    The model reads images that its owner never passed, so what it raises then is no fault of the input.
+
+    Raises:
+        whatever is no fault of the noise either: lack of memory, and faults of this package.
     """
     original = as_written(teacher)
     noise = stand_in(original, example, seed=seed)
@@ -260,11 +275,16 @@ def _on_noise(teacher: nn.Module, wanted: Wanted, *, example: Any, seed: int, **
         plan = prepare(original, noise, "auto", example=example, renormalize=True, wanted=some, seed=seed, **options)
         assert plan.split is not None  # noise was given
         held_out = [*plan.split.select, *plan.split.confirm]  # the others were measured
-        compare(plan.teacher, plan.teacher, held_out, remembering(plan.teacher))
+        compare(plan.teacher, plan.teacher, held_out, remembering(plan.teacher, taking(plan.run)))
     except BudgetError:  # no form is fast enough, which no noise was asked about
         raise
-    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-        why, made = " ".join(str(error).split()), None
+    except (HypercompressError, RuntimeError) as error:
+        if out_of_memory(error):
+            error.add_note("It ran on noise, for want of images; generator 'svd' reads the weights alone")
+            raise
+        if not isinstance(error, HypercompressError) and not _of_autograd(error):
+            raise
+        why, made = " ".join(str(error.__cause__ or error).split()), None  # what the model said, without advice
     else:
         lost = [layer.name for layer in plan.spec.layers if layer.reason == UNREACHED]
         why, made = f"no gradient reaches {', '.join(lost)}", None if lost else plan

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,6 +187,14 @@ def of_two(body: nn.Sequential, x: Tensor) -> Tensor:
     return output
 
 
+def overwritten(body: nn.Sequential, x: Tensor) -> Tensor:
+    """A backward pass would need what is no longer there."""
+    hidden = body[0](x).sigmoid()
+    hidden += 1
+    output: Tensor = body[1:](hidden)
+    return output
+
+
 def rarely_finite(body: nn.Sequential, x: Tensor) -> Tensor:
     """Held-out noise alone is unlucky: it is asked without gradients, and in batches of more than two."""
     output: Tensor = body(x)
@@ -197,7 +206,8 @@ def rarely_finite(body: nn.Sequential, x: Tensor) -> Tensor:
     [
         (undifferentiable, "no_grad"),
         (cut, "no gradient reaches body.0"),
-        (of_two, "shape .* is invalid"),
+        (of_two, r"shape .* is invalid for input of size \d+\."),
+        (overwritten, "modified by an inplace operation"),
         (rarely_finite, "NaN or infinity"),
     ],
 )
@@ -210,6 +220,68 @@ def test_where_noise_fails_the_weights_alone_are_read_and_it_is_said(
     wanted = compress(model, HALF, generator="svd", example=example())
     assert student.report["generator"]["name"] == "svd"
     assert all(torch.equal(value, student.state_dict()[name]) for name, value in wanted.state_dict().items())
+
+
+class Failing(torch.autograd.Function):
+    """The identity, whose backward pass raises an error."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, error: Exception) -> Tensor:
+        ctx.error = error
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:  # type: ignore[override]
+        raise ctx.error
+
+
+@pytest.mark.parametrize("backward", [True, False], ids=["backward", "forward"])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("17 GB"), RuntimeError("can't allocate memory: 17 GB")], ids=str
+)
+def test_a_lack_of_memory_is_raised(error: RuntimeError, backward: bool) -> None:
+    """Another student than on a larger machine, and a worse one, is not what was asked for."""
+
+    def large(body: nn.Sequential, x: Tensor) -> Tensor:
+        output: Tensor = body(x)
+        if len(x) == 2:  # what is inspected fits
+            return output
+        if not backward:
+            raise error
+        failed: Tensor = Failing.apply(output, error)
+        return failed
+
+    with pytest.raises(RuntimeError, match="17 GB") as told:
+        compress(Around(large).eval(), HALF, example=example())
+    assert told.value is error
+    assert "generator 'svd'" in told.value.__notes__[0]
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, ValueError, IndexError, TypeError])
+def test_a_fault_of_the_package_s_own_is_raised(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise kind("ours")
+
+    monkeypatch.setattr("hypercompress.preparation.preparing.completed", wrong)
+    with pytest.raises(kind, match="ours"):
+        compress(network(), HALF, example=example())
+
+
+@pytest.mark.parametrize("device", ["CPU", "GPU"])
+def test_memory_bounds_the_backward_pass_of_noise_on_any_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its batches are no choice of the user's; of images on a GPU the batches are as they were passed."""
+    monkeypatch.setattr(nn.Parameter, "is_cpu", device == "CPU", raising=False)
+    monkeypatch.setattr("hypercompress.preparation.preparing.samples_of_a_pass", lambda _: 8)
+    model, sizes = network(), list[int]()
+    model.register_forward_hook(
+        lambda _m, inputs, _o: sizes.append(len(inputs[0])) if torch.is_grad_enabled() else None
+    )
+    prepare(model, None, "auto", example=example())
+    assert 0 < max(sizes) <= 8
+    sizes.clear()
+    images = torch.cat(stand_in(model, example()) or []).split(16)
+    prepare(model, images, "kfac")
+    assert max(sizes) == (8 if device == "CPU" else 16)
 
 
 def test_a_budget_that_only_layers_beyond_the_noise_s_reach_allow_is_met_from_the_weights() -> None:
