@@ -9,8 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from hypercompress.architecture.names import one_line
-from hypercompress.errors import HypercompressError, ModelError
-from hypercompress.running.calling import call_model, evaluating, placed
+from hypercompress.errors import ModelError
+from hypercompress.running.calling import call_model, evaluating, placed, refused
 from lightning_modules.losses import Losses
 
 
@@ -51,6 +51,13 @@ def probed(network: nn.Module, names: Sequence[str], size: Sequence[int], whose:
     def keep(name: str, output: Any) -> None:
         maps[name].append(tuple(output.shape) if isinstance(output, Tensor) else None)
 
+    def told(error: Exception) -> ModelError:
+        return ModelError(
+            f"received images of {' x '.join(map(str, size))} that the {whose} does not take ({one_line(error)}); "
+            "expected a size that student and teacher were built for; change data.inputs.input_size or the teacher's "
+            "model_args"
+        )
+
     handles = [
         network.get_submodule(name).register_forward_hook(
             lambda _module, _inputs, output, name=name: keep(name, output)
@@ -58,16 +65,8 @@ def probed(network: nn.Module, names: Sequence[str], size: Sequence[int], whose:
         for name in names
     ]
     try:
-        with evaluating(network), torch.no_grad():
+        with refused(told), evaluating(network), torch.no_grad():
             logits = call_model(network, placed(torch.zeros(2, *size), network))
-    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-        if isinstance(error, HypercompressError | torch.OutOfMemoryError):
-            raise
-        raise ModelError(
-            f"received images of {' x '.join(map(str, size))} that the {whose} does not take ({one_line(error)}); "
-            "expected a size that student and teacher were built for; change data.inputs.input_size or the teacher's "
-            "model_args"
-        ) from error
     finally:
         for handle in handles:
             handle.remove()

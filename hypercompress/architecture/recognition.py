@@ -12,14 +12,16 @@ from hypercompress.architecture.names import registered_cfg
 from hypercompress.architecture.record import Architecture, build, public_cfg
 from hypercompress.errors import ModelError
 from hypercompress.noted import args_of, cfg_of, input_size
-from hypercompress.running.copying import copy_of
+from hypercompress.running.calling import evaluating, out_of_memory
+from hypercompress.running.copying import copy_of, weights_of
 
 
 def architecture_of(module: nn.Module) -> Architecture | None:
     """Recognise a timm model that the caller made, or return ``None``.
 
     The candidate is rebuilt and must have the same layers (compared by printed form), the same weights by name and
-    shape, and the same outputs on one random input. The module and the random state stay as they were.
+    shape, and the same outputs on one random input. The module and the random state stay as they were. Lack of memory
+    is raised as it is.
     """
     cfg = cfg_of(module)
     name = str(cfg.get("architecture"))
@@ -36,7 +38,9 @@ def architecture_of(module: nn.Module) -> Architecture | None:
         candidate = Architecture(tagged, args, known, module.levels if isinstance(module, ReadsLevels) else None)
         with drawing():
             same = _same_function(module, build(candidate), candidate.pretrained_cfg["input_size"])
-    except Exception:  # noqa: BLE001 - whatever a modified module raises, it is not the model timm builds
+    except Exception as error:  # whatever else a modified module raises, it is not the model timm builds
+        if out_of_memory(error):
+            raise
         return None
     return candidate if same else None
 
@@ -49,8 +53,9 @@ def _same_function(module: nn.Module, rebuilt: nn.Module, size: Iterable[int]) -
     rebuilt.load_state_dict(state)
     some = next(module.parameters())
     example = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).to(some)
-    with torch.inference_mode():
-        ours, theirs = copy_of(module).eval()(example), rebuilt.to(some)(example)
+    copied = copy_of(module, shared=weights_of(module))
+    with evaluating(copied), torch.no_grad():  # inference mode does not count what is written into shared buffers
+        ours, theirs = copied(example), rebuilt.to(some)(example)
     return bool(torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6))
 
 

@@ -17,6 +17,7 @@ from hypercompress.architecture.levels import Levels, read_levels
 from hypercompress.architecture.names import one_line, quiet_hub, registered_cfg
 from hypercompress.errors import ModelError
 from hypercompress.noted import RESERVED_ARGS, STATED, is_json
+from hypercompress.running.calling import out_of_memory
 
 # Entries that say where weights lie or which code runs: they are the registry's business, never an overlay's.
 PRIVATE_CFG = {
@@ -68,13 +69,19 @@ def build(architecture: Architecture) -> nn.Module:
 def create(
     name: str, args: Mapping[str, Any], *, overlay: Mapping[str, Any] | None = None, pretrained: bool = False
 ) -> nn.Module:
-    """``timm.create_model``; its failures are told apart: arguments at fault, or weights out of reach."""
+    """``timm.create_model``; its failures are told apart: arguments at fault, or weights out of reach.
+
+    Raises:
+        ModelError: one of these. Lack of memory stays as it is.
+    """
     try:
         with quiet_hub():
             return timm.create_model(
                 name, pretrained=pretrained, pretrained_cfg_overlay=dict(overlay) if overlay else None, **args
             )
     except Exception as error:
+        if out_of_memory(error):
+            raise
         if pretrained:
             create(name, args, overlay=overlay)  # raises if the arguments are the fault
             raise ModelError(

@@ -1,6 +1,7 @@
 """From the words of a command to a model and batches on its device."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from hypercompress.architecture.weights import average_in
 from hypercompress.cli.checks import LEAST_IMAGES, folder_digest, image_folder
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, loader, mismatch, unlike_timm
-from hypercompress.errors import DataError, HypercompressError, ModelError
+from hypercompress.errors import DataError, ModelError
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.models import is_student_folder, load_model
 from hypercompress.running.batches import to_device
-from hypercompress.running.calling import evaluating, placed, precision
+from hypercompress.running.calling import evaluating, placed, precision, refused
 from hypercompress.running.outputs import tensor_of
 from hypercompress.saved.artefact import read_report
 from hypercompress.specs import ModelSpec
@@ -130,22 +131,16 @@ def output_shape(model: nn.Module, size: Sequence[int]) -> tuple[int, ...]:
     return tuple(output.shape[1:])
 
 
-class understood:  # noqa: N801 - reads as a statement
+def understood(size: Sequence[int]) -> AbstractContextManager[None]:
     """What a model raises on an input of ``size`` becomes a `ModelError`."""
 
-    def __init__(self, size: Sequence[int]) -> None:
-        self.size = size
+    def told(error: Exception) -> ModelError:
+        return ModelError(
+            f"received images of {' x '.join(map(str, size))} that the model does not take "
+            f"({one_line(error)}); expected a size it was built for; change --input-size or --model-args"
+        )
 
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, HypercompressError | torch.OutOfMemoryError):
-            return
-        if isinstance(error, RuntimeError | AssertionError | ValueError | IndexError | TypeError):
-            raise ModelError(
-                f"received images of {' x '.join(map(str, self.size))} that the model does not take "
-                f"({one_line(error)}); expected a size it was built for; change --input-size or --model-args"
-            ) from error
+    return refused(told)
 
 
 def input_size(model: nn.Module) -> tuple[int, ...]:

@@ -17,11 +17,11 @@ from torch.export import ExportedProgram
 
 from hypercompress.architecture import own_input_size
 from hypercompress.data import expanded
-from hypercompress.errors import ExportError, HypercompressError, ModelError, NonFiniteError
+from hypercompress.errors import ExportError, ModelError, NonFiniteError
 from hypercompress.export import onnx_file, program
 from hypercompress.export.int8 import NOISE, Int8, quantize
 from hypercompress.report import bytes_of
-from hypercompress.running.calling import evaluating, out_of_memory, placed
+from hypercompress.running.calling import evaluating, placed, refused
 from hypercompress.running.copying import as_written
 from hypercompress.saved.whole_file import whole_file
 from hypercompress.student import Student
@@ -256,18 +256,15 @@ def _input_size(model: nn.Module, given: Any) -> tuple[int, ...]:
 
 
 def _output(model: nn.Module, batch: Tensor) -> Tensor:
-    try:
-        output = model(batch)
-    except HypercompressError:
-        raise
-    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-        if out_of_memory(error):
-            raise
-        raise ModelError(
+    def told(error: Exception) -> ModelError:
+        return ModelError(
             f"received inputs of the size {tuple(batch.shape[1:])}, which the model does not take "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); expected one that it takes; pass "
             "input_size, or wrap a model of several inputs in a module of one"
-        ) from error
+        )
+
+    with refused(told):
+        output = model(batch)
     if not isinstance(output, Tensor):
         raise ModelError(
             f"received a model that returns {type(output).__name__}; expected one tensor; wrap it in a module that "

@@ -78,28 +78,44 @@ def taking(forward_fn: ForwardFn | None) -> ForwardFn:
     """
 
     def run(model: nn.Module, batch: Any) -> Tensor:
-        try:
+        with refused(lambda error: _untaken(batch, error)):
             return (forward_fn or call_model)(model, batch)
-        except HypercompressError:
-            raise
-        except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-            if out_of_memory(error):
-                raise
-            tensors = (value for value in flat(batch) if isinstance(value, Tensor))
-            shapes = ", ".join(f"{value.dtype} {list(value.shape)}" for value in tensors) or type(batch).__name__
-            said = " ".join(str(error).split())
-            if "nference tensor" in said:  # in all that torch says of them
-                raise ModelError(
-                    f"received a model that runs in torch.inference_mode ({said}); expected one that leaves its "
-                    "outputs to autograd and to versions; write torch.no_grad in its forward instead"
-                ) from error
-            raise ModelError(
-                f"received a batch of {shapes} that the model does not take ({type(error).__name__}: {said}); "
-                "expected what it was trained on; check channels and size, turn whole numbers into real ones and "
-                "normalise them as for training, or pass forward_fn=lambda model, batch: ... that calls it"
-            ) from error
 
     return run
+
+
+def _untaken(batch: Any, error: Exception) -> ModelError:
+    """What a model raised on a batch, with what to do about it."""
+    said = " ".join(str(error).split())
+    if "nference tensor" in said:  # in all that torch says of them
+        return ModelError(
+            f"received a model that runs in torch.inference_mode ({said}); expected one that leaves its outputs to "
+            "autograd and to versions; write torch.no_grad in its forward instead"
+        )
+    tensors = (value for value in flat(batch) if isinstance(value, Tensor))
+    shapes = ", ".join(f"{value.dtype} {list(value.shape)}" for value in tensors) or type(batch).__name__
+    return ModelError(
+        f"received a batch of {shapes} that the model does not take ({type(error).__name__}: {said}); "
+        "expected what it was trained on; check channels and size, turn whole numbers into real ones and "
+        "normalise them as for training, or pass forward_fn=lambda model, batch: ... that calls it"
+    )
+
+
+@contextmanager
+def refused(told: Callable[[Exception], HypercompressError]) -> Iterator[None]:
+    """What a model raises inside the block on inputs that it does not take becomes what ``told`` makes of it.
+
+    Raises:
+        HypercompressError: of ``told``; or as it was raised. Lack of memory stays as it is, too.
+    """
+    try:
+        yield
+    except HypercompressError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
+        if out_of_memory(error):
+            raise
+        raise told(error) from error
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hypercompress.architecture import Levels
-from hypercompress.running.calling import evaluating
+from hypercompress.running.calling import evaluating, out_of_memory
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.nearness import Nearness
 from hypercompress.transfer.ridge import Ridge, fit_ridge, mean_square
@@ -59,7 +59,8 @@ class Weighed:
 def find_levels(
     backbone: Backbone, image: Float[Tensor, "1 c h w"], last: Float[Tensor, "1 d"], images: int, classes: int
 ) -> tuple[Levels | None, str]:
-    """The levels of a timm model, and if there are none the reason in words. The model runs once.
+    """The levels of a timm model, and if there are none the reason in words. The model runs once. Lack of memory is
+    raised as it is.
 
     Args:
         last: the features of the image.
@@ -75,7 +76,9 @@ def find_levels(
         try:
             final, maps = model.forward_intermediates(image, output_fmt="NCHW")
             again = model.forward_head(final, pre_logits=True)
-        except Exception as error:  # noqa: BLE001 - whatever a model raises there, its last features are at hand
+        except Exception as error:  # whatever else a model raises there, its last features are at hand
+            if out_of_memory(error):
+                raise
             return None, f"its forward_intermediates raised {type(error).__name__}"
     if again.shape != last.shape or not torch.allclose(again, last, rtol=1e-3, atol=1e-4 * float(last.abs().max())):
         return None, "its forward_intermediates does not end in what the classifier reads"

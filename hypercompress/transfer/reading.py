@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hypercompress.architecture.names import one_line
-from hypercompress.errors import DataError, HypercompressError
-from hypercompress.running.calling import evaluating
+from hypercompress.errors import DataError
+from hypercompress.running.calling import evaluating, refused
 from hypercompress.transfer.adaptable import Site
 from hypercompress.transfer.apply import adapted_parameters
 from hypercompress.transfer.backbone import Backbone
@@ -67,17 +67,15 @@ def features_of(backbone: Backbone, images: Tensor) -> Float[Tensor, "n d"]:
     Raises:
         DataError: the model does not take them.
     """
-    try:
-        found: Tensor = backbone(images)
-    except torch.OutOfMemoryError:
-        raise
-    except HypercompressError:
-        raise
-    except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as error:
-        raise DataError(
+
+    def told(error: Exception) -> DataError:
+        return DataError(
             f"received support images of {' x '.join(map(str, images.shape[1:]))} in {images.dtype} that the model "
             f"does not take ({one_line(error)}); expected images prepared for it; see Preprocess.of(model)"
-        ) from error
+        )
+
+    with refused(told):
+        found: Tensor = backbone(images)
     return found
 
 
