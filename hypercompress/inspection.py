@@ -113,9 +113,10 @@ def _follower(name: str, trace: Trace, sharing: Sharing) -> str | None:
     holds is its own, and is read by nobody else.
     """
     norm = trace.follower(name)
-    if norm is None or getattr(sharing.modules[norm], "bias", None) is None:
+    if norm is None:
         return None
-    if any(f"{norm}.{part}" in trace.readers for part in sharing.modules[norm]._parameters):
+    own = sharing.modules[norm]._parameters  # without what it computes anew in each pass
+    if own.get("bias") is None or "weight" not in own or any(f"{norm}.{part}" in trace.readers for part in own):
         return None
     held = (sharing.held[id(parameter)] for parameter in sharing.modules[norm].parameters(recurse=False))
     return norm if all(paths == [norm] for paths in held) else None

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from hypercompress import Budget, compress
 from hypercompress.errors import ModelError
 from hypercompress.inspection import inspect, require_supported
 from hypercompress.specs import Status
@@ -43,3 +44,16 @@ def test_a_vector_computed_in_each_pass_is_no_matrix() -> None:
     norm = nn.utils.parametrize.register_parametrization(nn.LayerNorm(8), "weight", nn.Softplus(), unsafe=True)
     found = row(inspect(nn.Sequential(nn.Linear(8, 8), norm), torch.randn(2, 8)), "1")
     assert (found.status, found.params) == (Status.KEPT, 16)
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_norm_that_computes_what_it_holds_gives_nothing_back(part: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 24, bias=False), nn.BatchNorm1d(24), nn.Tanh(), nn.Linear(24, 8))
+    x = torch.randn(128, 16)
+    assert row(inspect(model, x), "0").follower == "1"
+    nn.utils.parametrize.register_parametrization(model[1], part, nn.Softplus(), unsafe=True)
+    assert row(inspect(model, x), "0").follower is None
+    student = compress(model.eval(), Budget(params=0.7), x.split(16), "kfac")
+    assert "0" in student.ranks
+    assert torch.equal(getattr(student.model[1], part), getattr(model[1], part))

@@ -95,10 +95,18 @@ def changed(module: nn.Module) -> bool:
 
 
 def added(module: nn.Module) -> list[str]:
-    """Names of the parameters, buffers and modules that a layer holds besides those that its kind stands in for."""
+    """Names of the parameters, buffers and modules that a layer holds besides those that its kind stands in for, and a
+    bias that is no parameter, as the twin's is.
+    """
     kind = kind_of(module)
     parts = None if kind is None else kind.parts
-    return [] if parts is None else sorted({*module._parameters, *module._buffers, *module._modules} - parts)
+    if parts is None:
+        return []
+    loose = getattr(module, "bias", None) is not None and module._parameters.get("bias") is None
+    return [
+        *sorted({*module._parameters, *module._buffers, *module._modules} - parts),
+        *(["a bias that is no parameter"] if loose else []),
+    ]
 
 
 def pack_layers(model: nn.Module, kind: type[nn.Module] | None = None) -> None:
