@@ -20,7 +20,7 @@ from hypercompress.running.wholes import seed_of, whole
 from hypercompress.student import Student
 from hypercompress.transfer.apply import copies
 from hypercompress.transfer.closed_form import Start, start_from
-from hypercompress.transfer.given import names_of, require_rate, tuned_of
+from hypercompress.transfer.given import names_of, require_rate, tuned_of, warn_if_copied
 from hypercompress.transfer.levels import Weighing
 from hypercompress.transfer.network import TransferNetwork
 from hypercompress.transfer.rates import rates_of, tune_at_best
@@ -68,7 +68,8 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         model: a timm classifier or a `Student` of one; not modified.
         support: images [n, c, h, w] prepared for the model, batches ``(images, labels)``, one such pair, or a set of
             labelled images; real numbers are cast to the model's precision. They are kept in memory, and mixed; only a
-            loader that shuffles, with ``names`` and without ``shots``, is run anew for each pass.
+            loader that shuffles, with ``names`` and without ``shots``, is run anew for each pass. An image that is
+            there twice with the same label counts once.
         labels: of the images, from 0; every class at least once. ``None`` where they come with the images.
         shots: use so many images of each class, drawn by ``seed``; ``None``: all.
         steps: ordinary steps of AdamW afterwards, in single precision where the model is in half.
@@ -122,6 +123,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         count = views_of(found.images) if views is None else views
         fitted = start_from(moved, architecture, generator, found, count, seed, levels=levels)
         inner, images = fitted.backbone.model, len(fitted.reading.labels)
+        warn_if_copied(found.copied, stacklevel=3)  # the decorator is between
         share = share_of(fitted.task, images, found.classes) if follow is None else float(follow)
         rates = rates_of(what, fitted.task, steps, count) if rate is None else (float(rate),)
         taken, losses, frozen, head_alone = rates[0], dict[float, float](), 0, False

@@ -1,11 +1,22 @@
-"""What `adapt` is given beside a model and images: refused before anything runs, or made what a report can hold."""
+"""What `adapt` is given beside a model: refused before anything runs, or made what a report can hold; and images that
+it is given twice.
+"""
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from hypercompress.architecture.names import one_line
 from hypercompress.errors import DataError, GeneratorError
 from hypercompress.transfer.tuning import Tuned
+
+Key = tuple[int, tuple[int, ...], bytes]  # a label, and the shape and the digest of an image
 
 
 def tuned_of(word: str) -> Tuned:
@@ -55,3 +66,55 @@ def names_of(names: Any) -> list[str] | None:
             f"received names={names!r}; expected a list with a name for each class, by label; pass one, or none"
         )
     return [str(name) for name in names]
+
+
+def whole_numbers(labels: Any) -> Tensor:
+    """Labels as a tensor [n].
+
+    Raises:
+        DataError: no numbers, or not one row of them.
+    """
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"received labels of type {type(labels).__name__} that are no numbers ({one_line(error)}); expected a "
+            "whole number from 0 for each image; number the classes"
+        ) from error
+    if found.ndim != 1:
+        raise DataError(
+            f"received labels of shape {list(found.shape)}; expected [n], a whole number from 0 for each image; pass "
+            "one label an image"
+        )
+    return found
+
+
+def first_ones(images: Tensor, labels: Int[Tensor, " n"], seen: set[Key], copied: set[Key]) -> Int[Tensor, " m"]:
+    """Places of the images that have not come before with their label. A copy would give away the image that is left
+    out to judge a head.
+
+    Args:
+        images: [n, ...]; the same in every bit is the same image.
+        seen: what has come before; the new ones are added.
+        copied: what came again is added.
+    """
+    places = []
+    for place, (image, label) in enumerate(zip(images.detach().cpu(), labels.tolist(), strict=True)):
+        content = image.contiguous().reshape(-1).view(torch.uint8).numpy()
+        key = (label, tuple(image.shape), hashlib.blake2b(content, digest_size=16).digest())
+        if key in seen:
+            copied.add(key)
+        else:
+            seen.add(key)
+            places.append(place)
+    return torch.tensor(places, dtype=torch.int64)
+
+
+def warn_if_copied(copied: Collection[Key], stacklevel: int) -> None:
+    """Warn of images that were left out as copies."""
+    if copied:
+        warnings.warn(
+            f"received {len(copied)} support images more than once, each with one class; expected each once; copies "
+            "are left out, as they would give away the image that a head is judged on; remove them",
+            stacklevel=stacklevel + 1,
+        )

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
-from hypercompress.architecture.names import one_line
 from hypercompress.errors import DataError, listed
 from hypercompress.running.calling import ordinary
 from hypercompress.running.nested import labels_of, sorted_by_class
+from hypercompress.transfer.given import Key, first_ones, whole_numbers
 from hypercompress.transfer.ridge import check_labels
 
 BATCH = 64  # images run together, where the caller did not batch them, and at most
@@ -27,11 +27,13 @@ class Support:
         batches: ``(images, labels)``, labels from 0.
         classes: how many; 0: not known yet.
         dtype: that images of floating point are cast to; ``None``: as they come.
+        copied: what came more than once until now, see `first_ones`. Of batches in memory nothing does any more.
     """
 
     batches: Iterable[Any]
     classes: int
     dtype: torch.dtype | None = None
+    copied: set[Key] = field(default_factory=set, repr=False)
 
     @property
     def fixed(self) -> bool:
@@ -56,13 +58,14 @@ class Support:
         return count - count % int(size)
 
     def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches on a device, one at a time; empty ones are left out, large ones cut.
+        """The batches on a device, one at a time; empty ones are left out, large ones cut, and of an image that a
+        loader brings twice the copy.
 
         Raises:
             DataError: a batch without labels, with fewer or more than images, or with one of a class that is none of
                 them; no image at all, as from what can be run only once.
         """
-        nothing = True
+        nothing, seen = True, set[Key]()
         for batch in self.batches:
             labels = labels_of(batch)
             if labels is None:
@@ -84,7 +87,7 @@ class Support:
                     f"received a support batch of {len(batch[0])} images and {len(labels)} labels; expected as many of "
                     "both; check the loader"
                 )
-            for some, named in zip(batch[0].detach().split(BATCH), labels.split(BATCH), strict=True):
+            for some, named in zip(*self._cut(batch[0].detach(), labels, seen), strict=True):
                 images = some.to(device)
                 if self.dtype is not None and images.is_floating_point():
                     images = images.to(self.dtype)
@@ -94,6 +97,14 @@ class Support:
                 "received support batches without an image; expected the same images each time that they are run; "
                 "check the loader, or pass a list of batches"
             )
+
+    def _cut(self, images: Tensor, labels: Tensor, seen: set[Key]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """A batch in parts of `BATCH` at most; of one that copies alone make up none."""
+        if not self.fixed:
+            new = first_ones(images, labels, seen, self.copied)
+            if len(new) < len(labels):
+                images, labels = images[new.to(images.device)], labels[new.to(labels.device)]
+        return (images.split(BATCH), labels.split(BATCH)) if len(labels) else ((), ())
 
 
 def as_support(
@@ -186,7 +197,7 @@ def _in_memory(
     parts: Sequence[tuple[Tensor, Tensor]], shots: int | None, seed: int, names: Sequence[str] | None, size: int
 ) -> Support:
     """Images and labels in batches of ``size``, mixed: what comes sorted by class makes bad batches for ordinary steps.
-    Images of one shape make a batch.
+    Images of one shape make a batch, and copies are left out.
     """
     shapes = list(dict.fromkeys(images.shape[1:] for images, _ in parts))
     alike = [[part for part in parts if part[0].shape[1:] == shape] for shape in shapes]
@@ -194,7 +205,14 @@ def _in_memory(
     labels = torch.cat([found for _, found in groups])
     classes = len(names) if names is not None else _numbered(labels)
     check_labels(labels, classes, names)
-    chosen = torch.arange(len(labels)) if shots is None else draw_shots(labels, shots, seed, names)
+    seen, copied, start = set[Key](), set[Key](), 0
+    new = list[Tensor]()
+    for images, found in groups:
+        new.append(start + first_ones(images, found, seen, copied))
+        start += len(images)
+    chosen = torch.cat(new)
+    if shots is not None:
+        chosen = chosen[draw_shots(labels[chosen.to(labels.device)], shots, seed, names, copied=bool(copied))]
     mixing = torch.Generator().manual_seed(seed)
     chosen = chosen[torch.randperm(len(chosen), generator=mixing)]
     batches, start = list[tuple[Tensor, Tensor]](), 0
@@ -205,7 +223,7 @@ def _in_memory(
         start += len(images)
     if len(groups) > 1:
         batches = [batches[place] for place in torch.randperm(len(batches), generator=mixing).tolist()]
-    return Support(batches, classes)
+    return Support(batches, classes, copied=copied)
 
 
 def _numbered(labels: Int[Tensor, " n"]) -> int:
@@ -253,31 +271,13 @@ def _told(batch: Any) -> str:
     return "labels below 0 mean that they are unknown"
 
 
-def whole_numbers(labels: Any) -> Tensor:
-    """Labels as a tensor [n].
-
-    Raises:
-        DataError: no numbers, or not one row of them.
-    """
-    try:
-        found = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"received labels of type {type(labels).__name__} that are no numbers ({one_line(error)}); expected a "
-            "whole number from 0 for each image; number the classes"
-        ) from error
-    if found.ndim != 1:
-        raise DataError(
-            f"received labels of shape {list(found.shape)}; expected [n], a whole number from 0 for each image; pass "
-            "one label an image"
-        )
-    return found
-
-
 def draw_shots(
-    labels: Int[Tensor, " n"], shots: int, seed: int, names: Sequence[str] | None = None
+    labels: Int[Tensor, " n"], shots: int, seed: int, names: Sequence[str] | None = None, *, copied: bool = False
 ) -> Int[Tensor, " m"]:
     """Places of ``shots`` images of each class, class after class; the same for the same seed.
+
+    Args:
+        copied: whether copies were left out, for the message.
 
     Raises:
         DataError: ``shots`` below 1, or a class with fewer.
@@ -291,8 +291,9 @@ def draw_shots(
             few.append(f"{names[label] if names else label} ({len(found)})")
         chosen.append(found[torch.randperm(len(found), generator=generator)[:shots]])
     if few:
+        without = ", copies left out" if copied else ""
         raise DataError(
-            f"received {shots} shots for classes with fewer images: {', '.join(few)}; expected at least {shots} images "
-            "of each class; add images or ask for fewer shots"
+            f"received {shots} shots for classes with fewer images{without}: {', '.join(few)}; expected at least "
+            f"{shots} images of each class; add images or ask for fewer shots"
         )
     return torch.cat(chosen)

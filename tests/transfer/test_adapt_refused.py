@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from hypercompress import adapt
 from hypercompress.errors import DataError, GeneratorError, ModelError, NonFiniteError
-from hypercompress.transfer import nearness, support
+from hypercompress.transfer import given, nearness
 from tests.transfer.models import Make, model_of
 
 
@@ -97,7 +97,7 @@ def test_a_loader_that_can_be_read_once_only(options: dict[str, Any], monkeypatc
 
 def test_labels_that_are_no_numbers() -> None:
     with pytest.raises(DataError, match=r"received labels of type list that are no numbers .* number the classes"):
-        support.whole_numbers(list("abc"))
+        given.whole_numbers(list("abc"))
 
 
 def test_features_of_not_a_number_are_named() -> None:
