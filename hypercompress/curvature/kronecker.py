@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.curvature.fisher import Probing, exact_fisher, fisher_probe, fisher_trace
-from hypercompress.errors import DataError, NonFiniteError
+from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.factorize import add_second_moment, input_curvature, mirror, squared, traces
 from hypercompress.kinds import by_group, kind_of
 from hypercompress.running.calling import (
@@ -194,7 +194,17 @@ class _Gradients:
             self.traces[1] += float(fisher_trace(output.detach(), temperature))
         for left in reversed(range(draws)):
             probe = fisher_probe(output, self.generator, temperature) / draws**0.5
-            probe.backward(inputs=[self.anchor], retain_graph=left > 0)
+            try:
+                probe.backward(inputs=[self.anchor], retain_graph=left > 0)
+            except RuntimeError as error:
+                if "use_reentrant" not in str(error):
+                    raise
+                raise ModelError(
+                    "received a model that checkpoints its activations in evaluation mode with use_reentrant=True, "
+                    "where torch refuses the gradients that are asked for; expected none, or use_reentrant=False; "
+                    "pass that to torch.utils.checkpoint, or switch checkpointing off (of a timm model "
+                    "set_grad_checkpointing(False))"
+                ) from error
 
     @property
     def nats(self) -> float:
@@ -227,7 +237,8 @@ def measure(
 
     Raises:
         DataError: ``batches`` is empty. NonFiniteError: NaN or infinity in a batch or in the model's output.
-        ModelError: the model writes into its input, or see `require_real_rows` and `require_gradient`.
+        ModelError: the model writes into its input, or checkpoints its activations by reentrant passes, or see
+            `require_real_rows` and `require_gradient`.
     """
     forward_fn = forward_fn or call_model
     modules = dict(model.named_modules())

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import hypercompress
 from hypercompress.curvature import measure
@@ -100,6 +101,25 @@ def test_a_model_that_no_gradient_reaches_at_all_is_refused() -> None:
         ModelError, match=r"received an output that is detached from the model \(detach, torch.no_grad,"
     ):
         measured(Unreached(nn.Linear(12, 8)), images(3, 12))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:None of the inputs have requires_grad=True:UserWarning"
+)  # in passes without gradients
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_are_measured_or_refused_with_what_to_do(reentrant: bool) -> None:
+    class Checkpointing(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self[1](checkpoint(self[2], self[0](x), use_reentrant=reentrant))
+            return output
+
+    torch.manual_seed(0)
+    model, x = Checkpointing(nn.Linear(12, 8), nn.Linear(8, 5), nn.Tanh()).eval(), images(6, 12)
+    if reentrant:
+        with pytest.raises(ModelError, match=r"use_reentrant=True.*; expected .*; pass .* set_grad_checkpointing"):
+            measured(model, x)
+    else:
+        assert set(measured(model, x)[1]) == {layer.name for layer in inspect(model, x).candidates}
 
 
 @pytest.mark.parametrize("forward_fn", [None, lambda model, batch: model(batch)])
