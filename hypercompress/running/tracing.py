@@ -3,7 +3,7 @@ whose output, and who uses a module's parameters besides the module.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +49,9 @@ class Trace:
     last_norm: str | None = None
     norming: int = 0  # norms that are running
     missing: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # samples that a layer did not get
-    macs: int = 0
+    run: int = 0  # multiply-accumulates of the pass
+    short: dict[str, int] = field(default_factory=dict)  # those of layers for the samples that they did not get
+    macs: int = 0  # of one sample, with these
 
     def enter(
         self, name: str, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], batch: int
@@ -114,20 +116,34 @@ class Trace:
             pixels = kind.input_channels(module, x) if isinstance(x, Tensor) else None
             self.inputs[name] += 0 if pixels is None else max(1, len(pixels) // batch)
 
-    def correct(self, alone: "Trace") -> None:
-        """Count what runs once for a batch whole, as one sample needs it.
+    def correct(self, alone: "Trace", batch: int) -> None:
+        """Count as one sample needs it what runs once for a batch, by a layer or by none, or in parts of the batch.
 
         Args:
-            alone: of a pass of one sample. One in which other modules run (routing) says nothing of the batch.
+            alone: of a pass of one sample. If this is no pass of ``batch`` such (routing, a forward that goes by the
+                size of the batch), it says something of single layers at most.
         """
-        once = [name for name, rows in self.rows.items() if rows == alone.rows[name]]
-        if not once or self.calls != alone.calls:
-            return
-        for name in once:
+        once = {name for name, rows in self.rows.items() if rows == alone.rows.get(name)}
+        each = {name for name, rows in self.rows.items() if rows == batch * alone.rows.get(name, 0)}
+        # What is done once, and what is done for each sample, lies between these bounds.
+        bounded = alone.run <= self.run <= batch * alone.run
+        whole = bounded and self.rows.keys() == alone.rows.keys() and self.rows.keys() == once | each
+        # A loop over the samples gives each call less than the batch, and yet all of it together.
+        parts = {name for name in each - once if self.calls[name] != alone.calls[name]}
+        if whole or (once and self.calls == alone.calls):
+            self._take(self.rows if whole else once, alone)
+            self.macs = alone.macs
+        else:
+            self._take(parts, alone)
+            self.short = {name: macs for name, macs in self.short.items() if name not in parts}
+            self.macs = (self.run + sum(self.short.values())) // batch
+
+    def _take(self, names: Iterable[str], alone: "Trace") -> None:
+        """Let these layers run at the positions that they run at for one sample."""
+        for name in names:
             self.positions[name], self.inputs[name] = alone.positions[name], alone.inputs[name]
             if name in self.sources:
                 self.sources[name] = alone.sources[name]
-        self.macs = alone.macs
 
     def follower(self, name: str) -> str | None:
         """The norm that reads the output of layer ``name``, if nobody else does and it reads nothing else."""
@@ -168,13 +184,13 @@ class _Reads(TorchFunctionMode):
 def trace_pass(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
     """Run the model on ``example`` in evaluation mode, and say what was seen. The model is left as it was.
 
-    Of several samples the first runs alone, too: relative positions (Swin v2, XCiT) are computed once for a batch, and
-    would be counted as if its samples shared them.
+    Of several samples the first runs alone, too: relative positions (Swin v2, XCiT), or a weight that is a product, are
+    computed once for a batch, and would be counted as if its samples shared them.
     """
     trace, batch = _traced(model, example, forward_fn), batch_size(example)
     if batch > 1 and {len(value) for value in flat(example) if isinstance(value, Tensor) and value.ndim} == {batch}:
         with suppress(Exception):  # a model may be unable to run one sample; then the batch is all there is
-            trace.correct(_traced(model, resized(example, 1), forward_fn))
+            trace.correct(_traced(model, resized(example, 1), forward_fn), batch)
     return trace
 
 
@@ -205,13 +221,13 @@ def _traced(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
             handle.remove()
     for path in (path for tensor in written for path in owners.get(id(tensor), ())):
         trace.readers.setdefault(path, "the model's train() or eval()")
-    trace.macs = (counter.get_total_flops() // 2 + _missing(trace, modules)) // batch
+    trace.run, trace.short = counter.get_total_flops() // 2, _missing(trace, modules)
+    trace.macs = (trace.run + sum(trace.short.values())) // batch
     return trace
 
 
-def _missing(trace: Trace, modules: Mapping[str, nn.Module]) -> int:
+def _missing(trace: Trace, modules: Mapping[str, nn.Module]) -> dict[str, int]:
     """Multiply-accumulates of what layers did not run for: positions count as if all samples went to each expert."""
     short = {name: rows for name, rows in trace.missing.items() if rows}
-    return sum(
-        rows * kind.matrix(modules[name]).numel() for name, rows in short.items() if (kind := kind_of(modules[name]))
-    )
+    kinds = {name: kind_of(modules[name]) for name in short}
+    return {name: short[name] * kind.matrix(modules[name]).numel() for name, kind in kinds.items() if kind}

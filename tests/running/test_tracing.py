@@ -9,8 +9,17 @@ from torch import Tensor, nn
 from hypercompress import Budget, compress
 from hypercompress.errors import ModelError
 from hypercompress.inspection import inspect
+from hypercompress.running.counting import counting
 from hypercompress.specs import Unit
 from tests.lookup import row
+
+
+def macs(model: nn.Module, x: Tensor) -> int:
+    """Of one sample of ``x``, by a pass of all."""
+    with torch.no_grad(), counting() as counter:
+        model(x)
+    return int(counter.get_total_flops()) // 2 // len(x)
+
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 
@@ -162,6 +171,86 @@ def test_layers_that_run_for_some_samples_count_as_if_for_all(how: str) -> None:
     assert spec.macs == sum(layer.dense_cost(Unit.MACS) for layer in spec.layers) == layers
     student = compress(model, Budget(params=0.7), None, "svd", example=torch.randn(8, 2, 1, 1))
     assert student.report["student"]["macs"] == sum(row["macs_after"] for row in student.report["layers"])
+
+
+class InParts(nn.Module):
+    """The layer gets the samples of a batch one by one, or two at a time; or some of them, while the rest goes by."""
+
+    def __init__(self, kind: str, size: int, *, some: bool = False) -> None:
+        super().__init__()
+        self.size, self.some, self.inside = size, some, nn.Conv2d(2, 12, 1)
+        self.each: nn.Module = nn.Linear(5, 16) if kind == "linear" else nn.Conv2d(12, 16, 3)
+        self.rest, self.out = nn.Linear(12, 12), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inside(x)
+        parts = list(x) if self.size == 1 else x.split(self.size)
+        x = torch.cat([y if self.size > 1 else y[None] for y in map(self.each, parts)])
+        if self.some:  # a router's choice: no pass of one sample tells of it
+            x = x + self.rest(x[:3, :12].mean((2, 3))).mean()
+        y: Tensor = self.out(x.mean((2, 3)) if isinstance(self.each, nn.Conv2d) else x.mean((1, 2)))
+        return y
+
+
+@pytest.mark.parametrize("some", [False, True], ids=["all run so", "others run for some"])
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_layer_that_gets_a_batch_in_parts_counts_as_if_it_got_it_whole(kind: str, size: int, some: bool) -> None:
+    model, x = InParts(kind, size, some=some).eval(), torch.randn(8, 2, 8, 5)
+    whole, spec = (inspect(InParts(kind, n, some=some).eval(), x) for n in (8, size))
+    assert row(spec, "each").positions == row(whole, "each").positions == (12 * 8 if kind == "linear" else 6 * 3)
+    assert row(spec, "each").input_positions == row(whole, "each").input_positions
+    assert spec.macs == whole.macs
+    if not some:
+        assert spec.macs == inspect(model, x[:1]).macs == macs(model, x) == macs(model, x[:1])
+
+
+def test_a_budget_of_a_model_that_loops_over_samples_is_met() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.each, self.head = nn.Linear(16, 96), nn.Linear(96, 96), nn.Linear(96, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.tokens(x).relu().mean(1)
+            y: Tensor = self.head(torch.stack([self.each(v).relu() for v in x]))
+            return y
+
+    torch.manual_seed(0)
+    model, x = Loop().eval(), torch.randn(32, 4, 16)
+    model.each.weight.data = torch.randn(96, 2) @ torch.randn(2, 96) / 10  # cheap to factor
+    student = compress(model, Budget(macs=0.7), list(x.split(8)), "kfac")
+    assert student.report["student"]["macs"] == macs(student, x[:1]) <= 0.7 * macs(model, x[:1])
+
+
+class Made(nn.Module):
+    """A weight is made in the forward; or the samples of a batch are compared, or get more where they are many."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.inside, self.out = how, nn.Linear(12, 12), nn.Linear(12, 5)
+        self.left, self.right = nn.Parameter(torch.randn(12, 7)), nn.Parameter(torch.randn(7, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inside(x)
+        if self.how == "made":
+            x = x @ (self.left @ self.right)
+        elif self.how == "compared":
+            x = (x @ x.mT).softmax(1) @ x
+        elif len(x) > 1:
+            x = x @ self.left @ self.right
+        y: Tensor = self.out(x)
+        return y
+
+
+@pytest.mark.parametrize("how", ["made", "compared", "many"])
+def test_what_no_layer_computes_once_for_a_batch_counts_whole(how: str) -> None:
+    """Where the pass of a batch is more than a pass for each of its samples, that of the batch counts."""
+    model, x = Made(how).eval(), torch.randn(8, 12)
+    alone, several = (inspect(model, x[:size]).macs for size in (1, 8))
+    assert alone == macs(model, x[:1])
+    assert several == (macs(model, x) if how != "made" else alone)
+    assert (macs(model, x) < alone) == (how == "made")
 
 
 def test_a_layer_under_vmap_is_unsupported() -> None:
