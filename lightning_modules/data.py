@@ -245,10 +245,13 @@ class ImageDataModule(LightningDataModule):
         """As for validation."""
         return self._shared(_opened(self._parts.get("test", self._parts.get("val"))))
 
-    def all_held_out(self) -> DataLoader[Any]:
-        """What all ranks together validate on."""
-        data = _opened(self._parts.get("val"))
-        return DataLoader(data, **self._options(data, self.workers))
+    def held_out(self, limit: int | float = 1.0) -> DataLoader[Any]:
+        """Of the batches that one process would validate on (so many, or such a share of them) those of this rank."""
+        data, (ranks, rank) = _opened(self._parts.get("val")), self._ranks()
+        batches = [part.tolist() for part in torch.arange(len(data)).split(self.batch_size)]
+        count = int(limit * len(batches)) if isinstance(limit, float) else limit  # as Lightning has it
+        options = {**self._options(data, self.workers), "batch_size": 1}  # torch's word for: as the sampler says
+        return DataLoader(data, batch_sampler=batches[:count][rank::ranks], **options)
 
     def _shared(self, data: Images) -> DataLoader[Any]:
         ranks, rank = self._ranks()
@@ -262,6 +265,9 @@ class ImageDataModule(LightningDataModule):
         """How many there are, and this one."""
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
     def _options(self, data: Images, workers: int) -> dict[str, Any]:
         workers = 0 if isinstance(data, CachedImages) else workers
         return {
@@ -269,6 +275,7 @@ class ImageDataModule(LightningDataModule):
             "collate_fn": batch_,
             "num_workers": workers,
             "persistent_workers": workers > 0,
+            "pin_memory": self._on_gpu(),  # from there a GPU fetches a batch while it computes
             "worker_init_fn": ignore_signals,
             # Workers are seeded from it, not from the random state of the training, which a resumed run has to meet.
             "generator": torch.Generator().manual_seed(0),

@@ -37,7 +37,15 @@ from lightning_modules.norms import refilling, several_images
 from lightning_modules.optimization import Optimization
 from lightning_modules.resuming import Resumable, hash_of
 from lightning_modules.source import Outside, TeacherSource
-from lightning_modules.teacher import Batch, in_precision, require_finite, require_labels, require_room, reset
+from lightning_modules.teacher import (
+    Batch,
+    in_precision,
+    logged_as,
+    require_finite,
+    require_labels,
+    require_room,
+    reset,
+)
 
 
 class Distillation(Resumable):
@@ -248,7 +256,7 @@ class Distillation(Resumable):
         metric = self.metrics[name]
         assert isinstance(metric, MeanMetric)  # by __init__
         metric.update(values.float())
-        self.log(f"val/{name}", metric, prog_bar=name != "top1_teacher")
+        self.log(f"{logged_as(self)}/{name}", metric, prog_bar=name != "top1_teacher")
 
     def test_step(self, batch: Batch) -> None:
         self.validation_step(batch)
@@ -256,8 +264,8 @@ class Distillation(Resumable):
     def on_train_end(self) -> None:
         """Measure the very weights that are saved: a moving average has replaced the last ones by now.
 
-        Every rank measures all images, because torchmetrics adds up over the ranks whenever there are several; so
-        they must agree on the buffers first (BatchNorm moments differ by a rank's last batch).
+        Each rank measures its share of the images, so they must agree on the buffers first (BatchNorm moments differ
+        by a rank's last batch).
         """
         if self.trainer.world_size > 1:
             for buffer in self.network.buffers():

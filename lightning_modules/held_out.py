@@ -1,15 +1,18 @@
-"""The validation images of a run: all of them on each rank, and what the steps were worth there."""
+"""The validation images of a run, and what the steps were worth there."""
 
 import math
 from collections.abc import Iterator
+from dataclasses import astuple
 from itertools import chain, islice
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
-from hypercompress.fidelity import accuracy, compare
+from hypercompress.errors import DataError
+from hypercompress.fidelity import Fidelity, accuracy, compare
 from hypercompress.report import fidelity_json
 from hypercompress.running.calling import call_in_precision
 from lightning_modules.data import images_of
@@ -24,30 +27,75 @@ def validated(system: LightningModule) -> Any:
 
 
 def held_out(system: LightningModule) -> Iterator[Batch]:
-    """Validation batches on this rank's device, as many as the trainer is told to use; on each rank the same."""
-    images, limit = images_of(system), system.trainer.limit_val_batches
-    loader = validated(system).val_dataloader() if images is None else images.all_held_out()
-    count = int(limit * len(loader)) if isinstance(limit, float) else limit  # as Lightning has it
+    """Validation batches on this rank's device, as many as the trainer is told to use: its share of those that one
+    process would have; of another data module than ours all of them on each rank.
+    """
+    ours, limit = images_of(system), system.trainer.limit_val_batches
+    if ours is None:
+        loader = validated(system).val_dataloader()
+        count = int(limit * len(loader)) if isinstance(limit, float) else limit  # as Lightning has it
+    else:
+        loader, count = ours.held_out(limit), None
     for images, labels in islice(loader, count):
         yield images.to(system.device), labels.to(system.device)
 
 
 def measured(system: LightningModule, teacher: nn.Module | None, network: nn.Module) -> dict[str, Any]:
-    """The fidelity on all validation images as a report has it; without a teacher top-1 alone."""
-    if teacher is not None:
-        return fidelity_json(compare(teacher, network, held_out(system), call_in_precision))
-    sizes, batches = list[int](), held_out(system)
+    """The fidelity on all validation images as a report has it, the same on each rank; without a teacher top-1 alone.
+
+    Raises:
+        DataError: there is not one.
+    """
+    batches = held_out(system)
     first = next(batches, None)
-    if first is not None and bool((first[1] < 0).any()):  # nothing to compare with
-        return fidelity_json(None)
+    if first is None:
+        found = Fidelity(0.0, 0.0, 0.0, 0.0, 0)
+    elif teacher is not None:
+        found = compare(teacher, network, chain([first], batches), call_in_precision)
+    else:
+        found = _labelled(network, chain([first], batches))
+    found = _together(system, found)
+    if found.images == 0:
+        raise DataError(
+            f"received no validation image with limit_val_batches {system.trainer.limit_val_batches}; expected one or "
+            "more; raise it, or set it to 0 to leave the validation out"
+        )
+    if teacher is not None:
+        return fidelity_json(found)
+    labelled = {} if found.top1_student is None else {"top1_student": found.top1_student, "images": found.images}
+    return {**fidelity_json(None), **labelled}
+
+
+def _labelled(network: nn.Module, batches: Iterator[Batch]) -> Fidelity:
+    """By labels alone; without them nothing is measured."""
+    sizes, first = list[int](), next(batches)
+    if bool((first[1] < 0).any()):
+        return Fidelity(None, 0.0, None, None, len(first[1]))
 
     def counted() -> Iterator[Batch]:
-        for images, labels in batches if first is None else chain([first], batches):
+        for images, labels in chain([first], batches):
             sizes.append(len(labels))
             yield images, labels
 
     top1 = accuracy(network, counted(), call_in_precision)
-    return {**fidelity_json(None), "top1_student": top1, "images": sum(sizes)}
+    return Fidelity(None, 0.0, None, top1, sum(sizes))
+
+
+def _together(system: LightningModule, found: Fidelity) -> Fidelity:
+    """What all ranks found, each on its share."""
+    if system.trainer.world_size == 1 or images_of(system) is None:
+        return found
+    row = [math.nan if value is None else value for value in astuple(found)]
+    rows = system.all_gather(torch.tensor(row, dtype=torch.float64))
+    assert isinstance(rows, Tensor)  # as one tensor went in
+    rows = rows[rows[:, -1] > 0].cpu()
+    if len(rows) == 0:
+        return found
+    images = rows[:, -1]
+    means = ((images @ rows[:, :-1]) / images.sum()).tolist()
+    agreement, kl, teacher, student = (None if math.isnan(mean) else float(mean) for mean in means)
+    assert kl is not None  # as `compare` promises
+    return Fidelity(agreement, kl, teacher, student, int(images.sum()))
 
 
 def described(module: Any) -> str:

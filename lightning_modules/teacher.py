@@ -128,7 +128,8 @@ class Teacher(Resumable):
         logits = self(images).float()
         self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.val_top1.update((logits.argmax(-1) == labels).float())
-        self.log_dict({"val/loss": self.val_loss, "val/top1": self.val_top1}, prog_bar=True)
+        part = logged_as(self)
+        self.log_dict({f"{part}/loss": self.val_loss, f"{part}/top1": self.val_top1}, prog_bar=True)
 
     def test_step(self, batch: Batch) -> None:
         self.validation_step(batch)
@@ -140,6 +141,11 @@ class Teacher(Resumable):
 def keeps(trainer: Trainer) -> bool:
     """Whether what a system writes is to be written: in a fit, not in the check ahead of it, and not in a trial run."""
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not trainer.fast_dev_run  # type: ignore[attr-defined]
+
+
+def logged_as(system: LightningModule) -> str:
+    """What the metrics of held-out images are logged below."""
+    return "test" if system.trainer.testing else "val"
 
 
 def reset(metrics: Iterable[nn.Module]) -> None:

@@ -138,6 +138,7 @@ def test_labels_alone_need_no_teacher(folders: Folders, trainer: Callable[..., T
     assert fidelity["agreement"] is fidelity["kl"] is fidelity["top1_teacher"] is None
     top1 = trainer().validate(distillation, data, verbose=False)[0]["val/top1_student"]
     assert fidelity["top1_student"] == pytest.approx(top1)
+    assert trainer().test(distillation, data, verbose=False) == [{"test/top1_student": top1}]
 
 
 def test_a_teacher_of_another_normalisation_gets_its_own_images(

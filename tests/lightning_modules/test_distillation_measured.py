@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hypercompress import from_pretrained
+from hypercompress.errors import DataError
 from hypercompress.fidelity import compare
 from hypercompress.models import load_model
 from lightning_modules.callbacks import SaveStudent
 from lightning_modules.distillation import Distillation
-from lightning_modules.held_out import held_out, tell
+from lightning_modules.held_out import held_out, measured, tell
 from lightning_modules.source import TeacherSource
 from tests.lightning_modules.distilled import Folders, images, system
 
@@ -27,12 +29,12 @@ def test_the_report_holds_what_an_independent_measurement_gives(
     trainer(max_steps=4, callbacks=[SaveStudent(tmp_path / "out")]).fit(system(folders), data)
     teacher, _ = load_model(str(folders[0]))
     student = from_pretrained(tmp_path / "out")
-    measured = compare(teacher, student.model, data.val_dataloader())
+    found = compare(teacher, student.model, data.val_dataloader())
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     before = json.loads((folders[1] / "report.json").read_text())
-    assert measured.images == report["fidelity"]["images"] == 128
+    assert found.images == report["fidelity"]["images"] == 128
     for key in ("agreement", "kl", "top1_teacher", "top1_student"):
-        assert report["fidelity"][key] == pytest.approx(getattr(measured, key), abs=1e-6)
+        assert report["fidelity"][key] == pytest.approx(getattr(found, key), abs=1e-6)
     assert report["distilled_steps"] == 4
     assert report["measured_on"] == "validation images of fashion_mnist_mini"
     card = (tmp_path / "out" / "README.md").read_text()
@@ -127,6 +129,48 @@ def test_a_share_of_the_validation_images_is_that_of_the_trainer(
     run = trainer(limit_val_batches=0.7, callbacks=[Counting()])  # of four batches
     run.validate(distillation, images(), verbose=False)
     assert [len(labels) for _, labels in held_out(distillation)] == seen == [32, 32]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("by", ["teacher", "labels", "nothing"])
+def test_what_ranks_measure_of_their_shares_is_that_of_all(
+    by: str, ranks: int, folders: Folders, trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of few batches, the last of them smaller; where there are more ranks than batches, some have none."""
+    distillation, rows = system(folders), list[torch.Tensor]()
+    data = images(val_limit=100)  # batches of 32, 32, 32 and 4
+    trainer().validate(distillation, data, verbose=False)
+    if by == "nothing":
+        data._parts["val"] = data._parts["val"].relabelled(())
+    teacher = distillation.teacher if by == "teacher" else None
+    whole = measured(distillation, teacher, distillation.network)
+    assert whole["images"] == (None if by == "nothing" else 100)
+    assert (whole["kl"] is not None, whole["top1_student"] is not None) == (by == "teacher", by != "nothing")
+
+    def gathered(row: torch.Tensor) -> torch.Tensor:
+        rows.append(row)
+        return torch.stack(rows)
+
+    monkeypatch.setattr(Trainer, "world_size", ranks)
+    monkeypatch.setattr(distillation, "all_gather", gathered)
+    for rank in range(ranks):
+        monkeypatch.setattr(Trainer, "global_rank", rank)
+        found = measured(distillation, teacher, distillation.network)
+    assert [int(row[-1]) for row in rows] == {
+        2: [64, 36] if by != "nothing" else [32, 32],
+        3: [36, 32, 32] if by != "nothing" else [32, 32, 32],
+        5: [32, 32, 32, 4, 0],
+    }[ranks]
+    assert found == pytest.approx(whole)
+
+
+def test_no_validation_image_is_refused(folders: Folders, trainer: Callable[..., Trainer]) -> None:
+    distillation = system(folders)
+    run = trainer(limit_val_batches=1)
+    run.validate(distillation, images(), verbose=False)
+    run.limit_val_batches = 0.01  # of four batches
+    with pytest.raises(DataError, match=r"received no validation image with limit_val_batches 0\.01; expected one or"):
+        measured(distillation, distillation.teacher, distillation.network)
 
 
 def test_without_validation_nothing_is_measured(

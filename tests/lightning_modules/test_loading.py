@@ -47,16 +47,30 @@ def test_batches_are_as_large_as_asked_where_nothing_is_left_over() -> None:
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
-def test_the_loaders_are_of_shares_and_what_is_measured_at_the_end_of_all(part: str) -> None:
+def test_the_loaders_are_of_shares_and_what_is_measured_at_the_end_is_one_of_batches(part: str) -> None:
     images = opened(val_limit=33, batch_size=16)
     images.setup("test")
-    whole = torch.cat([batch for batch, _ in images.all_held_out()])
-    seen = []
+    whole = torch.cat([batch for batch, _ in images.held_out()])
+    seen, one, strategy = [], [[0, 2], [1]], SimpleNamespace(root_device=torch.device("cpu"))
     for rank in range(2):
-        images.trainer = SimpleNamespace(world_size=2, global_rank=rank, limit_val_batches=1.0, datamodule=images)  # type: ignore[assignment]
-        system = SimpleNamespace(trainer=images.trainer, _trainer=images.trainer, device="cpu")
-        assert torch.equal(torch.cat([batch for batch, _ in held_out(system)]), whole)  # type: ignore[arg-type]
+        run = SimpleNamespace(world_size=2, global_rank=rank, limit_val_batches=1.0, datamodule=images)
+        run.strategy, images.trainer = strategy, run  # type: ignore[assignment]
+        system = SimpleNamespace(trainer=run, _trainer=run, device="cpu")
+        batches = [batch for batch, _ in held_out(system)]  # type: ignore[arg-type]
+        assert all(torch.equal(batch, whole.split(16)[i]) for batch, i in zip(batches, one[rank], strict=True))
+        run.limit_val_batches = 2
+        assert [len(batch) for batch, _ in held_out(system)] == [16]  # type: ignore[arg-type]
         loader = ImageDataModule.val_dataloader if part == "val" else ImageDataModule.test_dataloader
         seen.append(torch.cat([batch for batch, _ in loader(images)]))
     assert torch.equal(seen[0], whole[::2])
     assert torch.equal(seen[1], whole[1::2])
+
+
+def test_batches_are_pinned_where_a_gpu_will_fetch_them() -> None:
+    images = opened(batch_size=16)
+    loaders = ("train_dataloader", "val_dataloader", "held_out")
+    assert not any(getattr(images, name)().pin_memory for name in loaders)
+    for device in ("cpu", "cuda"):
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        images.trainer = SimpleNamespace(world_size=1, global_rank=0, limit_train_batches=1.0, strategy=strategy)  # type: ignore[assignment]
+        assert all(getattr(images, name)().pin_memory == (device == "cuda") for name in loaders)

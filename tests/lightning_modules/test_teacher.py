@@ -108,6 +108,8 @@ def test_it_learns_and_leaves_a_folder_that_needs_no_overrides(trainer: Callable
     run.fit(system, images)
     after = trainer().validate(system, images, verbose=False)[0]
     assert after["val/top1"] > 0.3  # chance is 0.1
+    tested = trainer().test(system, images, verbose=False)[0]  # of images without a test part: the same ones
+    assert tested == {name.replace("val/", "test/"): value for name, value in after.items()}
     saved = from_pretrained(tmp_path / "teacher")
     assert Preprocess.of(saved.model) == images.preprocess()
     example = torch.randn(4, 1, 28, 28)
