@@ -86,7 +86,8 @@ def open_folder(
             "replace the files"
         )
     if empty:
-        warnings.warn(f"{chosen}: left out {len(empty)} folders without images: {listed(empty)}", stacklevel=2)
+        folders = f"{len(empty)} folder{'s' * (len(empty) > 1)}"
+        warnings.warn(f"{root}: left out {folders} without images: {listed(empty)}", stacklevel=2)
     skipped += left_out
     if skipped:
         total = len(paths) + len(left_out)
@@ -118,7 +119,9 @@ def check_splits(root: Path) -> None:
 
 
 def _choose(root: Path, train: bool, test: bool = False) -> tuple[Path, list[str], list[str]]:
-    """The folder to read, the names of its classes, none if it is flat, and its sub-folders without images."""
+    """The folder to read, the names of its classes, none if it is flat, and sub-folders without images, as below
+    ``root``.
+    """
     inside, empty = _folders(root)
     others = (*TESTS, *HELD_OUT) if test else HELD_OUT
     training, held_out = (_split(inside, names) or _split(empty, names) for names in (TRAINING, others))
@@ -152,7 +155,7 @@ def _choose_split(training: Path, held_out: Path, train: bool) -> tuple[Path, li
     if not inside:
         return chosen, [], []
     classes = sorted({*found, *meant.values()})
-    return chosen, classes, sorted({*found, *empty} - {*classes})
+    return chosen, classes, [str(Path(training.name, name)) for name in sorted({*found, *empty} - {*classes})]
 
 
 def _meant(names: Iterable[str], classes: Sequence[str]) -> dict[str, str]:

@@ -51,5 +51,5 @@ def test_links_to_nothing_and_images_of_other_kinds_are_named(below: str, tmp_pa
 def test_a_folder_of_other_kinds_alone_is_still_no_class(tmp_path: Path) -> None:
     paint(tmp_path / "a" / "1.png")
     paint(tmp_path / "icons" / "1.gif")
-    with pytest.warns(UserWarning, match="left out 1 folders without images: icons$"):
+    with pytest.warns(UserWarning, match="left out 1 folder without images: icons$"):
         assert open_data(str(tmp_path), PLAIN, train=True).classes == ("a",)
