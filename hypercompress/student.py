@@ -79,6 +79,11 @@ class Student(nn.Module):
         inside: Any = self.model
         return inside.__prepare_scriptable__() if isinstance(inside, ReadsLevels) else inside  # which refuses
 
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, skeleton: nn.Module | None = None) -> "Student":
+        """See the function `from_pretrained`, which this is."""
+        return from_pretrained(folder, skeleton)
+
     @property
     def ranks(self) -> dict[str, int]:
         """Rank of each factored layer by dotted path; layers that share their factors all have theirs."""
@@ -87,8 +92,7 @@ class Student(nn.Module):
     @property
     def input_ranks(self) -> dict[str, int]:
         """Input rank of each layer that is factored on both sides, by dotted path."""
-        found = {name: layer.input_rank for name, layer in low_rank_layers(self.model).items()}
-        return {name: rank for name, rank in found.items() if rank is not None}
+        return {n: rank for n, m in low_rank_layers(self.model).items() if (rank := m.input_rank) is not None}
 
     @property
     def unpacked(self) -> list[str]:

@@ -1,10 +1,13 @@
 """The facade: a student within budget out, by any generator, the same for the same arguments."""
 
 import copy
+import gc
+import weakref
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,6 +17,7 @@ from hypercompress.compress import compress, finish
 from hypercompress.errors import DataError, GeneratorError
 from hypercompress.fidelity import compare
 from hypercompress.generator import ANALYTIC, HypernetConfig, HypernetGenerator, Hypernetwork
+from hypercompress.generator.start import Start, start_of
 from hypercompress.preparation import example, prepare
 from hypercompress.preparation.example import INSPECTED, example_of
 from hypercompress.report import bytes_of
@@ -50,6 +54,45 @@ def test_budget_is_met_and_the_report_is_true(generator: Any, budget: Budget) ->
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
     assert all(p.grad is None for p in teacher.parameters())
     assert not any(module._forward_hooks for module in teacher.modules())
+
+
+@pytest.mark.parametrize("generator", ["kfac", noisy_hypernet()], ids=["kfac", "hypernet"])
+def test_nothing_of_the_teacher_is_kept(generator: Any) -> None:
+    """What reads a teacher's weights without a copy holds the array that they lie in."""
+    teacher, array = network(), np.ones((32, 144), np.float32)
+    array[:] = np.random.default_rng(0).standard_normal(array.shape)
+    teacher[4].weight = nn.Parameter(torch.from_numpy(array))
+    weights = weakref.ref(array)
+    del array
+    student = compress(teacher, Budget(params=0.4), batches(), generator)
+    assert weights() is not None
+    assert "4" in student.ranks
+    del teacher, student
+    gc.collect()
+    assert weights() is None
+
+
+def test_a_plan_s_directions_are_found_once_and_kept_as_long_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[weakref.ref[Start]] = []
+
+    def counted(*args: Any) -> Start:
+        start = start_of(*args)
+        found.append(weakref.ref(start))
+        return start
+
+    monkeypatch.setattr("hypercompress.generator.hypernetwork.start_of", counted)
+    generator, teacher = noisy_hypernet(), network()
+    plan = prepare(teacher, batches(), generator)
+    for share in (0.4, 0.6):
+        finish(plan, Budget(params=share))
+    assert len(found) == 1
+    finish(prepare(teacher, batches(), generator), Budget(params=0.4))
+    finish(plan, Budget(params=0.4))
+    assert len(found) == 3  # of the last plan only: each needs much memory
+    assert [start() is None for start in found] == [True, True, False]
+    del plan
+    gc.collect()
+    assert found[-1]() is None
 
 
 def test_same_arguments_same_student() -> None:

@@ -1,5 +1,6 @@
 """The hypernetwork as a module and as a generator."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -87,7 +88,7 @@ class HypernetGenerator:
     ) -> None:
         self.network, self.strength, self.name = network.eval(), strength, name
         self.progress = progress
-        self._last: tuple[ModelSpec, Sketches, Start] | None = None
+        self._last: tuple[weakref.ref[ModelSpec], Sketches, Start] | None = None
 
     def generate(self, spec: ModelSpec, sketches: Sketches, budget: Budget) -> Generation:
         return self.options(spec, sketches, budget, (self.strength,))[0]
@@ -125,11 +126,18 @@ class HypernetGenerator:
         return replace(start.base, known=start.directions)
 
     def _start(self, spec: ModelSpec, sketches: Sketches) -> Start:
-        """The guard asks twice of one teacher with data: its directions are worth keeping till then."""
-        if self._last is not None and self._last[0] is spec and self._last[1] is sketches:
+        """The guard asks twice of one teacher with data, and so does each budget of its plan: directions are worth
+        keeping as long as the plan has its spec. They and the sketches hold the teacher's weights.
+        """
+        if self._last is not None and self._last[0]() is spec and self._last[1] is sketches:
             return self._last[2]
         self._last = None
         start = start_of(spec, sketches, self.progress)
         if start.measured:
-            self._last = (spec, sketches, start)
+            self._last = (weakref.ref(spec, self._forget), sketches, start)
         return start
+
+    def _forget(self, gone: "weakref.ref[ModelSpec]") -> None:
+        """Called when nobody has the spec any more."""
+        if self._last is not None and self._last[0] is gone:
+            self._last = None

@@ -32,6 +32,20 @@ def test_loading_and_multiplying_out_leave_the_random_state(student: Student, tm
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("with_skeleton", [False, True])
+def test_the_class_loads_what_its_method_saves(
+    with_skeleton: bool, teacher: nn.Module, student: Student, tmp_path: Path
+) -> None:
+    student.save_pretrained(tmp_path / "s")
+    loaded = Student.from_pretrained(tmp_path / "s", skeleton=teacher if with_skeleton else None)
+    assert type(loaded) is Student
+    assert loaded.report == student.report
+    assert loaded.state_dict().keys() == student.state_dict().keys()
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in student.state_dict().items())
+    with pytest.raises(ArtefactError, match="expected a student folder"):
+        Student.from_pretrained(tmp_path / "other")
+
+
 def test_layers_factored_on_both_sides_are_restored(teacher: nn.Module, tmp_path: Path) -> None:
     spec = inspect(teacher, images())
     generation = ANALYTIC["kfac"].generate(spec, sketch(teacher, spec, [images(32)]), Budget(params=0.2))
