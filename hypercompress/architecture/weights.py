@@ -1,4 +1,4 @@
-"""Checkpoints: read without running code, fitted with every fault named."""
+"""Checkpoints: read without running code, fitted, or refused with what is at fault."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hypercompress.alone import ALONE
 from hypercompress.architecture.names import one_line
-from hypercompress.errors import ModelError, NonFiniteError
+from hypercompress.errors import ModelError, NonFiniteError, listed
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 AVERAGES, OTHERS = ("state_dict_ema", "model_ema"), ("state_dict", "model")
@@ -94,7 +94,11 @@ def _read(path: Path, *, mapped: bool = False) -> Any:
 
 
 def load_checkpoint(model: nn.Module, path: Path, name: str, args: Mapping[str, Any]) -> None:
-    """Put the file's weights into the model, or raise one `ModelError` that names every key at fault."""
+    """Put the file's weights into the model, or raise one `ModelError` that says how many keys are at fault, and which.
+
+    Raises:
+        ModelError: names are missing, unexpected or of another shape; of each sort the first five are named.
+    """
     weights, expected = read_weights(path), model.state_dict()
     if not set(weights) & set(expected):  # a LightningModule keeps its network under `model`
         weights = {key.removeprefix("model."): value for key, value in weights.items()}
@@ -110,9 +114,9 @@ def load_checkpoint(model: nn.Module, path: Path, name: str, args: Mapping[str, 
     if any(faults.values()):
         sized = any(map(TABLES.search, shapes))
         advice = f"--model-args (num_classes, in_chans{', img_size) or --input-size' if sized else ')'}"
-        listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
+        named = "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in faults.items() if keys)
         raise ModelError(
-            f"received checkpoint {path} that does not fit {name!r} with arguments {json.dumps(dict(args))}: {listed}; "
+            f"received checkpoint {path} that does not fit {name!r} with arguments {json.dumps(dict(args))}: {named}; "
             f"expected the same names and shapes; check the model name and {advice}"
         )
     model.load_state_dict(weights)
@@ -123,6 +127,6 @@ def check_finite(model: nn.Module, source: str) -> None:
     bad = [key for key, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
     if bad:
         raise NonFiniteError(
-            f"received weights of {source} with NaN or infinity in {', '.join(bad)}; expected finite numbers; use "
+            f"received weights of {source} with NaN or infinity in {listed(bad)}; expected finite numbers; use "
             "another checkpoint"
         )
