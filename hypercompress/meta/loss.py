@@ -260,7 +260,9 @@ def evaluate_case(  # noqa: PLR0913  (each has a default)
     strength: float = 1.0,
     objective: Objective | None = None,
 ) -> float:
-    """KL on ``batches`` of the generated student, after distillation on ``steps_batches`` or a refit, if given."""
+    """KL on the images of ``batches`` of the generated student, after distillation on ``steps_batches`` or a refit, if
+    given.
+    """
     objective = objective or Objective()
     with torch.no_grad():
         emission, _ = generate(network, case, budget, measured=measured, refit=refit is not None, strength=strength)
@@ -270,5 +272,5 @@ def evaluate_case(  # noqa: PLR0913  (each has a default)
     point = _adapt(case, emission, others, steps_batches, objective)
     with torch.no_grad():
         tensors = point.tensors(case, point.products())
-        kls = [float(student_loss(case, tensors, images, objective)[1]) for images in batches]
-    return math.fsum(kls) / len(kls)
+        kls = [len(images) * float(student_loss(case, tensors, images, objective)[1]) for images in batches]
+    return math.fsum(kls) / sum(map(len, batches))

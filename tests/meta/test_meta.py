@@ -181,6 +181,16 @@ def test_distillation_steps_bring_the_student_closer(case: Case) -> None:
     assert evaluate_case(small(), case, BUDGET, **options, steps_batches=images(1) * 6) < before
 
 
+def test_what_it_is_judged_on_weighs_by_image(case: Case) -> None:
+    """A last batch of few images counted as much as a whole one."""
+    (batch,) = images(1, seed=9)
+    whole = evaluate_case(small(), case, BUDGET, [batch])
+    parts = [batch[:1], batch[1:]]
+    assert evaluate_case(small(), case, BUDGET, parts) == pytest.approx(whole, rel=1e-5)
+    one, others = (evaluate_case(small(), case, BUDGET, [part]) for part in parts)
+    assert abs(one - others) > 1e-3 * whole, "images that are not all alike"
+
+
 def test_matrices_are_those_of_the_built_student(case: Case) -> None:
     emission, _ = generate(small(0.5), case, BUDGET, measured=True)
     plain = emit(case.spec, case.sketches[True], case.starts[True], zeros(case), BUDGET)
