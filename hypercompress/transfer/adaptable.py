@@ -20,11 +20,10 @@ from timm.layers.norm_act import LayerNormAct2d
 from torch import Tensor, nn
 
 from hypercompress.kinds import LowRank, kind_of
-from hypercompress.running.tracing import NORMS
+from hypercompress.running.tracing import BATCH_NORMS, NORMS
 
 CORE_RANK = 8  # directions of the core of a dense layer
 CORES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)  # by exact type: a subclass may change its weight
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Role(StrEnum):

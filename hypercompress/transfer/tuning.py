@@ -83,11 +83,13 @@ def tune(
     """
     asking = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     chosen = set(names)
-    tuned = [p.requires_grad_(name in chosen) for name, p in model.named_parameters()]
-    optimizer = torch.optim.AdamW([p for p in tuned if p.requires_grad], lr=rate, weight_decay=0.0)
+    tuned = [p for name, p in model.named_parameters() if name in chosen]
+    optimizer = torch.optim.AdamW(tuned, lr=rate, weight_decay=0.0)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(steps))
     losses = deque[Tensor](maxlen=LAST)
     try:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in chosen)
         with evaluating(model), torch.enable_grad():
             for step, (images, labels) in enumerate(islice(_again(batches), steps)):
                 seen, named = change(images, labels)
@@ -104,7 +106,7 @@ def tune(
                 rates.step()
                 if progress is not None:
                     progress("steps", step + 1, f"at a rate of {rate:g}")
-        if losses and not all(finite(p) for p in tuned if p.requires_grad):
+        if losses and not all(finite(p) for p in tuned):
             raise NonFiniteError(
                 "received NaN or infinity in the weights after the last step; expected finite ones; lower the learning "
                 "rate or take fewer steps"

@@ -97,6 +97,15 @@ def test_weights_that_the_last_step_breaks_are_told_of() -> None:
         tune(_Kink(), ["weight"], lambda: [(torch.randn(3, 2), torch.tensor([0, 1, 0]))], 1, 1e-3)
 
 
+def test_what_steps_refuse_leaves_the_model_as_it_was() -> None:
+    """Whatever is raised before the first of them, too."""
+    model = torch.nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match="learning rate"):
+        tune(model, ["bias"], list, 1, -1.0)
+    assert [p.requires_grad for p in model.parameters()] == [True, False]
+
+
 @pytest.mark.parametrize("levels", [False, True])
 def test_frozen_parameters_stay_and_the_head_is_tuned(levels: bool, make_task: Make) -> None:
     model, (x, y) = model_of(), make_task(shots=4)
