@@ -3,6 +3,7 @@
     python -m benchmarks.transfer [--assets ASSETS] [--backbones ...] [--methods ...] [--shots ...] [--steps ...]
         [--episodes 600] [--episodes-tuned 600] [--data DATA ...] [--teacher FOLDER] [--out benchmarks/results]
         [--device cpu|cuda] [--stack IMAGES] [--claims FOLDER] [--only-rates]
+        [--rate RATE [--cosine]]
     python -m benchmarks.transfer --merge FOLDER ... [--out benchmarks/results]
 
 Episodes of 5 classes and 10 query images of each, the same for all methods. ``ncm`` (nearest class mean), ``ridge``:
@@ -17,10 +18,13 @@ rate that it finds, followed as far as it finds right. Each with the images that
 as a multiple of the support set.
 
 The rates of all other methods that take steps are chosen once for each backbone and number of steps, from one grid, on
-episodes of another data set (``transfer_rates.csv``). Backbones: ``lite0``, EfficientNet-Lite0 with ImageNet weights;
-``lite0-0.7``, its student of 0.7 times the parameters, calibrated on the photographs of ``train`` without their labels;
-``fashion``, a network trained on Fashion-MNIST; and, if asked for, ``lite1``, EfficientNet-Lite1, on which nothing was
-chosen (`benchmarks.lite_weights`). Photographs: both parts, classes that can fill an episode of the most shots.
+episodes of another data set (``transfer_rates.csv``). The baselines keep theirs constant, ours goes up and down; with
+``--rate 0.01 --cosine`` theirs does too (write such rows to an ``--out`` of their own).
+
+Backbones: ``lite0``, EfficientNet-Lite0 with ImageNet weights; ``lite0-0.7``, its student of 0.7 times the parameters,
+calibrated on the photographs of ``train`` without their labels; ``fashion``, a network trained on Fashion-MNIST; and,
+if asked for, ``lite1``, EfficientNet-Lite1, on which nothing was chosen (`benchmarks.lite_weights`). Photographs: both
+parts, classes that can fill an episode of the most shots.
 
 Writes ``transfer.csv``, a row for each block of episodes, and ``transfer.png``; blocks that are there are not made
 again, nor for fewer episodes, so it can be run in pieces. On one CPU core the closed-form heads take minutes, a tuned
@@ -116,7 +120,9 @@ def run_steps(
         solving = replace(solving, stack=0)  # heads differ in what they read, and the steps are those of `adapt`
 
     def key(numbers: range, steps: int) -> dict[str, Any]:
-        rate = TRIED if method == DEFAULT else rates[steps]
+        rate: float | str | None = TRIED if method == DEFAULT else rates[steps]
+        if solving.cosine and method in TUNED:
+            rate = f"{rate:g} cosine"
         found = _key(trial, method, shots, numbers, steps=steps, rate=rate)
         return {**found, "weights": found["weights"] + network_digest(method, solving.network)}
 
@@ -143,7 +149,7 @@ def run_steps(
 def run(backbone: Backbone, options: argparse.Namespace) -> None:
     """All rows of a backbone that are missing, cheap ones first."""
     results, rates = _results(options.out)
-    solving = Solving(options.network, options.stack, options.claims)
+    solving = Solving(options.network, options.stack, options.claims, options.cosine)
     steps = [s for s in options.steps if s]
     for trial in open_trials(backbone, max(SHOTS)):
         for shots in options.shots:
@@ -155,8 +161,10 @@ def run(backbone: Backbone, options: argparse.Namespace) -> None:
                 for shots in options.shots:
                     run_steps(trial, method, shots, options.episodes, {0: None}, results, solving)
             tuned = [count for count in counts if count]
-            best: Mapping[int, float | None] = dict.fromkeys(tuned)
-            if method != DEFAULT:
+            best: Mapping[int, float | None] = dict.fromkeys(tuned, options.rate)
+            if method == DEFAULT:
+                best = dict.fromkeys(tuned)
+            elif options.rate is None:
                 best = choose_rates(backbone, trial.last, method, tuned, options.episodes_rates, rates, solving)
             for shots in options.shots if tuned else ():
                 run_steps(trial, method, shots, options.episodes_tuned, best, results, solving)
@@ -239,9 +247,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--stack", type=int, default=0, help="images of a step of stacked episodes (default: 0, none)")
     parser.add_argument("--claims", type=Path, help="folder shared by processes that divide the work")
     parser.add_argument("--only-rates", action="store_true", help="try the rates and nothing else")
+    parser.add_argument("--rate", type=float, help="of all steps (default: chosen on another data set)")
+    parser.add_argument("--cosine", action="store_true", help="let it go up and down as ours does, with --rate")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="FOLDER", help="join the tables of these, run nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the files go (default: benchmarks/results)")
     options = parser.parse_args(words)
+    if options.cosine and options.rate is None:
+        parser.error("received --cosine without --rate; expected both, as rates are chosen for a constant one")
     if options.merge:
         merge(options.merge, options.out)
     else:

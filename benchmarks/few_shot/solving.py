@@ -1,14 +1,15 @@
 """How episodes are run: one by one or in stacks, by one process or by several that divide them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.few_shot.adapted import ADAPTED, adapt_episode, adapt_together
 from benchmarks.few_shot.backbones import Backbone
 from benchmarks.few_shot.stacked import tune_together
-from benchmarks.few_shot.tuning import BATCH, Outcome, tune
+from benchmarks.few_shot.tuning import BATCH, Outcome, constant, tune
 from hypercompress.data import Episode
+from hypercompress.transfer.tuning import schedule
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,14 @@ class Solving:
         stack: images of one step of several episodes together, see `stacked`; 0: episodes one by one.
         claims: a folder that processes share: a part of the work belongs to the one that first makes its file there.
             ``None``: all of it is done here.
+        cosine: whether the baselines' rate goes up and down as ours does (`hypercompress.transfer.tuning.schedule`)
+            instead of being constant.
     """
 
     network: str = "auto"
     stack: int = 0
     claims: Path | None = None
+    cosine: bool = False
 
     @property
     def alone(self) -> bool:
@@ -86,6 +90,9 @@ class Solving:
             rate: ``None`` without steps, and where `adapt` finds it.
             seeds: one for each episode.
         """
+        if self.cosine and method not in ADAPTED and len(steps) > 1:  # each number of them ends at 0
+            parts = [self.solve(backbone, last, episodes, method, rate, [count], seeds) for count in steps]
+            return [{count: run[count] for run in runs for count in run} for runs in zip(*parts, strict=True)]
         size, found = self.together(len(episodes[0].support)), list[dict[int, Outcome]]()
         for first in range(0, len(episodes), size):
             some, drawn = episodes[first : first + size], seeds[first : first + size]
@@ -93,13 +100,16 @@ class Solving:
                 found += adapt_together(backbone, last, some, method, steps, self.network, drawn, rate)
             elif self.stack:
                 assert rate is not None
-                found += tune_together(backbone, some, method, rate, steps, drawn)
+                found += tune_together(backbone, some, method, rate, steps, drawn, self._share(steps))
             else:
                 found += [
                     self._one(backbone, last, episode, method, rate, steps, seed)
                     for episode, seed in zip(some, drawn, strict=True)
                 ]
         return found
+
+    def _share(self, steps: Sequence[int]) -> Callable[[int], float]:
+        return schedule(max(steps)) if self.cosine else constant
 
     def _one(
         self,
@@ -118,5 +128,5 @@ class Solving:
             }
         else:
             assert rate is not None
-            found = tune(backbone, last, episode, method, rate, steps, seed)
+            found = tune(backbone, last, episode, method, rate, steps, seed, self._share(steps))
         return found if self.alone else {count: replace(o, seconds=None) for count, o in found.items()}

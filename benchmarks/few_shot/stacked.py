@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from benchmarks.few_shot.backbones import BATCH, Backbone
 from benchmarks.few_shot.lora import Adapter
 from benchmarks.few_shot.passes import Passes
-from benchmarks.few_shot.tuning import VIEWED, Batches, Outcome, accuracy, learning, ridge_head, views_of
+from benchmarks.few_shot.tuning import VIEWED, Batches, Outcome, accuracy, constant, learning, ridge_head, views_of
 from hypercompress.data import Episode
 from hypercompress.running.copying import copy_of
 from hypercompress.transfer.backbone import Backbone as Net
@@ -129,11 +129,13 @@ def tune_together(
     rate: float,
     steps: Sequence[int],
     seeds: Sequence[int],
+    share: Callable[[int], float] = constant,
 ) -> list[dict[int, Outcome]]:
     """`tune` for episodes of one size.
 
     Args:
         seeds: one for each episode.
+        share: of the rate, at each step.
     """
     net = Net(copy_of(backbone.model).eval().requires_grad_(False))
     support, labels = stacked(episodes)
@@ -146,6 +148,7 @@ def tune_together(
     stack.passes = plain.passes
     tensors = [value.requires_grad_(True) for value in (*stack.parameters.values(), *head)]
     optimizer = torch.optim.AdamW(tensors, rate, weight_decay=0.0)
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
     rows = torch.arange(len(episodes), device=support.device)[:, None]
     found: list[dict[int, Outcome]] = [{} for _ in episodes]
     for step, chosen in enumerate(orders(support.shape[1], seeds, max(steps)).to(support.device), 1):
@@ -155,6 +158,7 @@ def tune_together(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        rates.step()
         if step in steps:
             for one, outcome in zip(found, judge(stack, head, episodes), strict=True):
                 one[step] = outcome

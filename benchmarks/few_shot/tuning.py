@@ -1,12 +1,12 @@
 """The tuned baselines: the ridge head first, then ordinary steps on it and on a part of the backbone.
 
-All start from the same head and take the same AdamW steps over the support set at a constant rate, so that one run
-gives every number of steps on its way; only what learns differs. Batch norms keep the moments they were trained with: a
-few images of one task would be poor moments. A name that ends in ``-views`` is the same method on random views: new
-ones of each image in every step, as many as ours.
+All start from the same head and take the same AdamW steps over the support set; only what learns differs. The rate is
+constant, if nothing else is asked for, so that one run gives every number of steps on its way. Batch norms keep the
+moments they were trained with: a few images of one task would be poor moments. A name that ends in ``-views`` is the
+same method on random views: new ones of each image in every step, as many as ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,15 +84,28 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(1) == labels).double().mean())
 
 
+def constant(_: int) -> float:
+    """The share of the rate at each step: all of it."""
+    return 1.0
+
+
 def tune(
-    backbone: Backbone, last: str, episode: Episode, method: str, rate: float, steps: Sequence[int], seed: int
+    backbone: Backbone,
+    last: str,
+    episode: Episode,
+    method: str,
+    rate: float,
+    steps: Sequence[int],
+    seed: int,
+    share: Callable[[int], float] = constant,
 ) -> dict[int, Outcome]:
     """One episode by one of `TUNED`, judged after each number of steps.
 
     Args:
         last: see `counting`.
-        rate: of AdamW, constant, without weight decay.
+        rate: of AdamW, without weight decay.
         seed: of the order of the images and of LoRA's random halves.
+        share: of the rate, at each step.
     """
     model = copy_of(backbone.model).eval().requires_grad_(False)
     found, spent, clock = dict[int, Outcome](), 0.0, now(backbone.device)
@@ -103,6 +116,7 @@ def tune(
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = torch.optim.AdamW([*parameters, *head.parameters()], rate, weight_decay=0.0)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         batches, change = Batches(len(frozen), seed), step_viewer(views_of(method), seed)
         for step in range(1, max(steps) + 1):
             chosen = batches.draw().to(frozen.device)
@@ -112,6 +126,7 @@ def tune(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            rates.step()
             if step in steps:
                 spent += now(backbone.device) - clock
                 found[step] = _judge(model, head, episode, passes, spent)
