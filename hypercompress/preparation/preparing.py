@@ -25,6 +25,7 @@ from hypercompress.packed.unpackable import Apart, taken_apart
 from hypercompress.preparation.example import dtype_of, example_of, samples_of_a_pass
 from hypercompress.preparation.given import require_given
 from hypercompress.preparation.plan import Plan
+from hypercompress.preparation.unpassed import warn_of_unpassed
 from hypercompress.preparation.wanted import Wanted
 from hypercompress.running.batches import pieces, resized
 from hypercompress.running.calibration import CalibrationSplit, split_batches
@@ -91,6 +92,8 @@ def prepare(  # noqa: PLR0913  (each has a default)
     device, dtype = next(original.parameters()).device, dtype_of(original) if forward_fn is None else None
     split = None if data is None else split_batches(data, device, dtype, passed=forward_fn is None, images=images)
     example = example_of(original, split, example, as_it_is=forward_fn is not None)
+    if split is not None and forward_fn is None:
+        warn_of_unpassed(original, split.statistics[0])
     noise = _steadying(original, example, seed) if steady else None
     numbers = outputs == NUMBERS or (outputs == "auto" and _regresses(original, split, forward_fn))
     run = call_model if forward_fn is None else _of_network(forward_fn)
