@@ -14,7 +14,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from hypercompress.kinds.groups import by_group, stacked
-from hypercompress.kinds.low_rank import LowRank, Projected
+from hypercompress.kinds.low_rank import LowRank, Projected, weight_of
 from hypercompress.kinds.protocol import LayerKind
 
 POINTWISE: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -28,7 +28,8 @@ class LowRankConv(LowRank):
     and a convolution with kernel 1 and no bias commute, whatever the padding mode.
 
     Args:
-        dense: what it stands in for; only its geometry is read.
+        dense: what it stands in for; only its geometry is read. Its channels and its kernel are those of its weight, as
+            torch runs it: who gives a layer another weight may leave ``in_channels`` and the like as they were.
         rank: number of channels between, in each group.
         like: class of the convolution with the kernel; ``Conv2dSame`` pads by the size of each input.
         input_rank: channels that the input is projected to first; of a single group only.
@@ -37,15 +38,15 @@ class LowRankConv(LowRank):
     """
 
     def __init__(self, dense: Any, rank: int, like: type[nn.Module], input_rank: int | None = None) -> None:
-        self.like = like
-        self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
-        self.kernel_size, self.stride, self.padding = dense.kernel_size, dense.stride, dense.padding
-        self.dilation, self.groups, self.padding_mode = dense.dilation, dense.groups, dense.padding_mode
-        pointwise, between = POINTWISE[len(dense.kernel_size)], rank * self.groups
+        self.like, (out, inside, *kernel) = like, weight_of(dense).shape
+        self.in_channels, self.out_channels, self.kernel_size = inside * dense.groups, out, tuple(kernel)
+        self.stride, self.padding, self.padding_mode = dense.stride, dense.padding, dense.padding_mode
+        self.dilation, self.groups = dense.dilation, dense.groups
+        pointwise, between = POINTWISE[len(kernel)], rank * self.groups
         reduce = self.kernel(input_rank or self.in_channels, between, bias=False)
         if input_rank is not None:
             reduce = Projected(pointwise(self.in_channels, input_rank, 1, bias=False), reduce)
-        expand = pointwise(between, dense.out_channels, 1, groups=self.groups, bias=dense.bias is not None)
+        expand = pointwise(between, out, 1, groups=self.groups, bias=dense.bias is not None)
         super().__init__(reduce, expand, rank)
 
     def kernel(self, inside: int, out: int, *, bias: bool, groups: int | None = None) -> nn.Module:
@@ -111,7 +112,8 @@ class ConvKind(LayerKind):
         """By torch's own unfolding where it knows the geometry: no product with an identity of d columns."""
         if type(module) is not nn.Conv2d or isinstance(module.padding, str) or module.padding_mode != "zeros":
             return super().input_rows(module, x)
-        rows = F.unfold(self.batched(x), module.kernel_size, module.dilation, module.padding, module.stride)
+        kernel = weight_of(module).shape[2:]
+        rows = F.unfold(self.batched(x), kernel, module.dilation, module.padding, module.stride)
         return by_group(rows.mT.flatten(0, 1), module.groups)
 
     def input_mean(self, module: nn.Module, x: Tensor) -> Float[Tensor, "*g d"]:

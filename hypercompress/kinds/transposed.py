@@ -22,7 +22,7 @@ class LowRankTransposed(LowRank):
     """A transposed convolution to r channels, then a convolution with kernel 1 to ``out``.
 
     Args:
-        dense: what it stands in for; only its geometry is read.
+        dense: what it stands in for; only its geometry is read, channels and kernel from its weight (`LowRankConv`).
         rank: number of channels between.
         like: class of the first.
 
@@ -32,12 +32,11 @@ class LowRankTransposed(LowRank):
     transposed = True  # how `weight` is laid out, as torch says it of its own
 
     def __init__(self, dense: Any, rank: int, like: type[nn.Module]) -> None:
-        self.like = like
-        self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
-        self.kernel_size, self.stride, self.padding = dense.kernel_size, dense.stride, dense.padding
-        self.output_padding, self.dilation, self.groups = dense.output_padding, dense.dilation, 1
-        pointwise = POINTWISE[len(dense.kernel_size)]
-        expand = pointwise(rank, dense.out_channels, 1, bias=dense.bias is not None)
+        self.like, (inside, out, *kernel) = like, weight_of(dense).shape
+        self.in_channels, self.out_channels, self.kernel_size = inside, out, tuple(kernel)
+        self.stride, self.padding, self.output_padding = dense.stride, dense.padding, dense.output_padding
+        self.dilation, self.groups = dense.dilation, 1
+        expand = POINTWISE[len(kernel)](rank, out, 1, bias=dense.bias is not None)
         super().__init__(self.kernel(rank, bias=False), expand, rank)
 
     def kernel(self, out: int, *, bias: bool) -> nn.Module:
