@@ -42,15 +42,19 @@ def targeted(
         example: the batch that is timed.
 
     Raises:
-        BudgetError: even the fastest student that can be had is too slow; the message says how fast it is.
+        BudgetError: even the fastest student that can be had is too slow; the message says how fast it is. Never of a
+            budget of 1, which the teacher itself meets.
     """
     least, tried = least_share(spec, Unit.LATENCY), dict[float, float]()
     aim = max(budget.share, least)
     fast, slow = None, (1.0, 1.0)  # what was aimed at and what arrived, nearest to the target on either side
     for _ in range(ROUNDS):
         generation = generator.generate(spec, sketches, Budget(latency=aim))
-        dense, ours = times_of(teacher, built(generation), example, forward_fn)
-        tried[aim] = achieved = ours / dense
+        if generation.plan.ranks:
+            dense, ours = times_of(teacher, built(generation), example, forward_fn)
+            tried[aim] = achieved = ours / dense
+        else:  # it is the teacher itself, whatever a clock would make of the two
+            tried[aim] = achieved = 1.0
         if budget.share * (1 - SLACK) <= achieved <= budget.share or (aim <= least and achieved > budget.share):
             break
         if achieved <= budget.share:
@@ -62,10 +66,7 @@ def targeted(
             aim = least
     fastest = min(tried.values())
     if missed(fastest, budget.share):
-        raise BudgetError(
-            f"received a latency budget of {budget.share:g}; expected at least about {fastest:.2f}, what the fastest "
-            "student that was tried takes on this machine; choose a larger share"
-        )
+        raise BudgetError(f"received a latency budget of {budget.share:g}; expected {_possible(fastest)}")
     within = {aim: time for aim, time in tried.items() if time <= budget.share}
     return Budget(latency=max(within, key=within.__getitem__) if within else min(tried, key=tried.__getitem__))
 
@@ -73,6 +74,20 @@ def targeted(
 def missed(achieved: float, share: float) -> bool:
     """Whether a measured share of the teacher's time is more than a budget's, beyond what measurements differ by."""
     return achieved > share * (1 + SLACK)
+
+
+def _possible(fastest: float) -> str:
+    """What may be asked for where the fastest student that was tried takes this share of the teacher's time."""
+    if round(fastest, 2) < 1:
+        return (
+            f"at least about {fastest:.2f}, what the fastest student that was tried takes on this machine; choose a "
+            "larger share"
+        )
+    return (
+        f"1: no student that was tried is faster than the model itself on this machine (the fastest takes "
+        f"{fastest:.2f} of its time); leave the model as it is, time larger batches, or choose a budget of params or "
+        "macs"
+    )
 
 
 def _between(fast: tuple[float, float] | None, slow: tuple[float, float], target: float, least: float) -> float:

@@ -51,6 +51,30 @@ def test_a_target_that_no_student_meets_is_refused(machine: Path, monkeypatch: p
         targeting.targeted(model, spec, sketches, ANALYTIC["kfac"], Budget(latency=0.5), lambda g: g, images(1))
 
 
+def test_a_budget_of_all_the_time_is_met_by_the_model_itself_whatever_a_clock_says(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, spec, sketches = timed(machine)
+    monkeypatch.setattr(targeting, "times_of", lambda *_: (1.0, 1.27))
+    budget = targeting.targeted(
+        model, spec, sketches, ANALYTIC["kfac"], Budget(latency=1.0), lambda g: pytest.fail("timed"), images(1)
+    )
+    assert ANALYTIC["kfac"].generate(spec, sketches, budget).plan.ranks == {}
+
+
+@pytest.mark.parametrize(("share", "fastest"), [(0.99, 1.1), (0.9, 1.0), (0.9, 0.996)])
+def test_where_no_student_is_faster_than_the_model_no_larger_share_is_advised(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, share: float, fastest: float
+) -> None:
+    model, spec, sketches = timed(machine)
+    monkeypatch.setattr(targeting, "times_of", lambda *_: (1.0, fastest))
+    wanted = (
+        rf"budget of {share}; expected 1: no student .* is faster .*takes {fastest:.2f} .*; leave the model as it is"
+    )
+    with pytest.raises(BudgetError, match=wanted):
+        targeting.targeted(model, spec, sketches, ANALYTIC["kfac"], Budget(latency=share), lambda g: g, images(1))
+
+
 def test_the_student_of_a_hypernetwork_has_ranks_that_were_timed(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
