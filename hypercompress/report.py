@@ -178,7 +178,8 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     if not console.is_terminal and console.width < PIPED_WIDTH:
         console = Console(file=console.file, width=PIPED_WIDTH, markup=False, highlight=False)
     # Paths and statuses are what one searches for: they fold, never lose letters.
-    table = Table(Column("layer", overflow="fold"), "kind", Column("status", no_wrap=True))
+    title = "Layers as they were before the student was moved" if "transfer" in report else None
+    table = Table(Column("layer", overflow="fold"), "kind", Column("status", no_wrap=True), title=title)
     for name in ("rank", "params", "MACs", "reason"):
         table.add_column(name, overflow="fold")
     rows = layers_of(report)

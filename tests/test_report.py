@@ -143,6 +143,7 @@ def test_a_moved_student_shows_what_it_was_before() -> None:
     console = Console(file=io.StringIO(), width=200)
     print_report({"transfer": MOVED, "before": before}, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.split("\n")[0].strip() == "Layers as they were before the student was moved"
     assert text.index("Moved to 3 classes by 9 images") < text.index("Before that:") < text.index("budget: params")
     assert all(row["name"] in text for row in before["layers"])
     assert "Before that" not in summary({"transfer": MOVED})

@@ -125,7 +125,8 @@ def _origin(stage: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _transfer(moved: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    heads = {"plain": "the head alone", "adapted": "with adapted norms", "views": "with views"}
+    heads = {"plain": "the head alone", "adapted": "with adapted norms", "levels": "on the maps of all stages"}
+    heads["views"] = "with views"
     ways = moved["ways"]  # null: the head was replaced
     found = [] if ways is None else [("Classes", f"{counted(ways):,}")]
     found.append(("Images", f"{counted(moved['images']):,}"))

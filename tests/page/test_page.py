@@ -173,6 +173,9 @@ def test_a_moved_student_tells_what_it_is_and_what_it_was() -> None:
     assert "Task" not in page.facts  # older reports do not say
     assert page.facts["Leave-one-out accuracy, with adapted norms"] == "not measured"
     assert "as they were before the student was moved" in text
+    levels = {**MOVED, "loo": {**MOVED["loo"], "levels": {"accuracy": 0.8125, "loss": 0.7}}}
+    facts = Page(report_page({"transfer": levels}, "net")).facts
+    assert facts["Leave-one-out accuracy, on the maps of all stages"] == "81.25%"
     assert len(page.tables[1]) == 3
     for task, told in (("near", "tells the new classes apart"), ("far", "answers different new classes alike")):
         moved = report_page({"transfer": {**MOVED, "task": task}}, "net")
