@@ -13,6 +13,7 @@ from hypercompress.architecture import architecture_of, load_timm
 from hypercompress.cli import inputs
 from hypercompress.errors import DataError, ModelError
 from hypercompress.export import export
+from hypercompress.export.program import understood
 from hypercompress.running.calling import refused, taking
 from hypercompress.running.copying import copy_of, weights_of
 from hypercompress.transfer.backbone import Backbone
@@ -49,6 +50,12 @@ PLACES: dict[str, Callable[[Any, Path], Any]] = {
     "command": lambda model, _: inputs.output_shape(model, (1, 32, 32)),
     "inspection": lambda model, _: inputs.inspected(model, (1, 32, 32)),
 }
+
+
+@pytest.mark.parametrize("lack", LACKS)
+def test_nor_is_an_exporter(lack: str) -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory"), understood("a model", "one that is exported"):
+        raises(lack)
 
 
 @pytest.mark.parametrize("lack", LACKS)

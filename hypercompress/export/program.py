@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from hypercompress.errors import ExportError, HypercompressError
+from hypercompress.running.calling import out_of_memory
 
 INDEXED = 2**28  # numbers in a batch that kernels take at least: 2^31 by indices of 32 bits, fewer by byte offsets
 
@@ -105,9 +106,11 @@ def understood(received: str, expected: str) -> Iterator[None]:
     """
     try:
         yield
-    except (HypercompressError, OSError, MemoryError, torch.OutOfMemoryError):
+    except (HypercompressError, OSError):
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise ExportError(
             f"received {received} ({reason(error)}); expected {expected}; try another format, or report it with the "
             "name of the model"
