@@ -77,10 +77,13 @@ def trainer() -> Callable[..., Trainer]:
 
 
 @pytest.fixture
-def zoo(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def zoo(folders: tuple[Path, Path], here: Path) -> Path:
     """A teacher to train on and one to validate on, a held-out one without its files, and the working folder."""
-    monkeypatch.chdir(tmp_path)
-    place = tmp_path / "zoo"
+    return zoo_of(folders, here / "zoo")
+
+
+def zoo_of(folders: tuple[Path, Path], place: Path) -> Path:
+    """See the fixture."""
     with_rows = [("one", "train"), ("two", "validation"), ("three", "heldout")]
     for name, _ in with_rows[:2]:
         shutil.copytree(folders[0], place / name)

@@ -24,6 +24,7 @@ from hypercompress.student import Student
 from lightning_modules import meta_training
 from lightning_modules.episodes import Episodes, read_index
 from lightning_modules.meta_training import MetaTraining, score_of, validation_budgets
+from tests.lightning_modules.conftest import zoo_of
 
 
 def fit(root: Path, zoo: Path, out: str, *more: str) -> Path:
@@ -32,28 +33,56 @@ def fit(root: Path, zoo: Path, out: str, *more: str) -> Path:
     return Path(out)
 
 
+def two_budgets(patch: pytest.MonkeyPatch) -> None:
+    """Of four, one of each unit: validation is what these tests wait for."""
+    patch.setattr(meta_training, "validation_budgets", lambda *case: validation_budgets(*case)[1::2])
+
+
 @pytest.fixture(autouse=True)
 def _two_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four, one of each unit: validation is what these tests wait for."""
-    monkeypatch.setattr(meta_training, "validation_budgets", lambda *case: validation_budgets(*case)[1::2])
+    two_budgets(monkeypatch)
 
 
-def last_weights() -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load("runs/debug/meta_train/last.ckpt", weights_only=True)["state_dict"]
+CHECKPOINTS = Path("runs/debug/meta_train")
+KEEPING = ("--trainer.callbacks.init_args.filename={step}", "--trainer.callbacks.init_args.save_top_k=-1")
+KEEPING += ("--model.optimization.schedule=constant",)
+
+
+@pytest.fixture(scope="module")
+def known(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zoo whose statistics are measured once; tests must not change it."""
+    return zoo_of(folders, tmp_path_factory.mktemp("known") / "zoo")
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path, known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of four steps on the known zoo left, and its checkpoints; tests must not change it."""
+    place = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        two_budgets(patch)
+        patch.setattr("sys.argv", ["train.py"])
+        patch.chdir(place)
+        fit(root, known, "whole", *KEEPING)
+    return place
+
+
+def last_weights(checkpoint: Path = CHECKPOINTS / "last.ckpt") -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
     return state
 
 
 IGNORED = pytest.mark.filterwarnings(
     "ignore:Checkpoint directory .* exists and is not empty",
     "ignore:Experiment logs directory .* exists and is not empty",
+    "ignore:The dirpath has changed",
 )
 
 
 @IGNORED
-def test_a_run_leaves_a_generator_and_resumes_exactly(root: Path, zoo: Path) -> None:
-    constant = ("--model.optimization.schedule", "constant")
-    out = fit(root, zoo, "whole", *constant)
-    whole = last_weights()
+@pytest.mark.usefixtures("here")
+def test_a_run_leaves_a_generator_and_resumes_exactly(root: Path, known: Path, finished: Path) -> None:
+    out, last = finished / "whole", CHECKPOINTS / "step=4.ckpt"
+    whole = last_weights(finished / last)
     assert not any("teacher" in key for key in whole)
     assert bool(whole["network.heads.layer.weight"].any())  # it starts at zero, so it has learnt something
     card = json.loads((out / "config.json").read_text())["training"]
@@ -62,47 +91,47 @@ def test_a_run_leaves_a_generator_and_resumes_exactly(root: Path, zoo: Path) -> 
     assert card["curve"][0]["step"] == 2
     assert isinstance(load_generator(out), HypernetGenerator)
 
-    shutil.rmtree("runs")
-    fit(root, zoo, "half", "--trainer.max_steps", "2", *constant)
-    shutil.rmtree("runs/debug/meta_train/logs")
-    fit(root, zoo, "half", *constant, "--ckpt_path", "runs/debug/meta_train/last.ckpt")
-    resumed = last_weights()
+    half = fit(root, known, "half", *KEEPING, "--ckpt_path", str(finished / CHECKPOINTS / "step=2.ckpt"))
+    resumed = last_weights(last)
+    assert json.loads((half / "config.json").read_text())["training"]["curve"] == card["curve"]
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 
 @IGNORED
-def test_validating_on_its_own_measures_the_same_and_writes_nothing(root: Path, zoo: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_validating_on_its_own_measures_the_same_and_writes_nothing(root: Path, known: Path, finished: Path) -> None:
     """In inference mode, where steps to come need gradients all the same."""
-    fit(root, zoo, "network", "--trainer.max_steps", "2")
+    shutil.copytree(finished / "whole", "network")
     before = {path.name: path.read_bytes() for path in Path("network").iterdir()}
     curve = json.loads(before["config.json"])["training"]["curve"]
-    words = ["--config", str(root / "configs/debug/meta_train.yaml"), "--model.zoo", str(zoo), "--model.out", "network"]
+    words = [
+        "--config",
+        str(root / "configs/debug/meta_train.yaml"),
+        "--model.zoo",
+        str(known),
+        "--model.out",
+        "network",
+    ]
     for command in ("validate", "test"):
         with patch.object(MetaTraining, "log_dict") as logged:
-            assert train.main([command, *words, "--ckpt_path", "runs/debug/meta_train/last.ckpt"]) == 0
+            assert train.main([command, *words, "--ckpt_path", str(finished / CHECKPOINTS / "step=4.ckpt")]) == 0
         found = logged.call_args.args[0]
         assert found == pytest.approx({key: value for key, value in curve[-1].items() if key != "step"}, abs=1e-5)
     assert {path.name: path.read_bytes() for path in Path("network").iterdir()} == before
 
 
+@pytest.mark.usefixtures("here")
 def test_two_processes_average_the_gradients_of_their_own_episodes(
-    root: Path, zoo: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, known: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real processes over gloo: one step of both is one step along the mean of what each rank alone would do."""
     command = [sys.executable, str(root / "train.py"), "fit", "--config", str(root / "configs/debug/meta_train.yaml")]
     two = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
-    one_step = [
-        "--trainer.max_steps",
-        "1",
-        "--model.optimization.schedule",
-        "constant",
-        "--trainer.limit_val_batches",
-        "0",
-    ]
+    one_step = ["--trainer.max_steps=1", "--model.optimization.schedule=constant", "--trainer.limit_val_batches=0"]
     saved = ["--trainer.callbacks.init_args.every_n_train_steps", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    words = [*command, "--model.zoo", str(zoo), *two, *one_step, *saved]
+    words = [*command, "--model.zoo", str(known), *two, *one_step, *saved]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "find_unused_parameters" not in done.stderr
@@ -110,7 +139,7 @@ def test_two_processes_average_the_gradients_of_their_own_episodes(
 
     torch.manual_seed(0)
     seed_everything(0, verbose=False)
-    system = meta_throughput.system_of(root / "configs/debug/meta_train.yaml", zoo)
+    system = meta_throughput.system_of(root / "configs/debug/meta_train.yaml", known)
     system.setup("fit")
     losses = []
     with patch.object(system, "log_dict"):
@@ -144,8 +173,8 @@ def test_throughput_is_that_of_the_training_steps(root: Path, zoo: Path, capsys:
     assert sorted(path.name for path in zoo.iterdir()) == ["one", "two", "zoo.csv"]
 
 
-def test_validation_budgets_lie_within_what_can_be_learnt_on(zoo: Path) -> None:
-    system = MetaTraining(zoo, Path("out"))
+def test_validation_budgets_lie_within_what_can_be_learnt_on(known: Path) -> None:
+    system = MetaTraining(known, Path("out"))
     system.setup("fit")
     case = system.members["train"][0].case
     assert not any(parameter.requires_grad for parameter in case.teacher.parameters())
