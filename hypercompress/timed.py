@@ -17,7 +17,7 @@ from hypercompress.targeting import missed
 def report_times(student: Student, teacher: nn.Module, timed: Any, forward_fn: ForwardFn | None) -> None:
     """Put what the student really takes on the batch ``timed`` into its report; a target that it misses is told."""
     dense, ours = times_of(teacher, student, timed, forward_fn)
-    if student.report["budget"]["unit"] == Unit.LATENCY:
+    if student.report["budget"]["unit"] == Unit.LATENCY and student.ranks:  # one without is the teacher itself
         share = student.report["budget"]["target"]
         if missed(ours / dense, share):  # a student of these ranks met it: something else may run for a while
             again = times_of(teacher, student, timed, forward_fn)

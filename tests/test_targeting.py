@@ -132,3 +132,12 @@ def test_a_target_that_the_last_measurement_misses_is_told(
         student = compress(network(), Budget(latency=0.6), [images(16)] * 3, "kfac", latency_batch=2)
     assert not left
     assert student.report["budget"]["achieved"] == student.report["latency"]["student_ms"] == achieved
+
+
+def test_the_model_itself_misses_no_target(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (targeting, sys.modules["hypercompress.timed"]):
+        monkeypatch.setattr(module, "times_of", lambda *_: (1.0, 1.27))
+    student = compress(network(), Budget(latency=1.0), [images(16)] * 3, "kfac", latency_batch=2)
+    assert not student.ranks
+    assert student.report["budget"]["achieved"] == 1.0
+    assert student.report["latency"]["student_ms"] == 1.27
