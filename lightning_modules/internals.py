@@ -68,6 +68,57 @@ def stop(trainer: Trainer) -> None:
     _replace(_signals(trainer), "received_sigterm", True)
 
 
+def break_off_validation(trainer: Trainer) -> None:
+    """Have a checkpoint say that a validation has begun and that no batch of it is done.
+
+    Lightning makes up for that one where a run goes on, and for no other.
+    """
+    progress = _validation(trainer).batch_progress
+    progress.reset()
+    progress.increment_ready()
+    progress.increment_started()
+
+
+def forget_validation(trainer: Trainer) -> None:
+    """In a run that goes on, once Lightning knows that one is to be made up for: its checkpoints are not to say it."""
+    _validation(trainer).batch_progress.total.reset_on_restart()
+
+
+def finish_validation(trainer: Trainer) -> None:
+    """Make up for a validation that Lightning has not, as no step follows."""
+    total = _validation(trainer).batch_progress.total
+    if total.ready != total.completed:
+        trainer.validating = True
+        _validation(trainer).run()
+        trainer.training = True
+
+
+def count_steps(trainer: Trainer) -> None:
+    """Have loggers count the steps as the optimiser does: where a validation was due at the step that a run goes on
+    from, Lightning counts that step twice.
+
+    Raises:
+        HypercompressError: this Lightning has no such number.
+    """
+    _replace(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
+
+
+def close_epoch(trainer: Trainer) -> None:
+    """Have a checkpoint of an epoch that is over say that none of its batches is done of the next one.
+
+    Else a run of so many steps goes on in the next epoch after the batches of this one, and uses others than it would.
+    """
+    epochs, loop = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop
+    if epochs.completed == epochs.ready and loop.batch_progress.current.ready >= trainer.num_training_batches:
+        for progress in (loop.batch_progress, loop.scheduler_progress, loop.automatic_optimization.optim_progress):
+            progress.reset_on_run()
+
+
+def _validation(trainer: Trainer) -> Any:
+    """The loop of the validations of a fit."""
+    return trainer.fit_loop.epoch_loop.val_loop
+
+
 def _signals(trainer: Trainer) -> Any:
     return _attribute(trainer, "_signal_connector")
 

@@ -14,7 +14,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_modules.callbacks import averages, name_of, savings, stopped
-from lightning_modules.internals import handler_before, stop
+from lightning_modules.internals import (
+    break_off_validation,
+    close_epoch,
+    count_steps,
+    finish_validation,
+    forget_validation,
+    handler_before,
+    stop,
+)
 from lightning_modules.teacher import keeps
 
 TOGETHER = 16  # steps from one to the next after which processes wait for each other to say whether one is to stop
@@ -26,8 +34,9 @@ class SaveWhenStopped(Callback):
 
     All ranks stop after the same step, with no gradient accumulated: of several processes after one that `TOGETHER`
     divides, at the end of an epoch, or where a validation begins. A validation is stopped between two batches if there
-    is one process, else it ends first. The checkpoint goes where the run's `ModelCheckpoint` keeps the latest
-    step; of a run that keeps only those with the best scores, beside them as ``stopped.ckpt``.
+    is one process, else it ends first; the run that goes on makes up for one that was stopped. The checkpoint goes
+    where the run's `ModelCheckpoint` keeps the latest step; of a run that keeps only those with the best scores, beside
+    them as ``stopped.ckpt``.
     During the validation of an average of the weights that average is in the place of the weights: then the latest
     checkpoint has to do.
 
@@ -52,6 +61,7 @@ class SaveWhenStopped(Callback):
         processes of a group then leaves them waiting for one another.
         """
         self.stopped_by, self._step = None, trainer.global_step
+        forget_validation(trainer)
         before = handler_before(trainer, signal.SIGTERM)
 
         def note(number: int, frame: FrameType | None) -> None:
@@ -71,6 +81,9 @@ class SaveWhenStopped(Callback):
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # ignored in the background of a shell
                 signal.signal(signal.SIGINT, note)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
+        count_steps(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
         self._whole, self._step = trainer.global_step != self._step, trainer.global_step
         if self._whole and (trainer.world_size == 1 or self._step % TOGETHER == 0):
@@ -89,6 +102,10 @@ class SaveWhenStopped(Callback):
         """It may be the last."""
         self._stop_together(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002  (Lightning's)
+        """A run that goes on from its last step trains nothing, and may have a validation left."""
+        finish_validation(trainer)
+
     def _stop_together(self, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self.stopped_by is not None, all=False):
             stop(trainer)
@@ -105,6 +122,9 @@ class SaveWhenStopped(Callback):
                 f"stopped by {what} while an average was validated: go on from the latest checkpoint ({how})"
             )
             return
+        if trainer.validating:
+            break_off_validation(trainer)
+        close_epoch(trainer)
         trainer.save_checkpoint(path)
         how = f"go on with the same command and --ckpt_path {path}"
         rank_zero_warn(f"stopped by {what} after step {trainer.global_step}: {how}")

@@ -44,15 +44,16 @@ def test_an_average_under_validation_is_not_saved_in_the_place_of_the_weights(
 
 
 @pytest.mark.filterwarnings("ignore:stopped by SIGTERM", "ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("step", [3, 4])  # of epochs of 4
 def test_what_sigterm_stops_goes_on_from_that_very_step(
-    folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+    step: int, folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     whole = distilled(folders, trainer, tmp_path, max_steps=6).network.state_dict()
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SIGTERMException):
-        distilled(folders, trainer, tmp_path, Stop(3), max_steps=6)
+        distilled(folders, trainer, tmp_path, Stop(step), max_steps=6)
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == step
     point = tmp_path / "last.ckpt"
     resumed = distilled(folders, trainer, tmp_path, max_steps=6, ckpt_path=point).network.state_dict()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
@@ -99,6 +100,54 @@ def test_a_run_that_is_stopped_leaves_the_checkpoint_of_its_best_step(
     assert steps == [2, 3]
     resumed = run(ckpt_path=tmp_path / left)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+class Rows(Callback):
+    """What the loggers would get of each validation and of each step, by the number that they get it for."""
+
+    def __init__(self) -> None:
+        self.validated: dict[int, torch.Tensor] = {}
+        self.trained: list[int] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        self.trained.append(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def on_validation_end(self, trainer: Trainer, *_: object) -> None:
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        assert step not in self.validated
+        self.validated[step] = trainer.callback_metrics["val/kl"]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:on validation images", "ignore:stopped by")
+@pytest.mark.parametrize(
+    ("stop", "batches"),
+    [(Stop(4), 2), (Stop(4, validating=True), 2), (Stop(4), 1), (Stop(8), 2), (Stop(3), 2)],
+    ids=["ahead of a validation", "within", "of one batch", "the last", "none due"],
+)
+def test_a_validation_that_is_stopped_is_made_up_for_and_steps_are_counted_on(
+    stop: Stop, batches: int, folders: Folders, trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """In the middle of an epoch of 4 steps and at its end; what is chosen by its score sees it, too."""
+
+    def run(*callbacks: Callback, **more: Any) -> tuple[Rows, float, dict[str, torch.Tensor]]:
+        rows, best = Rows(), ModelCheckpoint(tmp_path, "best", monitor="val/kl", enable_version_counter=False)
+        options: dict[str, Any] = {"max_steps": 8, "val_check_interval": 2, "limit_val_batches": batches, **more}
+        try:
+            system = distilled(folders, trainer, tmp_path, rows, *callbacks, before=[best], **options)
+        except SIGTERMException:
+            return rows, 0.0, {}
+        assert best.best_model_score is not None
+        return rows, float(best.best_model_score), system.network.state_dict()
+
+    whole, score, weights = run()
+    assert (list(whole.validated), whole.trained) == ([1, 3, 5, 7], list(range(8)))
+    first = run(stop)[0]
+    rest, resumed_score, resumed = run(ckpt_path=tmp_path / "last.ckpt")
+    assert first.trained + rest.trained == whole.trained
+    assert {**first.validated, **rest.validated} == whole.validated
+    assert len(first.validated) + len(rest.validated) == 4
+    assert resumed_score == score
+    assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
 
 
 def test_what_is_chosen_by_its_score_is_never_written_over(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
