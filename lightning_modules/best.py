@@ -30,6 +30,7 @@ class KeepsBest(Resumable):
     def __init__(self) -> None:
         super().__init__()
         self.best = math.inf
+        self._read = 0  # the step of the checkpoint that was read
         self.curve: list[dict[str, float]] = []
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  (Lightning passes it by name)
@@ -40,6 +41,11 @@ class KeepsBest(Resumable):
                 f"received --trainer.precision {precision}; expected one that keeps the weights in single precision; "
                 f"choose {', '.join(PRECISIONS)}"
             )
+
+    @property
+    def step(self) -> int:
+        """That of the network: outside a fit Lightning counts none, and the checkpoint says it."""
+        return self.global_step or self._read
 
     def write(self) -> None:
         """Write the network as it is; called on rank zero."""
@@ -122,4 +128,5 @@ class KeepsBest(Resumable):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        self._read = checkpoint["global_step"]
         self.best, self.curve = checkpoint[self.part]["best"], checkpoint[self.part]["curve"]

@@ -181,7 +181,8 @@ class MetaTraining(KeepsBest):
         loss = loss + compression_loss(member.case, emission, self.objective).to(loss)
         require_finite(loss, self)
         mode = f"{'data' if measured else 'free'}_{'refit' if refit else steps}"
-        self.log_dict({"train/loss": loss, f"train/kl_{mode}": kl}, prog_bar=False, batch_size=1)
+        self.log_dict({"train/loss": loss}, batch_size=1, sync_dist=True)
+        self.log_dict({f"train/kl_{mode}": kl}, batch_size=1)  # of rank zero: each has drawn a mode of its own
         return loss
 
     def _batch(self, member: Member, generator: torch.Generator) -> Tensor:
@@ -190,7 +191,7 @@ class MetaTraining(KeepsBest):
 
     def validation_step(self, step: int) -> None:  # noqa: ARG002  (one pass, whatever its number)
         """Mean log ratio of the KL to the analytic start's, on every teacher of either split; below 0 is better."""
-        row: dict[str, float] = {"step": float(self.global_step)}
+        row: dict[str, float] = {"step": float(self.step)}
         for split, members in self.members.items():
             columns: dict[str, list[float]] = {}
             for member in members:

@@ -227,7 +227,7 @@ class TransferTraining(KeepsBest):
         outcome = self.outcome(member, _drawn(member.train, generator), generator)
         require_finite(outcome.loss, self)
         loss = float(outcome.loss.detach())
-        self.log_dict({"train/loss": loss, "train/change": loss - outcome.plain_loss}, batch_size=1)
+        self.log_dict({"train/loss": loss, "train/change": loss - outcome.plain_loss}, batch_size=1, sync_dist=True)
         return clipped(outcome.loss, list(self.network.parameters()), self.sizes.clip)
 
     def outcome(self, member: Member, pool: Pool, generator: torch.Generator, domain: str | None = None) -> Outcome:
@@ -241,7 +241,7 @@ class TransferTraining(KeepsBest):
 
     def validation_step(self, step: int) -> None:  # noqa: ARG002  (one pass, whatever its number)
         """Mean change of the query loss and of the accuracy against ridge regression, on backbones never trained on."""
-        row: dict[str, float] = {"step": float(self.global_step)}
+        row: dict[str, float] = {"step": float(self.step)}
         for kind in ("held_classes", "held_data"):
             generator = torch.Generator().manual_seed(self.seed)
             found = []

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -21,7 +23,9 @@ from lightning_modules.episodes import Episodes
 from lightning_modules.meta_training import EpisodeModule, MetaTraining
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.resuming import require_same_run
+from lightning_modules.stopping import SaveWhenStopped
 from lightning_modules.transfer import Sizes, Sources, TransferTraining
+from tests.lightning_modules.stopping import Stop
 
 Runs = Callable[..., Trainer]
 
@@ -171,6 +175,31 @@ def test_a_run_that_goes_on_judges_and_writes_the_average_of_its_weights(
         assert run(f"from_{step}", 4, f"step={step}.ckpt") == whole
     averaged = torch.load(tmp_path / "step=4.ckpt", weights_only=True)["state_dict"]["network.weight"]
     assert whole[2] == float(averaged)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:stopped by SIGTERM")
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_a_run_that_a_signal_stops_judges_each_step_once_and_counts_on(
+    step: int, trainer: Runs, tmp_path: Path
+) -> None:
+    """From a step with a validation and from one without, and from the last."""
+
+    def run(name: str, *callbacks: Callback, checkpoint: Path | None = None) -> tuple[Any, int]:
+        last = tmp_path / name / "last.ckpt"
+        saving = ModelCheckpoint(last.parent, "last", every_n_train_steps=1, enable_version_counter=False)
+        options: dict[str, Any] = {"max_steps": 4, "val_check_interval": 2, "check_val_every_n_epoch": None}
+        fit = trainer(**options, enable_checkpointing=True, callbacks=[saving, *callbacks, SaveWhenStopped()])
+        system = Small(tmp_path / name / "out", {2: 0.2, 4: 0.3})
+        with pytest.raises(SIGTERMException) if callbacks else nullcontext():
+            fit.fit(system, EpisodeModule(), ckpt_path=checkpoint, weights_only=True)
+        loop = torch.load(last, weights_only=True)["loops"]["fit_loop"]["epoch_loop.state_dict"]
+        return system.curve, loop["_batches_that_stepped"]
+
+    curve, count = run("whole")
+    run("stopped", Stop(step))
+    resumed = run("stopped", checkpoint=tmp_path / "stopped" / "last.ckpt")
+    assert resumed[0] == curve
+    assert step == 4 or resumed[1] == count  # from the last no checkpoint is written
 
 
 def test_a_run_does_not_go_on_with_another_optimiser(trainer: Runs, tmp_path: Path, earlier: Path) -> None:

@@ -23,8 +23,8 @@ from hypercompress.specs import Unit
 from hypercompress.student import Student
 from lightning_modules import meta_training
 from lightning_modules.episodes import Episodes, read_index
-from lightning_modules.meta_training import MetaTraining, score_of, validation_budgets
-from tests.lightning_modules.conftest import zoo_of
+from lightning_modules.meta_training import EpisodeModule, MetaTraining, score_of, validation_budgets
+from tests.lightning_modules.conftest import quiet, zoo_of
 
 
 def fit(root: Path, zoo: Path, out: str, *more: str) -> Path:
@@ -100,7 +100,9 @@ def test_a_run_leaves_a_generator_and_resumes_exactly(root: Path, known: Path, f
 
 @IGNORED
 @pytest.mark.usefixtures("here")
-def test_validating_on_its_own_measures_the_same_and_writes_nothing(root: Path, known: Path, finished: Path) -> None:
+def test_validating_on_its_own_measures_the_same_and_writes_nothing(
+    root: Path, known: Path, finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """In inference mode, where steps to come need gradients all the same."""
     shutil.copytree(finished / "whole", "network")
     before = {path.name: path.read_bytes() for path in Path("network").iterdir()}
@@ -114,8 +116,10 @@ def test_validating_on_its_own_measures_the_same_and_writes_nothing(root: Path, 
         "network",
     ]
     for command in ("validate", "test"):
-        with patch.object(MetaTraining, "log_dict") as logged:
+        caplog.clear()
+        with patch.object(MetaTraining, "log_dict") as logged, caplog.at_level("INFO"):
             assert train.main([command, *words, "--ckpt_path", str(finished / CHECKPOINTS / "step=4.ckpt")]) == 0
+        assert "step 4, val/" in caplog.text
         found = logged.call_args.args[0]
         assert found == pytest.approx({key: value for key, value in curve[-1].items() if key != "step"}, abs=1e-5)
     assert {path.name: path.read_bytes() for path in Path("network").iterdir()} == before
@@ -295,6 +299,17 @@ def test_what_a_teacher_draws_follows_from_seed_and_step(zoo: Path, monkeypatch:
             torch.manual_seed(seed)
             assert torch.equal(after, torch.rand(()))
     assert losses[0] == losses[1] != losses[2]
+
+
+@IGNORED
+def test_the_loss_that_is_logged_is_that_of_all_processes(known: Path, tmp_path: Path) -> None:
+    """But the KL, as each draws what kind of a student it is of."""
+    system = MetaTraining(known, tmp_path / "out", episodes=Episodes(images=8, look_ahead=(0,), refit=0.0, free=0.0))
+    run = quiet(max_steps=1, limit_val_batches=0)
+    with patch.object(system, "log") as logged, pytest.warns(UserWarning, match="nothing was validated"):
+        run.fit(system, EpisodeModule())
+    synced = {call.kwargs["name"]: call.kwargs["sync_dist"] for call in logged.call_args_list}
+    assert synced == {"train/loss": True, "train/kl_data_0": False}
 
 
 def test_a_named_part_of_the_zoo(zoo: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from hypercompress.errors import DataError
 from hypercompress.models import load_model
 from hypercompress.transfer import load_network
 from lightning_modules.best import KeepsBest
+from lightning_modules.meta_training import EpisodeModule
 from lightning_modules.optimization import SettingError
 from lightning_modules.resuming import hash_of
 from lightning_modules.transfer import Sizes, Sources, TransferTraining, clipped, moved
+from tests.lightning_modules.conftest import quiet
 
 Folders = tuple[Path, Path]
 
@@ -75,14 +78,19 @@ def test_a_run_leaves_a_network_and_a_resumed_one_ends_the_same(
     "ignore:Checkpoint directory .* exists and is not empty", "ignore:Experiment logs directory .* exists"
 )
 def test_only_a_fit_writes_the_network(
-    root: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`validate`, `test` and a trial run say what they find and leave what was trained."""
+    """`validate`, `test` and a trial run say what they find, and of which step, and leave what was trained."""
     monkeypatch.chdir(tmp_path)
     fit(root, folders)
     before = {path.name: path.read_bytes() for path in Path("network").iterdir()}
-    for command, *more in (("validate",), ("test",), ("fit", "--trainer.fast_dev_run", "true")):
-        assert train.main([command, *arguments(root, folders), *more]) == 0
+    read = ("--ckpt_path", "runs/debug/transfer/last.ckpt")
+    trials = {"4": (("validate", *read), ("test", *read)), "1": (("fit", "--trainer.fast_dev_run", "true"),)}
+    for step, (command, *more) in ((step, words) for step, several in trials.items() for words in several):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert train.main([command, *arguments(root, folders), *more]) == 0
+        assert f"step {step}, val/held_classes_loss" in caplog.text
     assert {path.name: path.read_bytes() for path in Path("network").iterdir()} == before
 
 
@@ -185,6 +193,16 @@ def test_a_limit_with_images_for_every_class_leaves_none_out(folders: Folders) -
     (member,) = system.members["train"]
     assert sorted((*member.train[0].classes, *member.held_classes[0].classes)) == list(range(10))
     assert (len(member.train[0]) + len(member.held_classes[0]), len(member.held_data)) == (400, 400)
+
+
+def test_the_loss_that_is_logged_is_that_of_all_processes(folders: Folders, tmp_path: Path) -> None:
+    system = small(folders, limit=400)
+    system.out = tmp_path / "out"
+    run = quiet(max_steps=1, limit_val_batches=0)
+    with patch.object(system, "log") as logged, pytest.warns(UserWarning, match="nothing was validated"):
+        run.fit(system, EpisodeModule())
+    synced = {call.kwargs["name"]: call.kwargs["sync_dist"] for call in logged.call_args_list}
+    assert synced == {"train/loss": True, "train/change": True}
 
 
 def test_a_backbone_is_known_by_its_weights(folders: Folders, tmp_path: Path) -> None:
