@@ -25,18 +25,15 @@ from lightning_modules.internals import (
 )
 from lightning_modules.teacher import keeps
 
-TOGETHER = 16  # steps from one to the next after which processes wait for each other to say whether one is to stop
-
 
 class SaveWhenStopped(Callback):
     """On SIGTERM, as a scheduler sends it before it takes a machine away, and on Ctrl-C: a checkpoint of the step that
     was just done. Ctrl-C once more stops at once.
 
-    All ranks stop after the same step, with no gradient accumulated: of several processes after one that `TOGETHER`
-    divides, at the end of an epoch, or where a validation begins. A validation is stopped between two batches if there
-    is one process, else it ends first; the run that goes on makes up for one that was stopped. The checkpoint goes
-    where the run's `ModelCheckpoint` keeps the latest step; of a run that keeps only those with the best scores, beside
-    them as ``stopped.ckpt``.
+    All ranks stop after the same step, with no gradient accumulated. A validation is stopped between two batches if
+    there is one process, else it ends first; the run that goes on makes up for one that was stopped. The checkpoint
+    goes where the run's `ModelCheckpoint` keeps the latest step; of a run that keeps only those with the best scores,
+    beside them as ``stopped.ckpt``.
     During the validation of an average of the weights that average is in the place of the weights: then the latest
     checkpoint has to do.
 
@@ -86,7 +83,7 @@ class SaveWhenStopped(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
         self._whole, self._step = trainer.global_step != self._step, trainer.global_step
-        if self._whole and (trainer.world_size == 1 or self._step % TOGETHER == 0):
+        if self._whole:
             self._stop_together(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
