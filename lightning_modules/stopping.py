@@ -31,9 +31,9 @@ class SaveWhenStopped(Callback):
     was just done. Ctrl-C once more stops at once.
 
     All ranks stop after the same step, with no gradient accumulated. A validation is stopped between two batches if
-    there is one process, else it ends first; the run that goes on makes up for one that was stopped. The checkpoint
-    goes where the run's `ModelCheckpoint` keeps the latest step; of a run that keeps only those with the best scores,
-    beside them as ``stopped.ckpt``.
+    there is one process, else after its first batch; the run that goes on makes up for one that was stopped. The
+    checkpoint goes where the run's `ModelCheckpoint` keeps the latest step; of a run that keeps only those with the
+    best scores, beside them as ``stopped.ckpt``.
     During the validation of an average of the weights that average is in the place of the weights: then the latest
     checkpoint has to do.
 
@@ -58,6 +58,7 @@ class SaveWhenStopped(Callback):
         processes of a group then leaves them waiting for one another.
         """
         self.stopped_by, self._step = None, trainer.global_step
+        self._whole = True  # a validation may come first, which the run made up for that was stopped in it
         forget_validation(trainer)
         before = handler_before(trainer, signal.SIGTERM)
 

@@ -13,7 +13,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 # The texts of jsonargparse: they are nested, the outermost option first. What is not found in them is told as it is.
 KEY = re.compile(r'Parser key "([^"]+)"')
-UNKNOWN = re.compile(r"Option '([^']+)' is not accepted|unrecognized arguments: --([\w.]+)")
+UNKNOWN = re.compile(
+    r"Option '([^']+)' is not accepted|Key '([^']+)' is not expected|[Uu]nrecognized arguments: --([\w.]+)"
+)
 EXPECTED = re.compile(r"Expected an? (.+?)(?:\. Got value: .*)?$", re.MULTILINE)
 GIVEN = re.compile(r"(?:Given|Got) value: (.*)$", re.MULTILINE)
 CLASS = re.compile(r"Problem with given class_path '([^']+)'")
@@ -47,7 +49,7 @@ def in_one_line(message: str, program: str, known: list[str]) -> str:
     wanted = f"--{keys[0]}.help {classes[0]}" if classes and keys[0] in ("model", "data") else "--help"
     listed = f"{program} {wanted} lists the options"
     if unknown := UNKNOWN.search(message):
-        name = unknown[1] or unknown[2]
+        name = next(filter(None, unknown.groups()))
         before = CLASS.findall(message[: unknown.start()])
         taken = before[-1] if before else ""
         near = nearest(name.partition(".")[0], parameters(taken)) if taken else nearest(name, known)

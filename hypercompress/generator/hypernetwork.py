@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -136,6 +137,10 @@ class HypernetGenerator:
         if start.measured:
             self._last = (weakref.ref(spec, self._forget), sketches, start)
         return start
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept of a teacher: a reference to its spec cannot be pickled."""
+        return {**vars(self), "_last": None}
 
     def _forget(self, gone: "weakref.ref[ModelSpec]") -> None:
         """Called when nobody has the spec any more."""

@@ -4,6 +4,7 @@ import traceback
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,9 @@ def prepare(  # noqa: PLR0913  (each has a default)
         warn_of_unpassed(original, split.statistics[0])
     noise = _steadying(original, example, seed) if steady else None
     numbers = outputs == NUMBERS or (outputs == "auto" and _regresses(original, split, forward_fn))
-    run = call_model if forward_fn is None else _of_network(forward_fn)
+    run: ForwardFn = call_model
+    if forward_fn is not None:
+        run = partial(_of_network, forward_fn)  # no closure: a plan can be pickled
     run = as_numbers(run) if numbers else run
     apart, timed = taken_apart(original, example, run), None
     own: Moments = {}
@@ -121,13 +124,9 @@ def prepare(  # noqa: PLR0913  (each has a default)
     return replace(plan, sketches=completed(spec, plan.sketches, split.samples, unlike=renormalize))
 
 
-def _of_network(forward_fn: ForwardFn) -> ForwardFn:
+def _of_network(forward_fn: ForwardFn, model: nn.Module, batch: Any) -> Tensor:
     """``forward_fn`` as the user wrote it for the teacher: of a student it gets the network inside."""
-
-    def run(model: nn.Module, batch: Any) -> Tensor:
-        return forward_fn(model.model if isinstance(model, Student) else model, batch)
-
-    return run
+    return forward_fn(model.model if isinstance(model, Student) else model, batch)
 
 
 def _regresses(teacher: nn.Module, split: CalibrationSplit | None, forward_fn: ForwardFn | None) -> bool:

@@ -4,6 +4,7 @@ import inspect
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hypercompress.packed.trials import passed
@@ -15,13 +16,16 @@ def warn_of_unpassed(model: nn.Module, batch: Any) -> None:
     """Of a tuple `call_model` passes the first item, and the second is read as labels or targets.
 
     Warns:
-        of a second item of real numbers that is not in the outputs' shape, where ``forward`` takes a second input that
-        may be left out: the model would be compressed without it.
+        of a second item of real numbers that are no probabilities and not in the outputs' shape, where ``forward``
+        takes a second input that may be left out and is not called labels or targets: the model would be compressed
+        without it.
     """
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[1], Tensor):
         return
     name, second = _second_input(model), batch[1]
-    if name is None or not second.is_floating_point() or second.ndim < 2:
+    if name is None or "label" in name or "target" in name or not second.is_floating_point() or second.ndim < 2:
+        return
+    if second.ndim == 2 and bool((second >= 0).all()) and torch.allclose(second.sum(1), second.new_ones(()), atol=1e-3):
         return
     output = passed(model, resized(batch, 2), taking(call_model))
     if output.shape[1:] == second.shape[1:]:

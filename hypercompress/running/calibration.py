@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,15 @@ def _by_batches(batches: Sequence[Any]) -> CalibrationSplit:
 
 
 def _by_samples(batches: Sequence[Any]) -> CalibrationSplit:
-    """The first samples select, and the next confirm: batches are cut where these end."""
+    """The first samples select, and the next confirm: batches are cut where these end, but for no piece of one sample
+    where that can be helped: some models drop the axis of a batch of one.
+    """
     parts: dict[str, list[Any]] = {"select": [], "confirm": [], "statistics": []}
-    total = sum(map(batch_size, batches))
+    edges = (0, *accumulate(map(batch_size, batches)))
+    total = edges[-1]
     held = max(total // HELD_OUT_SHARE, min(total // 3, LEAST_HELD))
-    ends = {"select": held, "confirm": 2 * held, "statistics": total}
+    first = _beside(held, edges, 0, 2 * held)
+    ends = {"select": first, "confirm": _beside(2 * held, edges, first, total), "statistics": total}
     begin = 0
     for batch in batches:
         taken, size = 0, batch_size(batch)
@@ -105,6 +110,12 @@ def _by_samples(batches: Sequence[Any]) -> CalibrationSplit:
             taken = upto
         begin += size
     return CalibrationSplit(**parts)
+
+
+def _beside(end: int, edges: Sequence[int], low: int, high: int) -> int:
+    """An edge between two batches that is one sample away and between the bounds, if ``end`` is none itself."""
+    near = [edge for edge in edges if abs(edge - end) == 1 and low < edge < high]
+    return near[0] if near and end not in edges else end
 
 
 def _in_samples(batch: Any) -> bool:

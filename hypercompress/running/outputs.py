@@ -3,6 +3,7 @@ curvature, guard, losses and what is measured of them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -101,13 +102,13 @@ def require_reading(outputs: Any) -> None:
 
 def as_numbers(forward_fn: Callable[[nn.Module, Any], Tensor]) -> Callable[[nn.Module, Any], Tensor]:
     """The ``forward_fn`` with outputs in a shape that is read as numbers: ``[b, 1, k, 1]``, k of each sample."""
+    return partial(_as_numbers, forward_fn)  # no closure: what keeps it can be pickled
 
-    def run(model: nn.Module, batch: Any) -> Tensor:
-        output = forward_fn(model, batch)
-        require_tensor(output)
-        return output if output.ndim < 2 else output.flatten(1)[:, None, :, None]
 
-    return run
+def _as_numbers(forward_fn: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
+    output = forward_fn(model, batch)
+    require_tensor(output)
+    return output if output.ndim < 2 else output.flatten(1)[:, None, :, None]
 
 
 def regressed(batches: Iterable[Tensor], output: Float[Tensor, "b ..."]) -> bool:

@@ -114,7 +114,7 @@ def warn_if_copied(copied: Collection[Key], stacklevel: int) -> None:
     """Warn of images that were left out as copies."""
     if copied:
         warnings.warn(
-            f"received {len(copied)} support images more than once, each with one class; expected each once; copies "
-            "are left out, as they would give away the image that a head is judged on; remove them",
+            "received support images more than once, each with one class; expected each once, also of a sampler that "
+            "draws with replacement; copies are left out, as they would give away the image that a head is judged on",
             stacklevel=stacklevel + 1,
         )

@@ -54,6 +54,17 @@ def test_the_command_that_lists_the_options_does(capsys: pytest.CaptureFixture[s
     assert "--model.mixing" in capsys.readouterr().out
 
 
+def test_an_option_of_a_class_as_older_versions_tell_it() -> None:
+    message = (
+        'Parser key "model":\n  Does not validate against any of the Union subtypes\n  Errors:\n'
+        f"    - Problem with given class_path '{SYSTEM}':\n        Validation failed: Key 'mixin' is not expected\n"
+        "    - Expected a <class 'NoneType'>\n  Given value: NestedArg(key='mixin', val='3')"
+    )
+    assert in_one_line(message, "train.py fit", []).startswith(
+        "received --model.mixin; expected an option of Distillation; did you mean mixing? "
+    )
+
+
 def test_a_text_of_another_form_is_told_as_it_is() -> None:
     assert in_one_line("of another\n  version", "train.py fit", []) == (
         "of another version; train.py fit --help lists the options"

@@ -1,5 +1,6 @@
 """How a model is run is told once, to `prepare`: all that a plan is passed to runs teacher and students so."""
 
+import pickle
 from typing import Any
 
 import pytest
@@ -66,3 +67,11 @@ def test_numbers_are_read_so(teacher: nn.Module) -> None:
     wanted = compress(teacher, HALF, batches(), "kfac", **options)
     assert student.report["fidelity"] == wanted.report["fidelity"]
     assert student.report["fidelity"]["agreement"] is None
+
+
+@pytest.mark.parametrize("generator", ["kfac", "hypernet"])
+def test_a_plan_is_pickled_with_how_its_model_is_run(teacher: nn.Module, generator: str) -> None:
+    plan = prepare(teacher, batches(), generator, forward_fn=brighter, outputs="numbers")
+    student = finish(plan, HALF)
+    again = finish(pickle.loads(pickle.dumps(plan)), HALF)  # noqa: S301 - our own
+    assert student.report["fidelity"] == again.report["fidelity"]

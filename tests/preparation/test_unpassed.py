@@ -21,6 +21,13 @@ class Helped(nn.Module):
         return found if meta is None else found + 5 * self.extra(meta)
 
 
+class Labelled(Helped):
+    """As segmentation networks of transformers do, whose outputs are smaller than their labels."""
+
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
+        return super().forward(pixels, labels)
+
+
 class Flagged(Helped):
     """Its second argument is no tensor."""
 
@@ -41,7 +48,7 @@ def test_a_second_input_that_is_not_passed_is_warned_of() -> None:
     assert told[0].filename == __file__
 
 
-@pytest.mark.parametrize("model", [Helped(), Flagged()])
+@pytest.mark.parametrize("model", [Helped(), Flagged(), Labelled()])
 def test_targets_and_passed_inputs_are_not(model: nn.Module) -> None:
     budget = Budget(params=0.9)
     with warnings.catch_warnings():
@@ -49,7 +56,8 @@ def test_targets_and_passed_inputs_are_not(model: nn.Module) -> None:
         compress(model, budget, data=pairs(5))
         compress(model, budget, data=[images for images, _ in pairs(5)])
         compress(model, budget, data=[(images, torch.arange(8) % 5) for images, _ in pairs(5)])
-        if isinstance(model, Flagged):
+        compress(model, budget, data=[(images, extra.softmax(1)) for images, extra in pairs(10)])
+        if isinstance(model, (Flagged, Labelled)):
             compress(model, budget, data=pairs(10))
         else:
             compress(model, budget, data=pairs(10), forward_fn=lambda network, batch: network(*batch))

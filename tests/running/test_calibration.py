@@ -1,5 +1,6 @@
 """Calibration batches: no image lost or shared, whatever a batch is made of."""
 
+import math
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
@@ -54,15 +55,16 @@ def test_splits_share_no_image_and_lose_none(count: int) -> None:
         ((30, 30, 30), 16),
         ((9, 9, 9), 9),
         ((1, 3, 1), 1),
+        ((31, 31), 15.5),  # no piece of one sample is cut off: 16 and 15
     ],
 )
-def test_few_or_uneven_batches_leave_most_samples_for_the_statistics(sizes: tuple[int, ...], held: int) -> None:
+def test_few_or_uneven_batches_leave_most_samples_for_the_statistics(sizes: tuple[int, ...], held: float) -> None:
     """A loader's third batch may be its short last one, which alone would be measured on."""
     rows = torch.arange(sum(sizes)).view(-1, 1)
     split = split_batches([(part, -part[:, 0]) for part in rows.split(sizes)], CPU)
     parts = [[row for batch in part for row in batch[0][:, 0].tolist()] for part in (split.select, split.confirm)]
     parts.append([row for batch in split.statistics for row in batch[0][:, 0].tolist()])
-    assert list(map(len, parts)) == [held, held, sum(sizes) - 2 * held]
+    assert list(map(len, parts)) == [math.ceil(held), math.floor(held), sum(sizes) - 2 * held]
     assert list(chain.from_iterable(parts)) == list(range(sum(sizes)))
     for batch in (*split.select, *split.confirm, *split.statistics):
         assert torch.equal(-batch[0][:, 0], batch[1])
