@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from hypercompress import Budget, compress
+from hypercompress.models import load_model
+from hypercompress.student import Student
 from lightning_modules.data import ImageDataModule
 from lightning_modules.optimization import Optimization
 from lightning_modules.teacher import Teacher
@@ -98,3 +100,17 @@ def zoo_of(folders: tuple[Path, Path], place: Path) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def add(zoo: Path, name: str, split: str, changed: float = 0.0) -> None:
+    """Another teacher: the first one's with every weight changed a little."""
+    Student(_changed(zoo / "one", changed), load_model(str(zoo / "one"))[1]).save_pretrained(zoo / name)
+    with (zoo / "zoo.csv").open("a", newline="") as file:
+        csv.writer(file).writerow([name, "fashion_mnist_mini", split])
+
+
+def _changed(folder: Path, share: float) -> torch.nn.Module:
+    network = load_model(str(folder))[0]
+    for parameter in network.parameters():
+        parameter.data *= 1 + share
+    return network

@@ -16,15 +16,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 import train
 from benchmarks import meta_throughput
-from hypercompress.errors import DataError
 from hypercompress.generator import HypernetGenerator, load_generator
-from hypercompress.models import load_model
 from hypercompress.specs import Unit
-from hypercompress.student import Student
 from lightning_modules import meta_training
-from lightning_modules.episodes import Episodes, read_index
+from lightning_modules.episodes import Episodes
 from lightning_modules.meta_training import EpisodeModule, MetaTraining, score_of, validation_budgets
-from tests.lightning_modules.conftest import quiet, zoo_of
+from tests.lightning_modules.conftest import add, quiet, zoo_of
 
 
 def fit(root: Path, zoo: Path, out: str, *more: str) -> Path:
@@ -202,33 +199,6 @@ def test_held_out_teachers_are_never_read(zoo: Path, monkeypatch: pytest.MonkeyP
     assert set(system.members) == {"train", "validation"}
 
 
-def test_a_zoo_without_index_or_teachers_or_with_old_splits_is_refused(zoo: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"without zoo\.csv"):
-        read_index(tmp_path)
-    for rows, message in (
-        ("two,fashion_mnist_mini,validation\n", "split 'train'"),
-        ("one,fashion_mnist_mini,train\ntwo,fashion_mnist_mini,heldout\n", "split 'validation'.*run python -m"),
-        ("one,fashion_mnist_mini,test\n", "split test; expected train, validation, heldout"),
-    ):
-        (zoo / "zoo.csv").write_text(f"name,data,split\n{rows}")
-        with pytest.raises(DataError, match=message):
-            read_index(zoo)
-
-
-def add(zoo: Path, name: str, split: str, changed: float = 0.0) -> None:
-    """Another teacher: the first one's with every weight changed a little."""
-    Student(_changed(zoo / "one", changed), load_model(str(zoo / "one"))[1]).save_pretrained(zoo / name)
-    with (zoo / "zoo.csv").open("a", newline="") as file:
-        csv.writer(file).writerow([name, "fashion_mnist_mini", split])
-
-
-def _changed(folder: Path, share: float) -> torch.nn.Module:
-    network = load_model(str(folder))[0]
-    for parameter in network.parameters():
-        parameter.data *= 1 + share
-    return network
-
-
 @IGNORED
 def test_one_left_out_is_judged_and_never_trained_on(root: Path, zoo: Path) -> None:
     """Whichever it is, the network ends the same, bit for bit; the latest is kept, and the curve has its columns."""
@@ -310,23 +280,3 @@ def test_the_loss_that_is_logged_is_that_of_all_processes(known: Path, tmp_path:
         run.fit(system, EpisodeModule())
     synced = {call.kwargs["name"]: call.kwargs["sync_dist"] for call in logged.call_args_list}
     assert synced == {"train/loss": True, "train/kl_data_0": False}
-
-
-def test_a_named_part_of_the_zoo(zoo: Path) -> None:
-    add(zoo, "four", "train")
-    assert [entry.name for entry in read_index(zoo, ["four", "two"])] == ["two", "four"]
-    assert [(e.name, e.split) for e in read_index(zoo, ["four"], "one")] == [("one", "left_out"), ("four", "train")]
-    assert [(e.name, e.split) for e in read_index(zoo, ["four", "two"], "two")] == [
-        ("two", "left_out"),
-        ("four", "train"),
-    ]
-    for teachers, leave_out, message in (
-        (["one", "nobody"], None, "received teachers or leave_out with nobody; expected names of .*correct the names"),
-        ([], "nobody", "with nobody; expected"),
-        ([], "three", "with three; expected names of .* that are not held out .one, two, four.;"),
-        (["one", "three"], "two", "with three; expected"),
-        (["one"], None, "split 'validation' among those named; expected"),
-        (["one"], "one", "split 'train' among those named; expected"),
-    ):
-        with pytest.raises(DataError, match=message):
-            read_index(zoo, teachers, leave_out)

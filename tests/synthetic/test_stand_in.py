@@ -267,23 +267,6 @@ def test_a_fault_of_the_package_s_own_is_raised(kind: type[Exception], monkeypat
         compress(network(), HALF, example=example())
 
 
-@pytest.mark.parametrize("device", ["CPU", "GPU"])
-def test_memory_bounds_the_backward_pass_of_noise_on_any_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its batches are no choice of the user's; of images on a GPU the batches are as they were passed."""
-    monkeypatch.setattr(nn.Parameter, "is_cpu", device == "CPU", raising=False)
-    monkeypatch.setattr("hypercompress.preparation.preparing.samples_of_a_pass", lambda _: 8)
-    model, sizes = network(), list[int]()
-    model.register_forward_hook(
-        lambda _m, inputs, _o: sizes.append(len(inputs[0])) if torch.is_grad_enabled() else None
-    )
-    prepare(model, None, "auto", example=example())
-    assert 0 < max(sizes) <= 8
-    sizes.clear()
-    images = torch.cat(stand_in(model, example()) or []).split(16)
-    prepare(model, images, "kfac")
-    assert max(sizes) == (8 if device == "CPU" else 16)
-
-
 def test_a_budget_that_only_layers_beyond_the_noise_s_reach_allow_is_met_from_the_weights() -> None:
     """The layer that no gradient reaches is factored by ``svd`` and could not be with noise."""
     model = Around(cut).eval()
