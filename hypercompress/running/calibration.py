@@ -19,7 +19,7 @@ from hypercompress.running.nested import batch_size, flat, labels_of, sorted_by_
 
 UNLIKELY = 1e-6  # that shuffled samples come so in the order of their labels
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
-LEAST_HELD = 16  # samples to select and to confirm with, where batches have to be cut for them; a third at most
+LEAST_HELD = 16  # samples to select and to confirm with, where batches have to be cut for them; a sixth at most
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _by_samples(batches: Sequence[Any]) -> CalibrationSplit:
     parts: dict[str, list[Any]] = {"select": [], "confirm": [], "statistics": []}
     edges = (0, *accumulate(map(batch_size, batches)))
     total = edges[-1]
-    held = max(total // HELD_OUT_SHARE, min(total // 3, LEAST_HELD))
+    held = max(1, total // HELD_OUT_SHARE, min(total // 6, LEAST_HELD))
     first = _beside(held, edges, 0, 2 * held)
     ends = {"select": first, "confirm": _beside(2 * held, edges, first, total), "statistics": total}
     begin = 0
