@@ -19,7 +19,7 @@ from hypercompress.running.nested import batch_size, flat, labels_of, sorted_by_
 
 UNLIKELY = 1e-6  # that shuffled samples come so in the order of their labels
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
-LEAST_HELD = 16  # samples to select and to confirm with, where batches have to be cut for them; a sixth at most
+LEAST_HELD = 16  # samples to select and to confirm with, where batches have to be cut; a third, of two a sixth at most
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def _by_samples(batches: Sequence[Any]) -> CalibrationSplit:
     parts: dict[str, list[Any]] = {"select": [], "confirm": [], "statistics": []}
     edges = (0, *accumulate(map(batch_size, batches)))
     total = edges[-1]
-    held = max(1, total // HELD_OUT_SHARE, min(total // 6, LEAST_HELD))
+    least = total // 6 if len(batches) == 2 else total // 3
+    held = max(1, total // HELD_OUT_SHARE, min(least, LEAST_HELD))
     first = _beside(held, edges, 0, 2 * held)
     ends = {"select": first, "confirm": _beside(2 * held, edges, first, total), "statistics": total}
     begin = 0
