@@ -16,7 +16,6 @@ from hypercompress.guard import STRENGTHS, Judge, choose
 from hypercompress.kinds import LowRank, factors_of
 from hypercompress.preparation import Plan
 from hypercompress.reconstruction import reconstruct, refit_batch
-from hypercompress.running.calling import ForwardFn
 from hypercompress.running.memory import give_back
 from hypercompress.running.nested import batch_size
 from hypercompress.running.norms import rebase_norms, reestimate_norms, remembering_norms
@@ -33,7 +32,6 @@ def guarded(
     plan: Plan,
     budget: Budget,
     built: Callable[[Generation], Student],
-    forward_fn: ForwardFn | None,
     judge: Judge,
     *,
     forms: Sequence[Refit],
@@ -51,7 +49,7 @@ def guarded(
         bend: whether other ranks than the first student's may be tried: late layers may get more of the budget, and a
             hypernetwork may allocate.
     """
-    choices = _Choices(plan, budget, built, forward_fn, judge)
+    choices = _Choices(plan, budget, built, judge)
     choices.refit(forms)
     if bend:
         choices.tilt()
@@ -76,11 +74,10 @@ class _Choices:
         plan: Plan,
         budget: Budget,
         built: Callable[[Generation], Student],
-        forward_fn: ForwardFn | None,
         judge: Judge,
     ) -> None:
         assert plan.split is not None
-        self.plan, self.budget, self.built, self.forward_fn, self.judge = plan, budget, built, forward_fn, judge
+        self.plan, self.budget, self.built, self.judge = plan, budget, built, judge
         self.split, self.batch, self.finishing = plan.split, None, Finishing()
         self.base: AnalyticGenerator | None = None  # whose allocation can be tilted
         generator = plan.generator
@@ -155,7 +152,7 @@ class _Choices:
 
         def fresh() -> Student:
             candidate = copy.deepcopy(kept)
-            reestimate_norms(candidate, images, self.forward_fn)
+            reestimate_norms(candidate, images, self.plan.run)
             return candidate
 
         if self._choose([fresh]):
@@ -164,7 +161,7 @@ class _Choices:
     def rebase(self) -> None:
         """Of a refitted student the norms compute nearly the same in training from here on; nothing to choose."""
         if self.finishing.refitted is not Refit.NONE:
-            rebase_norms(self.student, self.split.statistics, self.forward_fn)
+            rebase_norms(self.student, self.split.statistics, self.plan.run)
 
     def _choose(self, others: list[Callable[[], Student]]) -> int:
         """0 if the student stays, else the number of the one that replaces it."""
@@ -183,9 +180,7 @@ class _Choices:
         if form is not Refit.NONE:
             plan, both = self.plan, form is Refit.BOTH
             give_back()  # what judging another and building this one have left
-            layers = reconstruct(
-                plan.teacher, student, plan.spec, plan.sketches, self.batch, self.forward_fn, both=both
-            )
+            layers = reconstruct(plan.teacher, student, plan.spec, plan.sketches, self.batch, self.plan.run, both=both)
             student.report = {"refitted": layers}
             give_back()
         return student

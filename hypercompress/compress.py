@@ -215,7 +215,6 @@ def finish(
             plan,
             budget,
             built,
-            plan.run,
             judge,
             forms=tuple(Refit) if refit and both else (Refit.NONE, Refit.OUTPUTS)[: 1 + refit],
             norms=norms,

@@ -97,7 +97,7 @@ def _by_samples(batches: Sequence[Any]) -> CalibrationSplit:
     parts: dict[str, list[Any]] = {"select": [], "confirm": [], "statistics": []}
     edges = (0, *accumulate(map(batch_size, batches)))
     total = edges[-1]
-    least = total // 6 if len(batches) == 2 else total // 3
+    least = total // 6 if len(batches) == 2 else total // 3  # as many as if each were cut in three (not measured)
     held = max(1, total // HELD_OUT_SHARE, min(least, LEAST_HELD))
     first = _beside(held, edges, 0, 2 * held)
     ends = {"select": first, "confirm": _beside(2 * held, edges, first, total), "statistics": total}
