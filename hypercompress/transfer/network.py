@@ -38,12 +38,6 @@ class Changes:
     right: Float[Tensor, "m k"]
     mix: Float[Tensor, " s"]
 
-    def scaled(self, strength: float) -> "Changes":
-        """All changes times ``strength``; 0 is the model as it was."""
-        parts = (self.scale, self.shift, self.left)
-        scale, shift, left = (part * strength for part in parts)
-        return Changes(scale, shift, left, self.right, self.mix * strength)
-
 
 class TransferNetwork(nn.Module):
     """Reads a `Task`, says `Changes`.

@@ -84,9 +84,7 @@ def task_of(backbone: Backbone, reading: Reading) -> Task:
     return read_task(backbone.model, reading.sites, reading.moments, reading.head, len(reading.labels))
 
 
-def generate_parameters(
-    network: TransferNetwork, backbone: Backbone, reading: Reading, strength: float = 1.0
-) -> dict[str, Tensor]:
+def generate_parameters(network: TransferNetwork, backbone: Backbone, reading: Reading) -> dict[str, Tensor]:
     """New values of the model's parameters, by name; differentiable in the network's."""
     changes: Changes = network(task_of(backbone, reading))
-    return adapted_parameters(backbone.model, reading.sites, reading.moments, changes.scaled(strength))
+    return adapted_parameters(backbone.model, reading.sites, reading.moments, changes)

@@ -83,13 +83,6 @@ def test_what_it_reads_does_not_depend_on_the_order_of_the_images(make_task: Mak
     assert float(a.channels.abs().max()) <= 2
 
 
-def test_half_the_strength_is_half_the_change(trained: Make) -> None:
-    changes = trained()(some_task((4, 3)))
-    for part, half, none in zip(parts(changes), parts(changes.scaled(0.5)), parts(changes.scaled(0.0)), strict=True):
-        torch.testing.assert_close(half, part / 2)
-        assert not bool(none.any())
-
-
 @pytest.mark.parametrize(
     "wrong", [{"width": 10, "heads": 4}, {"depth": 0}, {"scale_bound": -1.0}, {"outer": 0}, {"roles": ()}]
 )
