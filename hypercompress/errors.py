@@ -1,14 +1,36 @@
-"""Every error that bad input can raise. Each is also the builtin a caller would expect to catch."""
+"""Every error that bad input can raise, and its warnings. Each is also the builtin a caller would expect to catch."""
 
+import sys
+import warnings
 from collections.abc import Sequence
 
 NAMED = 5  # things in a message that may be about many
+BETWEEN = frozenset(  # whose code may stand between a warning and the line of the user that it is about
+    {"hypercompress", "lightning_modules", "lightning", "torch", "contextlib", "functools", "jaxtyping", "beartype"}
+)
 
 
 def listed(values: Sequence[object], most: int = NAMED) -> str:
     """The first of them, and how many more there are."""
     rest = f" and {len(values) - most} more" if len(values) > most else ""
     return ", ".join(map(str, values[:most])) + rest
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the user that led here, however many calls and decorators are between."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_between(frame.f_code.co_filename, str(frame.f_globals.get("__name__"))):
+        frame = frame.f_back
+    names = frame.f_globals
+    seen = names.setdefault("__warningregistry__", {})  # where Python notes what it has told of a module
+    warnings.warn_explicit(
+        message, UserWarning, frame.f_code.co_filename, frame.f_lineno, names.get("__name__"), registry=seen
+    )
+
+
+def _is_between(file: str, module: str) -> bool:
+    """Whether code is of `BETWEEN`, or made by beartype, which names no file but ``<@beartype(...)>``."""
+    return file.startswith("<@") or module.partition(".")[0] in BETWEEN
 
 
 class HypercompressError(Exception):

@@ -1,7 +1,6 @@
 """How close a student is to its teacher, measured: agreement, KL, and accuracy where there are labels."""
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypercompress.errors import DataError, NonFiniteError
+from hypercompress.errors import DataError, NonFiniteError, warn
 from hypercompress.running.calling import ForwardFn, call_model, evaluating
 from hypercompress.running.nested import labels_of
 from hypercompress.running.outputs import NONE, agreeing, divergence, logits_of, named
@@ -141,9 +140,8 @@ def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | N
     if mean.count == 0:
         raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
     if lost:
-        warnings.warn(
+        warn(
             f"received NaN in the model's outputs for {lost} of {mean.count} images, which count as wrong; "
             "expected finite ones; run it in a larger precision, or check its weights",
-            stacklevel=3,
         )
     return mean.value

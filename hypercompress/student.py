@@ -1,6 +1,5 @@
 """The compact student: the teacher's architecture with low-rank layers in place, and its artefact on disk."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from hypercompress.alone import alone, drawing
 from hypercompress.architecture import Architecture, ReadsLevels, build
 from hypercompress.architecture.differences import differences
-from hypercompress.errors import ArtefactError, ModelError
+from hypercompress.errors import ArtefactError, ModelError, warn
 from hypercompress.grouping import below
 from hypercompress.kinds import LowRank, fill, frozen_as, low_rank_like
 from hypercompress.noted import state
@@ -175,19 +174,17 @@ class Student(nn.Module):
                 ``state_dict`` leaves factors out.
         """
         if beside := [name for name in self.state_dict() if not name.startswith("model.")]:
-            warnings.warn(
+            warn(
                 f"received a student that holds {', '.join(beside[:3])}{' and more' if beside[3:] else ''} beside its "
                 "network; expected all in the network; that is not saved; set it on student.model, or save it yourself",
-                stacklevel=2,
             )
         plain, architecture = Student(_uncompiled(self.model)), self.architecture
         replaced = (*plain.ranks, *plain.unpacked)
         if architecture is not None and (other := differences(plain.model, architecture, replaced)):
-            warnings.warn(
+            warn(
                 f"received a student with other {', '.join(other[:3])}{' and more' if other[3:] else ''} than timm "
                 f"builds in {architecture.name}; expected the network as it was compressed; it is saved, and loads "
                 "with from_pretrained(folder, skeleton=the dense network with the same changes)",
-                stacklevel=2,
             )
             architecture = None
         self.report = recounted(self.report, plain.model)

@@ -1,11 +1,11 @@
 """What a student takes on this machine, put into its report."""
 
-import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
+from hypercompress.errors import warn
 from hypercompress.latency import times_of
 from hypercompress.running.calling import ForwardFn
 from hypercompress.running.nested import batch_size
@@ -24,11 +24,10 @@ def report_times(student: Student, teacher: nn.Module, timed: Any, forward_fn: F
             dense, ours = min((dense, ours), again, key=lambda times: times[1] / times[0])
         student.report["budget"]["achieved"] = ours / dense
         if missed(ours / dense, share):
-            warnings.warn(
+            warn(
                 f"received a latency budget of {share:g} that the student misses: measured again, it takes "
                 f"{ours / dense:.2f} of the teacher's time; expected at most {share:g}; the machine may be busy: run "
                 "again, or ask for less",
-                stacklevel=5,  # finish, compress and its decorator are between
             )
     student.report["latency"] = {
         "teacher_ms": dense,

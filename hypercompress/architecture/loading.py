@@ -1,6 +1,5 @@
 """A timm model with its weights, from the command line's words to a module in eval mode."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from torch import nn
 from hypercompress.architecture.names import resolve
 from hypercompress.architecture.record import Architecture, create, public_cfg, tuples
 from hypercompress.architecture.weights import check_finite, load_checkpoint
-from hypercompress.errors import ModelError
+from hypercompress.errors import ModelError, warn
 from hypercompress.noted import cfg_of, input_size, state
 
 
@@ -60,10 +59,9 @@ def load_timm(
 def _warn_of_drawn_head(name: str, cfg: Mapping[str, Any], model: nn.Module) -> None:
     there, wanted = cfg.get("num_classes"), getattr(model, "num_classes", None)
     if there and wanted and wanted != there:
-        warnings.warn(
+        warn(
             f"{name}: the pretrained weights are of {there} classes, the model has {wanted}; its classifier is drawn "
             "at random and what is compared with it means nothing; pass a checkpoint with a trained one",
-            stacklevel=3,
         )
 
 

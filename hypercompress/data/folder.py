@@ -1,7 +1,6 @@
 """Image folders: one sub-folder for each class (labelled), or images side by side (unlabelled)."""
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ from PIL import Image
 from hypercompress.data.images import UNLABELLED, ImageData
 from hypercompress.data.numbering import places_of
 from hypercompress.data.preprocess import Preprocess, of_known_range
-from hypercompress.errors import DataError, listed
+from hypercompress.errors import DataError, listed, warn
 
 JPEG = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 SUFFIXES = JPEG | {".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
@@ -87,11 +86,11 @@ def open_folder(
         )
     if empty:
         folders = f"{len(empty)} folder{'s' * (len(empty) > 1)}"
-        warnings.warn(f"{root}: left out {folders} without images: {listed(empty)}", stacklevel=2)
+        warn(f"{root}: left out {folders} without images: {listed(empty)}")
     skipped += left_out
     if skipped:
         total = len(paths) + len(left_out)
-        warnings.warn(f"{chosen}: skipped {len(skipped)} of {total} images: {listed(skipped)}", stacklevel=2)
+        warn(f"{chosen}: skipped {len(skipped)} of {total} images: {listed(skipped)}")
     kept = [(path, label) for path, label, good in zip(paths, labels, readable, strict=True) if good]
     classes = classes if UNLABELLED not in labels else []
     source = FileImages([path for path, _ in kept], [label for _, label in kept])

@@ -1,12 +1,12 @@
 """What of a batch no model is passed, and may be meant to be."""
 
 import inspect
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hypercompress.errors import warn
 from hypercompress.packed.trials import passed
 from hypercompress.running.batches import resized
 from hypercompress.running.calling import call_model, taking
@@ -30,11 +30,10 @@ def warn_of_unpassed(model: nn.Module, batch: Any) -> None:
     output = passed(model, resized(batch, 2), taking(call_model))
     if output.shape[1:] == second.shape[1:]:
         return
-    warnings.warn(
+    warn(
         f"received batches of tensors {list(batch[0].shape)} and {list(second.shape)} for a model whose forward takes "
         f"{name!r}, too; expected labels or targets in the second place, as of a tuple the first item alone is passed; "
         "if it is an input, pass forward_fn=lambda model, batch: model(*batch), or batches that are dicts",
-        stacklevel=6,  # prepare, compress and the decorators of both are between
     )
 
 

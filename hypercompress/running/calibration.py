@@ -1,7 +1,6 @@
 """Calibration batches: read, and split by use."""
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from hypercompress.errors import DataError
+from hypercompress.errors import DataError, warn
 from hypercompress.running.batches import by_sample, copied, join, layout_of, rows_of, to_device
 from hypercompress.running.nested import batch_size, flat, labels_of, sorted_by_class
 
@@ -176,7 +175,7 @@ def _first(read: Iterator[Any], most: int | None, passed: bool) -> Iterator[Any]
         said = told.format(f"{int(seen[0])} alone")
     else:
         return
-    warnings.warn(said, stacklevel=7)  # split_batches, prepare, compress and the decorators of both are between
+    warn(said)
 
 
 def _chance(labels: Tensor) -> float:

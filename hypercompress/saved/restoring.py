@@ -1,6 +1,5 @@
 """A network as it was before it was compressed (a skeleton) takes the form that was saved, for weights to be loaded."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypercompress.errors import ArtefactError, listed
+from hypercompress.errors import ArtefactError, listed, warn
 from hypercompress.kinds import LowRank, frozen_as, low_rank_like
 from hypercompress.packed.ties import Ties
 from hypercompress.packed.unpacking import replace_module, unpack_layers
@@ -99,10 +98,9 @@ def require_factors(model: nn.Module, state: Mapping[str, Any]) -> None:
             "compress with that part left out of the model"
         )
     if kept := _left_out(model, state):
-        warnings.warn(
+        warn(
             f"received a network whose state_dict leaves out {listed(kept)}; expected all of it; that is not saved: "
             "from_pretrained(folder, skeleton) takes it from the skeleton",
-            stacklevel=3,
         )
 
 

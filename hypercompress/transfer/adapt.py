@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from hypercompress.alone import alone
 from hypercompress.architecture import Architecture
+from hypercompress.errors import warn
 from hypercompress.report import moved_report
 from hypercompress.running.calling import Progress, keeping_random_state, precision
 from hypercompress.running.copying import as_written, copy_of
@@ -123,22 +123,21 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         count = views_of(found.images) if views is None else views
         fitted = start_from(moved, architecture, generator, found, count, seed, levels=levels)
         inner, images = fitted.backbone.model, len(fitted.reading.labels)
-        warn_if_copied(found.copied, stacklevel=3)  # the decorator is between
+        warn_if_copied(found.copied)
         share = share_of(fitted.task, images, found.classes) if follow is None else float(follow)
         rates = rates_of(what, fitted.task, steps, count) if rate is None else (float(rate),)
         taken, losses, frozen, head_alone = rates[0], dict[float, float](), 0, False
         if steps:
-            warn_if_sorted(found, fitted.reading.labels, stacklevel=3)  # the decorator is between
+            warn_if_sorted(found, fitted.reading.labels)
             of_model = fitted.sites, inner, fitted.backbone.classifier, what
             names_tuned = tuned_names(*of_model)
             frozen = len(names_for(*of_model)) - len(names_tuned)
             head_alone = frozen > 0 and head_names(fitted.backbone.classifier).issuperset(names_tuned)
             if head_alone:
-                warnings.warn(
+                warn(
                     f"received a model of which {frozen} tensors that steps would tune are frozen; expected some that "
                     "are not; they stay as they are, and the head alone is tuned: call model.requires_grad_(True) "
                     "before to tune all of it",
-                    stacklevel=3,  # the decorator is between
                 )
             before = copies(inner, names_tuned) if share < 1 else {}
             taken, losses = tune_at_best(

@@ -3,7 +3,6 @@ it is given twice.
 """
 
 import hashlib
-import warnings
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -13,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from hypercompress.architecture.names import one_line
-from hypercompress.errors import DataError, GeneratorError
+from hypercompress.errors import DataError, GeneratorError, warn
 from hypercompress.transfer.tuning import Tuned
 
 Key = tuple[int, tuple[int, ...], bytes]  # a label, and the shape and the digest of an image
@@ -110,11 +109,10 @@ def first_ones(images: Tensor, labels: Int[Tensor, " n"], seen: set[Key], copied
     return torch.tensor(places, dtype=torch.int64)
 
 
-def warn_if_copied(copied: Collection[Key], stacklevel: int) -> None:
+def warn_if_copied(copied: Collection[Key]) -> None:
     """Warn of images that were left out as copies."""
     if copied:
-        warnings.warn(
+        warn(
             "received support images more than once, each with one class; expected each once, also of a sampler that "
             "draws with replacement; copies are left out, as they would give away the image that a head is judged on",
-            stacklevel=stacklevel + 1,
         )

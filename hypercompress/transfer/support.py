@@ -1,6 +1,5 @@
 """The support set: labelled images of the new task, in whatever form they come, as batches that can be run twice."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
-from hypercompress.errors import DataError, listed
+from hypercompress.errors import DataError, listed, warn
 from hypercompress.running.calling import ordinary
 from hypercompress.running.nested import labels_of, sorted_by_class
 from hypercompress.transfer.given import Key, first_ones, whole_numbers
@@ -242,7 +241,7 @@ def _numbered(labels: Int[Tensor, " n"]) -> int:
     return len(found)
 
 
-def warn_if_sorted(support: Support, labels: Int[Tensor, " n"], stacklevel: int) -> None:
+def warn_if_sorted(support: Support, labels: Int[Tensor, " n"]) -> None:
     """Warn of steps on batches that are sorted by class and cannot be mixed here, because they are run anew.
 
     Args:
@@ -250,10 +249,9 @@ def warn_if_sorted(support: Support, labels: Int[Tensor, " n"], stacklevel: int)
     """
     if support.fixed or not sorted_by_class(labels):
         return
-    warnings.warn(
+    warn(
         "received support batches in the order of their labels; expected mixed ones, as each step sees one batch; "
         "shuffle the loader, or pass list(loader)",
-        stacklevel=stacklevel + 1,
     )
 
 
