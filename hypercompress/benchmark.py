@@ -10,7 +10,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hypercompress.errors import BenchmarkError
 from hypercompress.inspection import inspect
 from hypercompress.running.calling import evaluating, first_argument
+from hypercompress.running.hooks import hooked
 from hypercompress.running.timing import Clock, Timing, interleaved, threads, waiting
 from hypercompress.student import Student, low_rank_layers
 
@@ -243,17 +244,15 @@ def _batch_laid_out(batch: Tensor, settings: Settings) -> Tensor:
 def _inputs(model: nn.Module, batch: Tensor) -> Mapping[str, Tensor]:
     """What each factored layer receives first, without the values: a tensor of the meta device has the strides too."""
     seen: dict[str, Tensor] = {}
-    handles = []
-    for name, layer in low_rank_layers(model).items():
 
-        def note(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], name: str = name) -> None:
+    def noting(name: str) -> Callable[..., None]:
+        def note(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             seen.setdefault(name, torch.empty_like(first_argument(inputs, named), device="meta"))
 
-        handles.append(layer.register_forward_pre_hook(note, with_kwargs=True))
-    try:
-        with torch.inference_mode():
-            model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+        return note
+
+    layers = low_rank_layers(model).items()
+    handles = (layer.register_forward_pre_hook(noting(name), with_kwargs=True) for name, layer in layers)
+    with hooked(handles), torch.inference_mode():
+        model(batch)
     return seen

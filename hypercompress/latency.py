@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from hypercompress.errors import ModelError
 from hypercompress.kinds import low_rank_like
 from hypercompress.running.calling import ForwardFn, Progress, call_model, evaluating, first_argument
+from hypercompress.running.hooks import hooked
 from hypercompress.running.timing import interleaved, waiting
 from hypercompress.specs import COUNTED, LayerSpec, Measured, ModelSpec, Status
 
@@ -129,12 +130,9 @@ def _inside(
             hooks = before(layer.name), after(layer.name)
             handles += [module.register_forward_pre_hook(hooks[0], with_kwargs=True)]
             handles += [module.register_forward_hook(hooks[1])]
-    try:
+    with hooked(handles):
         for _ in range(PASSES):
             run()
-    finally:
-        for handle in handles:
-            handle.remove()
     # The least of the passes: whatever else the machine does only adds. Several calls in one pass cost their sum.
     reached = {name: t for name, t in taken.items() if len(t) >= PASSES}
     return whole, {name: 1e9 * min(map(sum, batched(t, len(t) // PASSES))) for name, t in reached.items()}, inputs

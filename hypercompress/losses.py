@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.errors import ModelError
+from hypercompress.running.hooks import hooked
 from hypercompress.running.outputs import divergence, logits_of
 
 
@@ -55,9 +56,5 @@ def watching(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
             )
         seen.append(output)
 
-    handles = [model.get_submodule(name).register_forward_hook(keep) for name in names]
-    try:
+    with hooked(model.get_submodule(name).register_forward_hook(keep) for name in names):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

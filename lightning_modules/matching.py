@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hypercompress.architecture.names import one_line
 from hypercompress.errors import ModelError
 from hypercompress.running.calling import call_model, evaluating, placed, refused
+from hypercompress.running.hooks import hooked
 from lightning_modules.losses import Losses
 
 
@@ -64,12 +65,8 @@ def probed(network: nn.Module, names: Sequence[str], size: Sequence[int], whose:
         )
         for name in names
     ]
-    try:
-        with refused(told), evaluating(network), torch.no_grad():
-            logits = call_model(network, placed(torch.zeros(2, *size), network))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), refused(told), evaluating(network), torch.no_grad():
+        logits = call_model(network, placed(torch.zeros(2, *size), network))
     return Shapes(tuple(logits.shape), maps)
 
 

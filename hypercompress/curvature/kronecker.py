@@ -38,6 +38,7 @@ from hypercompress.running.calling import (
     frozen,
     unwritten,
 )
+from hypercompress.running.hooks import hooked
 from hypercompress.running.nested import flat
 from hypercompress.running.outputs import class_axis, logits_of, require_gradient, require_real_rows
 from hypercompress.specs import Curvature, LayerSpec, ModelSpec, Side
@@ -252,29 +253,25 @@ def measure(
         for layer in spec.candidates
         for path in layer.paths
     ]
-    try:
-        with evaluating(model), frozen(model), torch.enable_grad():
-            for batch in batches:
-                asks = any(isinstance(value, Tensor) and value.requires_grad for value in flat(batch))
-                for recorder in recorders.values():
-                    recorder.apart = asks
-                with unwritten(batch):
-                    output = forward_fn(model, batch)
-                require_real_rows(output)
-                if not output.isfinite().all():
-                    raise NonFiniteError(
-                        f"received NaN or infinity in the model's output for samples {count} to "
-                        f"{count + len(output) - 1}; expected finite values; check the calibration data"
-                    )
-                if recorders:
-                    require_gradient(output)
-                    gradients.draw(output)
-                count += len(output)
-                if progress is not None:
-                    progress("curvature", count)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(model), frozen(model), torch.enable_grad():
+        for batch in batches:
+            asks = any(isinstance(value, Tensor) and value.requires_grad for value in flat(batch))
+            for recorder in recorders.values():
+                recorder.apart = asks
+            with unwritten(batch):
+                output = forward_fn(model, batch)
+            require_real_rows(output)
+            if not output.isfinite().all():
+                raise NonFiniteError(
+                    f"received NaN or infinity in the model's output for samples {count} to "
+                    f"{count + len(output) - 1}; expected finite values; check the calibration data"
+                )
+            if recorders:
+                require_gradient(output)
+                gradients.draw(output)
+            count += len(output)
+            if progress is not None:
+                progress("curvature", count)
     if count == 0:
         raise DataError("received calibration data without a single batch; expected at least one; check the loader")
     with exactly(anchor):

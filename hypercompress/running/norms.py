@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from hypercompress.errors import DataError
 from hypercompress.running.batches import resized
 from hypercompress.running.calling import ForwardFn, call_model, evaluating, first_argument
+from hypercompress.running.hooks import hooked
 from hypercompress.running.nested import batch_size, flat
 from hypercompress.running.tracing import LOOKS, trace_pass
 
@@ -49,7 +50,7 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Any], forward_fn: Forwa
     momenta = [norm.momentum for norm in norms]
     handles = [norm.register_forward_pre_hook(_Averaging(), with_kwargs=True) for norm in norms]
     try:
-        with evaluating(model):
+        with hooked(handles), evaluating(model):
             for norm in norms:
                 norm.reset_running_stats()
                 norm.train()
@@ -59,9 +60,8 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Any], forward_fn: Forwa
         for buffer, value in zip((b for norm in norms for b in norm.buffers()), moments, strict=True):
             buffer.copy_(value)  # `evaluating` has put back what was there before
     finally:
-        for norm, momentum, handle in zip(norms, momenta, handles, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            handle.remove()
 
 
 class _Averaging:
@@ -107,13 +107,9 @@ def rebase_norms(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn
     others = {model.get_submodule(path.rpartition(".")[0]) for path in read} | reads.read
     sums = {norm: found for norm, found in sums.items() if norm not in others}
     handles = [norm.register_forward_pre_hook(found, with_kwargs=True) for norm, found in sums.items()]
-    try:
-        with evaluating(model):
-            for batch in batches:
-                (forward_fn or call_model)(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(model):
+        for batch in batches:
+            (forward_fn or call_model)(model, batch)
     for norm, found in sums.items():
         if found.count and not found.by_batch:
             _rebase(norm, *found.moments())

@@ -16,6 +16,7 @@ from hypercompress.kinds import kind_of
 from hypercompress.running.batches import resized
 from hypercompress.running.calling import ForwardFn, evaluating, first_argument, frozen
 from hypercompress.running.counting import counting
+from hypercompress.running.hooks import hooked
 from hypercompress.running.nested import batch_size, flat
 from hypercompress.running.outputs import require_tensor
 
@@ -211,14 +212,17 @@ def _traced(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
     for name, module in modules.items():  # not by their own methods, which those of scripted modules refuse
         handles.append(nn.Module.register_forward_pre_hook(module, before(name), with_kwargs=True))
         handles.append(nn.Module.register_forward_hook(module, after(name), with_kwargs=True))
-    try:
-        with evaluating(model) as written, frozen(model), torch.no_grad(), counting() as counter, _Reads(trace, owners):
-            output = forward_fn(model, example)
-            require_tensor(output)
-            trace.reading(output)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        hooked(handles),
+        evaluating(model) as written,
+        frozen(model),
+        torch.no_grad(),
+        counting() as counter,
+        _Reads(trace, owners),
+    ):
+        output = forward_fn(model, example)
+        require_tensor(output)
+        trace.reading(output)
     for path in (path for tensor in written for path in owners.get(id(tensor), ())):
         trace.readers.setdefault(path, "the model's train() or eval()")
     trace.run, trace.short = counter.get_total_flops() // 2, _missing(trace, modules)

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hypercompress.errors import DataError, NonFiniteError
 from hypercompress.running.calling import Progress, evaluating, first_argument, frozen, placed, precision, single_
 from hypercompress.running.copying import copy_of
+from hypercompress.running.hooks import hooked
 from hypercompress.running.norms import remembering_norms
 from hypercompress.synthetic.image_generator import SINGLE, PyramidGenerator
 
@@ -238,9 +239,5 @@ def _moments(norms: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
         apart = (mean - norm.running_mean).square() / known
         found.append((apart + ((variance + norm.eps) / known).log().square()).mean())
 
-    handles = [norm.register_forward_pre_hook(note, with_kwargs=True) for norm in norms]
-    try:
+    with hooked(norm.register_forward_pre_hook(note, with_kwargs=True) for norm in norms):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from hypercompress.architecture import Levels, ReadsLevels
 from hypercompress.errors import ModelError
+from hypercompress.running.hooks import hooked
 
 METHODS = ("forward_features", "forward_head", "get_classifier", "reset_classifier")  # of timm's classifiers
 
@@ -40,11 +41,8 @@ class Backbone(nn.Module):
         """One pass of the whole model, so that it tells too whether the last layer is the end of it."""
         seen = list[tuple[Any, Any]]()
         last = self.model.get_submodule(self.classifier)
-        handle = last.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
-        try:
+        with hooked([last.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))]):
             logits = self.model(x)
-        finally:
-            handle.remove()
         if len(seen) != 1 or seen[0][1] is not logits:
             raise ModelError(
                 f"received {type(self.model).__name__}, whose output is not that of its last layer; expected a linear "

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hypercompress.running.hooks import hooked
 from hypercompress.transfer.adaptable import Site
 
 
@@ -57,11 +58,8 @@ class Recorder:
         handles = [
             self.model.get_submodule(site.module).register_forward_hook(self._hook(site, named)) for site in self.sites
         ]
-        try:
+        with hooked(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _hook(self, site: Site, labels: Float[Tensor, "n k"]) -> Any:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
