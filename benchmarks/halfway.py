@@ -27,8 +27,7 @@ from benchmarks.shared.common import RESULTS, Results, markdown, say
 from hypercompress.data import Episode, Pool, sample_episode
 from hypercompress.transfer import adapt
 from hypercompress.transfer.nearness import nearness_of
-from hypercompress.transfer.rates import CANDIDATES
-from hypercompress.transfer.steps import HALF, go_back, share_of
+from hypercompress.transfer.rates import CANDIDATES, HALF, go_back, share_of
 from hypercompress.transfer.tuning import Tuned
 
 KEY = ("backbone", "data", "tuned", "shots", "steps", "episode")

@@ -25,7 +25,7 @@ from jsonargparse import ArgumentParser
 from benchmarks.shared.common import RESULTS, Results, named, say
 from hypercompress.running.timing import waiting
 from lightning_modules import meta_training
-from lightning_modules.episodes import read_index
+from lightning_modules.index import read_index
 from lightning_modules.meta_training import MetaTraining
 
 AIM = 0.7

@@ -24,8 +24,7 @@ from hypercompress.running.calling import switching
 from hypercompress.running.copying import WRAPPED, as_written, copy_of, weights_of
 from hypercompress.saved import artefact
 from hypercompress.saved.configuration import architecture_in, as_json, levels_json, names_in, ranks_in, read_levels_in
-from hypercompress.saved.precision import cast
-from hypercompress.saved.restoring import copy_of_skeleton, load_state, require_factors, restore_layers
+from hypercompress.saved.restoring import cast, copy_of_skeleton, load_state, require_factors, restore_layers
 from hypercompress.specs import Generation, ModelSpec, Unit
 
 

@@ -35,8 +35,9 @@ from hypercompress.models import load_model
 from hypercompress.packed.unpacking import unpack
 from hypercompress.specs import Budget, Unit
 from lightning_modules.best import KeepsBest
-from lightning_modules.episodes import Entry, Episodes, Member, read_index
+from lightning_modules.episodes import Episodes, Member
 from lightning_modules.images import CachedImages, open_part
+from lightning_modules.index import Entry, read_index
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.randomness import seeded
 from lightning_modules.resuming import hash_of, settings, weights_of

@@ -9,8 +9,8 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from hypercompress.errors import DataError
-from lightning_modules.episodes import SPLITS
 from lightning_modules.images import Augment
+from lightning_modules.index import SPLITS
 from lightning_modules.optimization import Optimization
 
 
@@ -21,7 +21,7 @@ class Recipe:
     Args:
         name: of its folder.
         model: timm name.
-        split: ``train``, ``validation`` or ``heldout`` (`episodes.SPLITS`).
+        split: ``train``, ``validation`` or ``heldout`` (`index.SPLITS`).
         data: as `hypercompress.data.open_data` takes it; ``{root}`` is replaced by the command line's.
         model_args: arguments of ``timm.create_model``.
         pretrained_cfg: how images are prepared.

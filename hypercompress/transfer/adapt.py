@@ -23,10 +23,9 @@ from hypercompress.transfer.closed_form import Start, start_from
 from hypercompress.transfer.given import names_of, require_rate, tuned_of, warn_if_copied
 from hypercompress.transfer.levels import Weighing
 from hypercompress.transfer.network import TransferNetwork
-from hypercompress.transfer.rates import rates_of, tune_at_best
+from hypercompress.transfer.rates import go_back, rates_of, share_of, tune_at_best
 from hypercompress.transfer.registry import load_network
 from hypercompress.transfer.ridge import Ridge
-from hypercompress.transfer.steps import go_back, share_of
 from hypercompress.transfer.support import as_support, warn_if_sorted
 from hypercompress.transfer.tuning import Tuned, head_names, names_for, tuned_names
 from hypercompress.transfer.views import step_viewer, views_of

@@ -1,14 +1,24 @@
-"""The learning rate of the steps: on a far task that of a few at which views end best, else a small one.
+"""Ordinary steps made safe: at which learning rate, and how far they are followed.
+
+The rate: on a far task that of a few at which views end best, else a small one.
 
 What a network bears in fifty steps differs by an order of magnitude from network to network. Each step sees new views,
 so the loss of the last ones says how well a rate went: one that the network does not bear ends high, one that gets
 nowhere, too. On a near task that is no guide, because steps fit the few images there at the cost of what the features
 had, the more the larger the rate is (LOG.md, 2026-11-28).
+
+How far to go along ordinary steps: all of the way on a far task, half of it on a near one.
+
+On a task that the backbone's features fit already, steps on a few images lose what the closed form has; the weights
+half way between those before the steps and those after them do not (Wortsman et al. 2022, WiSE-FT, section 3; Kumar et
+al. 2022 on what the steps do to the features). On a far task the end is better. Which it is, `nearness` tells (LOG.md,
+2026-11-28 and 2026-11-29).
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from hypercompress.errors import NonFiniteError
@@ -20,6 +30,8 @@ from hypercompress.transfer.tuning import LAST, Change, Tuned, tune
 CANDIDATES = {Tuned.NORMS: (3e-3,), Tuned.ALL: (3e-4, 1e-3, 2e-3)}  # every network that was tried bears the first
 TRIAL_STEPS = 50  # of each, at most
 FEWEST = 2 * LAST  # steps that are worth a choice: of fewer the last ones are nearly all of them
+HALF = 0.5
+MANY = 32  # images of a class: with so many the end still loses on a near task, with 100 it no longer does
 
 
 def rates_of(what: Tuned, task: Nearness, steps: int, views: int) -> tuple[float, ...]:
@@ -84,3 +96,20 @@ def tune_at_best(
         f"received a loss that became NaN or infinite while tuning, at each learning rate of {tried}; expected a "
         "finite one; pass a lower rate, or take fewer steps"
     )
+
+
+def share_of(task: Nearness, images: int, classes: int) -> float:
+    """How far the steps are followed: half of the way on a near task, unless there are many images, else all of it.
+
+    Args:
+        images, classes: of the support set.
+    """
+    return HALF if task is Nearness.NEAR and images <= MANY * classes else 1.0
+
+
+@torch.no_grad()
+def go_back(model: nn.Module, before: Mapping[str, Tensor], share: float) -> None:
+    """Put the parameters of ``before`` at a share of the way from there to where the model has them, in place."""
+    for name, value in before.items():
+        parameter = model.get_parameter(name)
+        parameter.copy_(torch.lerp(value, parameter, share))

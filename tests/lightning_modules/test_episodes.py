@@ -11,7 +11,8 @@ from hypercompress import from_pretrained
 from hypercompress.data import Preprocess
 from hypercompress.errors import DataError
 from lightning_modules import meta_training
-from lightning_modules.episodes import Episodes, Member, read_index
+from lightning_modules.episodes import Episodes, Member
+from lightning_modules.index import read_index
 from lightning_modules.meta_training import MetaTraining
 from lightning_modules.optimization import SettingError
 from lightning_modules.resuming import require_same_run

@@ -6,8 +6,7 @@ import pytest
 
 from hypercompress.errors import DataError
 from lightning_modules import zoo
-from lightning_modules.episodes import read_index
-from lightning_modules.index import COLUMNS, read_rows, write_rows
+from lightning_modules.index import COLUMNS, read_index, read_rows, write_rows
 
 ROW = dict(zip(COLUMNS, ("a", "resnet18", "digits", "train", "10", "20", "0.5"), strict=True))
 HEADER = ",".join(COLUMNS).encode()

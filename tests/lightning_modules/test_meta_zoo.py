@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hypercompress.errors import DataError
-from lightning_modules.episodes import read_index
+from lightning_modules.index import read_index
 from tests.lightning_modules.conftest import add
 
 

@@ -13,7 +13,7 @@ from hypercompress.errors import GeneratorError
 from hypercompress.saved.card import steps_line, transfer_line
 from hypercompress.transfer import nearness, views
 from hypercompress.transfer.nearness import Nearness
-from hypercompress.transfer.steps import HALF, MANY, go_back, share_of
+from hypercompress.transfer.rates import HALF, MANY, go_back, share_of
 
 Make = Callable[..., Any]
 
