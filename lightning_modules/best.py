@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_modules.callbacks import averages
 from lightning_modules.optimization import SettingError
 from lightning_modules.resuming import Resumable
-from lightning_modules.teacher import keeps
+from lightning_modules.systems import keeps
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # in which weights, images and statistics are in single precision
 

@@ -16,7 +16,7 @@ from hypercompress.saved.artefact import refuse_existing
 from hypercompress.student import Student
 from lightning_modules.internals import counts_versions, layer_sync
 from lightning_modules.syncing import SyncedNorms
-from lightning_modules.teacher import keeps
+from lightning_modules.systems import keeps
 
 
 @runtime_checkable

@@ -37,11 +37,11 @@ from lightning_modules.norms import refilling, several_images
 from lightning_modules.optimization import Optimization
 from lightning_modules.resuming import Resumable, hash_of
 from lightning_modules.source import Outside, TeacherSource
-from lightning_modules.teacher import (
+from lightning_modules.systems import (
     Batch,
     in_precision,
     logged_as,
-    require_finite,
+    require_finite_loss,
     require_labels,
     require_room,
     reset,
@@ -226,7 +226,7 @@ class Distillation(Resumable):
             require_labels(labels, ", or set the weight of the labels to 0")
             terms["labels"] = self.losses.labels * F.cross_entropy(logits, labels)
         loss = torch.stack(list(terms.values())).sum()
-        require_finite(loss, self)
+        require_finite_loss(loss, self)
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return loss

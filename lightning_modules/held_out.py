@@ -16,7 +16,7 @@ from hypercompress.fidelity import Fidelity, accuracy, compare
 from hypercompress.report import fidelity_json
 from hypercompress.running.calling import call_in_precision
 from lightning_modules.data import images_of
-from lightning_modules.teacher import Batch
+from lightning_modules.systems import Batch
 
 LEAST = 1e-4  # nats: less is rounding
 

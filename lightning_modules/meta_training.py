@@ -42,7 +42,7 @@ from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.randomness import seeded
 from lightning_modules.resuming import hash_of, settings, weights_of
 from lightning_modules.statistics import recall
-from lightning_modules.teacher import device_of_run, require_finite
+from lightning_modules.systems import device_of_run, require_finite_loss
 
 
 class Steps(IterableDataset[int]):
@@ -180,7 +180,7 @@ class MetaTraining(KeepsBest):
         touched = sum((p.sum() for p in self.network.parameters()), loss.new_zeros(()))
         loss = loss + self.objective.curvature * regression + 0.0 * touched
         loss = loss + compression_loss(member.case, emission, self.objective).to(loss)
-        require_finite(loss, self)
+        require_finite_loss(loss, self)
         mode = f"{'data' if measured else 'free'}_{'refit' if refit else steps}"
         self.log_dict({"train/loss": loss}, batch_size=1, sync_dist=True)
         self.log_dict({f"train/kl_{mode}": kl}, batch_size=1)  # of rank zero: each has drawn a mode of its own

@@ -23,7 +23,7 @@ from lightning_modules.internals import (
     handler_before,
     stop,
 )
-from lightning_modules.teacher import keeps
+from lightning_modules.systems import keeps
 
 
 class SaveWhenStopped(Callback):

@@ -26,7 +26,7 @@ from hypercompress.transfer.backbone import Backbone
 from lightning_modules.best import KeepsBest
 from lightning_modules.optimization import Optimization, SettingError
 from lightning_modules.resuming import hash_of, settings, weights_of
-from lightning_modules.teacher import device_of_run, require_finite
+from lightning_modules.systems import device_of_run, require_finite_loss
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class TransferTraining(KeepsBest):
         generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, step)) % 2**63)
         member = _drawn(self.members["train"], generator)
         outcome = self.outcome(member, _drawn(member.train, generator), generator)
-        require_finite(outcome.loss, self)
+        require_finite_loss(outcome.loss, self)
         loss = float(outcome.loss.detach())
         self.log_dict({"train/loss": loss, "train/change": loss - outcome.plain_loss}, batch_size=1, sync_dist=True)
         return clipped(outcome.loss, list(self.network.parameters()), self.sizes.clip)

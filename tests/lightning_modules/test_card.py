@@ -18,7 +18,7 @@ from lightning_modules.episodes import Episodes
 from lightning_modules.meta_training import EpisodeModule, MetaTraining
 from lightning_modules.optimization import Optimization
 from lightning_modules.source import TeacherSource
-from lightning_modules.teacher import device_of_run
+from lightning_modules.systems import device_of_run
 
 Folders = tuple[Path, Path]
 CARD: dict[str, Any] = {"accelerator": "gpu", "precision": "bf16-mixed", "limit_val_batches": 1}

@@ -17,7 +17,8 @@ from lightning_modules.callbacks import SaveStudent
 from lightning_modules.data import ImageDataModule
 from lightning_modules.images import CachedImages
 from lightning_modules.optimization import Optimization, SettingError
-from lightning_modules.teacher import Teacher, require_finite, require_labels
+from lightning_modules.systems import require_finite_loss, require_labels
+from lightning_modules.teacher import Teacher
 
 MODEL_ARGS = {"in_chans": 1, "num_classes": 10}
 PRETRAINED_CFG = {"input_size": [1, 28, 28], "mean": [0.286], "std": [0.353]}
@@ -147,7 +148,7 @@ def test_a_loss_that_is_not_finite_names_a_precision_of_little_room(
     system.trainer = trainer()
     monkeypatch.setattr(type(system.trainer), "precision", precision)
     with pytest.raises(NonFiniteError, match="expected a finite one; ") as raised:
-        require_finite(torch.tensor(torch.nan), system)
+        require_finite_loss(torch.tensor(torch.nan), system)
     assert ("leave --trainer.precision 16-mixed, whose largest number is 65504" in str(raised.value)) == named
 
 
