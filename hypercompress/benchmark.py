@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from hypercompress.errors import BenchmarkError
 from hypercompress.inspection import inspect
+from hypercompress.kinds import low_rank_layers
 from hypercompress.running.calling import evaluating, first_argument
 from hypercompress.running.hooks import hooked
 from hypercompress.running.timing import Clock, Timing, interleaved, threads, waiting
-from hypercompress.student import Student, low_rank_layers
+from hypercompress.student import Student, network_of
 
 LAYER_SHARE = 0.2  # of `Settings.seconds` for each single layer: there are dozens
 
@@ -202,8 +203,7 @@ def compare_layers(
     """
     settings = settings or Settings()
     batch = _batch_laid_out(example, settings)
-    inner = student.model if isinstance(student, Student) else student
-    model, rows = _laid_out(inner, settings), []
+    model, rows = _laid_out(network_of(student), settings), []
     generator = torch.Generator(example.device).manual_seed(0)
     with threads(settings.threads), evaluating(model):
         for name, seen in _inputs(model, batch).items():

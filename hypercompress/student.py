@@ -13,7 +13,7 @@ from hypercompress.architecture import Architecture, ReadsLevels, build
 from hypercompress.architecture.differences import differences
 from hypercompress.errors import ArtefactError, ModelError, warn
 from hypercompress.grouping import below
-from hypercompress.kinds import LowRank, fill, frozen_as, low_rank_like
+from hypercompress.kinds import fill, frozen_as, low_rank_layers, low_rank_like
 from hypercompress.noted import state
 from hypercompress.outdated import recounted, trained_on, with_new_head, with_new_input_size
 from hypercompress.packed.projection import SplitProjection
@@ -210,9 +210,9 @@ def _uncompiled(model: nn.Module) -> nn.Module:
     return as_written(model) if any(hasattr(module, WRAPPED) for module in model.modules()) else model
 
 
-def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
-    """The factored layers of a model by dotted path."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, LowRank)}
+def network_of(model: nn.Module) -> nn.Module:
+    """The network inside a student; any other model as it is."""
+    return model.model if isinstance(model, Student) else model
 
 
 def build_student(
@@ -287,8 +287,7 @@ def _loaded(folder: Path, skeleton: nn.Module | None) -> Student:
             )
         model = build(architecture)
     else:
-        model = copy_of_skeleton(skeleton)
-        model = model.model if isinstance(model, Student) else model
+        model = network_of(copy_of_skeleton(skeleton))
         read_levels_in(saved.config.get("levels", {}), folder, architecture, model)
     restore_layers(model, unpacked, ranks, inner)
     cast(model, saved.state)  # now that all that was saved has its name

@@ -16,7 +16,7 @@ from hypercompress.errors import BenchmarkError, ModelError
 from hypercompress.models import is_student_folder, require_buildable
 from hypercompress.running.calling import precision
 from hypercompress.running.timing import Timing
-from hypercompress.student import Student, from_pretrained, low_rank_layers
+from hypercompress.student import Student, from_pretrained
 
 BATCH_SIZES = (1, 32)  # an answer at once, and as many answers as possible
 
@@ -143,7 +143,7 @@ def _dense_side(
     """What the student is compared with, and what that is in words."""
     text = arguments.against
     if text is None:
-        plain = [name for name, layer in low_rank_layers(student.model).items() if not layer.restores_class]
+        plain = inputs.of_another_class(student)
         less = ", but for the standardisation of weights, which the teacher repeats in each pass" if plain else ""
         return dense_twin(student), f"STUDENT multiplied out (the layers of its teacher, hence the time{less})"
     # Time does not depend on the weights: none are fetched.

@@ -18,13 +18,14 @@ from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, loader, mismatch, unlike_timm
 from hypercompress.errors import DataError, ModelError
 from hypercompress.inspection import inspect, require_finite
+from hypercompress.kinds import low_rank_layers
 from hypercompress.models import is_student_folder, load_model
 from hypercompress.running.batches import to_device
 from hypercompress.running.calling import evaluating, placed, precision, refused
 from hypercompress.running.outputs import tensor_of
 from hypercompress.saved.artefact import read_report
 from hypercompress.specs import ModelSpec
-from hypercompress.student import from_pretrained, low_rank_layers
+from hypercompress.student import Student, from_pretrained
 
 LEAST_BATCHES = 16  # the calibration images are cut finer where there are few, so that held-out batches exist
 
@@ -100,8 +101,7 @@ def load_dense(
     if source.checkpoint is not None or source.model_args:
         load(source)  # which refuses them
     student = from_pretrained(source.text)
-    other = [name for name, layer in low_rank_layers(student.model).items() if not layer.restores_class]
-    if other:
+    if other := of_another_class(student):
         raise ModelError(
             f"received a student whose layer {other[0]} was a weight-standardised convolution; expected layers that "
             "can be multiplied out to what they were; compress the original model instead"
@@ -112,6 +112,11 @@ def load_dense(
         f"a student of {size:,} parameters: shares are of its dense form, {report.params_of(dense):,} parameters",
     )
     return dense, student.architecture, size
+
+
+def of_another_class(student: Student) -> list[str]:
+    """Dotted paths of the factored layers that would be of another class, multiplied out, than they were."""
+    return [name for name, layer in low_rank_layers(student.model).items() if not layer.restores_class]
 
 
 def inspected(model: nn.Module, size: Sequence[int]) -> ModelSpec:

@@ -23,7 +23,7 @@ from hypercompress.running.memory import keep_freed
 from hypercompress.saved.artefact import refuse_existing
 from hypercompress.saved.card import steps_line
 from hypercompress.saved.replacing import prepared_in
-from hypercompress.student import Student, from_pretrained
+from hypercompress.student import Student, from_pretrained, network_of
 from hypercompress.transfer import adapt, load_network
 from hypercompress.transfer.levels import Weighing
 from hypercompress.transfer.ridge import check_labels
@@ -64,8 +64,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     terminal.phase("load model")
     model, architecture = _model(arguments, overrides)
     preprocess = Preprocess.of(model, overrides.input_size, overrides.mean, overrides.std)
-    inner = model.model if isinstance(model, Student) else model
-    inner, architecture = with_preparation(inner, architecture, preprocess)
+    inner, architecture = with_preparation(network_of(model), architecture, preprocess)
     size = bytes_of(inner)
     own = single_(inner)
     inputs.show_preprocessing(terminal, preprocess, overrides, "MODEL")

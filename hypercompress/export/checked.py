@@ -24,7 +24,7 @@ from hypercompress.report import bytes_of
 from hypercompress.running.calling import evaluating, placed, refused
 from hypercompress.running.copying import as_written
 from hypercompress.saved.whole_file import whole_file
-from hypercompress.student import Student
+from hypercompress.student import network_of
 
 FORMATS = ("onnx", "torch-export")
 ENDINGS = {".onnx": "onnx", ".pt2": "torch-export"}
@@ -108,8 +108,7 @@ def export(
     """
     start, file = time.perf_counter(), expanded(file)
     format = check_request(file, format, int8=int8, has_data=data is not None)  # noqa: A001
-    model = as_written(model)
-    model = model.model if isinstance(model, Student) else model  # the tensors get the names that the folder has
+    model = network_of(as_written(model))  # the tensors get the names that the folder has
     student_bytes, size = bytes_of(model), _input_size(model, input_size)
     if format == "onnx":
         onnx_file.require_writable(model, student_bytes)

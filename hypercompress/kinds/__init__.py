@@ -4,7 +4,16 @@ from hypercompress.kinds import standardised as _standardised  # noqa: F401  (re
 from hypercompress.kinds.conv import ConvKind, LowRankConv
 from hypercompress.kinds.groups import by_group
 from hypercompress.kinds.linear import LinearKind, LowRankLinear
-from hypercompress.kinds.low_rank import LowRank, Projected, as_weight, factors_of, fill, frozen_as, matrix
+from hypercompress.kinds.low_rank import (
+    LowRank,
+    Projected,
+    as_weight,
+    factors_of,
+    fill,
+    frozen_as,
+    low_rank_layers,
+    matrix,
+)
 from hypercompress.kinds.protocol import LayerKind
 from hypercompress.kinds.registry import kind_of, low_rank_like, register_kind, told
 from hypercompress.kinds.transposed import LowRankTransposed, TransposedKind
@@ -25,6 +34,7 @@ __all__ = [
     "fill",
     "frozen_as",
     "kind_of",
+    "low_rank_layers",
     "low_rank_like",
     "matrix",
     "register_kind",

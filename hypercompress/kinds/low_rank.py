@@ -141,6 +141,11 @@ def projected(core: Tensor, project: Tensor) -> Tensor:
     return torch.einsum("rq...,qc->rc...", core, project.flatten(1))
 
 
+def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
+    """The factored layers of a model by dotted path."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, LowRank)}
+
+
 def weight_of(module: nn.Module) -> Tensor:
     """The weight of a module."""
     assert isinstance(module.weight, Tensor)
@@ -180,8 +185,7 @@ def fill(layer: LowRank, factors: LayerFactors, bias: Tensor | None) -> None:
     else:
         parts.append((layer.reduce, factors.reduce))
     for part, value in parts:
-        assert isinstance(part.weight, Tensor)
-        part.weight.copy_(as_weight(part, value))
+        weight_of(part).copy_(as_weight(part, value))
     new = bias if factors.bias is None else factors.bias
     if layer.bias is not None and new is not None:
         layer.bias.copy_(new)

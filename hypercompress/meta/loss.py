@@ -22,14 +22,14 @@ from hypercompress.errors import GeneratorError
 from hypercompress.fidelity import compare
 from hypercompress.generator.emission import Emission
 from hypercompress.generator.hypernetwork import Hypernetwork
-from hypercompress.kinds import as_weight, matrix
+from hypercompress.kinds import as_weight, low_rank_layers, matrix
 from hypercompress.losses import distillation_kl, feature_loss, watching
 from hypercompress.meta.case import Case
 from hypercompress.meta.cost import cost_share
 from hypercompress.meta.proposal import generate
 from hypercompress.reconstruction import reconstruct
 from hypercompress.specs import Budget, Generation, LayerFactors, Unit
-from hypercompress.student import build_student, low_rank_layers
+from hypercompress.student import build_student
 
 
 @dataclass(frozen=True)

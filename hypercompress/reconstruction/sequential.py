@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from hypercompress.factorize import balance, least_squares
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
-from hypercompress.kinds import LayerKind, LowRank, factors_of, fill, kind_of
+from hypercompress.kinds import LayerKind, LowRank, factors_of, fill, kind_of, low_rank_layers
 from hypercompress.reconstruction.layer_regression import LayerRegression
 from hypercompress.reconstruction.relay import Relay
 from hypercompress.running.batches import join
@@ -35,7 +35,7 @@ from hypercompress.running.calibration import CalibrationSplit
 from hypercompress.running.calling import ForwardFn, call_model, computing, evaluating, exactly, first_argument
 from hypercompress.running.memory import finite, give_back
 from hypercompress.specs import LayerSpec, ModelSpec, NormStatistics, Refit
-from hypercompress.student import Student, low_rank_layers
+from hypercompress.student import Student
 
 RIDGE = 1e-2  # of the mean eigenvalue of E[h h^T] and E[x x^T]; between 1e-3 and 1e-1 little changes (LOG.md)
 LARGEST_OUTPUT = 3 * 2**24  # elements of one layer's output during reconstruction: 192 MiB in float32

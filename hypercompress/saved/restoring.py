@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.errors import ArtefactError, listed, warn
-from hypercompress.kinds import LowRank, frozen_as, low_rank_like
+from hypercompress.kinds import LowRank, frozen_as, low_rank_layers, low_rank_like
 from hypercompress.packed.ties import Ties
 from hypercompress.packed.unpacking import replace_module, unpack_layers
 from hypercompress.running.calling import out_of_memory
@@ -153,7 +153,7 @@ def _steps(tensor: Tensor) -> Iterable[tuple[int, int]]:
 def _factored_without(model: nn.Module, state: Mapping[str, Any]) -> list[str]:
     """Dotted paths of the factored layers of which a parameter is not in the state."""
     lost = set(_left_out(model, state))
-    layers = ((path, layer) for path, layer in model.named_modules() if isinstance(layer, LowRank))
+    layers = low_rank_layers(model).items()
     return [path for path, layer in layers if lost.intersection(f"{path}.{n}" for n, _ in layer.named_parameters())]
 
 
@@ -171,7 +171,7 @@ def _left_out(model: nn.Module, state: Mapping[str, Any]) -> list[str]:
     spare = [t for name, t in tensors.items() if t.data_ptr() not in here and not _copied(ours.get(name), t)]
     found = {id(p) for name, p in named.items() if name in state or (name in ours and p.data_ptr() in places)}
     # Of equal ones those of factored layers come first, which no skeleton brings back.
-    factors = {id(p) for layer in model.modules() if isinstance(layer, LowRank) for p in layer.parameters()}
+    factors = {id(p) for layer in low_rank_layers(model).values() for p in layer.parameters()}
     for name, p in sorted(named.items(), key=lambda item: id(item[1]) not in factors):
         at = None if id(p) in found else next((i for i, t in enumerate(spare) if _copied(ours.get(name), t)), None)
         if at is not None:

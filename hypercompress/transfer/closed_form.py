@@ -13,7 +13,7 @@ from hypercompress.architecture import Architecture, Levels, ReadsLevels, archit
 from hypercompress.errors import ModelError
 from hypercompress.running.calling import evaluating
 from hypercompress.running.copying import copy_of
-from hypercompress.student import Student
+from hypercompress.student import Student, network_of
 from hypercompress.transfer.adaptable import Role, Site, adaptable
 from hypercompress.transfer.apply import write
 from hypercompress.transfer.backbone import Backbone
@@ -145,7 +145,7 @@ def start_from(
 
 def _classifier(model: nn.Module, backbone: Backbone) -> nn.Module | None:
     """What reads the last features in the model as it was; ``None`` where it reads levels, of which these are few."""
-    before = model.model if isinstance(model, Student) else model
+    before = network_of(model)
     return None if isinstance(before, ReadsLevels) else before.get_submodule(backbone.classifier)
 
 
@@ -169,7 +169,7 @@ def new_student(model: nn.Module, classes: int, architecture: Architecture | Non
     Raises:
         ModelError: no backbone, or its classifier is not one linear layer with a bias.
     """
-    inner: Any = Backbone(model.model if isinstance(model, Student) else model).model
+    inner: Any = Backbone(network_of(model)).model
     if isinstance(model, Student):
         student = copy_of(model)
     else:
