@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hypercompress.errors import ModelError
 from hypercompress.kinds import low_rank_like
-from hypercompress.running.calling import ForwardFn, Progress, call_model, evaluating, first_argument
+from hypercompress.running.calling import ForwardFn, Progress, call_model, device_of, evaluating, first_argument
 from hypercompress.running.hooks import hooked
 from hypercompress.running.timing import interleaved, waiting
 from hypercompress.specs import COUNTED, LayerSpec, Measured, ModelSpec, Status
@@ -61,7 +61,7 @@ def measure_latency(
         ModelError: the model takes no measurable time.
     """
     forward_fn, cache = forward_fn or call_model, cache or default_cache()
-    wait = waiting(next(model.parameters()).device)
+    wait = waiting(device_of(model))
     with evaluating(model), torch.no_grad():
         total, times, inputs = _inside(model, spec, lambda: forward_fn(model, example), wait)
     if total <= 0:
@@ -93,7 +93,7 @@ def times_of(
     teacher: nn.Module, student: nn.Module, example: Any, forward_fn: ForwardFn | None = None, seconds: float = 0.5
 ) -> tuple[float, float]:
     """Milliseconds of a forward pass of each, timed in turns; the least of all blocks."""
-    run, wait = forward_fn or call_model, waiting(next(teacher.parameters()).device)
+    run, wait = forward_fn or call_model, waiting(device_of(teacher))
     with evaluating(teacher), evaluating(student), torch.no_grad():
         found = interleaved([lambda: run(teacher, example), lambda: run(student, example)], seconds, wait=wait)
     dense, ours = (min(timing.blocks) for timing in found)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hypercompress.curvature import measure
 from hypercompress.curvature.fisher import Probing
-from hypercompress.kinds import kind_of
+from hypercompress.kinds import known_kind
 from hypercompress.running.calling import ForwardFn, Progress
 from hypercompress.specs import ModelSpec, NormStatistics, Sketch
 
@@ -56,8 +56,7 @@ def sketch(
     sketches = {}
     for layer in spec.candidates:
         module = modules[layer.name]
-        kind, bias = kind_of(module), getattr(module, "bias", None)
-        assert kind is not None  # a candidate has one
+        kind, bias = known_kind(module), getattr(module, "bias", None)
         sketches[layer.name] = Sketch(
             kind.matrix(module),
             bias.detach() if isinstance(bias, Tensor) else None,

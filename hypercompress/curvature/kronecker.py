@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from hypercompress.curvature.fisher import Probing, exact_fisher, fisher_probe, fisher_trace
 from hypercompress.errors import DataError, ModelError, NonFiniteError
 from hypercompress.factorize import add_second_moment, input_curvature, mirror, squared, traces
-from hypercompress.kinds import by_group, kind_of
+from hypercompress.kinds import by_group, known_kind
 from hypercompress.running.calling import (
     ForwardFn,
     Progress,
     call_model,
+    device_of,
     evaluating,
     exactly,
     first_argument,
@@ -86,10 +87,8 @@ class _Recorder:
     """Hooks of one layer, at all of its paths: its signal on the way forward, its Fisher on the way back."""
 
     def __init__(self, layer: LayerSpec, module: nn.Module, anchor: Tensor) -> None:
-        kind = kind_of(module)
-        assert kind is not None  # a candidate has one
-        self.layer, self.anchor, self.kind = layer, anchor, kind
-        self.weight = kind.matrix(module)
+        self.layer, self.anchor, self.kind = layer, anchor, known_kind(module)
+        self.weight = self.kind.matrix(module)
         of_groups, m = self.weight.shape[:-2], layer.full_rank
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         zeros = self.weight.new_zeros(*of_groups, m, m, dtype=dtype)
@@ -243,8 +242,7 @@ def measure(
     """
     forward_fn = forward_fn or call_model
     modules = dict(model.named_modules())
-    device = next(model.parameters()).device
-    anchor = torch.zeros((), device=device, requires_grad=True)
+    anchor = torch.zeros((), device=device_of(model), requires_grad=True)
     recorders = {layer.name: _Recorder(layer, modules[layer.name], anchor) for layer in spec.candidates}
     gradients = _Gradients(recorders.values(), anchor, probing or Probing(), seed)
     count = 0

@@ -13,9 +13,10 @@ from hypercompress.kinds.low_rank import (
     frozen_as,
     low_rank_layers,
     matrix,
+    weight_of,
 )
 from hypercompress.kinds.protocol import LayerKind
-from hypercompress.kinds.registry import kind_of, low_rank_like, register_kind, told
+from hypercompress.kinds.registry import kind_of, known_kind, low_rank_like, register_kind, told
 from hypercompress.kinds.transposed import LowRankTransposed, TransposedKind
 
 __all__ = [
@@ -34,9 +35,11 @@ __all__ = [
     "fill",
     "frozen_as",
     "kind_of",
+    "known_kind",
     "low_rank_layers",
     "low_rank_like",
     "matrix",
     "register_kind",
     "told",
+    "weight_of",
 ]

@@ -92,16 +92,14 @@ class ConvKind(LayerKind):
         return convolved_axis(self.like, y)
 
     def matrix(self, module: nn.Module) -> Float[Tensor, "*g o d"]:
-        assert isinstance(module.weight, Tensor)
-        return stacked(module.weight.detach().flatten(1), self.groups(module))
+        return stacked(weight_of(module).detach().flatten(1), self.groups(module))
 
     def groups(self, module: nn.Module) -> int:
         groups: Any = module.groups
         return int(groups)
 
     def low_rank(self, module: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:
-        weight = module.weight
-        assert isinstance(weight, Tensor)
+        weight = weight_of(module)
         twin = LowRankTimmConv if self.like is Conv2dSame else LowRankConv
         return twin(module, rank, self.like, input_rank).to(weight.device, weight.dtype)
 
@@ -123,8 +121,7 @@ class ConvKind(LayerKind):
             reduce = self.low_rank(module, 1)
             assert isinstance(reduce, LowRankConv)
             patches = reduce.kernel(1, taps, bias=False, groups=1).to(x.device, x.dtype)
-        weight = patches.weight
-        assert isinstance(weight, Tensor)
+        weight = weight_of(patches)
         with torch.no_grad():
             weight.copy_(torch.eye(taps, dtype=x.dtype, device=x.device).reshape(weight.shape))
             seen: Tensor = patches(self.batched(x).mean(0)[:, None])

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.kinds.low_rank import LowRank
+from hypercompress.kinds.low_rank import LowRank, weight_of
 from hypercompress.kinds.protocol import LayerKind
 
 
@@ -39,8 +39,7 @@ class LinearKind(LayerKind):
         self.like = like
 
     def matrix(self, module: nn.Module) -> Float[Tensor, "out d"]:
-        assert isinstance(module.weight, Tensor)
-        return module.weight.detach()
+        return weight_of(module).detach()
 
     def low_rank(self, module: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:  # noqa: ARG002
         weight = self.matrix(module)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.kinds.groups import by_group
-from hypercompress.kinds.low_rank import LowRank, as_weight
+from hypercompress.kinds.low_rank import LowRank, as_weight, weight_of
 
 
 class LayerKind(ABC):
@@ -65,10 +65,8 @@ class LayerKind(ABC):
         d, groups = self.matrix(module).shape[-1], self.groups(module)
         with torch.random.fork_rng(devices=[]):  # without a lock: hooks come here, in whichever thread
             reduce = self.low_rank(module, d).reduce.to(x.device, x.dtype)
-        weight = reduce.weight
-        assert isinstance(weight, Tensor)
         with torch.no_grad():
-            weight.copy_(as_weight(reduce, torch.eye(d, dtype=x.dtype, device=x.device).repeat(groups, 1)))
+            weight_of(reduce).copy_(as_weight(reduce, torch.eye(d, dtype=x.dtype, device=x.device).repeat(groups, 1)))
             rows: Tensor = reduce(x)
         return by_group(self.rows(rows), groups)
 
@@ -83,8 +81,7 @@ class LayerKind(ABC):
 
     def taps(self, module: nn.Module) -> int:
         """Positions of the input that one output reads: the size of a kernel."""
-        assert isinstance(module.weight, Tensor)
-        return math.prod(module.weight.shape[2:])
+        return math.prod(weight_of(module).shape[2:])
 
     def strided(self, module: nn.Module) -> bool:
         """Whether there are fewer outputs than inputs."""

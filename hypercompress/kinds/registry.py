@@ -63,6 +63,18 @@ def kind_of(module: nn.Module) -> LayerKind | None:
     return _KINDS[known]
 
 
+def known_kind(module: nn.Module) -> LayerKind:
+    """The kind of a module that has one, as each candidate does.
+
+    Raises:
+        TypeError: it has none.
+    """
+    kind = kind_of(module)
+    if kind is None:
+        raise TypeError(f"received {type(module).__name__}; expected a registered kind of layer; see register_kind")
+    return kind
+
+
 def told(module: nn.Module) -> str:
     """The class of a module that is of no known kind; with where it is from, if a known one is called so, too."""
     of = type(module)
@@ -90,9 +102,7 @@ def low_rank_like(dense: nn.Module, rank: int, input_rank: int | None = None) ->
     Raises:
         TypeError: no kind is known for its class, or it has no input channels to project.
     """
-    kind = kind_of(dense)
-    if kind is None:
-        raise TypeError(f"received {type(dense).__name__}; expected a registered kind of layer; see register_kind")
+    kind = known_kind(dense)
     with drawing():
         layer = kind.low_rank(dense, rank) if input_rank is None else kind.low_rank(dense, rank, input_rank)
     if input_rank is not None and layer.input_rank != input_rank:

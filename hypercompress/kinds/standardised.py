@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hypercompress.kinds.conv import ConvKind, LowRankTimmConv
 from hypercompress.kinds.groups import stacked
-from hypercompress.kinds.low_rank import LowRank
+from hypercompress.kinds.low_rank import LowRank, weight_of
 from hypercompress.kinds.registry import PLAIN, register_kind
 
 
@@ -35,8 +35,7 @@ class StandardisedConvKind(ConvKind):
 
     def low_rank(self, module: nn.Module, rank: int, input_rank: int | None = None) -> LowRank:
         like = Conv2dSame if getattr(module, "same_pad", False) else nn.Conv2d
-        weight = module.weight
-        assert isinstance(weight, Tensor)
+        weight = weight_of(module)
         layer = LowRankTimmConv(module, rank, like, input_rank).to(weight.device, weight.dtype)
         layer.restores_class = False
         return layer

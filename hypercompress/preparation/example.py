@@ -9,7 +9,7 @@ from hypercompress.architecture import own_input_size
 from hypercompress.errors import DataError, ModelError
 from hypercompress.running.batches import pieces, to_device
 from hypercompress.running.calibration import CalibrationSplit
-from hypercompress.running.calling import placed
+from hypercompress.running.calling import device_of, placed
 from hypercompress.running.nested import batch_size, flat
 from hypercompress.specs import ModelSpec
 
@@ -33,7 +33,7 @@ def example_of(teacher: nn.Module, split: CalibrationSplit | None, example: Any,
                 "received an example without a single sample; expected a batch of one or more; pass some images, or "
                 "noise of their shape"
             )
-        return example if as_it_is else to_device(example, next(teacher.parameters()).device, dtype_of(teacher))
+        return example if as_it_is else to_device(example, device_of(teacher), dtype_of(teacher))
     if split is not None:
         first = split.statistics[0]
         numbers = sum(value.numel() for value in flat(first) if isinstance(value, Tensor)) / max(1, batch_size(first))

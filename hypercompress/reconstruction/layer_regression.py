@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.factorize import add_outer, add_second_moment, mirror, projected, reduced_rank
-from hypercompress.kinds import LowRank, Projected, as_weight, by_group, kind_of, matrix
+from hypercompress.kinds import LowRank, Projected, as_weight, by_group, known_kind, matrix, weight_of
 from hypercompress.running.memory import give_back
 from hypercompress.specs import LayerSpec, Side, Sketch
 
@@ -39,8 +39,7 @@ class LayerRegression:
             x, source = inner.project(x.to(weight.dtype)), inner.core  # autocast gives inputs of another dtype
             inward = torch.linalg.pinv(matrix(inner.project).double()).to(weight.dtype)
             weight, inner = projected(weight, inward, self.layer.taps), inner.core
-        reads = kind_of(source)
-        assert reads is not None  # a candidate has a kind, and so has the kernel of a low-rank layer
+        reads = known_kind(source)  # the kernel of a low-rank layer has one, too
         if curvature is None or wanted.numel() // self.layer.out < ENOUGH * reads.matrix(source).shape[-1]:
             return False  # too few rows: directions that none of them shows would be lost
         moment, cross = self._moments(source, x, wanted)
@@ -48,17 +47,14 @@ class LayerRegression:
             give_back()  # what the layers before have left, too broken up for matrices of this size
         factors = reduced_rank(weight, curvature, moment, cross, module.rank, self.ridge)
         for part, value in ((inner, factors.reduce), (module.expand, factors.expand)):
-            assert isinstance(part.weight, Tensor)
-            part.weight.copy_(as_weight(part, value))
+            weight_of(part).copy_(as_weight(part, value))
         return True
 
     def _moments(
         self, source: nn.Module, x: Tensor, wanted: Tensor
     ) -> tuple[Float[Tensor, "*g d d"], Float[Tensor, "*g o d"]]:
         """Second moment of the inputs, and with the outputs, over rows drawn from all of the batch."""
-        reads, gives = kind_of(source), kind_of(self.dense)
-        assert reads is not None
-        assert gives is not None
+        reads, gives = known_kind(source), known_kind(self.dense)
         d = reads.matrix(source).shape[-1]
         count = wanted.numel() // self.layer.out
         share = min(1.0, max(LEAST_ROWS, ROWS * d) / count)

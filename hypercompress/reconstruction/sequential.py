@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from hypercompress.factorize import balance, least_squares
 from hypercompress.generator.protocol import Sketches
 from hypercompress.generator.restoration import absorbs
-from hypercompress.kinds import LayerKind, LowRank, factors_of, fill, kind_of, low_rank_layers
+from hypercompress.kinds import LayerKind, LowRank, factors_of, fill, known_kind, low_rank_layers, weight_of
 from hypercompress.reconstruction.layer_regression import LayerRegression
 from hypercompress.reconstruction.relay import Relay
 from hypercompress.running.batches import join
@@ -93,9 +93,7 @@ def reconstruct(  # noqa: PLR0913  (each has a default)
             if free and not layer.bias:
                 shift = _take_over(student.model, layer, factored[layer.name], sketches[layer.name].follower)
             dense = teacher.get_submodule(layer.name)
-            kind = kind_of(dense)
-            assert kind is not None  # a candidate has one
-            fits[layer.name] = fit = _Fit(layer, kind, relay, (ridge, spread), shift, free=free)
+            fits[layer.name] = fit = _Fit(layer, known_kind(dense), relay, (ridge, spread), shift, free=free)
             if both:
                 fit.regression = LayerRegression(layer, dense, sketches[layer.name], ridge, centred=free)
             leading = dense.register_forward_hook(relay.hook(layer.name))
@@ -131,8 +129,7 @@ def _take_over(
     shift = torch.where(
         alive, (1 - gain) * old.mean + (bias - old.bias) * deviation / old.weight, torch.zeros_like(bias)
     )
-    expand = module.expand.weight
-    assert isinstance(expand, Tensor)
+    expand = weight_of(module.expand)
     expand.mul_(gain.reshape(-1, *[1] * (expand.ndim - 1)))
     weight.copy_(old.weight)
     bias.copy_(old.bias)
@@ -213,8 +210,7 @@ class _Fit:
         return reduced
 
     def _fit(self, module: LowRank, h: Float[Tensor, "n r"], y: Float[Tensor, "n out"]) -> None:
-        weight = module.expand.weight
-        assert isinstance(weight, Tensor)
+        weight = weight_of(module.expand)
         start, groups = module.bias if self.shift is None else self.shift, module.groups
         starts = [None] * groups if start is None or not self.free else start.chunk(groups)
         # Each group is a regression of its own outputs on its own reduced channels.

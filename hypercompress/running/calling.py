@@ -49,9 +49,14 @@ def precision(model: nn.Module) -> torch.dtype:
     return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model lies."""
+    return next(model.parameters()).device
+
+
 def placed(tensor: Tensor, model: nn.Module) -> Tensor:
     """Images on the model's device, in its `precision`."""
-    return tensor.to(next(model.parameters()).device, precision(model))
+    return tensor.to(device_of(model), precision(model))
 
 
 def single_(model: nn.Module) -> torch.dtype:

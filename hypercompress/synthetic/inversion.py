@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hypercompress.errors import DataError, NonFiniteError
-from hypercompress.running.calling import Progress, evaluating, first_argument, frozen, placed, precision, single_
+from hypercompress.running.calling import (
+    Progress,
+    device_of,
+    evaluating,
+    first_argument,
+    frozen,
+    placed,
+    precision,
+    single_,
+)
 from hypercompress.running.copying import copy_of
 from hypercompress.running.hooks import hooked
 from hypercompress.running.norms import remembering_norms
@@ -80,7 +89,7 @@ def synthesize(
         norms = remembering_norms(model)
     if not _reached(model, norms, input_size):
         noise = fading_noise(images, input_size, torch.Generator().manual_seed(seed))
-        return list(noise.to(next(model.parameters()).device, own).tensor_split(parts))
+        return list(noise.to(device_of(model), own).tensor_split(parts))
     sizes = [len(part) for part in torch.arange(images).tensor_split(parts)]  # none of a single one
     polish = max(1, steps // SHARE)
     whole, spent = passes_of(images, steps), 0
@@ -91,7 +100,7 @@ def synthesize(
         if progress is not None and images * spent // whole > images * before // whole:
             progress("invert", images * spent // whole)
 
-    generator = PyramidGenerator(input_size, seed).to(next(model.parameters()).device)
+    generator = PyramidGenerator(input_size, seed).to(device_of(model))
     with evaluating(model), frozen(model):
         learn(generator, model, norms, sizes[0], steps, done)
         with torch.no_grad():

@@ -14,7 +14,7 @@ from hypercompress.alone import alone
 from hypercompress.architecture import Architecture
 from hypercompress.errors import warn
 from hypercompress.report import moved_report
-from hypercompress.running.calling import Progress, keeping_random_state, precision
+from hypercompress.running.calling import Progress, device_of, keeping_random_state, precision
 from hypercompress.running.copying import as_written, copy_of
 from hypercompress.running.wholes import seed_of, whole
 from hypercompress.student import Student
@@ -114,7 +114,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
         value if value is None else whole(name, value) for name, value in (("views", views), ("shots", shots))
     )
     with keeping_random_state(model):
-        generator = _generator(network, _device(model))
+        generator = _generator(network, device_of(model))
         own = precision(model)
         half = steps > 0 and own.itemsize < torch.float32.itemsize
         moved = copy_of(model).float() if half else model
@@ -142,7 +142,7 @@ def adapt(  # noqa: PLR0913  (a facade: each argument has a default)
             taken, losses = tune_at_best(
                 inner,
                 names_tuned,
-                lambda: found.on(_device(model)),
+                lambda: found.on(device_of(model)),
                 steps,
                 rates,
                 lambda: step_viewer(fitted.in_steps, seed),
@@ -217,11 +217,7 @@ def transfer_report(start: Start) -> dict[str, Any]:
 def _generator(network: str | Path | TransferNetwork, device: torch.device) -> TransferNetwork | None:
     """The network where the model is; one that was passed stays where it is."""
     found = network if isinstance(network, TransferNetwork) else load_network(network)
-    return found if found is None or _device(found) == device else copy_of(found).to(device)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    return found if found is None or device_of(found) == device else copy_of(found).to(device)
 
 
 def _name(network: str | Path | TransferNetwork, loaded: TransferNetwork | None) -> str:

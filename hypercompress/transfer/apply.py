@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hypercompress.kinds import kind_of
+from hypercompress.kinds import known_kind
 from hypercompress.kinds.low_rank import as_weight, outputs_first
 from hypercompress.transfer.adaptable import Role, Site
 from hypercompress.transfer.moments import Moments
@@ -81,10 +81,9 @@ def _core(site: Site, model: nn.Module, core: Float[Tensor, "r r"]) -> dict[str,
         rows = outputs_first(expand, old).flatten(1)
         return {f"{path}.weight": old + as_weight(expand, rows @ core.to(old))}
     module = model.get_submodule(site.module)
-    old, kind = _parameter(module, "weight"), kind_of(module)
-    assert kind is not None  # by adaptable
+    old = _parameter(module, "weight")
     frame = site.frame.to(old)
-    change = frame @ (core.to(old) @ (frame.T @ kind.matrix(module)))
+    change = frame @ (core.to(old) @ (frame.T @ known_kind(module).matrix(module)))
     return {f"{site.module}.weight": old + as_weight(module, change)}
 
 

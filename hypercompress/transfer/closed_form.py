@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hypercompress.alone import drawing
 from hypercompress.architecture import Architecture, Levels, ReadsLevels, architecture_of, read_last, read_levels
 from hypercompress.errors import ModelError
-from hypercompress.running.calling import evaluating
+from hypercompress.running.calling import device_of, evaluating
 from hypercompress.running.copying import copy_of
 from hypercompress.student import Student, network_of
 from hypercompress.transfer.adaptable import Role, Site, adaptable
@@ -114,7 +114,7 @@ def start_from(
     # Norms and biases are what steps may tune, whatever the network adapts.
     places = adaptable(backbone.model, backbone.classifier, tuple({Role.NORM, Role.BIAS, *roles}))
     sites = tuple(site for site in places.sites if site.role in roles)
-    device = next(model.parameters()).device
+    device = device_of(model)
     reading = read_support(backbone, support.on(device), sites, support.classes)
     answers = alike(backbone.last(reading.features), reading.labels, _classifier(model, backbone))
     task = nearness_of(answers)
@@ -156,7 +156,7 @@ def _levels(student: Student, backbone: Backbone, support: Support, views: int) 
         return None, "a model that timm does not build by name could not be loaded with them", 0
     if images is None:
         return None, "how many images there are is not known", 0
-    image = next(iter(support.on(next(student.parameters()).device)))[0][:1]
+    image = next(iter(support.on(device_of(student))))[0][:1]
     with evaluating(backbone), torch.no_grad():
         last = features_of(backbone, image)
     found, why = find_levels(backbone, image, last, images * (1 + fitting(views, images)), support.classes)
@@ -231,7 +231,7 @@ def _features(
     """The second pass, with its labels: a loader may mix the images anew."""
     rows = []
     with evaluating(backbone):
-        for images, labels in support.on(next(backbone.parameters()).device):
+        for images, labels in support.on(device_of(backbone)):
             rows.append((backbone.adapted(parameters, images), labels))
     features, every = (torch.cat(column) for column in zip(*rows, strict=True))
     return features, every

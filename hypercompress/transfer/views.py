@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from hypercompress.running.calling import evaluating
+from hypercompress.running.calling import device_of, evaluating
 from hypercompress.transfer.backbone import Backbone
 from hypercompress.transfer.levels import Weighed, Weighing, factors
 from hypercompress.transfer.nearness import Nearness
@@ -160,7 +160,7 @@ def look_again(
         return Look(plain, 0, False, "not asked for" if not views else f"there are {images} images")
     if task is Nearness.NEAR:
         return Look(plain, count, False, "MODEL tells the new classes apart")
-    change, device = viewer(count, seed), next(backbone.parameters()).device
+    change, device = viewer(count, seed), device_of(backbone)
     sets, labels = [list[Tensor]() for _ in range(1 + count)], list[Tensor]()
     moved, passed, last = None, 0, plain.weighing is Weighing.LAST
     with evaluating(backbone), torch.no_grad():
