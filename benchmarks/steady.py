@@ -10,13 +10,15 @@ and its photographs. Writes ``steady.csv`` and prints, for each number of images
 over the plain one; rows that are there are not made again. One CPU core, two to four minutes a teacher.
 """
 
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from benchmarks.efficientnet_lite0 import file_of, open_teacher
-from benchmarks.few_images import BUDGETS, arguments
+from benchmarks.few_images import BUDGETS
+from benchmarks.few_images import arguments as of_few_images
 from benchmarks.prediction import data_of
 from benchmarks.shared.common import Results, digest, say
 from benchmarks.shared.pairs import Pairs, Subject
@@ -36,31 +38,46 @@ def _prepared(teacher: nn.Module, batches: Sequence[Tensor], steady: bool) -> Pl
 PAIRS = Pairs("steady", "steadied", _prepared)
 
 
-def verdict(results: Results) -> str:
+def verdict(pairs: Pairs, results: Results) -> str:
     """A line for each number of images; EfficientNet-Lite0, whose images are few, stands for itself."""
     others = [row for row in results.rows if row["teacher"] != REAL]
     real = [row for row in results.rows if row["teacher"] == REAL]
-    return "\n".join([*PAIRS.verdict(others), *PAIRS.verdict(real, f"{REAL}, ")])
+    return "\n".join([*pairs.verdict(others), *pairs.verdict(real, f"{REAL}, ")])
+
+
+def subjects(options: Namespace) -> Iterator[Subject]:
+    """The teachers that are asked for, each opened when its turn comes."""
+    for folder in options.teacher:
+        teacher, _ = load_model(str(folder))
+        yield Subject(folder.name, teacher, digest(folder), data_of(folder, options.root), BUDGETS)
+    if options.assets is not None:
+        teacher, _ = open_teacher(options.assets)
+        photographs = str(options.assets / "photos")
+        yield Subject(REAL, teacher, digest(file_of(options.assets)), photographs, REAL_BUDGETS)
+
+
+def arguments(description: str | None) -> ArgumentParser:
+    """What a program about few images is asked, whose networks may be EfficientNet-Lite0, too."""
+    parser = of_few_images(description, IMAGES, required=False)
+    parser.add_argument("--assets", type=Path, metavar="ASSETS", help="folder of EfficientNet-Lite0 and photographs")
+    return parser
+
+
+def asked(parser: ArgumentParser, words: Sequence[str] | None) -> Namespace:
+    """The options; there is a network at least."""
+    options = parser.parse_args(words)
+    if not options.teacher and options.assets is None:
+        parser.error("received neither --teacher nor --assets; expected one of them")
+    return options
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = arguments(__doc__, IMAGES, required=False)
-    parser.add_argument("--assets", type=Path, metavar="ASSETS", help="folder of EfficientNet-Lite0 and photographs")
-    options = parser.parse_args(words)
-    if not options.teacher and options.assets is None:
-        parser.error("received neither --teacher nor --assets; expected one of them")
+    options = asked(arguments(__doc__), words)
     results = Results(options.out / "steady.csv", PAIRS.key)
-    for folder in options.teacher:
-        teacher, _ = load_model(str(folder))
-        data = data_of(folder, options.root)
-        PAIRS.run(Subject(folder.name, teacher, digest(folder), data, BUDGETS), options.images, results)
-    if options.assets is not None:
-        teacher, _ = open_teacher(options.assets)
-        photographs = str(options.assets / "photos")
-        real = Subject(REAL, teacher, digest(file_of(options.assets)), photographs, REAL_BUDGETS)
-        PAIRS.run(real, options.images, results)
-    say(verdict(results))
+    for subject in subjects(options):
+        PAIRS.run(subject, options.images, results)
+    say(verdict(PAIRS, results))
 
 
 if __name__ == "__main__":

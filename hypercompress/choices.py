@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypercompress.generator import AnalyticGenerator, HypernetGenerator, by_depth, weighted
 from hypercompress.guard import STRENGTHS, Judge, choose
@@ -25,7 +25,16 @@ from hypercompress.student import Student
 TILTS = (2.0, 4.0)  # of the allocation; the second is tried if the first was better
 MANY = 256  # samples in the statistics, from which a refit of both factors that helps helps most (47 of 48; LOG.md)
 HARD = 0.05  # nats: predicted, below which a tilt does not help; measured, below which new norm moments do not
+RE_ESTIMATED = "re-estimated"
 NORM_SAMPLES = 128  # from which norm moments are estimated; each has a row at every position
+
+
+class Chosen(NamedTuple):
+    """What is used of a generator's proposals, the student, and what was done to it."""
+
+    generation: Generation
+    student: Student
+    finishing: Finishing
 
 
 def guarded(
@@ -37,8 +46,8 @@ def guarded(
     forms: Sequence[Refit],
     norms: bool,
     bend: bool,
-) -> tuple[Generation, Student, Finishing]:
-    """What is used of a generator's proposals, the student, and what was done to it.
+) -> Chosen:
+    """Choose by held-out images, one thing after another.
 
     Args:
         plan: with calibration batches.
@@ -57,7 +66,18 @@ def guarded(
     if norms:
         choices.norms()
         choices.rebase()
-    return choices.generation, choices.student, choices.finishing
+    return Chosen(choices.generation, choices.student, choices.finishing)
+
+
+def followed(
+    plan: Plan, budget: Budget, built: Callable[[Generation], Student], judge: Judge, chosen: Chosen, *, norms: bool
+) -> Chosen:
+    """What the same choices make of another plan of the same teacher."""
+    choices = _Choices(plan, budget, built, judge)
+    choices.follow(chosen)
+    if norms:
+        choices.rebase()
+    return Chosen(choices.generation, choices.student, choices.finishing)
 
 
 def _first(batches: Sequence[Any], samples: int) -> Sequence[Any]:
@@ -112,14 +132,31 @@ class _Choices:
                 break
         self.generation = _said(generation)
 
+    def follow(self, chosen: Chosen) -> None:
+        """No choice: what was chosen, of this plan."""
+        self.finishing = chosen.finishing
+        generator, refitted, strength = self.plan.generator, chosen.finishing.refitted, chosen.generation.strength
+        if isinstance(generator, HypernetGenerator) and strength > 0:
+            how = {"refit": refitted is not Refit.NONE}
+            options = generator.options(self.plan.spec, self.plan.sketches, self.budget, [strength], **how)
+            self.student, self.generation = self._built(options[0])
+        elif self.finishing.tilt:
+            self.student, self.generation = self._built(self._bent(self.finishing.tilt))
+        self.generation = _said(self.generation)
+        if refitted is not Refit.NONE:
+            self.batch = refit_batch(self.plan.spec, self.split)
+            self._refitted(self.student, refitted)
+            self.finishing = replace(self.finishing, layers=self.student.report["refitted"])
+        if self.finishing.norms == RE_ESTIMATED:
+            reestimate_norms(self.student, _first(self.split.statistics, NORM_SAMPLES), self.plan.run)
+
     def tilt(self) -> None:
         """How far the allocation leans towards the layers that run last."""
         hard = (self.generation.plan.predicted_kl or 0.0) > HARD
         if self.base is None or self.finishing.refitted is not Refit.BOTH or not hard:
             return
         for tilt in TILTS:
-            bent = weighted(self.base, by_depth(self.plan.spec, tilt), self.plan.generator.name)
-            student, generation = self._built(bent.generate(self.plan.spec, self.plan.sketches, self.budget))
+            student, generation = self._built(self._bent(tilt))
             if self._choose([lambda s=student: self._refitted(s, Refit.BOTH)]) == 0:  # type: ignore[misc]
                 break
             self.generation, self.finishing = generation, replace(self.finishing, tilt=tilt)
@@ -156,12 +193,18 @@ class _Choices:
             return candidate
 
         if self._choose([fresh]):
-            self.finishing = replace(self.finishing, norms="re-estimated")
+            self.finishing = replace(self.finishing, norms=RE_ESTIMATED)
 
     def rebase(self) -> None:
         """Of a refitted student the norms compute nearly the same in training from here on; nothing to choose."""
         if self.finishing.refitted is not Refit.NONE:
             rebase_norms(self.student, self.split.statistics, self.plan.run)
+
+    def _bent(self, tilt: float) -> Generation:
+        """The generation with the allocation tilted."""
+        assert self.base is not None  # else nothing is tilted
+        bent = weighted(self.base, by_depth(self.plan.spec, tilt), self.plan.generator.name)
+        return bent.generate(self.plan.spec, self.plan.sketches, self.budget)
 
     def _choose(self, others: list[Callable[[], Student]]) -> int:
         """0 if the student stays, else the number of the one that replaces it."""

@@ -12,12 +12,13 @@ from hypercompress.alone import alone
 from hypercompress.architecture import Architecture, architecture_of
 from hypercompress.choices import guarded
 from hypercompress.errors import GeneratorError
+from hypercompress.final_fit import fit_to_all
 from hypercompress.generator import Generator, HypernetGenerator
 from hypercompress.guard import Judge
 from hypercompress.inspection import require_finite
 from hypercompress.preparation import Plan, Wanted, prepare
 from hypercompress.reconstruction import refit_batch
-from hypercompress.report import bytes_of, class_names, make_report, params_of, warn_if_larger
+from hypercompress.report import BEFORE_FINAL_FIT, bytes_of, class_names, make_report, params_of, warn_if_larger
 from hypercompress.running.calling import ForwardFn, Progress, keeping_random_state
 from hypercompress.running.copying import as_written
 from hypercompress.running.outputs import NUMBERS
@@ -48,6 +49,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     architecture: Architecture | None = None,
     refit: bool = True,
     norms: bool = True,
+    final_fit: bool = True,
     renormalize: bool = False,
     steady: bool = False,
     fast: bool = False,
@@ -87,6 +89,9 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             say that it helps.
         norms: with data, give BatchNorms other moments: of a refitted student those of their own inputs, the function
             as it was (`running/norms.py`); else new ones if held-out images say that it helps.
+        final_fit: with fewer than 1,024 images and a budget of parameters or multiply-accumulates, make the chosen
+            student once more, of all images (`final_fit.py`). The fidelity in the report is that of the student before
+            it, which had not seen the images that it was measured on.
         renormalize: the images are not of the kind that the model was trained on, noise for instance: measure, refit
             and judge with a copy of it whose BatchNorms have the moments of these images, and put its own back in the
             end (`running/renormalization.py`). ``auto`` is `kfac` then, and no KL is predicted, nor fidelity reported.
@@ -141,7 +146,9 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             progress=progress,
         )
         plan, tries = searched(plan, budget, search, refit=refit, seed=seed, progress=progress)
-        student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, start=start)
+        student = finish(
+            plan, budget, architecture=architecture, refit=refit, norms=norms, final_fit=final_fit, start=start
+        )
     if tries is not None:
         student.report["search"] = {"seconds": float(search), "tries": tries}
     if names:
@@ -188,11 +195,13 @@ def finish(
     refit: bool = True,
     norms: bool = True,
     both: bool = True,
+    final_fit: bool = False,
     start: float | None = None,
 ) -> Student:
     """The second half of `compress`: generate, guard, build, measure. One plan serves many budgets.
 
     Args:
+        final_fit: see `compress`, which does it unless it is told not to.
         both: refit both factors; else the output factor alone, for comparison.
     """
     start = time.perf_counter() if start is None else start
@@ -202,7 +211,7 @@ def finish(
     def built(generation: Generation) -> Student:
         return build_student(teacher, spec, generation, architecture)
 
-    target = budget
+    target, again = budget, False
     if budget.unit is Unit.LATENCY:
         ranking = _ranking(plan)
         budget = targeted(plan.original, spec, plan.sketches, ranking, budget, built, plan.timed, plan.run)
@@ -211,7 +220,7 @@ def finish(
         student, finishing, fidelity = built(generation), Finishing(), None
     else:
         judge = Judge(teacher, split.select, split.confirm, plan.run)
-        generation, student, finishing = guarded(
+        chosen = guarded(
             plan,
             budget,
             built,
@@ -220,7 +229,10 @@ def finish(
             norms=norms,
             bend=target.unit is not Unit.LATENCY,  # whose budget was found by students of these ranks
         )
-        fidelity = None if plan.unlike else judge.confirmed(student)
+        fidelity = None if plan.unlike else judge.confirmed(chosen.student)
+        if final_fit and target.unit is not Unit.LATENCY:
+            plan, chosen, again = fit_to_all(plan, budget, built, judge, chosen, norms=norms)
+        generation, student, finishing = chosen
     if plan.own:
         put_back(student.model, plan.own, moments_of(teacher))
     require_finite(student.model, OVERFLOWED)  # held-out images do not see all of them
@@ -236,6 +248,8 @@ def finish(
         finishing=finishing,
     )
     student.report |= _of_plan(plan)
+    if again:
+        student.report |= {"final_fit": True, "measured_on": BEFORE_FINAL_FIT if fidelity else None}
     if plan.timed is not None:
         report_times(student, plan.original, plan.timed, plan.run)
     return student

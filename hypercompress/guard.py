@@ -40,6 +40,11 @@ class Judge:
         """On the batches that choices are confirmed by."""
         return self._measured("confirm", student)
 
+    def kl(self, student: nn.Module) -> float:
+        """On all of these batches, in nats."""
+        found = self.selected(student), self.confirmed(student)
+        return sum(part.kl * part.images for part in found) / sum(part.images for part in found)
+
     def _measured(self, split: str, student: nn.Module) -> Fidelity:
         known = self._known[split]
         if student not in known:

@@ -21,6 +21,7 @@ from hypercompress.specs import Budget, Finishing, Generation, LayerSpec, ModelS
 
 PIPED_WIDTH = 160  # columns of a table that no terminal limits
 HELD_OUT = "held-out calibration images"
+BEFORE_FINAL_FIT = f"{HELD_OUT}, before the student was made again of all of them"
 
 
 def params_of(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ from hypercompress.compress import finish
 from hypercompress.errors import BudgetError
 from hypercompress.preparation import Plan
 from hypercompress.specs import Budget
+from hypercompress.student import Student
 
 BATCH = 2  # small, so that of 16 images three quarters are measured
 TEST = 2000
@@ -43,11 +44,13 @@ class Pairs:
         column: its name in the rows.
         word: and in what is told.
         prepared: teacher, calibration batches and whether with it -> plan.
+        finished: plan, budget and whether with it -> student.
     """
 
     column: str
     word: str
     prepared: Callable[[nn.Module, Sequence[Tensor], bool], Plan]
+    finished: Callable[[Plan, Budget, bool], Student] = lambda plan, budget, _: finish(plan, budget)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -68,7 +71,7 @@ class Pairs:
             assert plan.split is not None  # images were given
             for budget in missing:
                 try:
-                    student = finish(plan, budget)
+                    student = self.finished(plan, budget, given)
                 except BudgetError as error:
                     say(f"{name}: {error}")
                     continue

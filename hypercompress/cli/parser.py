@@ -101,6 +101,9 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     )
     method.add_argument("--no-norms", action="store_true", help="leave the moments of BatchNorms as they are")
     method.add_argument(
+        "--no-final-fit", action="store_true", help="keep the images that were held out of the student in the end, too"
+    )
+    method.add_argument(
         "--renormalize",
         action="store_true",
         help="the images of --data are of another kind than the model's own: its BatchNorms take their moments while "

@@ -46,11 +46,10 @@ def show_student(report: Mapping[str, Any], terminal: Terminal, *, scaled: bool 
     if fidelity["images"]:
         agreement = "" if fidelity["agreement"] is None else f", agreement {fidelity['agreement']:.4f}"
         kl = "KL not finite" if fidelity["kl"] is None else f"KL {fidelity['kl']:.4g} nats"
-        terminal.note(
-            "measured",
-            f"{kl}{agreement} on {fidelity['images']} held-out "
-            f"{'' if (made := checks.made_images(report['calibration'])) is None else f'{made.kind} '}images",
-        )
+        made = checks.made_images(report["calibration"])
+        kind = "" if made is None else f"{made.kind} "
+        then = "; then made again of all images" if report.get("final_fit") else ""
+        terminal.note("measured", f"{kl}{agreement} on {fidelity['images']} held-out {kind}images{then}")
     generator = report["generator"]
     if generator["name"] not in (*ANALYTIC, SEARCH):
         unused = "" if generator["strength"] else " (not used)"

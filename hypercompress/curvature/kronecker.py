@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hypercompress.curvature.fisher import Probing, exact_fisher, fisher_probe, fisher_trace
-from hypercompress.errors import DataError, ModelError, NonFiniteError
+from hypercompress.errors import ModelError, NonFiniteError, no_batch
 from hypercompress.factorize import add_second_moment, input_curvature, mirror, squared, traces
 from hypercompress.kinds import by_group, known_kind
 from hypercompress.running.calling import (
@@ -271,7 +271,7 @@ def measure(
             if progress is not None:
                 progress("curvature", count)
     if count == 0:
-        raise DataError("received calibration data without a single batch; expected at least one; check the loader")
+        raise no_batch("calibration")
     with exactly(anchor):
         return {
             name: recorder.finish(gradients.nats / count) for name, recorder in recorders.items() if recorder.reached

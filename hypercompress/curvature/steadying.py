@@ -6,11 +6,9 @@ Wolf 2004) would forget the network. Those of 1/f noise, to which the model's Ba
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-from torch import Tensor
-
-from hypercompress.specs import Curvature, Sketch
+from hypercompress.curvature.mixing import mixed
+from hypercompress.specs import Sketch
 
 COUNTS_AS = 8.0  # images that the noise weighs as much as
 # Images up to which that is mostly worth it: 32 on nine networks, 64 on two of them; with 1,000 classes 16 (LOG.md).
@@ -36,33 +34,4 @@ def steadied(images: Mapping[str, Sketch], noise: Mapping[str, Sketch], samples:
         noise: of the same layers of the renormalised model; a layer that is missing keeps what images say of it.
         samples: images that were measured.
     """
-    share = noise_share(samples)
-
-    def mixed(name: str, sketch: Sketch) -> Sketch:
-        other = noise[name].curvature if name in noise else None
-        if sketch.curvature is None or other is None:
-            return sketch
-        return replace(sketch, curvature=_mixed(sketch.curvature, other, share))
-
-    return {name: mixed(name, sketch) for name, sketch in images.items()}
-
-
-def _mixed(mine: Curvature, other: Curvature, share: float) -> Curvature:
-    """Moments add up; what depends on the weights alone is the same in both."""
-
-    def mix(a: Tensor, b: Tensor) -> Tensor:
-        return a.lerp(b.to(a), share)
-
-    inputs, columns = mine.inputs, mine.columns
-    if inputs is not None and other.inputs is not None:
-        inputs = _mixed(inputs, other.inputs, share)
-    if columns is not None and other.columns is not None:
-        columns = mix(columns, other.columns)
-    return replace(
-        mine,
-        signal=mix(mine.signal, other.signal),
-        fisher=mix(mine.fisher, other.fisher),
-        mean=mix(mine.mean, other.mean),
-        inputs=inputs,
-        columns=columns,
-    )
+    return mixed(images, noise, noise_share(samples))

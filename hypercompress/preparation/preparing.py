@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from hypercompress.alone import alone
 from hypercompress.curvature import UNREACHED, reached
 from hypercompress.curvature.collapse import completed
-from hypercompress.curvature.fisher import Probing
 from hypercompress.curvature.steadying import noise_share, steadied
 from hypercompress.errors import BudgetError, DataError, GeneratorError, HypercompressError
 from hypercompress.fidelity import compare, remembering
@@ -23,22 +22,21 @@ from hypercompress.latency import measure_latency
 from hypercompress.packed.replaceable import replaceable
 from hypercompress.packed.trials import passed
 from hypercompress.packed.unpackable import Apart, taken_apart
-from hypercompress.preparation.example import dtype_of, example_of, samples_of_a_pass
+from hypercompress.preparation.example import dtype_of, example_of
 from hypercompress.preparation.given import require_given
+from hypercompress.preparation.measuring import sketched
 from hypercompress.preparation.plan import Plan
 from hypercompress.preparation.unpassed import warn_of_unpassed
 from hypercompress.preparation.wanted import Wanted
-from hypercompress.running.batches import pieces, resized
+from hypercompress.running.batches import resized
 from hypercompress.running.calibration import CalibrationSplit, split_batches
 from hypercompress.running.calling import ForwardFn, Progress, call_model, out_of_memory, taking
 from hypercompress.running.copying import as_written
-from hypercompress.running.memory import give_back
 from hypercompress.running.norms import remembering_norms
 from hypercompress.running.outputs import NUMBERS, as_numbers, regressed, require_reading
 from hypercompress.running.renormalization import Moments, moments_of, renormalized
 from hypercompress.running.wholes import seed_of, whole
-from hypercompress.sketch import sketch
-from hypercompress.specs import ModelSpec, Sketch
+from hypercompress.specs import ModelSpec
 from hypercompress.student import Student
 from hypercompress.synthetic.stand_in import stand_in
 
@@ -112,7 +110,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
         timed = resized(example, latency_batch)
         spec = measure_latency(teacher, spec, timed, forward_fn=taking(run), progress=progress)
         wanted.check(teacher, spec)  # again: of what is left no form may be fast enough
-    sketches = _sketched(teacher, spec, split, run, seed, progress, made=renormalize)
+    sketches = sketched(teacher, spec, split, run, seed=seed, progress=progress, made=renormalize)
     spec = spec if split is None else reached(spec, sketches)
     Wanted(strict=wanted.strict).check(teacher, spec)  # again: some layers turn out to be unsupported when they run
     plan = Plan(original, teacher, spec, sketches, split, chosen, run, timed)
@@ -169,30 +167,6 @@ def _replaceable(apart: Apart, example: Any, forward_fn: ForwardFn | None = None
     return replaceable(apart.model, spec, example, forward_fn, apart.output)
 
 
-def _sketched(
-    teacher: nn.Module,
-    spec: ModelSpec,
-    split: CalibrationSplit | None,
-    forward_fn: ForwardFn | None,
-    seed: int,
-    progress: Progress | None,
-    *,
-    made: bool = False,
-) -> dict[str, Sketch]:
-    """The sketches of every candidate, with data of those that a gradient reaches; ``made``: the images may be noise,
-    in batches that nobody chose.
-    """
-    if split is None:
-        return sketch(teacher, spec, None)
-    batches: Iterable[Any] = split.statistics
-    if made or next(teacher.parameters()).is_cpu:  # where small batches take no longer, and memory is all there is
-        batches = pieces(batches, samples_of_a_pass(spec))
-    probing = Probing.of(split.samples)
-    found = sketch(teacher, spec, batches, forward_fn=taking(forward_fn), probing=probing, seed=seed, progress=progress)
-    give_back()
-    return {name: one for name, one in found.items() if one.curvature is not None}
-
-
 def _refuse(has_data: bool, renormalize: bool, steady: bool, forward_fn: ForwardFn | None) -> None:
     """Raises DataError for what needs images, or images of the model's own kind that are passed as they are."""
     if renormalize and not has_data:
@@ -229,7 +203,7 @@ def _steadied(plan: Plan, noise: list[Tensor], seed: int, progress: Progress | N
     device, samples = next(plan.teacher.parameters()).device, plan.split.samples
     split = split_batches(noise, device, dtype_of(plan.teacher))
     seen = renormalized(plan.teacher, split.statistics)
-    found = _sketched(seen, plan.spec, split, None, seed, told, made=True)
+    found = sketched(seen, plan.spec, split, None, seed=seed, progress=told, made=True)
     sketches = steadied(plan.sketches, found, samples)
     return replace(plan, sketches=sketches, noise_share=noise_share(samples))
 

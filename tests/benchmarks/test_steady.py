@@ -52,7 +52,7 @@ def test_the_verdict_is_a_geometric_mean_of_pairs(tmp_path: Path) -> None:
     real = {"teacher": steady.REAL, "images": 16, "unit": "params", "share": 0.8}
     results.add({**real, "steady": False, "kl": 1.0, "agreement": 0.4})
     results.add({**real, "steady": True, "kl": 0.5, "agreement": 0.6})
-    assert steady.verdict(results).splitlines() == [
+    assert steady.verdict(steady.PAIRS, results).splitlines() == [
         "16 images, 2 students: 0.71 of the KL (1 larger), agreement 65.0 -> 80.0 %",
         "efficientnet_lite0, 16 images, 1 students: 0.50 of the KL (0 larger), agreement 40.0 -> 60.0 %",
     ]

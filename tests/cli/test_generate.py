@@ -13,6 +13,7 @@ from hypercompress.cli.shown import show_student
 from hypercompress.cli.terminal import Terminal
 from hypercompress.generator import registry
 from hypercompress.latency import _forms
+from hypercompress.report import BEFORE_FINAL_FIT, HELD_OUT
 from hypercompress.specs import Unit
 from tests.cli.words import ARGS, CALIBRATE, DATA, PRECISIONS, Run
 
@@ -30,7 +31,7 @@ def test_generate_writes_the_student_of_the_contract(student: Path, weights: Pat
     assert report["fidelity"]["images"] > 0
     assert report["predicted_kl"] > 0
     told = {"seed": 0, "images": 96, "batch_size": 32, "generator": "kfac", "refit": True, "norms": True}
-    told |= {"renormalize": False, "steady": False, "fast": False}
+    told |= {"final_fit": True, "renormalize": False, "steady": False, "fast": False}
     assert report["made_with"] == told
     assert report["calibration"] == "fashion_mnist_mini"
 
@@ -120,7 +121,8 @@ def test_a_student_whose_outputs_overflow_is_told(student: Path, capsys: pytest.
     fidelity = {"kl": None, "agreement": None, "top1_teacher": None, "top1_student": None, "images": 12}
     with Terminal(quiet=False) as terminal:
         show_student({**report, "fidelity": fidelity, "calibration": "photos"}, terminal)
-    assert "measured: KL not finite on 12 held-out images" in capsys.readouterr().out.splitlines()
+    told = "measured: KL not finite on 12 held-out images; then made again of all images"
+    assert told in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -172,6 +174,20 @@ def test_random_weights_follow_the_seed(run: Run, tmp_path: Path) -> None:
     first, same, other = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in "abc")
     assert first == same
     assert first != other
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_no_final_fit_leaves_the_held_out_images_out(
+    last: bool, run: Run, teacher: tuple[object, ...], tmp_path: Path
+) -> None:
+    words = ("--params", 0.3, "--generator", "svd", *["--no-final-fit"][last:], *CALIBRATE)
+    name, *rest = teacher
+    code, out, err = run("generate", name, tmp_path / "s", *rest, *words)
+    assert (code, err) == (0, "")
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    assert ("held-out images; then made again of all images" in out) is last
+    assert (report.get("final_fit"), report["made_with"]["final_fit"]) == (True if last else None, last)
+    assert report["measured_on"] == (BEFORE_FINAL_FIT if last else HELD_OUT)
 
 
 def test_no_norms_keeps_the_moments(run: Run, teacher: tuple[object, ...], weights: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_memory_bounds_the_backward_pass_of_noise_on_any_device(device: str, mon
     """Its batches are no choice of the user's; of images on a GPU the batches are as they were passed."""
     monkeypatch.setattr("hypercompress.synthetic.stand_in.usual_images", lambda _: 96)
     monkeypatch.setattr(nn.Parameter, "is_cpu", device == "CPU", raising=False)
-    monkeypatch.setattr("hypercompress.preparation.preparing.samples_of_a_pass", lambda _: 8)
+    monkeypatch.setattr("hypercompress.preparation.measuring.samples_of_a_pass", lambda _: 8)
     model, sizes = network(), list[int]()
     model.register_forward_hook(
         lambda _m, inputs, _o: sizes.append(len(inputs[0])) if torch.is_grad_enabled() else None
