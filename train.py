@@ -25,9 +25,8 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from hypercompress.architecture.names import one_line
 from hypercompress.cli.checks import writable
-from hypercompress.errors import HypercompressError
+from hypercompress.errors import HypercompressError, one_line
 from hypercompress.running.memory import keep_freed
 from lightning_modules.callbacks import StepLines, TellReplaced
 from lightning_modules.failing import refused, told

@@ -190,11 +190,7 @@ def compare_models(
 
 
 def compare_layers(
-    student: nn.Module,
-    example: Float[Tensor, "b ..."],
-    settings: Settings | None = None,
-    *,
-    clock: Clock = time.perf_counter,
+    student: nn.Module, example: Float[Tensor, "b ..."], settings: Settings | None = None
 ) -> list[LayerSpeed]:
     """Time each factored layer and the dense one it stands in for, alone, on noise of the shape and the memory layout
     that the layer sees in its first call of a forward pass; each for a fifth of ``settings.seconds``.
@@ -212,12 +208,14 @@ def compare_layers(
             noise = torch.empty_like(seen, device=example.device).normal_(generator=generator)
             # Not every factor runs at the positions of the output.
             ratio = inspect(dense, noise).macs / inspect(nn.Sequential(*layer), noise).macs
-            speed = _timed((dense, layer), noise, LAYER_SHARE * settings.seconds, ratio, clock)
+            speed = _timed((dense, layer), noise, LAYER_SHARE * settings.seconds, ratio)
             rows.append(LayerSpeed(name, layer.rank, len(example), tuple(seen.shape), speed))
     return rows
 
 
-def _timed(models: Sequence[nn.Module], batch: Tensor, seconds: float, ratio: float, clock: Clock) -> Speed:
+def _timed(
+    models: Sequence[nn.Module], batch: Tensor, seconds: float, ratio: float, clock: Clock = time.perf_counter
+) -> Speed:
     with torch.inference_mode():
         calls = [lambda model=model: model(batch) for model in models]
         dense, student = interleaved(calls, seconds, wait=waiting(batch.device), clock=clock)

@@ -10,10 +10,16 @@ BETWEEN = frozenset(  # whose code may stand between a warning and the line of t
 )
 
 
-def listed(values: Sequence[object], most: int = NAMED) -> str:
+def listed(values: Sequence[object]) -> str:
     """The first of them, and how many more there are."""
-    rest = f" and {len(values) - most} more" if len(values) > most else ""
-    return ", ".join(map(str, values[:most])) + rest
+    rest = f" and {len(values) - NAMED} more" if len(values) > NAMED else ""
+    return ", ".join(map(str, values[:NAMED])) + rest
+
+
+def one_line(error: Exception) -> str:
+    """The message of somebody else's error, fit to be quoted inside ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def warn(message: str) -> None:
@@ -43,6 +49,11 @@ class ModelError(HypercompressError, ValueError):
 
 class DataError(HypercompressError, ValueError):
     """A data set or an image folder that cannot be used."""
+
+
+def no_batch(use: str) -> DataError:
+    """Of data for calibration or evaluation (``use``) in which there is nothing."""
+    return DataError(f"received {use} data without a single batch; expected at least one; check the loader")
 
 
 class BudgetError(HypercompressError, ValueError):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypercompress.errors import DataError, NonFiniteError, warn
+from hypercompress.errors import DataError, NonFiniteError, no_batch, warn
 from hypercompress.running.calling import ForwardFn, call_model, evaluating
 from hypercompress.running.nested import labels_of
 from hypercompress.running.outputs import NONE, agreeing, divergence, logits_of, named
@@ -113,7 +113,7 @@ def compare(
                     means["top1_student"].update(ours[:, 0] == labels)
             images += len(expected)
     if images == 0:
-        raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
+        raise no_batch("evaluation")
     values = {name: mean.value for name, mean in means.items()}
     teacher_top1, student_top1 = (values[f"top1_{who}"] if labelled else None for who in ("teacher", "student"))
     kl = max(values["kl"], 0.0)  # below is rounding
@@ -138,7 +138,7 @@ def accuracy(model: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | N
             mean.update(found[:, 0] == labels)
             lost += int((found == NONE).sum())
     if mean.count == 0:
-        raise DataError("received evaluation data without a single batch; expected at least one; check the loader")
+        raise no_batch("evaluation")
     if lost:
         warn(
             f"received NaN in the model's outputs for {lost} of {mean.count} images, which count as wrong; "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from hypercompress.errors import ModelError, NonFiniteError
+from hypercompress.errors import ModelError, NonFiniteError, listed
 from hypercompress.kinds import LayerKind, kind_of, told
 from hypercompress.packed.ties import Sharing
 from hypercompress.packed.unpacking import added, changed, holders, why_packed
@@ -186,10 +186,7 @@ def require_finite(model: nn.Module, advice: str = "check the checkpoint") -> No
         and (tensor.isnan() if id(tensor) not in exact else ~_checkable(tensor).isfinite()).any()
     ]
     if bad:
-        raise NonFiniteError(
-            f"received NaN or infinity in {', '.join(bad[:5])}{' and more' if len(bad) > 5 else ''}; expected finite "
-            f"weights; {advice}"
-        )
+        raise NonFiniteError(f"received NaN or infinity in {listed(bad)}; expected finite weights; {advice}")
 
 
 def _checkable(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hypercompress.alone import alone, drawing
 from hypercompress.architecture import Architecture, ReadsLevels, build
 from hypercompress.architecture.differences import differences
-from hypercompress.errors import ArtefactError, ModelError, warn
+from hypercompress.errors import ArtefactError, ModelError, listed, warn
 from hypercompress.grouping import below
 from hypercompress.kinds import fill, frozen_as, low_rank_layers, low_rank_like
 from hypercompress.noted import state
@@ -174,16 +174,16 @@ class Student(nn.Module):
         """
         if beside := [name for name in self.state_dict() if not name.startswith("model.")]:
             warn(
-                f"received a student that holds {', '.join(beside[:3])}{' and more' if beside[3:] else ''} beside its "
-                "network; expected all in the network; that is not saved; set it on student.model, or save it yourself",
+                f"received a student that holds {listed(beside)} beside its network; expected all in the network; "
+                "that is not saved; set it on student.model, or save it yourself"
             )
         plain, architecture = Student(_uncompiled(self.model)), self.architecture
         replaced = (*plain.ranks, *plain.unpacked)
         if architecture is not None and (other := differences(plain.model, architecture, replaced)):
             warn(
-                f"received a student with other {', '.join(other[:3])}{' and more' if other[3:] else ''} than timm "
-                f"builds in {architecture.name}; expected the network as it was compressed; it is saved, and loads "
-                "with from_pretrained(folder, skeleton=the dense network with the same changes)",
+                f"received a student with other {listed(other)} than timm builds in {architecture.name}; expected the "
+                "network as it was compressed; it is saved, and loads with from_pretrained(folder, skeleton=the dense "
+                "network with the same changes)"
             )
             architecture = None
         self.report = recounted(self.report, plain.model)

@@ -17,6 +17,7 @@ from hypercompress.running.calling import evaluating, keeping_random_state
 from lightning_modules.data import images_of, seed_of_run
 from lightning_modules.norms import freeze_if_better, freeze_norms, refilling
 from lightning_modules.optimization import Optimization, SettingError
+from lightning_modules.randomness import generator_at
 from lightning_modules.rates import first_steps, rate_for, require_choice, scale_rates
 
 Norms = Literal["auto", "training", "frozen"]
@@ -147,8 +148,7 @@ class Beginning:
 
     def random(self, system: LightningModule) -> torch.Generator:
         """What a step's mixing is drawn from: by seed, rank and number of the batch, the same in a run that goes on."""
-        place = (seed_of_run(), system.trainer.global_rank, system.trainer.fit_loop.total_batch_idx)
-        return torch.Generator().manual_seed(hash(place) % 2**63)
+        return generator_at(seed_of_run(), system.trainer.global_rank, system.trainer.fit_loop.total_batch_idx)
 
     def said(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

@@ -23,7 +23,7 @@ from hypercompress.data.folder import FileImages
 from hypercompress.data.images import UNLABELLED
 from hypercompress.data.numbering import labels_in
 from hypercompress.errors import DataError
-from lightning_modules.randomness import seeded
+from lightning_modules.randomness import generator_at, seeded
 
 Augment = Literal["none", "flip", "shift", "crop"]
 CACHE_BYTES = 2**30  # a set whose float32 tensors fit into so much memory is prepared once
@@ -194,7 +194,7 @@ def augmented(images: Float[Tensor, "b c h w"], indices: list[int], augment: Aug
 
     Random crops need the whole image, so they are made before (`Preprocess.transform`), flips included.
     """
-    random = torch.Generator().manual_seed(hash(tuple(indices)) % 2**63)
+    random = generator_at(*indices)
     if augment in ("flip", "shift"):
         images = flipped(images, random)
     if augment == "shift":

@@ -8,8 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from hypercompress.architecture.names import one_line
-from hypercompress.errors import ModelError
+from hypercompress.errors import ModelError, one_line
 from hypercompress.running.calling import call_model, evaluating, placed, refused
 from hypercompress.running.hooks import hooked
 from lightning_modules.losses import Losses

@@ -39,7 +39,7 @@ from lightning_modules.episodes import Episodes, Member
 from lightning_modules.images import CachedImages, open_part
 from lightning_modules.index import Entry, read_index
 from lightning_modules.optimization import Optimization, SettingError
-from lightning_modules.randomness import seeded
+from lightning_modules.randomness import generator_at, seeded
 from lightning_modules.resuming import hash_of, settings, weights_of
 from lightning_modules.statistics import recall
 from lightning_modules.systems import device_of_run, require_finite_loss
@@ -164,7 +164,7 @@ class MetaTraining(KeepsBest):
         return Member(case, refit, train, chosen[count:], held_out[judging], weights)
 
     def training_step(self, step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, step)) % 2**63)
+        generator = generator_at(self.seed, self.global_rank, step)
         members = self.members["train"]
         member = members[_draw(len(members), generator)]
         measured = float(torch.rand((), generator=generator)) >= self.episodes.free

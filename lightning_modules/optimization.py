@@ -11,8 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from hypercompress.architecture.names import one_line
-from hypercompress.errors import HypercompressError
+from hypercompress.errors import HypercompressError, one_line
 
 REFUSED = {  # optimisers of timm's, and why
     "adahessian": "needs a second derivative that no step here takes",  # a backward pass made with create_graph

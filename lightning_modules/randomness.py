@@ -16,6 +16,11 @@ def random_states() -> dict[str, Any]:
     return states
 
 
+def generator_at(*place: int) -> torch.Generator:
+    """What it draws follows from the place alone, such as a seed, a rank and a step."""
+    return torch.Generator().manual_seed(hash(place) % 2**63)
+
+
 def set_random_states(states: dict[str, Any]) -> None:
     """Go on from ``random_states()``. A GPU's state is passed over where there is none."""
     random.setstate(states["python"])

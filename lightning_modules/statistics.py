@@ -6,9 +6,7 @@ digest of what is in it.
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hypercompress.meta import Statistics, measure_statistics, packed, restored
+from hypercompress.saved.whole_file import whole_file
 
 FORMAT = 2  # of the files
 
@@ -88,13 +87,10 @@ def _read(path: Path, key: str, device: torch.device) -> Statistics | None:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
-    """The whole file in one step; ranks that measured the same write the same."""
-    draft = path.with_suffix(f".{os.getpid()}.new")
+    """The file whole or not at all; ranks that measured the same write the same."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), draft, metadata=header)
-        draft.replace(path)
+        with whole_file(path, overwrite=True) as staged:
+            save_file(dict(tensors), staged, metadata=header)
     except (OSError, SafetensorError) as error:
         rank_zero_info(f"zoo: {path} cannot be written ({error}); the next start measures again")
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)

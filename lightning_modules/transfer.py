@@ -25,6 +25,7 @@ from hypercompress.transfer.adaptable import Site, adaptable
 from hypercompress.transfer.backbone import Backbone
 from lightning_modules.best import KeepsBest
 from lightning_modules.optimization import Optimization, SettingError
+from lightning_modules.randomness import generator_at
 from lightning_modules.resuming import hash_of, settings, weights_of
 from lightning_modules.systems import device_of_run, require_finite_loss
 
@@ -222,7 +223,7 @@ class TransferTraining(KeepsBest):
         return pool.only(kept)
 
     def training_step(self, step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(hash((self.seed, self.global_rank, step)) % 2**63)
+        generator = generator_at(self.seed, self.global_rank, step)
         member = _drawn(self.members["train"], generator)
         outcome = self.outcome(member, _drawn(member.train, generator), generator)
         require_finite_loss(outcome.loss, self)
@@ -235,8 +236,8 @@ class TransferTraining(KeepsBest):
         ways, shots = draw_sizes(pool, self.sizes.ways, self.sizes.shots, self.sizes.queries, generator)
         episode = sample_episode(pool, ways, shots, self.sizes.queries, generator)
         episode = moved(episode, member.preprocess, domain or _drawn(self.sources.domains, generator), generator)
-        support = (episode.support.to(self.device), episode.support_labels.to(self.device))
-        query = (episode.query.to(self.device), episode.query_labels.to(self.device))
+        episode = episode.to(self.device)
+        support, query = (episode.support, episode.support_labels), (episode.query, episode.query_labels)
         return episode_outcome(self.network, member.backbone, member.sites, support, query)
 
     def validation_step(self, step: int) -> None:  # noqa: ARG002  (one pass, whatever its number)

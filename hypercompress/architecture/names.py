@@ -12,7 +12,7 @@ from typing import Any
 import timm
 from timm.models import PretrainedCfg, get_pretrained_cfg, load_model_config_from_hf
 
-from hypercompress.errors import ModelError
+from hypercompress.errors import ModelError, one_line
 
 
 def resolve(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -85,9 +85,3 @@ def quiet_hub() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def one_line(error: Exception) -> str:
-    """The message of somebody else's error, fit to be quoted inside ours."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -14,8 +14,8 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from hypercompress.architecture.levels import Levels, read_levels
-from hypercompress.architecture.names import one_line, quiet_hub, registered_cfg
-from hypercompress.errors import ModelError
+from hypercompress.architecture.names import quiet_hub, registered_cfg
+from hypercompress.errors import ModelError, one_line
 from hypercompress.noted import RESERVED_ARGS, STATED, is_json
 from hypercompress.running.calling import out_of_memory
 

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hypercompress.alone import ALONE
-from hypercompress.architecture.names import one_line
-from hypercompress.errors import ModelError, NonFiniteError, listed
+from hypercompress.errors import ModelError, NonFiniteError, listed, one_line
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 AVERAGES, OTHERS = ("state_dict_ema", "model_ema"), ("state_dict", "model")

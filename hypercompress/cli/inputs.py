@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from hypercompress import report
 from hypercompress.architecture import Architecture
-from hypercompress.architecture.names import one_line
 from hypercompress.architecture.weights import average_in
 from hypercompress.cli.checks import LEAST_IMAGES, folder_digest, image_folder
 from hypercompress.cli.terminal import Terminal
 from hypercompress.data import ImageData, Preprocess, loader, mismatch, unlike_timm
-from hypercompress.errors import DataError, ModelError
+from hypercompress.errors import DataError, ModelError, one_line
 from hypercompress.inspection import inspect, require_finite
 from hypercompress.kinds import low_rank_layers
 from hypercompress.models import is_student_folder, load_model

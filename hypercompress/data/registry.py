@@ -22,7 +22,7 @@ from hypercompress.data.packaged import digits, mnist_5k, needs, solar_cells
 from hypercompress.data.places import expanded
 from hypercompress.data.preprocess import Preprocess
 from hypercompress.data.tiny_imagenet import tiny_imagenet
-from hypercompress.errors import DataError
+from hypercompress.errors import DataError, one_line
 
 DEFAULT_ROOT = Path("~/.cache/hypercompress")
 
@@ -93,10 +93,9 @@ class _Torchvision:
         except Exception as error:
             if isinstance(error, ImportError) or "scipy" in str(error).lower():
                 raise DataError(needs("scipy", "hypercompress[train]")) from error
-            reason = " ".join(str(error).split())[:150]
             raise DataError(
                 f"received data root {root}, where the data set is missing or corrupt and cannot be downloaded "
-                f"({reason}); expected {self.files}; put it there"
+                f"({one_line(error)}); expected {self.files}; put it there"
             ) from error
         return data, list(data.classes)
 

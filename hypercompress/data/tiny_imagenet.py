@@ -10,7 +10,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from hypercompress.data.folder import FileImages
 from hypercompress.data.images import ImageSource
 from hypercompress.data.places import expanded
-from hypercompress.errors import DataError
+from hypercompress.errors import DataError, one_line
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -61,10 +61,10 @@ def _fetch(root: Path, home: Path) -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # standard output belongs to --json
             download_and_extract_archive(URL, root, md5=MD5)
     except Exception as error:
-        reason = " ".join(str(error).split())[:150]
         raise DataError(
-            f"received data root {root} without Tiny ImageNet, which cannot be downloaded ({reason}); expected {home} "
-            f"with wnids.txt, train and val/val_annotations.txt, or {root / (HOME + '.zip')}; unpack or put it there"
+            f"received data root {root} without Tiny ImageNet, which cannot be downloaded ({one_line(error)}); "
+            f"expected {home} with wnids.txt, train and val/val_annotations.txt, or {root / (HOME + '.zip')}; unpack "
+            "or put it there"
         ) from error
     if not _complete(home):
         raise DataError(

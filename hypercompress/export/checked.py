@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from hypercompress.architecture import own_input_size
 from hypercompress.data import expanded
-from hypercompress.errors import ExportError, ModelError, NonFiniteError
+from hypercompress.errors import ExportError, ModelError, NonFiniteError, one_line
 from hypercompress.export import onnx_file, program
 from hypercompress.export.int8 import NOISE, Int8, quantize
 from hypercompress.report import bytes_of
@@ -258,7 +258,7 @@ def _output(model: nn.Module, batch: Tensor) -> Tensor:
     def told(error: Exception) -> ModelError:
         return ModelError(
             f"received inputs of the size {tuple(batch.shape[1:])}, which the model does not take "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); expected one that it takes; pass "
+            f"({one_line(error)}); expected one that it takes; pass "
             "input_size, or wrap a model of several inputs in a module of one"
         )
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from hypercompress.allocation import allocate
-from hypercompress.errors import GeneratorError
 from hypercompress.factorize import Frame, Metric, by_channel, plain_frame, weighted_frame
 from hypercompress.generator.lazy import OnDemand
 from hypercompress.generator.prior import ROOM, curvature_bytes, prior_curvature
-from hypercompress.generator.protocol import Directions, Frames, Sketches
+from hypercompress.generator.protocol import Directions, Frames, Sketches, without_data
 from hypercompress.generator.restoration import absorbs, give_back
 from hypercompress.running.calling import Progress
 from hypercompress.specs import (
@@ -70,10 +69,7 @@ class AnalyticGenerator:
         measured = {layer.name: sketches[layer.name].curvature for layer in spec.candidates}
         missing = [name for name, curvature in measured.items() if curvature is None]
         if missing:
-            raise GeneratorError(
-                f"received no calibration data; expected some for generator '{self.name}', which weighs directions by "
-                "measured curvature; pass --data, or choose svd, prior or hypernet"
-            )
+            raise without_data(self.name)
         return {name: curvature for name, curvature in measured.items() if curvature is not None}
 
     def directions(

@@ -4,11 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from hypercompress.errors import GeneratorError
 from hypercompress.factorize import Frame
 from hypercompress.specs import Budget, Generation, ModelSpec, Sketch
 
 Sketches = Mapping[str, Sketch]
 Frames = dict[str, Frame]
+
+
+def without_data(name: str) -> GeneratorError:
+    """Of a generator that needs data, without any."""
+    return GeneratorError(
+        f"received no calibration data; expected some for generator '{name}', which weighs directions by measured "
+        "curvature; pass --data, or choose svd, prior or hypernet"
+    )
 
 
 @dataclass(frozen=True)

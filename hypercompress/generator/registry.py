@@ -10,7 +10,7 @@ from hypercompress.errors import GeneratorError
 from hypercompress.generator.analytic import ANALYTIC
 from hypercompress.generator.config import HypernetConfig
 from hypercompress.generator.hypernetwork import HypernetGenerator, Hypernetwork
-from hypercompress.generator.protocol import Generator
+from hypercompress.generator.protocol import Generator, without_data
 from hypercompress.running.calling import Progress
 from hypercompress.saved.networks import read_network, write_network
 
@@ -37,10 +37,7 @@ def load_generator(name: str | Path, has_data: bool = True, progress: Progress |
     if text in ANALYTIC:
         generator = ANALYTIC[text]
         if generator.needs_data and not has_data:
-            raise GeneratorError(
-                f"received no calibration data; expected some for generator '{text}', which weighs directions by "
-                "measured curvature; pass --data, or choose svd, prior or hypernet"
-            )
+            raise without_data(text)
         return generator if progress is None else replace(generator, progress=progress)
     if text in ("auto", "hypernet"):
         return HypernetGenerator(load_hypernetwork(RELEASED), progress=progress)

@@ -15,6 +15,9 @@ from hypercompress.packed.unpacking import unpack
 from hypercompress.sketch import sketch
 from hypercompress.specs import COUNTED, Budget, ModelSpec, Unit
 
+EASIEST_KL = 2e-3  # predicted nats at which a budget is too easy to learn from
+WATCHED = 4  # feature maps to compare, spread over the depth
+
 
 @dataclass(frozen=True)
 class Case:
@@ -43,24 +46,18 @@ def prepare_case(
     teacher: nn.Module,
     batches: Sequence[Tensor],
     *,
-    easiest_kl: float = 2e-3,
-    watched: int = 4,
     timed: bool = False,
-    seed: int = 0,
     statistics: Statistics | None = None,
 ) -> Case:
     """Inspect a teacher and measure its curvature once.
 
     Args:
         batches: calibration images.
-        easiest_kl: predicted nats of KL at which a budget is too easy to learn from.
-        watched: number of feature maps to compare, spread over the depth.
         timed: measure times on the first batch.
-        seed: of the random signs behind the curvature.
         statistics: of this teacher, unpacked, on these images; measured if not given.
     """
     teacher = unpack(teacher.eval().requires_grad_(False))
-    known = statistics or measure_statistics(teacher, batches, seed=seed)
+    known = statistics or measure_statistics(teacher, batches)
     spec, device = known.spec, batches[0].device
     free = sketch(teacher, spec, None)
     measured_too = {name: replace(one, curvature=known.curvatures[name]) for name, one in free.items()}
@@ -70,12 +67,12 @@ def prepare_case(
     shares = {}
     for unit in COUNTED:
         points = pareto(spec, exact[True].energies, unit, exact[True].inputs)
-        easiest = next((p.share for p in points if p.predicted_kl < easiest_kl), 1.0)
+        easiest = next((p.share for p in points if p.predicted_kl < EASIEST_KL), 1.0)
         least = points[0].share
         shares[unit] = (max(least, min(least * 1.02, easiest * 0.9)), easiest)
     places = [
         spec.candidates[round(i)]
-        for i in torch.linspace(min(1, len(spec.candidates) - 1), len(spec.candidates) - 1, watched).tolist()
+        for i in torch.linspace(min(1, len(spec.candidates) - 1), len(spec.candidates) - 1, WATCHED).tolist()
     ]
     names = tuple(dict.fromkeys(layer.follower or layer.name for layer in places))
     times = measure_latency(teacher, spec, batches[0]) if timed else None

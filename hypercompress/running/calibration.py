@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from hypercompress.errors import DataError, warn
+from hypercompress.errors import DataError, no_batch, warn
 from hypercompress.running.batches import by_sample, copied, join, layout_of, rows_of, to_device
 from hypercompress.running.nested import batch_size, flat, labels_of, sorted_by_class
 
@@ -65,7 +65,7 @@ def split_batches(
     batches = list(map(partial(to_device, device=device, dtype=dtype), read))
     batches = [batch for batch in batches if batch_size(batch) > 0]
     if not batches:
-        raise DataError("received calibration data without a single batch; expected at least one; check the loader")
+        raise no_batch("calibration")
     batches = _mixed(batches)
     samples = sum(map(batch_size, batches))
     if samples < 3:

@@ -25,7 +25,7 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from hypercompress.data import expanded
-from hypercompress.errors import ArtefactError
+from hypercompress.errors import ArtefactError, listed
 from hypercompress.saved.card import model_card
 from hypercompress.saved.replacing import in_the_way, leftover, name_fault, replaced
 
@@ -98,14 +98,13 @@ def save(
     """
     if others := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise ArtefactError(
-            f"received a network whose state has {', '.join(others[:3])}{' and more' if others[3:] else ''}, no "
-            f"tensors; expected tensors alone, which are all that {WEIGHTS} holds; keep it in buffers "
-            "(register_buffer), or return a tensor from get_extra_state"
+            f"received a network whose state has {listed(others)}, no tensors; expected tensors alone, which are "
+            f"all that {WEIGHTS} holds; keep it in buffers (register_buffer), or return a tensor from get_extra_state"
         )
     if unheld := [f"{name} ({fault})" for name, value in state.items() if (fault := _fault(value)) is not None]:
         raise ArtefactError(
-            f"received a network whose state has {', '.join(unheld[:3])}{' and more' if unheld[3:] else ''}; expected "
-            f"dense tensors of a dtype that {WEIGHTS} holds; convert them, or leave them out of the state "
+            f"received a network whose state has {listed(unheld)}; expected dense tensors of a dtype that "
+            f"{WEIGHTS} holds; convert them, or leave them out of the state "
             "(register_buffer(..., persistent=False))"
         )
     told = _report_text(report)

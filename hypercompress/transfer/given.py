@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from hypercompress.architecture.names import one_line
-from hypercompress.errors import DataError, GeneratorError, warn
+from hypercompress.errors import DataError, GeneratorError, one_line, warn
 from hypercompress.transfer.tuning import Tuned
 
 Key = tuple[int, tuple[int, ...], bytes]  # a label, and the shape and the digest of an image

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hypercompress.architecture.names import one_line
-from hypercompress.errors import DataError
+from hypercompress.errors import DataError, one_line
 from hypercompress.running.calling import evaluating, refused
 from hypercompress.transfer.adaptable import Site
 from hypercompress.transfer.apply import adapted_parameters
