@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.shared.common import RESULTS, Results, digest, markdown, read_set, say
-from hypercompress.allocation import hulls
 from hypercompress.generator import ANALYTIC
-from hypercompress.hull import Form, Point, lower_hull, tail
+from hypercompress.menus import Form, Point, hulls, lower_hull, tail
 from hypercompress.models import load_model
 from hypercompress.preparation import Plan, prepare
 from hypercompress.specs import Curvature, LayerSpec, Unit

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hypercompress.allocation import allocate, pareto, predicted_kl
 from hypercompress.errors import BudgetError
 from hypercompress.generator import ANALYTIC
-from hypercompress.hull import Form, lower_hull
 from hypercompress.inspection import inspect
+from hypercompress.menus import Form, lower_hull
 from hypercompress.sketch import sketch
 from hypercompress.specs import COUNTED, Budget, LayerSpec, ModelSpec, RankPlan, Unit
 from hypercompress.student import build_student
