@@ -41,7 +41,8 @@ def copy_of(model: Model, shared: Iterable[Tensor] = ()) -> Model:
     known = {id(value): value.detach().clone() for value in left if isinstance(value, Tensor) and not value.is_leaf}
     known |= {id(tensor): tensor for tensor in shared}
     try:
-        copied = copy.deepcopy(model, dict(known))
+        with torch.no_grad():  # where torch.jit clones: else on a graph, and gradients would flow into the model
+            copied = copy.deepcopy(model, dict(known))
     except Exception as error:
         if out_of_memory(error):
             raise
@@ -51,10 +52,19 @@ def copy_of(model: Model, shared: Iterable[Tensor] = ()) -> Model:
             "what need not be in it, or give its class a __deepcopy__"
         ) from error
     require_own(model, copied)
+    _learn_as(model, copied)
     # Of the copy, not of the model, which stays as it is.
     with switching(copied):
         pass
     return copied
+
+
+def _learn_as(model: nn.Module, copied: nn.Module) -> None:
+    """Let the parameters of scripted parts learn where the model's do: without a graph none of their copies does."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            for old, new in zip(module.parameters(), copied.get_submodule(name).parameters(), strict=True):
+                new.requires_grad_(old.requires_grad)
 
 
 def _stuck(model: nn.Module, known: Mapping[int, Tensor]) -> str:
