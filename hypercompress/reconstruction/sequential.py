@@ -165,7 +165,10 @@ class _Fit:
     def __call__(self, module: LowRank, *args: Any, **named: Any) -> Tensor:
         x: Tensor = first_argument(args, named)
         self.calls += 1
-        with self.relay.borrow(self.layer.name) as wanted:
+        with (
+            self.relay.borrow(self.layer.name) as wanted,
+            torch.no_grad(),
+        ):  # some models differentiate in their forward
             reduced: Tensor = module.reduce(x)
             if wanted is not None and self.calls == 1 and self._alike(reduced, wanted) and wanted.numel():
                 self.generated = {name: value.clone() for name, value in module.state_dict().items()}, self.shift
@@ -175,6 +178,8 @@ class _Fit:
             elif self.fitted is not Refit.NONE:
                 self._undo(module)
                 reduced = module.reduce(x)
+        if torch.is_grad_enabled():
+            reduced = module.reduce(x)  # on the graph
         fitted: Tensor = module.expand(reduced)
         if self.shift is None:
             return fitted

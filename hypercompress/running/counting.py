@@ -8,11 +8,12 @@ convolutions. It counts two operations for one multiply-accumulate, and so do th
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torchvision  # noqa: F401  (registers its operations)
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.module_tracker import ModuleTracker
 
 from hypercompress.alone import unfused
 
@@ -76,11 +77,24 @@ FORMULAS: Mapping[Any, Callable[..., int]] = {
 }
 
 
+class _Untracked(ModuleTracker):
+    """In the place of the counter's own tracker, whose hooks on the graph refuse a model that differentiates in its
+    forward (forces are derivatives of an energy): all is counted as one, and nobody asks which module it was in.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
     """Counts what runs inside the block; ``get_total_flops()`` is twice the multiply-accumulates.
 
     The fused encoder layers of torch, which are one operation and which no counter looks into, do not run there.
     """
-    with unfused(), FlopCounterMode(display=False, custom_mapping=dict(FORMULAS)) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=dict(FORMULAS))
+    counter.mod_tracker = _Untracked()
+    with unfused(), counter:
         yield counter
