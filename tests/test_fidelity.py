@@ -38,6 +38,18 @@ def test_values_are_means_over_images_whatever_the_batches() -> None:
     assert accuracy(student, [(x, labels)]) == pytest.approx(got.top1_student)
 
 
+@pytest.mark.parametrize("shape", [(7, 5, 4), (7, 4, 2, 3)], ids=["sequences", "maps"])
+def test_every_position_of_every_image_counts_the_same(shape: tuple[int, ...]) -> None:
+    x, offset = torch.randn(shape), torch.tensor([0.0, 0.5, -1.0, 0.2])
+    axis = 2 if len(shape) == 3 else 1
+    student = Fixed(offset if axis == 2 else offset[:, None, None])
+    got = compare(Fixed(torch.zeros(())), student, [x[:4], x[4:]])
+    p, q = (logits.double().log_softmax(axis) for logits in (x, student(x).detach()))
+    assert got.images == 7
+    assert got.kl == pytest.approx(float((p.exp() * (p - q)).sum(axis).mean()), rel=1e-5)
+    assert got.agreement == pytest.approx(float((p.argmax(axis) == q.argmax(axis)).double().mean()))
+
+
 def test_a_model_against_itself_agrees_wholly() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5)).train()
     got = compare(model, model, [torch.randn(6, 5)])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypercompress import Budget, compress
 from hypercompress.compress import finish, searched
 from hypercompress.data import Preprocess, loader, open_data
 from hypercompress.errors import GeneratorError
-from hypercompress.fidelity import compare
+from hypercompress.fidelity import Fidelity, compare
 from hypercompress.generator import ANALYTIC, WeightedKfac
 from hypercompress.models import load_model
 from hypercompress.preparation import Plan, prepare
@@ -114,3 +115,22 @@ def test_there_is_nothing_to_search(teacher: nn.Module, images: Tensor) -> None:
         compress(teacher, BUDGET, data=some, generator="svd", search=1.0)
     with pytest.raises(GeneratorError, match="received a search of -1 seconds"):
         compress(teacher, BUDGET, data=some, search=-1.0)
+
+
+@pytest.mark.usefixtures("ticking")
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_what_the_other_images_do_not_confirm_is_not_taken(
+    confirmed: bool, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plan.split is not None
+    confirm, falling = plan.split.confirm, iter(range(9, 0, -1))
+
+    def told(_teacher: nn.Module, _student: nn.Module, images: Any, _answer: Any) -> Fidelity:
+        """Each student is better than the last one; on the images that confirm the first try is as good as `kfac`."""
+        kl = {True: -float(next(falling)), False: 1.0}[confirmed] if images is confirm else float(next(falling))
+        return Fidelity(1.0, kl, None, None, 1)
+
+    monkeypatch.setattr("hypercompress.search.compare", told)
+    found = search(plan, BUDGET, 2.0)
+    assert found.tries == 1
+    assert (found.generator.weights != {}) == confirmed

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from hypercompress import Budget, compress
 from hypercompress.curvature.collapse import SHARE, SHARE_UNLIKE, completed
+from hypercompress.inspection import inspect
 from hypercompress.preparation import Plan, prepare
+from hypercompress.sketch import sketch
 from hypercompress.specs import Curvature, Side
 
 CLASSES = 12
@@ -86,6 +88,15 @@ def test_other_layers_and_enough_images_stay_as_they_are(monkeypatch: pytest.Mon
     assert same is many.sketches["fc"].curvature
     assert other is not None
     assert not torch.equal(other.signal, curvature_of(many).signal)
+
+
+def test_positions_are_rows_that_the_classifier_saw() -> None:
+    model = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12)).eval()
+    x = torch.randn(3, 5, 12)  # a class for each of five positions
+    spec = inspect(model, x)
+    found, (*_, last) = sketch(model, spec, [x]), spec.candidates
+    for samples, stays in ((3, True), (2, False)):  # 15 rows for 12 directions, and 10
+        assert (completed(spec, found, samples, unlike=True)[last.name] is found[last.name]) == stays
 
 
 def test_only_the_layer_whose_output_are_the_logits_gives_them() -> None:

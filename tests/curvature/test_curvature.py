@@ -140,3 +140,17 @@ def test_inputs_far_from_zero_keep_their_variance() -> None:
     assert found.signal.dtype is torch.float64
     variances = [c.signal - c.mean[:, None] * c.mean for c in (wanted, found)]
     torch.testing.assert_close(variances[1], variances[0], rtol=1e-2, atol=1e-2)
+
+
+def test_input_channels_of_a_strided_convolution() -> None:
+    """S of one position, the sum over taps of ``W_t^T G W_t`` and of ``W_t^T W_t``; each column's own mean."""
+    conv = nn.Conv2d(8, 6, 3, padding=1, stride=2)
+    model, x = Net(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)), images(5, 8, 6, 7)
+    found = measure(model, inspect(model, x), [x[:3], x[3:]])["0"]
+    assert found.inputs is not None
+    torch.testing.assert_close(found.columns, columns(conv, x).mean(0))
+    pixels, taps = x.movedim(1, -1).flatten(0, -2), conv.weight.detach().flatten(2)
+    torch.testing.assert_close(found.inputs.signal, pixels.T @ pixels / len(pixels))
+    torch.testing.assert_close(found.inputs.mean, pixels.mean(0))
+    torch.testing.assert_close(found.inputs.fisher, torch.einsum("oct,op,pdt->cd", taps, found.fisher, taps))
+    torch.testing.assert_close(found.inputs.gram, torch.einsum("oct,odt->cd", taps, taps))

@@ -51,7 +51,7 @@ def test_the_noise_weighs_as_much_as_eight_images() -> None:
 
 def test_moments_are_those_of_both_in_proportion() -> None:
     """Of images, and of noise through the renormalised model, each measured by itself."""
-    model, data = network(), images()
+    model, data = network(), images(40)
     mine = prepare(model, data, "kfac")
     noise = stand_in(model, data[0])
     assert noise is not None
@@ -59,7 +59,7 @@ def test_moments_are_those_of_both_in_proportion() -> None:
     other = prepare(model, noise, "kfac", example=data[0], renormalize=True)
     both = prepare(model, data, "kfac", steady=True)
     share = noise_share(mine.split.samples)
-    assert both.noise_share == share
+    assert both.noise_share == share < 0.5, "of more than eight images"
     assert mine.noise_share == 0
     assert set(both.sketches) == set(mine.sketches)
     for name, sketch in both.sketches.items():

@@ -2,10 +2,16 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hypercompress.factorize import Metric, least_squares, reduced_rank, weighted_frame
+from hypercompress.inspection import inspect
+from hypercompress.kinds import factors_of, kind_of
+from hypercompress.reconstruction import layer_regression
+from hypercompress.reconstruction.layer_regression import LayerRegression
+from hypercompress.sketch import sketch
 from hypercompress.specs import Curvature, Side
+from tests.networks import Net, images
 
 
 def root(matrix: Tensor) -> Tensor:
@@ -95,8 +101,52 @@ def test_half_of_the_lost_variance_comes_back_and_the_mean_stays() -> None:
     torch.testing.assert_close((h @ fitted.T + shift).mean(0), y.mean(0))
 
 
+def test_at_most_four_times_the_variance_comes_back() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, noise = (torch.randn(400, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    y, start = 1e-3 * h + noise, torch.zeros(3, 3).double()
+    (bare, _), (fitted, _) = (least_squares(h, y, start, torch.zeros(3), 0.0, spread) for spread in (0.0, 1.0))
+    torch.testing.assert_close(fitted, 2 * bare)
+
+
 def test_nothing_comes_in_and_the_start_stays() -> None:
     start = torch.ones(2, 3)
     expand, shift = least_squares(torch.zeros(5, 3), torch.ones(5, 2), start, torch.zeros(2), 0.0, 0.0)
     torch.testing.assert_close(expand, start.double())
     torch.testing.assert_close(shift, torch.ones(2).double())
+
+
+@pytest.mark.parametrize("pieces", [1, 40])
+@pytest.mark.parametrize("centred", [True, False], ids=["an intercept", "none"])
+def test_moments_are_about_the_mean_where_an_intercept_is_free(
+    centred: bool, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the rows are read at once or in pieces, and far from zero."""
+    monkeypatch.setattr(layer_regression, "CHUNK", 40 * (6 + 4) // pieces)
+    dense = nn.Linear(6, 4)
+    model, x = Net(dense, nn.Tanh(), nn.Linear(4, 3)), images(40, 6) + torch.arange(40)[:, None] / 10
+    spec = inspect(model, x)
+    regression = LayerRegression(spec.candidates[0], dense, sketch(model, spec, [x])["0"], 1e-2, centred=centred)
+    y = dense(x).detach() + 3
+    moment, cross = regression._moments(dense, x, y)
+    a, b = (x - x.mean(0), y - y.mean(0)) if centred else (x, y)
+    torch.testing.assert_close(moment, a.T @ a / 40)
+    torch.testing.assert_close(cross, b.T @ a / 40)
+
+
+def test_behind_a_projection_a_heavy_ridge_keeps_the_kernel_that_reads_through_it() -> None:
+    """``W P^+``: of all kernels on the projected channels the nearest to W, whatever the scales of P's rows."""
+    dense = nn.Conv2d(5, 4, 3)
+    model, x = Net(dense, nn.Flatten(), nn.Linear(4 * 9, 3)), images(12, 5, 5, 5)
+    spec = inspect(model, x)
+    kind = kind_of(dense)
+    assert kind is not None
+    twin = kind.low_rank(dense, 4, 3)
+    regression = LayerRegression(spec.candidates[0], dense, sketch(model, spec, [x])["0"], 1e9, centred=True)
+    with torch.no_grad():
+        assert regression(twin, x, dense(x))
+    found = factors_of(twin)
+    assert found.project is not None
+    across = torch.linalg.inv(found.project @ found.project.T)
+    wanted = torch.einsum("ocij,pc,pq->oqij", dense.weight.detach(), found.project, across)
+    torch.testing.assert_close(found.expand @ found.reduce, wanted.flatten(1))
