@@ -27,8 +27,7 @@ from hypercompress.running.wholes import seed_of
 from hypercompress.search import search as search_ranks
 from hypercompress.specs import Budget, Finishing, Generation, Refit, Unit, require_budget
 from hypercompress.student import Student, build_student
-from hypercompress.targeting import targeted
-from hypercompress.timed import report_times
+from hypercompress.targeting import report_times, targeted
 
 # What to do about a student whose weights are not finite.
 OVERFLOWED = "pass more or other images, choose generator 'svd', or compress in float32, and please report it"
