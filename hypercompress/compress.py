@@ -16,6 +16,7 @@ from hypercompress.final_fit import fit_to_all
 from hypercompress.generator import Generator, HypernetGenerator
 from hypercompress.guard import Judge
 from hypercompress.inspection import require_finite
+from hypercompress.packed.fused import warn_of_fusion
 from hypercompress.preparation import Plan, Wanted, prepare
 from hypercompress.reconstruction import refit_batch
 from hypercompress.report import BEFORE_FINAL_FIT, bytes_of, class_names, make_report, params_of, warn_if_larger
@@ -144,6 +145,8 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             seed=seed,
             progress=progress,
         )
+        if plan.split is not None:
+            warn_of_fusion(plan.original, plan.teacher, plan.split.confirm[0], plan.run)
         plan, tries = searched(plan, budget, search, refit=refit, seed=seed, progress=progress)
         student = finish(
             plan, budget, architecture=architecture, refit=refit, norms=norms, final_fit=final_fit, start=start

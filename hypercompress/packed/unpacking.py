@@ -18,6 +18,7 @@ Unpacked = UnpackedAttention | SplitProjection
 
 LINEARS = (nn.Linear, NonDynamicallyQuantizableLinear)  # torch's out_proj is of the second class, and may be replaced
 VECTORS = {"in_proj_bias", "bias_k", "bias_v"}
+NESTED = "_nested_when_packed"  # where an encoder with unpacked layers keeps what its ``use_nested_tensor`` was
 
 
 def unpackable(model: nn.Module) -> list[str]:
@@ -77,6 +78,7 @@ def unpack_layers(model: nn.Module, names: Iterable[str], *, copies: bool = True
     # padding. Its layers no longer run fused: they get the batch as it is, as they do in training.
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder) and unpacked_layers(module, UnpackedAttention):
+            vars(module).setdefault(NESTED, getattr(module, "use_nested_tensor", False))
             module.use_nested_tensor = False
 
 
@@ -116,6 +118,9 @@ def pack_layers(model: nn.Module, kind: type[nn.Module] | None = None) -> None:
             replace_module(model, name, module.pack())
             if isinstance(module, SplitProjection):
                 module.switch_back(_holder(model, name))
+    for encoder in model.modules():
+        if NESTED in vars(encoder) and not unpacked_layers(encoder, UnpackedAttention):
+            encoder.use_nested_tensor = vars(encoder).pop(NESTED)
 
 
 def _holder(model: nn.Module, name: str) -> nn.Module:
