@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from hypercompress.report import bytes_of, class_names, fidelity_json, params_of
-from hypercompress.saved.card import HEAD, SIZE
+from hypercompress.saved.card import HEAD, SIZE, WEIGHTS
 from hypercompress.specs import Unit
 
 OF_HEAD = ("ways", "penalty", "scale")  # what a transfer says of the head that it made
@@ -61,7 +61,8 @@ def trained_on(report: Mapping[str, Any], steps: int) -> dict[str, Any]:
     if not report:
         return {}
     unmeasured = {"fidelity": fidelity_json(None), "measured_on": None}
-    return {**report, **unmeasured, "distilled_steps": int(report.get("distilled_steps") or 0) + steps}
+    known = _with_transfer(report, WEIGHTS) if steps else report
+    return {**known, **unmeasured, "distilled_steps": int(report.get("distilled_steps") or 0) + steps}
 
 
 def without_names(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,10 +84,11 @@ def _without_its_head(report: Mapping[str, Any], model: nn.Module) -> Mapping[st
 
 
 def _with_transfer(report: Mapping[str, Any], changed: str) -> Mapping[str, Any]:
-    """The report with null for what its transfer says of a head that is another now, or reads images of another size.
+    """The report with null for what its transfer says of a head that is another now, reads images of another size, or
+    was trained since.
 
     Args:
-        changed: `HEAD` or `SIZE`, which is noted under ``changed``.
+        changed: `HEAD`, `SIZE` or `WEIGHTS`, which is noted under ``changed``.
     """
     moved = report.get("transfer")
     if not isinstance(moved, Mapping):

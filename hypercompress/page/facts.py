@@ -6,7 +6,7 @@ from typing import Any
 
 from hypercompress.page.words import counted, measured, share, size
 from hypercompress.report import history
-from hypercompress.saved.card import calibration, trained_line, transfer_line
+from hypercompress.saved.card import calibration, steps_of, trained_line, transfer_line
 
 NAMES = {"params": "Parameters", "macs": "Multiply-accumulates (MACs)", "bytes": "Bytes"}
 UNITS = {"params": "parameters", "macs": "multiply-accumulates", "latency": "time of a forward pass"}
@@ -120,7 +120,7 @@ def _origin(stage: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     if search := stage.get("search"):
         found.append(("Search", f"{counted(search['tries']):,} tries in {measured(search['seconds'], '{:g} s')}"))
     if steps := stage.get("distilled_steps"):
-        found.append(("Trained after that", f"{counted(steps):,} steps"))
+        found.append(("Trained after that", steps_of(counted(steps))))
     return (*found, ("Time to make it", measured(stage.get("seconds"), "{:,.1f} s")))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-HEAD, SIZE = "head", "image size"  # what may have been changed since a transfer
+HEAD, SIZE, WEIGHTS = "head", "image size", "weights"  # what may have been changed since a transfer
 
 
 def transfer_line(transfer: Mapping[str, Any]) -> str:
@@ -43,13 +43,19 @@ def steps_line(transfer: Mapping[str, Any]) -> str:
     what += f" but {frozen} frozen tensor{'' if frozen == 1 else 's'}" if what and frozen and tuned != "head" else ""
     share = transfer.get("followed") or 1.0  # of students that are older all of the way
     rate = f" at a rate of {transfer['rate']:g}" if transfer.get("rate") else ""
-    return f"{transfer['steps']} steps{what}{rate}" + ("" if share == 1 else f", followed {share:g} of the way")
+    followed = "" if share == 1 else f", followed {share:g} of the way"
+    return f"{steps_of(transfer['steps'])}{what}{rate}{followed}"
+
+
+def steps_of(count: int) -> str:
+    """A number of steps in words."""
+    return f"{count:,} step{'' if count == 1 else 's'}"
 
 
 def trained_line(report: Mapping[str, Any]) -> str:
     """How long the student was trained after it was made; empty if it was not."""
     steps = report.get("distilled_steps")
-    return f"Trained for {steps:,} steps after that." if steps else ""
+    return f"Trained for {steps_of(steps)} after that." if steps else ""
 
 
 def calibration(report: Mapping[str, Any]) -> str:

@@ -52,3 +52,20 @@ def test_a_new_image_size_is_told(tmp_path: Path) -> None:
     line = summary(student.report).splitlines()[0]
     assert line.startswith("Moved to 3 classes by 12 images")
     assert line.endswith("leave-one-out accuracy unknown. Its image size was changed after that.")
+
+
+def test_training_is_told_and_what_was_left_out_before_it_is_not(tmp_path: Path) -> None:
+    """Nobody knows how well the trained head tells the classes apart."""
+    student = moved("test_resnet", (3, 32, 32))
+    before = student.report["transfer"]
+    student.count_steps(1)
+    told = student.report["transfer"]
+    assert told["loo"] == dict.fromkeys(before["loo"], GONE)
+    assert set(told["levels"]["loo_loss"].values()) <= {None}
+    assert told["changed"] == ["weights"]
+    assert [told[key] for key in ("ways", "penalty", "classes")] == [3, before["penalty"], ["a", "b", "c"]]
+    student.save_pretrained(tmp_path / "s")
+    page = report_page(student.report, "s")
+    for text in ((tmp_path / "s" / "README.md").read_text(), summary(student.report), page):
+        assert "leave-one-out accuracy unknown" in text
+        assert "Trained for 1 step after that." in text
