@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from hypercompress.allocation import allocate, pareto
 from hypercompress.errors import BudgetError
 from hypercompress.inspection import inspect
-from hypercompress.specs import Budget, Measured, ModelSpec, Unit
+from hypercompress.menus import hulls
+from hypercompress.specs import COUNTED, Budget, Measured, ModelSpec, Unit
 from tests.allocated import layer, model_of
 
 
@@ -94,3 +95,35 @@ def test_layers_of_which_no_form_is_faster_cannot_be_factored() -> None:
     spec = model_of([replace(layer("a", 12, 20), measured=Measured(100, ()))], 0)
     with pytest.raises(BudgetError, match=r"nothing can be factored \(a: no form of it was faster\);"):
         allocate(spec, {"a": torch.ones(12).double()}, Budget(params=0.5), nats=True)
+
+
+def test_of_a_budget_of_parameters_no_form_has_more_multiply_accumulates_than_dense() -> None:
+    conv = replace(layer("a", 16, 8 * 9, 4), axis=1, taps=9, input_positions=64, strided=True)
+    assert conv.projects
+    generator = torch.Generator().manual_seed(0)
+    energies, inputs = (
+        {"a": torch.rand(n, generator=generator).double().sort(descending=True).values} for n in (16, 8)
+    )
+    forms = [
+        form for form, _, _ in hulls(model_of([conv]), energies, Unit.PARAMS, inputs)["a"] if form.rank is not None
+    ]
+    assert any(form.input_rank is not None for form in forms)
+    for form in forms:
+        assert form.rank is not None
+        assert all(conv.cost(each, form.rank, form.input_rank) < conv.dense_cost(each) for each in COUNTED)
+
+
+def test_a_slower_form_that_loses_more_is_not_taken() -> None:
+    """What is left over buys rank 8, and not the rank 2 that was measured to take longer still."""
+    timed = replace(layer("a", 16, 16), measured=Measured(100, ((4, 0, 10), (8, 0, 20), (2, 0, 25))))
+    spec = replace(model_of([timed]), latency=100)
+    plan = allocate(spec, {"a": torch.linspace(1, 0.1, 16).double()}, Budget(latency=0.27), nats=True)
+    assert plan.ranks == {"a": 8}
+
+
+def test_what_is_left_over_is_spent_where_a_unit_of_it_gains_most() -> None:
+    """Two ranks of 32 parameters that gain 1 each, and not one of 64 that gains 1.5; neither layer can be dense."""
+    spec = model_of([layer("a", 16, 16), layer("b", 32, 32)])
+    energies = {"a": torch.ones(16).double(), "b": 1.5 * torch.ones(32).double()}
+    plan = allocate(spec, energies, Budget(params=(32 + 64 + 64) / spec.params), nats=True)
+    assert plan.ranks == {"a": 3, "b": 1}

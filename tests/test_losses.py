@@ -38,6 +38,11 @@ def test_feature_loss_is_relative_and_a_mean_over_maps() -> None:
     assert float(feature_loss(noisy, maps)) == pytest.approx(0.25, rel=1e-5)
 
 
+def test_feature_loss_is_relative_to_the_teachers_variance_alone() -> None:
+    theirs = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(feature_loss([3 * theirs], [theirs]), 4 * theirs.square().mean() / theirs.var())
+
+
 def test_feature_loss_wants_maps_in_pairs() -> None:
     with pytest.raises(ValueError, match="received no feature maps; expected at least one pair"):
         feature_loss([], [])

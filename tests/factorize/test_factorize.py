@@ -252,3 +252,11 @@ def test_factors_of_half_precision_weights_are_rounded_once(dtype: torch.dtype) 
     frame = weighted_frame(curvature, Metric())
     got, exact = frame.factors(weight, 12), frame.factors(weight.double(), 12)
     torch.testing.assert_close(got.product().double(), exact.product(), rtol=0, atol=1e-5)
+
+
+def test_roots_of_a_nearly_singular_matrix_are_raised_though_cholesky_goes_through() -> None:
+    matrix = torch.tensor([[1, 1], [1, 1 + 1e-14]], dtype=torch.float64)
+    assert not torch.linalg.cholesky_ex(matrix).info
+    root, inverse = roots(matrix)
+    torch.testing.assert_close(root @ root.T, matrix)
+    torch.testing.assert_close(inverse.square().sum(), torch.tensor(1 / 2e-12).double(), rtol=1e-3, atol=0)

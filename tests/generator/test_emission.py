@@ -165,6 +165,16 @@ def test_scores_are_energies_bent_by_weight_and_exponent() -> None:
         torch.testing.assert_close(score, energy * relative**0.25 * torch.tensor(0.7).double().exp(), rtol=1e-6, atol=0)
 
 
+def test_a_gain_is_a_relative_change_of_the_matrix() -> None:
+    _, spec, sketches, start = prepared()
+    plain, more = (
+        emit(spec, sketches, start, outputs(len(spec.candidates), gain=gain), Budget(params=0.5)) for gain in (0.0, 0.2)
+    )
+    assert more.layers
+    for name, layer in more.layers.items():
+        torch.testing.assert_close(layer.matrix(), 1.2 * plain.layers[name].matrix())
+
+
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_rotation_is_the_first_order_change_of_the_metric(index: int) -> None:
     """Mixing a little of the plain-weight metric into the curvature turns the kept directions as `rotated` says."""

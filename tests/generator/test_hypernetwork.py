@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from hypercompress.errors import BudgetError, GeneratorError
 from hypercompress.generator import ANALYTIC, Generator, HypernetConfig, HypernetGenerator, Hypernetwork
+from hypercompress.generator.emission import emit
 from hypercompress.generator.heads import Heads
 from hypercompress.generator.hypernetwork import channel_changes, tokens_of
-from hypercompress.generator.start import Start, on_device, start_of
+from hypercompress.generator.start import Start, corrected, on_device, start_of
 from hypercompress.inspection import inspect
 from hypercompress.sketch import sketch
 from hypercompress.specs import Budget, Generation, ModelSpec
@@ -207,6 +208,19 @@ def test_config_must_fit_together() -> None:
             HypernetConfig(**{size: 0})
     with pytest.raises(GeneratorError, match=r"received weight_bound=-3, gain_bound=nan; expected bounds of 0 or more"):
         HypernetConfig(weight_bound=-3.0, gain_bound=float("nan"))
+
+
+def test_half_the_strength_without_data_is_half_of_every_correction() -> None:
+    _, spec, sketches = prepared(data=False)
+    generator, budget = HypernetGenerator(randomised(0.1)), BUDGETS[0]
+    (ours,) = generator.options(spec, sketches, budget, (0.5,))
+    start = start_of(spec, sketches)
+    with torch.no_grad():
+        outputs = generator.network(tokens_of(spec, sketches, start, budget), False)
+        changes = channel_changes(generator.network, spec, sketches, start, outputs)
+        bent = corrected(spec, sketches, start, {name: 0.5 * change for name, change in changes.items()})
+        emission = emit(spec, sketches, bent, outputs.scaled(0.5), budget)
+    assert_same(ours, Generation(emission.factors(), emission.plan, ours.generator, 0.5))
 
 
 def test_generators_share_one_interface() -> None:

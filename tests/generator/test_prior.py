@@ -79,6 +79,19 @@ def test_input_of_a_convolution_is_a_rectified_normalised_map() -> None:
     torch.testing.assert_close(variance.reshape(6, 9), wanted[1][:, None].expand(6, 9))
 
 
+def test_input_channels_are_guessed_at_one_tap_of_each() -> None:
+    layer, given = second(8)
+    guess, norm = prior_curvature(layer, given), given.feeder
+    assert norm is not None
+    assert guess.inputs is not None
+    mean, variance = rectified_moments(norm.bias.double(), norm.weight.double())
+    torch.testing.assert_close(guess.inputs.mean, mean)
+    torch.testing.assert_close(guess.inputs.signal, variance.diag() + mean.outer(mean))
+    torch.testing.assert_close(guess.columns, mean.repeat_interleave(9))
+    taps, gain = given.weight.unflatten(1, (6, 9)), guess.fisher.diagonal().float()
+    torch.testing.assert_close(guess.inputs.fisher.float(), torch.einsum("oct,o,odt->cd", taps, gain, taps))
+
+
 def test_without_norms_the_guess_is_the_identity() -> None:
     model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 9))
     spec = inspect(model, torch.randn(2, 6))

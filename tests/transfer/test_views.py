@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from hypercompress.architecture import Levels, read_levels
 from hypercompress.errors import NonFiniteError
 from hypercompress.transfer import Ridge, fit_ridge, views
 from hypercompress.transfer.backbone import Backbone
-from hypercompress.transfer.levels import Weighed, Weighing
+from hypercompress.transfer.levels import Weighed, Weighing, factors
 from hypercompress.transfer.nearness import Nearness
 from hypercompress.transfer.support import Support
 from hypercompress.transfer.views import (
@@ -230,6 +231,22 @@ def test_a_loader_that_mixes_is_read_with_its_views(make_backbone: Make, monkeyp
     mixed = look_again(backbone, *judged(plain), known, Support(((x[order], labels[order]),), 3), 2, 0)
     torch.testing.assert_close(mixed.head.weight, kept.head.weight, rtol=1e-4, atol=1e-6)
     assert (kept.passed, mixed.passed) == (24, 36)
+
+
+def test_levels_weigh_by_the_images_as_they_are(make_backbone: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the views do to the spread of a level does not count: here they are a hundred times as bright."""
+    monkeypatch.setattr(views, "random_views", lambda images, *_: 100 * images)
+    backbone, _ = make_backbone()
+    x, labels = torch.randn(12, 1, 32, 32), torch.arange(12) % 3
+    read_levels(backbone.model, Levels(backbone.model.num_features, (0, 3), (32, 192), (2, 1)))
+    with torch.no_grad():
+        known, seen = backbone(x), backbone(100 * x)
+    scales = factors(known, backbone.levels, Weighing.EVEN)
+    plain = Weighed(Weighing.EVEN, fit_ridge(known, labels, 3, factors=scales), "", {})
+    found = look_again(backbone, plain, Nearness.FAR, known, Support([(x, labels)], 3), 1, 0)
+    wanted = fit_ridge(torch.cat([known, seen]), labels, 3, views=1, factors=scales)
+    assert found.head is not None
+    torch.testing.assert_close(found.head.weight, wanted.weight)
 
 
 def test_too_many_images_have_fewer_views_or_none(make_backbone: Make, monkeypatch: pytest.MonkeyPatch) -> None:
