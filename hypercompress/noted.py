@@ -46,7 +46,7 @@ def own_channels(module: nn.Module) -> int | None:
 
 def prepared_size(module: nn.Module) -> tuple[int, int, int] | None:
     """The size [c, h, w] that its images are prepared in: its own, or, of a model that takes others too, the height and
-    width noted where these are not timm's (see `architecture.images.with_preparation` and `architecture.build`);
+    width noted where these are not timm's (see `architecture.record.with_preparation` and `architecture.build`);
     ``None`` if it does not say.
     """
     own, cfg = own_input_size(module), cfg_of(module)

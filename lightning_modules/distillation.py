@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import MeanMetric
 
-from hypercompress.architecture.images import with_preparation
+from hypercompress.architecture.record import with_preparation
 from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
 from hypercompress.losses import distillation_kl, feature_loss, watching

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from hypercompress.architecture import load_timm
-from hypercompress.architecture.images import with_preparation
+from hypercompress.architecture.record import with_preparation
 from hypercompress.running.calling import precision
 from hypercompress.student import Student
 from lightning_modules.data import images_of

@@ -6,7 +6,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import timm
@@ -15,8 +15,9 @@ from torch import nn
 
 from hypercompress.architecture.levels import Levels, read_levels
 from hypercompress.architecture.names import quiet_hub, registered_cfg
+from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError, one_line
-from hypercompress.noted import RESERVED_ARGS, STATED, is_json
+from hypercompress.noted import RESERVED_ARGS, STATED, cfg_of, is_json, state
 from hypercompress.running.calling import out_of_memory
 
 # Entries that say where weights lie or which code runs: they are the registry's business, never an overlay's.
@@ -64,6 +65,20 @@ def build(architecture: Architecture) -> nn.Module:
     if "input_size" in architecture.pretrained_cfg:
         vars(model)[STATED] = True
     return model if architecture.levels is None else read_levels(model, architecture.levels)
+
+
+def with_preparation(
+    model: nn.Module, architecture: Architecture | None, preprocess: Preprocess
+) -> tuple[nn.Module, Architecture | None]:
+    """Write down in the model and its architecture how its images are prepared, so that a student needs no options."""
+    before, stated = cfg_of(model), asdict(preprocess)
+    state(model, {**before, **stated})
+    if architecture is None:
+        return model, None
+    args, sides = dict(architecture.args), list(before.get("input_size", preprocess.input_size)[1:])
+    if before.get("fixed_input_size") and sides != list(preprocess.input_size[1:]):
+        args.setdefault("img_size", sides)  # as it was built, where it takes other sizes, too
+    return model, replace(architecture, args=args, pretrained_cfg={**architecture.pretrained_cfg, **stated})
 
 
 def create(

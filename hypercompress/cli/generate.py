@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress.architecture import Architecture
-from hypercompress.architecture.images import with_preparation
+from hypercompress.architecture.record import with_preparation
 from hypercompress.cli import checks, inputs, pareto
 from hypercompress.cli.shown import show_no_data, show_student
 from hypercompress.cli.terminal import Terminal

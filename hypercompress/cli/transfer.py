@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import nn
 
 from hypercompress.architecture import Architecture
-from hypercompress.architecture.images import with_preparation
+from hypercompress.architecture.record import with_preparation
 from hypercompress.cli import checks, inputs
 from hypercompress.cli.shown import show_task
 from hypercompress.cli.terminal import Terminal

@@ -15,7 +15,7 @@ from torch import nn
 import hypercompress
 from hypercompress import Budget, compress, from_pretrained
 from hypercompress.architecture import architecture_of
-from hypercompress.architecture.images import with_preparation
+from hypercompress.architecture.record import with_preparation
 from hypercompress.data import Preprocess
 from hypercompress.errors import DataError
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hypercompress import from_pretrained
 from hypercompress.architecture import build, load_timm
-from hypercompress.architecture.images import with_preparation
+from hypercompress.architecture.record import with_preparation
 from hypercompress.data import Preprocess
 from hypercompress.fidelity import accuracy
 from lightning_modules import data as data_module
