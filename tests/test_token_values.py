@@ -24,7 +24,7 @@ def found() -> Found:
     """Of a convolution with a norm behind it, one with a norm before it that is factored on both sides, and a head."""
     model = Net(
         nn.Conv2d(3, 12, 3, bias=False),
-        nn.BatchNorm2d(12),
+        nn.BatchNorm2d(12, eps=0.1),
         nn.ReLU(),
         nn.Conv2d(12, 20, 3),
         nn.AdaptiveAvgPool2d(1),
