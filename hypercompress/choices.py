@@ -16,6 +16,7 @@ from hypercompress.guard import STRENGTHS, Judge, choose
 from hypercompress.kinds import LowRank, factors_of
 from hypercompress.preparation import Plan
 from hypercompress.reconstruction import reconstruct, refit_batch
+from hypercompress.running.batches import of_one_layout
 from hypercompress.running.memory import give_back
 from hypercompress.running.nested import batch_size
 from hypercompress.running.norms import rebase_norms, reestimate_norms, remembering_norms
@@ -23,7 +24,8 @@ from hypercompress.specs import Budget, Factors, Finishing, Generation, Refit
 from hypercompress.student import Student
 
 TILTS = (2.0, 4.0)  # of the allocation; the second is tried if the first was better
-MANY = 256  # samples in the statistics, from which a refit of both factors that helps helps most (47 of 48; LOG.md)
+MANY = 256  # samples of one layout in the statistics, from which a refit of both factors that helps helps most (47 of
+# 48; LOG.md)
 HARD = 0.05  # nats: predicted, below which a tilt does not help; measured, below which new norm moments do not
 RE_ESTIMATED = "re-estimated"
 NORM_SAMPLES = 128  # from which norm moments are estimated; each has a row at every position
@@ -120,11 +122,11 @@ class _Choices:
         With few images of a kind that is not the model's own nothing is: held-out images of the same kind cannot say
         whether that holds for others (EfficientNet-Lite0, LOG.md, 2026-11-28).
         """
-        if len(forms) == 1 or (self.plan.unlike and self.split.samples < MANY):
+        many = sum(map(batch_size, of_one_layout(self.split.statistics))) >= MANY  # others cannot be refitted on
+        if len(forms) == 1 or (self.plan.unlike and not many):
             return
         self.batch = refit_batch(self.plan.spec, self.split)
         generation, refits = self.generation, list(forms[1:])
-        many = self.split.samples >= MANY
         for tried in [[form] for form in reversed(refits)] if many else [refits]:
             index = self._choose([lambda form=form: self._refitted(self.built(generation), form) for form in tried])  # type: ignore[misc]
             if index > 0:

@@ -67,9 +67,10 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     evaluation mode, with hooks, until this returns, and stays so in a process that is forked meanwhile.
 
     Args:
-        teacher: any module; not modified. A `Student` counts as the dense network that its factors make, of which the
-            budget is a share (a warning says if the result is larger), a compiled model as it was before, and one in
-            `DataParallel` or `DistributedDataParallel` as the model inside, which is what ``forward_fn`` gets.
+        teacher: any module; not modified, but for plain attributes that its own forward changes. A `Student` counts as
+            the dense network that its factors make, of which the budget is a share (a warning says if the result is
+            larger), a compiled model as it was before, and one in `DataParallel` or `DistributedDataParallel` as the
+            model inside, which is what ``forward_fn`` gets.
         budget: share of the teacher's parameters, multiply-accumulates or time, met from below.
         data: calibration batches (tensors, tuples or dicts), without ``forward_fn`` cast to the type of the parameters;
             labels ``(images, labels)`` serve the top-1 in the report alone, and show batches that are sorted by class,
@@ -107,7 +108,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             of which only differences count, where they have a class axis (``[b, k]`` has); ``auto``: numbers if
             ``data`` are ``(images, targets)`` with targets of the outputs' shape, real, whole or bools, that are no
             probabilities (samples whose targets are all zero say nothing), or if a timm model has no head and no
-            labels ``[b]`` of whole numbers name classes.
+            labels ``[b]`` of whole numbers name classes. Whole labels of positions say which axis is that of classes.
         strict: refuse a model with a layer whose status is ``unsupported``, instead of leaving it dense.
         seed: of everything that is drawn.
         progress: called with a phase's name, a count of samples or layers and, of layers, a name.
@@ -263,6 +264,7 @@ def _of_plan(plan: Plan) -> dict[str, Any]:
         "predicted_kl": (plan.unlike, None),
         "renormalized": (plan.own, True),
         "outputs": (plan.numbers, NUMBERS),
+        "class_axis": (plan.class_axis, plan.class_axis),
         "calibration": (plan.stand_in, f"noise:{plan.stand_in}"),
         "noise_share": (plan.noise_share, plan.noise_share),
     }

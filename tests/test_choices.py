@@ -112,6 +112,26 @@ def test_with_many_images_the_outputs_alone_are_refitted_only_if_both_factors_lo
     assert student.report["refitted"] == taken
 
 
+@pytest.mark.parametrize("differ", [True, False], ids=["lengths differ", "one length"])
+def test_images_are_many_if_those_that_a_refit_can_join_are(differ: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sounds of many lengths one batch is refitted on, and that is few."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(1, 16, 9, stride=4), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 12)
+    ).eval()
+    asked: list[bool] = []
+
+    def spy(*args: Any, both: bool) -> Any:
+        asked.append(both)
+        return reconstruct(*args, both=both)
+
+    monkeypatch.setattr("hypercompress.choices.reconstruct", spy)
+    monkeypatch.setattr("hypercompress.choices.MANY", 64)
+    sounds = [torch.randn(16, 1, 64 + 4 * index * differ) for index in range(12)]
+    finish(prepare(model, sounds, "kfac"), Budget(params=0.5), norms=False)
+    assert asked[:2] == [False, True] if differ else asked[0]
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_the_refit_is_the_one_that_held_out_images_favour(both: bool) -> None:
     """Students are made by hand; the guard is to take the one that wins on both of its splits."""

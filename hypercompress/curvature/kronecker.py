@@ -15,7 +15,7 @@ channels costs a 2,048-square matrix, never one of 18,432.
 """
 
 import weakref
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -83,6 +83,26 @@ class _Sums:
         return (variance + squared(mean)).to(dtype), mean.to(dtype)
 
 
+class _Given:
+    """What a layer gave, known again by where it lies: of a view no more than what it is of stays alive."""
+
+    def __init__(self, output: Tensor) -> None:
+        root, self.place, self.axes = _lying(output)
+        self.root = weakref.ref(root)
+
+    def untouched(self, output: Tensor) -> bool:
+        """Whether it is that, unchanged, maybe with its axes in another order."""
+        root, place, axes = _lying(output)
+        return self.root() is root and self.place == place and sorted(self.axes) == sorted(axes)
+
+
+def _lying(tensor: Tensor) -> tuple[Tensor, tuple[int, int], list[tuple[int, int]]]:
+    """What it is a view of (or itself), its version and where it begins, and length and stride of each axis."""
+    root = tensor if tensor._base is None else tensor._base
+    place = tensor._version, int(tensor.storage_offset())
+    return root, place, list(zip(tensor.shape, tensor.stride(), strict=True))
+
+
 class _Recorder:
     """Hooks of one layer, at all of its paths: its signal on the way forward, its Fisher on the way back."""
 
@@ -100,8 +120,7 @@ class _Recorder:
         self.apart = False  # whether what asks for a gradient need not hang on the anchor: the batch itself does
         self.calls, self.exact = 0, 0  # so far, and which of them gave the output whose Fisher is known
         self.logits = False  # whether one did
-        self.given: Callable[[], Tensor | None] = lambda: None  # what the last call gave, if it is alive
-        self.version = 0  # of that: a change in place counts as one
+        self.given: _Given | None = None  # by the last call
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
@@ -124,16 +143,16 @@ class _Recorder:
             output = output + self.anchor
         self.calls += 1
         output.register_hook(partial(self.backward, call=self.calls))
-        self.given, self.version = weakref.ref(output), output._version
+        self.given = _Given(output)
         return output
 
     def ends(self, output: Tensor, temperature: float) -> None:
         """Add the Fisher of the model's output, if that is what this layer gave, untouched and class by class."""
         logits, self.exact = logits_of(output), 0
-        given = self.given() is output and output._version == self.version
-        if logits is None or not given or self.layer.groups > 1:
+        if logits is None or self.given is None or not self.given.untouched(output) or self.layer.groups > 1:
             return
-        if self.layer.axis % output.ndim == class_axis(output):
+        given, (_, _, axes) = self.given.axes, _lying(output)
+        if (given[0], given[self.layer.axis % output.ndim]) == (axes[0], axes[class_axis(output)]):
             self.exact, self.logits = self.calls, True
             with exactly(self.anchor):
                 fisher = exact_fisher(logits, temperature).to(self.sums.fisher.dtype)

@@ -31,6 +31,8 @@ class Plan:
         stand_in: images of noise that it was made with for want of others.
         noise_share: the weight of noise in the statistics of images (`curvature/steadying.py`).
         numbers: outputs are read as numbers, whatever their shape.
+        class_axis: where a model's own outputs have their classes, if not where `outputs.class_axis` says; ``run``
+            moves it there.
     """
 
     original: nn.Module
@@ -47,3 +49,4 @@ class Plan:
     stand_in: int = 0
     noise_share: float = 0.0
     numbers: bool = False
+    class_axis: int | None = None

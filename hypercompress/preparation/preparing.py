@@ -20,20 +20,20 @@ from hypercompress.generator import AnalyticGenerator, Generator, load_generator
 from hypercompress.inspection import inspect
 from hypercompress.latency import measure_latency
 from hypercompress.packed.replaceable import replaceable
-from hypercompress.packed.trials import passed
 from hypercompress.packed.unpackable import Apart, taken_apart
 from hypercompress.preparation.example import dtype_of, example_of
 from hypercompress.preparation.given import require_given
 from hypercompress.preparation.measuring import sketched
 from hypercompress.preparation.plan import Plan
+from hypercompress.preparation.reading import read_as
 from hypercompress.preparation.unpassed import warn_of_unpassed
 from hypercompress.preparation.wanted import Wanted
 from hypercompress.running.batches import resized
-from hypercompress.running.calibration import CalibrationSplit, split_batches
+from hypercompress.running.calibration import split_batches
 from hypercompress.running.calling import ForwardFn, Progress, call_model, out_of_memory, taking
 from hypercompress.running.copying import as_written
 from hypercompress.running.norms import remembering_norms
-from hypercompress.running.outputs import NUMBERS, as_numbers, regressed, require_reading
+from hypercompress.running.outputs import as_read, require_reading
 from hypercompress.running.renormalization import Moments, moments_of, renormalized
 from hypercompress.running.wholes import seed_of, whole
 from hypercompress.specs import ModelSpec
@@ -94,11 +94,11 @@ def prepare(  # noqa: PLR0913  (each has a default)
     if split is not None and forward_fn is None:
         warn_of_unpassed(original, split.statistics[0])
     noise = _steadying(original, example, seed) if steady else None
-    numbers = outputs == NUMBERS or (outputs == "auto" and _regresses(original, split, forward_fn))
+    numbers, axis = read_as(original, split, forward_fn, outputs)
     run: ForwardFn = call_model
     if forward_fn is not None:
         run = partial(_of_network, forward_fn)  # no closure: a plan can be pickled
-    run = as_numbers(run) if numbers else run
+    run = as_read(run, numbers=numbers, axis=axis)
     apart, timed = taken_apart(original, example, run), None
     own: Moments = {}
     if norms and split is not None:
@@ -114,7 +114,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     spec = spec if split is None else reached(spec, sketches)
     Wanted(strict=wanted.strict).check(teacher, spec)  # again: some layers turn out to be unsupported when they run
     plan = Plan(original, teacher, spec, sketches, split, chosen, run, timed)
-    plan = replace(plan, unlike=renormalize, own=own, numbers=numbers)
+    plan = replace(plan, unlike=renormalize, own=own, numbers=numbers, class_axis=axis)
     if noise is not None:
         plan = _steadied(plan, noise, seed, progress)
     if split is None:
@@ -125,40 +125,6 @@ def prepare(  # noqa: PLR0913  (each has a default)
 def _of_network(forward_fn: ForwardFn, model: nn.Module, batch: Any) -> Tensor:
     """``forward_fn`` as the user wrote it for the teacher: of a student it gets the network inside."""
     return forward_fn(model.model if isinstance(model, Student) else model, batch)
-
-
-def _regresses(teacher: nn.Module, split: CalibrationSplit | None, forward_fn: ForwardFn | None) -> bool:
-    """Whether the outputs are numbers: the second of a batch of two is what the model is to give, and that is numbers,
-    or the model has no head, and no labels name classes. Of some samples alone several labels at once may look like
-    one, so all in memory are asked.
-    """
-    batches = () if split is None else (*split.statistics, *split.select, *split.confirm)
-    pairs = [batch for batch in batches if isinstance(batch, (tuple, list)) and len(batch) == 2]
-    pairs = [pair for pair in pairs if isinstance(pair[1], Tensor)]
-    if any(labels.ndim == 1 and not (labels.is_floating_point() or labels.is_complex()) for _, labels in pairs):
-        return False
-    pairs = [pair for pair in pairs if pair[1].ndim > 1]  # else there is no class axis
-    if pairs:
-        two = resized(pairs[0], 2)
-        output = passed(teacher, two, taking(forward_fn))
-        if two[1].shape == output.shape:
-            return regressed((labels for _, labels in pairs), output)
-    return forward_fn is None and _headless(teacher)
-
-
-def _headless(teacher: nn.Module) -> bool:
-    """Whether the classifier, as timm's models tell theirs, computes nothing: the model gives features."""
-    if not callable(getting := getattr(teacher, "get_classifier", None)):
-        return False
-    try:
-        found = getting()
-    except AttributeError as error:  # timm's EfficientViT-M asks its head for the layer inside
-        found = error.obj
-    parts = found if isinstance(found, tuple) else (found,)  # two, with distillation
-    modules = [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
-    return any(isinstance(module, nn.Identity) for module in modules) and not any(
-        next(module.parameters(), None) is not None for module in modules
-    )
 
 
 def _replaceable(apart: Apart, example: Any, forward_fn: ForwardFn | None = None) -> ModelSpec:
@@ -203,7 +169,7 @@ def _steadied(plan: Plan, noise: list[Tensor], seed: int, progress: Progress | N
     device, samples = next(plan.teacher.parameters()).device, plan.split.samples
     split = split_batches(noise, device, dtype_of(plan.teacher))
     seen = renormalized(plan.teacher, split.statistics)
-    found = sketched(seen, plan.spec, split, None, seed=seed, progress=told, made=True)
+    found = sketched(seen, plan.spec, split, plan.run, seed=seed, progress=told, made=True)
     sketches = steadied(plan.sketches, found, samples)
     return replace(plan, sketches=sketches, noise_share=noise_share(samples))
 

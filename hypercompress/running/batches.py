@@ -52,18 +52,23 @@ def pieces(batches: Iterable[Any], most: int) -> Iterator[Any]:
         yield from cut(batch, count) if count > 1 else (batch,)
 
 
-def join(batches: Sequence[Any], most: int) -> Any:
-    """The first ``most`` samples in one batch, of the batches of one layout: the one that most samples have."""
+def of_one_layout(batches: Sequence[Any]) -> list[Any]:
+    """The batches of the layout that most samples have: those that `join` joins."""
     layouts, counts = [layout_of(batch) for batch in batches], dict[str, int]()
     for batch, layout in zip(batches, layouts, strict=True):
         counts[layout] = counts.get(layout, 0) + batch_size(batch)
     common = max(counts, key=lambda layout: counts[layout])  # of equals the first
+    return [batch for batch, layout in zip(batches, layouts, strict=True) if layout == common]
+
+
+def join(batches: Sequence[Any], most: int) -> Any:
+    """The first ``most`` samples in one batch, of the batches of one layout: the one that most samples have."""
     taken: list[Any] = []
     room = most
-    for batch, layout in zip(batches, layouts, strict=True):
+    for batch in of_one_layout(batches):
         size = batch_size(batch)
-        if room <= 0 or layout != common:
-            continue
+        if room <= 0:
+            break
         taken.append(batch if size <= room else rows_of(batch, slice(room)))
         room -= size
     samples = batch_size(taken[0])

@@ -83,7 +83,8 @@ def logits_of(output: Float[Tensor, "b ..."]) -> Float[Tensor, "b rows classes"]
     """The rows of class logits in one batch's output; ``None`` if it is numbers, as of a regression.
 
     Classes are the second axis of ``[b, classes]`` and of maps ``[b, classes, *position]`` with two positions or more
-    (segmentation), and the last of sequences ``[b, position, classes]``. One class is a number.
+    (segmentation), and the last of sequences ``[b, position, classes]``; elsewhere where labels say so (`as_read`). One
+    class is a number.
     """
     if output.ndim < 2:
         return None
@@ -109,6 +110,29 @@ def _as_numbers(forward_fn: Callable[[nn.Module, Any], Tensor], model: nn.Module
     output = forward_fn(model, batch)
     require_tensor(output)
     return output if output.ndim < 2 else output.flatten(1)[:, None, :, None]
+
+
+def as_read(
+    forward_fn: Callable[[nn.Module, Any], Tensor], *, numbers: bool, axis: int | None
+) -> Callable[[nn.Module, Any], Tensor]:
+    """The ``forward_fn`` with outputs in a shape that is read as what they are: `as_numbers`, or with the axis of their
+    classes where `class_axis` says; ``None``: it is there.
+    """
+    if numbers:
+        return as_numbers(forward_fn)
+    return forward_fn if axis is None else partial(_by_classes, forward_fn, axis)
+
+
+def _by_classes(forward_fn: Callable[[nn.Module, Any], Tensor], axis: int, model: nn.Module, batch: Any) -> Tensor:
+    output = forward_fn(model, batch)
+    require_tensor(output)
+    return output.movedim(axis, class_axis(output))  # a view: `curvature` knows whose
+
+
+def lacking(labels: Tensor, output: Float[Tensor, "b ..."]) -> set[int]:
+    """The axes of an output that labels ``[b, *position]`` do not have: each may be that of the classes."""
+    shape = output.shape
+    return {axis for axis in range(1, output.ndim) if shape[:axis] + shape[axis + 1 :] == labels.shape}
 
 
 def regressed(batches: Iterable[Tensor], output: Float[Tensor, "b ..."]) -> bool:

@@ -62,8 +62,8 @@ def test_the_layer_that_gives_the_logits_has_their_exact_fisher(kind: str, wide:
 
 @pytest.mark.parametrize(
     "after",
-    [lambda x: x * 2, lambda x: x.mul_(2), lambda x: x[:, :], lambda x: x.unsqueeze(0).transpose(0, 1)],
-    ids=["scaled", "scaled in place", "another view", "an axis more"],
+    [lambda x: x * 2, lambda x: x.mul_(2), lambda x: x.unsqueeze(0).transpose(0, 1)],
+    ids=["scaled", "scaled in place", "an axis more"],
 )
 def test_a_layer_whose_output_is_not_the_models_has_a_drawn_one(after: Callable[[Tensor], Tensor]) -> None:
     model, x = Head(nn.Linear(4, 6), nn.Linear(6, 3), after), images(5, 4)
@@ -74,6 +74,21 @@ def test_a_layer_whose_output_is_not_the_models_has_a_drawn_one(after: Callable[
     logits = model(x).detach().reshape(len(x), 1, -1)
     expected = float(after(torch.ones(1, 1)).sum()) ** 2 * fisher_by_classes(logits)
     torch.testing.assert_close(many, expected, rtol=0, atol=0.02 * float(expected.diagonal().max()))
+
+
+def test_logits_with_their_axes_in_another_order_have_their_exact_fisher() -> None:
+    """``[b, 3, 4]`` of a Conv1d, which the model gives as a sequence."""
+    model, x = Head(nn.Conv1d(2, 6, 1), nn.Conv1d(6, 3, 1), lambda y: y.mT), images(5, 2, 4)
+    exact = fisher_by_classes(model(x).detach())
+    for seed in (0, 1):
+        found = measure(model, inspect(model, x), x.split(2), seed=seed)["net.2"]
+        torch.testing.assert_close(found.fisher, exact, rtol=1e-5, atol=1e-7)
+
+
+def test_some_of_a_layers_logits_have_a_drawn_fisher() -> None:
+    model, x = Head(nn.Linear(4, 6), nn.Linear(6, 3), lambda y: y[:, 1:]), images(5, 4)
+    a, b = (measure(model, inspect(model, x), [x], seed=seed)["net.2"].fisher for seed in (0, 1))
+    assert not torch.allclose(a, b)
 
 
 def test_a_sequence_of_channels_first_is_not_taken_for_one_of_classes_last() -> None:
@@ -157,7 +172,7 @@ def test_a_generation_probes_as_suits_its_number_of_samples(monkeypatch: pytest.
     spy: Callable[..., dict[str, Curvature]] = lambda *a, **k: (seen.append(k["probing"]), measure(*a, **k))[1]  # noqa: E731
     monkeypatch.setattr("hypercompress.sketch.measure", spy)
     for count in (32, 512):  # a quarter is held out
-        hypercompress.compress(model, Budget(params=0.6), images(count, 4).split(count // 8), "kfac")
+        hypercompress.compress(model, Budget(params=0.6), images(count, 4).split(count // 8), "kfac", final_fit=False)
     assert seen == [Probing.of(24), Probing.of(384)]
 
 
