@@ -19,7 +19,7 @@ from hypercompress.inspection import require_finite
 from hypercompress.packed.fused import warn_of_fusion
 from hypercompress.preparation import Plan, Wanted, prepare
 from hypercompress.reconstruction import refit_batch
-from hypercompress.report import BEFORE_FINAL_FIT, bytes_of, class_names, make_report, params_of, warn_if_larger
+from hypercompress.report import BEFORE_FINAL_FIT, bytes_of, make_report, of_source, params_of, warn_if_larger
 from hypercompress.running.calling import ForwardFn, Progress, keeping_random_state
 from hypercompress.running.copying import as_written
 from hypercompress.running.outputs import NUMBERS
@@ -127,7 +127,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         raise GeneratorError(
             f"received a search of {search:g} seconds and no data; expected images to judge by; pass data"
         )
-    names, size = (class_names(teacher.report), params_of(teacher)) if isinstance(teacher, Student) else ([], None)
+    source, size = (of_source(teacher.report), params_of(teacher)) if isinstance(teacher, Student) else ({}, None)
     with keeping_random_state(teacher):
         if isinstance(teacher, Student):
             architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
@@ -154,8 +154,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
         )
     if tries is not None:
         student.report["search"] = {"seconds": float(search), "tries": tries}
-    if names:
-        student.report["classes"] = names
+    student.report |= source
     warn_if_larger(size, student.report, stacklevel=3)  # the decorator is between
     return student
 

@@ -1,5 +1,6 @@
 """``report.json``: what was compressed, how small it got, how close it stays, and why each layer is as it is."""
 
+import copy
 import math
 import warnings
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from hypercompress.running.calling import ForwardFn
 from hypercompress.running.copying import weights_of
 from hypercompress.running.memory import overlapping
 from hypercompress.running.outputs import NUMBERS, as_numbers
-from hypercompress.saved.card import calibration, trained_line, transfer_line
+from hypercompress.saved.card import calibration, source_line, trained_line, transfer_line
 from hypercompress.specs import Budget, Finishing, Generation, LayerSpec, ModelSpec, RankPlan, Refit, Status, Unit
 
 PIPED_WIDTH = 160  # columns of a table that no terminal limits
@@ -160,8 +161,16 @@ def class_names(report: Mapping[str, Any]) -> list[str]:
     return list(report.get("transfer", report).get("classes") or [])
 
 
+def of_source(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report of a student has of the report of the model that it was made of: the names of the classes and,
+    if that is a student itself, all as ``before``.
+    """
+    names, made = class_names(source), "teacher" in source or "transfer" in source
+    return ({"classes": names} if names else {}) | ({"before": copy.deepcopy(dict(source))} if made else {})
+
+
 def history(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """This report and, of a student that was moved, those of what it was before; newest first."""
+    """This report and, of a student that was moved or made of another, those of what it was before; newest first."""
     found = [report]
     while before := found[-1].get("before"):
         found.append(before)
@@ -201,17 +210,19 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
 
 def summary(report: Mapping[str, Any]) -> str:
     """The totals in a few lines."""
+    before: Mapping[str, Any] = report.get("before") or {}
+    known = "teacher" in before or "transfer" in before  # of a teacher only its classes are known
+    earlier = [f"Before that:\n{summary(before)}"] if known else []
     if "transfer" in report:
-        before = report.get("before")
         sizes = size_lines(report["teacher"], report["student"]) if "student" in report else []  # older ones have none
         told = [line for line in (transfer_line(report["transfer"]), *sizes, trained_line(report)) if line]
-        if before and ("teacher" in before or "transfer" in before):  # of a teacher only its classes are known
-            told.append(f"Before that:\n{summary(before)}")
-        return "\n".join(told)
+        return "\n".join([*told, *earlier])
     if "teacher" not in report:
         return "no report: this student was not made by generate"
     teacher, student, budget = report["teacher"], report["student"], report["budget"]
     lines = size_lines(teacher, student)
+    if source := source_line(report):
+        lines.append(source)
     achieved = "" if budget["achieved"] is None else f", achieved {budget['achieved']:.4f}"
     lines.append(f"budget: {budget['unit']} {budget['target']:g}{achieved}")
     if report["predicted_kl"] is not None:
@@ -227,7 +238,7 @@ def summary(report: Mapping[str, Any]) -> str:
     lines.append(f"generator: {report['generator']['name']}, strength {report['generator']['strength']:g}")
     if trained := trained_line(report):
         lines.append(trained)
-    return "\n".join(lines)
+    return "\n".join([*lines, *earlier])
 
 
 def size_lines(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from hypercompress.errors import BudgetError, GeneratorError, HypercompressError
 from hypercompress.generator import load_generator
 from hypercompress.packed.unpacking import unpack
 from hypercompress.preparation import Plan, Wanted, prepare
-from hypercompress.report import warn_if_larger
+from hypercompress.report import of_source, warn_if_larger
 from hypercompress.running.norms import remembering_norms
 from hypercompress.saved.artefact import refuse_existing
 from hypercompress.saved.replacing import prepared_in
@@ -137,8 +137,7 @@ def _student(
     if (digest := checks.folder_digest(arguments.data, train=True)) is not None:
         student.report["calibration_digest"] = digest
     student.report["made_with"] = made_with(arguments)
-    if names := inputs.class_names(arguments.model):
-        student.report["classes"] = names
+    student.report |= of_source(inputs.report_of(arguments.model))
     if tries is not None:
         student.report["search"] = {"seconds": arguments.search, "tries": tries}
         terminal.note("search", f"{tries} tries in {arguments.search:g} s")

@@ -183,12 +183,13 @@ def class_names(text: str | None) -> list[str]:
 
 def seen_before(text: str, data: str) -> str:
     """What a student folder was made with of the very images that are read for an evaluation, as a note; empty if it
-    has seen none of them. Of a student that was moved also what it was before counts.
+    has seen none of them. Of a student that was moved or made of another also what it was before counts.
     """
     judged = folder_digest(data, train=False)
-    for stage in report.history(read_report(Path(text))) if judged is not None and is_student_folder(text) else ():
-        if (stage.get("transfer") or {}).get("data_digest") == judged:
-            return "some of these have moved the student to its task: on others it may be right less often"
+    stages = report.history(read_report(Path(text))) if judged is not None and is_student_folder(text) else []
+    if any((stage.get("transfer") or {}).get("data_digest") == judged for stage in stages):
+        return "some of these have moved the student to its task: on others it may be right less often"
+    for stage in stages:
         # Older students have none; their images are found where the command was run that read them.
         used = stage.get("calibration_digest") or folder_digest(stage.get("calibration"), train=True)
         if used == judged:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypercompress.page.words import counted, measured, share, size
 from hypercompress.report import history
-from hypercompress.saved.card import calibration, steps_of, trained_line, transfer_line
+from hypercompress.saved.card import calibration, source_line, steps_of, trained_line, transfer_line
 
 NAMES = {"params": "Parameters", "macs": "Multiply-accumulates (MACs)", "bytes": "Bytes"}
 UNITS = {"params": "parameters", "macs": "multiply-accumulates", "latency": "time of a forward pass"}
@@ -39,20 +39,23 @@ class Section:
 
 
 def sections(report: Mapping[str, Any]) -> list[Section]:
-    """What is known of the student as it is, then of what it was before it was moved."""
+    """What is known of the student as it is, then of what it was before it was moved or compressed again."""
     found: list[Section] = []
-    for index, stage in enumerate(history(report)):
-        before = " before it was moved" if index else ""
+    before = ""
+    for stage in history(report):
         if "transfer" in stage:
             found.append(Section(f"Moved to a new task{before}", _sentences(stage), facts=_transfer(stage["transfer"])))
         if "teacher" in stage:
             found.append(Section(f"Size{before}", sizes=_sizes(stage), facts=_budget(stage)))
         if "transfer" in stage:  # there is no teacher of this task, and nothing was generated
+            before = " before it was moved"
             continue
         if "fidelity" in stage:
-            found.append(Section(f"Fidelity{before}", facts=_fidelity(stage)))
+            source = tuple(filter(None, [source_line(stage)]))
+            found.append(Section(f"Fidelity{before}", source, facts=_fidelity(stage)))
         if "teacher" in stage:
             found.append(Section(f"How it was made{before}", facts=_origin(stage)))
+        before = " before it was compressed again"
     return found
 
 

@@ -58,6 +58,19 @@ def trained_line(report: Mapping[str, Any]) -> str:
     return f"Trained for {steps_of(steps)} after that." if steps else ""
 
 
+def source_line(report: Mapping[str, Any]) -> str:
+    """Of what student it was made, if of one: that, and not the first teacher, is what it was compared with. Empty of
+    one that was moved, which has no fidelity.
+    """
+    before = report.get("before")
+    if not before or "transfer" in report:
+        return ""
+    size = (before.get("student") or {}).get("params")
+    made = f"Made of a student{'' if size is None else f' of {size:,} parameters'}, multiplied out: that is the teacher"
+    measured = any(value is not None for value in (report.get("fidelity") or {}).values())
+    return f"{made}, and fidelity is to that student." if measured and not trained_line(report) else f"{made}."
+
+
 def calibration(report: Mapping[str, Any]) -> str:
     """The images that it was made with, and whether the BatchNorms took their moments; empty if there were none."""
     how = ", its BatchNorms renormalised meanwhile" if report.get("renormalized") else ""
@@ -113,6 +126,8 @@ def model_card(config: Mapping[str, Any], report: Mapping[str, Any]) -> str:
             size_row("teacher", report["teacher"]),
             size_row("student", report["student"]),
         ]
+    if source := source_line(report):
+        lines += ["", source]
     calibrated = f"It was calibrated on {images}." if (images := calibration(report)) else ""
     for line in (budget_line(report), calibrated, trained_line(report), fidelity_line(report)):
         lines += ["", line] if line else []

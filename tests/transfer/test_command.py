@@ -158,7 +158,7 @@ def test_views_are_told_and_counted(run: Run, tmp_path: Path, monkeypatch: pytes
 def test_steps_tune_what_tune_says(run: Run, tmp_path: Path) -> None:
     given = (*ARGS, *SIZE, "--data", "digits", "--shots", 2, "--steps", 1, "--json")
     kinds = {}
-    assert "1 steps on all parameters" in run("test_resnet", tmp_path / "told", *given[:-1])[1]
+    assert "1 step on all parameters" in run("test_resnet", tmp_path / "told", *given[:-1])[1]
     for what in Tuned:
         code, out, _ = run("test_resnet", tmp_path / what, *given, "--tune", what)
         assert code == 0
