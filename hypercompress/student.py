@@ -108,10 +108,14 @@ class Student(nn.Module):
         self._built_with(num_classes=getattr(self.model, "num_classes", None), **changed)
 
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
-        """timm's ``set_input_size``; the new image size [h, w] is rebuilt so after a reload, and what the report says
-        of the old one is null.
+        """timm's ``set_input_size``; the new image size [h, w], and what else timm notes to have changed with it (the
+        windows of a Swin), is rebuilt so after a reload, and what the report says of the old one is null. A network
+        that timm does not build so is saved with a warning: see `save_pretrained`.
         """
+        before = dict(getattr(self.model, "_model_args", {}))
         self.model.set_input_size(*args, **kwargs)  # type: ignore[operator]
+        noted: dict[str, Any] = getattr(self.model, "_model_args", {})
+        self._built_with(**{name: value for name, value in noted.items() if before.get(name) != value})
         self.report = with_new_input_size(self.report, self.model)
         size = args[0] if args else kwargs.get("img_size")
         if size is not None:

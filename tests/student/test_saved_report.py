@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 
+from hypercompress import Budget, compress
 from hypercompress.data import Preprocess
 from hypercompress.outdated import with_new_head, with_new_input_size
 from hypercompress.report import bytes_of, class_names, params_of, summary
@@ -133,3 +135,20 @@ def test_images_are_prepared_in_the_changed_size(tmp_path: Path, size: int | tup
     for one in (student, from_pretrained(tmp_path / "s")):
         assert Preprocess.of(one).input_size == Preprocess.of(one.model).input_size == wanted
         assert Preprocess.of(one).crop_pct == 1
+
+
+@pytest.mark.filterwarnings("ignore:::timm.layers.interpolate")  # what timm does to the table of relative positions
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_windows_that_change_with_the_input_size_survive_a_reload(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {"img_size": 64, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
+    model = timm.create_model(name, num_classes=4, **small).eval()
+    if not hasattr(model, "_model_args"):
+        pytest.skip("this timm does not note what it changes, and the student is saved with a warning")
+    student = compress(model, Budget(params=0.7), list(torch.randn(9, 3, 64, 64).split(3)), "svd", refit=False)
+    student.set_input_size((128, 128))
+    assert student.layers[0].blocks[0].window_size != model.layers[0].blocks[0].window_size
+    student.save_pretrained(tmp_path / "s")
+    x = torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        assert torch.equal(from_pretrained(tmp_path / "s")(x), student(x))
