@@ -78,6 +78,22 @@ def test_statistics_with_the_held_out_images_are_those_of_all() -> None:
         assert 0.7 < traces[0] / traces[1] < 1.4
 
 
+def test_the_held_out_images_are_probed_as_the_others_were_by_signs_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hypercompress.curvature.fisher.ENOUGH_GRADIENTS", 32)  # 16 alone would be drawn from twice
+    plan = prepare(teacher(), images(48).split(4), "kfac")
+    whole, split = with_held_out(plan).sketches, plan.split
+    assert split is not None
+    held_out = [*split.select, *split.confirm]
+    apart, alike = (measure(plan.teacher, plan.spec, held_out, probing=Probing(), seed=seed) for seed in (1, 0))
+    for name, sketch in plan.sketches.items():
+        found = whole[name].curvature.fisher
+        first = sketch.curvature.fisher
+        torch.testing.assert_close(found, first.lerp(apart[name].fisher, 1 / 3), rtol=1e-4, atol=1e-7)
+        assert sketch.curvature.logits or not torch.allclose(found, first.lerp(alike[name].fisher, 1 / 3), rtol=1e-3)
+
+
 def test_noise_that_steadied_few_images_weighs_as_much_as_eight_of_all() -> None:
     plan = replace(prepare(teacher(), images(32).split(2), "kfac"), noise_share=0.25)
     whole = with_held_out(plan)
