@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypercompress.allocation import allocate, least_share
 from hypercompress.errors import BudgetError
 from hypercompress.generator import ANALYTIC, HypernetGenerator, Hypernetwork
 from hypercompress.inspection import inspect
+from hypercompress.running.timing import Timing
 from hypercompress.specs import COUNTED, Measured, Unit
 from hypercompress.student import build_student
 from tests.timeless import images, network, ratio, timed
@@ -148,6 +150,28 @@ def test_real_times_are_positive_and_inside_the_whole() -> None:
     assert all(share > 0 for _, _, share in found)
 
 
+class Twice(nn.Module):
+    """A layer that runs once in a pass, and one that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.once, self.twice = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.twice(self.twice(self.once(x)))
+        return y
+
+
+def test_times_are_nanoseconds_and_the_calls_of_one_pass_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ticks = Twice(), count()
+    spec = inspect(model, torch.randn(2, 8))
+    monkeypatch.setattr("hypercompress.latency.time.perf_counter", lambda: float(next(ticks)))  # a second a look
+    monkeypatch.setattr(latency, "interleaved", lambda *_, **__: [Timing((3.0, 2.0))])  # milliseconds
+    total, times, _ = latency._inside(model, spec, lambda: model(torch.randn(2, 8)), lambda: None)
+    assert total == pytest.approx(2e6)
+    assert times == pytest.approx({"once": 1e9, "twice": 2e9})
+
+
 class Routed(nn.Module):
     """An expert that a single image does not reach, and a layer that is called by keyword."""
 
@@ -194,6 +218,13 @@ class Quiet(nn.Linear):
 
 def test_layers_that_print_alike_are_not_taken_for_one_another() -> None:
     assert len({latency._key(Quiet(8, outputs), torch.randn(2, 8)) for outputs in (4, 4, 5)}) == 2
+
+
+def test_other_numbers_and_other_threads_are_timed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, x = nn.Linear(8, 4), torch.randn(2, 8)
+    keys = [latency._key(dense, x), latency._key(dense, x.double()), latency._key(dense, x[:1])]
+    monkeypatch.setattr("hypercompress.latency.torch.get_num_threads", lambda: 77)
+    assert len({*keys, latency._key(dense, x)}) == 4
 
 
 def test_forms_that_a_layer_does_not_have_are_not_read_from_a_cache(machine: Path) -> None:
