@@ -3,7 +3,7 @@
     python -m benchmarks.few_images --root DATA --teacher FOLDER [FOLDER ...] [--images 32 128]
         [--out benchmarks/results]
 
-`kfac` students at three sizes, finished as ``generate`` finishes them; a quarter of the images is held out as it does.
+`kfac` students at three sizes, as ``generate --no-final-fit`` makes them, which holds out a quarter of the images.
 KL on up to 1,024 test images. ``--teacher`` takes folders of the zoo (`lightning_modules.zoo`), whose index says what
 data each was trained on (others: Fashion-MNIST). Writes ``few_images.csv`` and prints the geometric mean of each way's
 KL over that of one gradient. Two CPU cores, about a minute a teacher.

@@ -4,8 +4,8 @@
     python -m benchmarks.many_classes --root DATA --teacher runs/glyphs/*/ [--images 16 48 96]
         [--out benchmarks/results]
 
-`kfac` students at four sizes, finished as ``generate`` finishes them, with so many images, of which a quarter is held
-out, with what `curvature/collapse.py` does and without. KL and agreement on up to 2,000 test images. Writes
+`kfac` students at four sizes, as ``generate --no-final-fit`` makes them of so many images, a quarter of them held out,
+with what `curvature/collapse.py` does and without. KL and agreement on up to 2,000 test images. Writes
 ``many_classes.csv`` and prints, for each number of images, the geometric mean of one KL over the other; rows that are
 there are not made again. One CPU core, about two minutes a teacher.
 """

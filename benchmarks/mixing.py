@@ -3,14 +3,14 @@
     python -m benchmarks.mixing --root DATA --teacher FOLDER [FOLDER ...] [--images 64 256 1024 4096]
         [--shares 0.15 0.08 0.04] [--steps 200] [--out benchmarks/results]
 
-`kfac` students as ``generate`` makes them of so many training images (1,024 at most), distilled on logits with these
-images and their mirror images: 200 steps of AdamW, batches of 128 or of as many as there are, at twice Polyak's rate on
-the first of them, as of ``lr: auto`` (`lightning_modules.rates`). ``plain``: BatchNorms as the first batch chooses
-(`lightning_modules.norms`). ``mixed``: each image has a box of another (`lightning_modules.mixing`), and BatchNorms
-keep their moments. KL and top-1 on 2,000 test images. ``--teacher`` takes folders of the zoo (`lightning_modules.zoo`),
-whose index says what data each was trained on (others: Fashion-MNIST). Writes ``mixing.csv`` and prints, for each
-number of images, the geometric mean of the KL after the steps over that before them. One CPU core: half a minute to
-five a row.
+`kfac` students as ``generate --no-final-fit`` makes them of so many training images (1,024 at most), distilled on
+logits with these images and their mirror images: 200 steps of AdamW, batches of 128 or of as many as there are, at
+twice Polyak's rate on the first of them, as of ``lr: auto`` (`lightning_modules.rates`). ``plain``: BatchNorms as the
+first batch chooses (`lightning_modules.norms`). ``mixed``: each image has a box of another
+(`lightning_modules.mixing`), and BatchNorms keep their moments. KL and top-1 on 2,000 test images. ``--teacher`` takes
+folders of the zoo (`lightning_modules.zoo`), whose index says what data each was trained on (others: Fashion-MNIST).
+Writes ``mixing.csv`` and prints, for each number of images, the geometric mean of the KL after the steps over that
+before them. One CPU core: half a minute to five a row.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m benchmarks.steady --root DATA --teacher FOLDER [FOLDER ...] [--assets ASSETS] [--images 16 32 128 512]
         [--out benchmarks/results]
 
-`kfac` students at a few sizes, finished as ``generate`` finishes them, a quarter of the images held out. KL and
+`kfac` students at a few sizes, as ``generate --no-final-fit`` makes them, a quarter of the images held out. KL and
 agreement on up to 2,000 test images. ``--teacher`` takes folders of the zoo (`lightning_modules.zoo`), whose index says
 what data each was trained on, of networks with BatchNorms; ``--assets`` adds EfficientNet-Lite0 (`efficientnet_lite0`)
 and its photographs. Writes ``steady.csv`` and prints, for each number of images, the geometric mean of the steadied KL

@@ -58,7 +58,7 @@ class Pairs:
         return ("teacher", "images", "unit", "share", self.column)
 
     def run(self, subject: Subject, counts: Sequence[int], results: Results) -> None:
-        """All rows of a teacher that are missing, finished as ``generate`` finishes them."""
+        """All rows of a teacher that are missing, finished as ``generate`` does before the final fit."""
         name, teacher = subject.name, subject.teacher
         test = read_set(teacher, subject.data, train=False, limit=TEST)
         for images, given in ((images, given) for images in counts for given in (False, True)):
