@@ -92,11 +92,14 @@ def quantize(
 
 
 def require_smaller(count: int, float_bytes: int) -> None:
-    """Raises ExportError if the file is hardly smaller than in float: no operation above has the weights."""
+    """Raises ExportError if the file is hardly smaller than in float: no operation above has the weights, or so few
+    that the scales and operations that eight bits add take as much.
+    """
     if count > LARGEST_SHARE * float_bytes:
         raise ExportError(
             f"received a model that eight bits would save nothing of ({count:,} bytes, {float_bytes:,} in float); "
-            f"expected weights in {', '.join((*CONVOLUTIONS, *PRODUCTS))}; export in float"
+            f"expected weights in {', '.join((*CONVOLUTIONS, *PRODUCTS))}, and more of them than the scales and "
+            "operations that eight bits add; export in float"
         )
 
 

@@ -142,8 +142,8 @@ def test_int8_that_saves_nothing_is_refused(tmp_path: Path) -> None:
         export(Recurrent(), tmp_path / "file", input_size=(10, 16), int8=True)
     assert list(tmp_path.iterdir()) == []
     int8.require_smaller(94, 100)
-    with pytest.raises(ExportError, match="would save nothing"):
-        int8.require_smaller(96, 100)
+    with pytest.raises(ExportError, match=r"would save nothing .* and more of them than the scales and operations"):
+        int8.require_smaller(96, 100)  # as of a densely connected model that is small
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet_gn", "test_nfnet"])

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 import hypercompress
 from hypercompress.errors import ExportError, ModelError, NonFiniteError
 from hypercompress.export import FORMATS, checked, export, program
+from tests.exported import student_of
 
 
 class Branching(nn.Module):
@@ -134,6 +135,18 @@ def test_bfloat16_is_for_torchs_own_format(tmp_path: Path, part: str) -> None:
         export(model, tmp_path / "file.onnx", input_size=(8,))
     export(model, tmp_path / "file.pt2", input_size=(8,))
     export(model.float(), tmp_path / "file.onnx", input_size=(8,))
+
+
+def test_half_precision_differs_by_its_own_rounding(tmp_path: Path) -> None:
+    """Between 1e-4, which float32 is held to, and 1e-2."""
+    student = student_of("test_vit").half()
+    found = export(student, tmp_path / "file.onnx")
+    assert 1e-4 < found.max_difference < 1e-2
+    assert found.bytes < 1.1 * found.student_bytes + 2**20
+    assert checked.tolerance_of(student, "onnx") == 1e-2
+    assert checked.tolerance_of(student, "torch-export") == checked.tolerance_of(student.float(), "onnx") == 1e-4
+    with pytest.raises(ExportError, match=r"differ from the model's by 2\.0e-02 .* at most 0\.01, no more than"):
+        checked.require_close(0.02, 1e-2)
 
 
 def test_lack_of_memory_is_no_wrong_size(tmp_path: Path) -> None:
