@@ -13,9 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from hypercompress.errors import BudgetError
+from hypercompress.errors import BudgetError, listed
 from hypercompress.menus import NONE, Energies, Form, InputEnergies, Menu, forms_of, menus_of
-from hypercompress.specs import Budget, ModelSpec, RankPlan, Unit
+from hypercompress.specs import UNCALLED, Budget, ModelSpec, RankPlan, Unit
 
 NAMED = 3  # layers in the message that nothing can be factored
 
@@ -106,7 +106,15 @@ def allocate(
 
 
 def _largest_dense(spec: ModelSpec) -> str:
-    """The largest layer that no budget reaches, and why not; empty if it is smaller than a tenth of the model."""
+    """The largest layer that no budget reaches, and why not; empty if it is smaller than a tenth of the model. Before
+    it comes what the example did not call, if that is a tenth together.
+    """
+    uncalled = [layer for layer in spec.layers if UNCALLED in layer.reason]
+    if uncalled and sum(layer.params for layer in uncalled) >= spec.params / 10:
+        return (
+            f"; {listed([layer.name for layer in uncalled])} stay dense: no sample of the example came to them; if "
+            "others do, pass these as example="
+        )
     layer = max((layer for layer in spec.layers if layer.reason), key=lambda layer: layer.params, default=None)
     if layer is None or layer.params < spec.params / 10:
         return ""

@@ -19,7 +19,7 @@ from hypercompress.packed.ties import Sharing
 from hypercompress.packed.unpacking import added, changed, holders, why_packed
 from hypercompress.running.calling import ForwardFn, call_model
 from hypercompress.running.tracing import NORMS, Trace, trace_pass
-from hypercompress.specs import LayerSpec, ModelSpec, Status
+from hypercompress.specs import UNCALLED, LayerSpec, ModelSpec, Status
 
 
 def _judge(name: str, module: nn.Module, trace: Trace, held: Mapping[int, Sequence[str]]) -> tuple[Status, str]:
@@ -91,7 +91,7 @@ def _bypassed(name: str, module: nn.Module, trace: Trace) -> str:
         if reader := trace.readers.get(f"{name}.{part}"):
             return f"its {part} is read directly by {reader}"
     if name not in trace.order:
-        return "its forward was never called in a pass of the example"
+        return UNCALLED
     if name in trace.instructed:
         return "it is called with more than one argument (an output size?); its twin takes one"
     if name in trace.transformed:

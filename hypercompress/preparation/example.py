@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from hypercompress.architecture import own_input_size
 from hypercompress.errors import DataError, ModelError
-from hypercompress.running.batches import pieces, to_device
+from hypercompress.running.batches import join, pieces, to_device
 from hypercompress.running.calibration import CalibrationSplit
 from hypercompress.running.calling import device_of, placed
 from hypercompress.running.nested import batch_size, flat
-from hypercompress.specs import ModelSpec
+from hypercompress.specs import UNCALLED, ModelSpec
 
 # Samples for inspection, which holds the outputs of all layers at once: so many, or as many as have so many numbers.
 INSPECTED, LARGEST_EXAMPLE = 8, 2**19
@@ -55,3 +55,13 @@ def dtype_of(teacher: nn.Module) -> torch.dtype | None:
 def samples_of_a_pass(spec: ModelSpec) -> int:
     """Samples whose outputs of all layers are `LARGEST_PASS` elements at most."""
     return max(1, LARGEST_PASS // max(1, sum(layer.positions * layer.out for layer in spec.layers)))
+
+
+def wider(split: CalibrationSplit, example: Any, spec: ModelSpec) -> Any:
+    """More samples than the example's, as many as a pass takes, where these did not come to all layers: experts, say,
+    that a few go to. ``None``: they did, or there are no more.
+    """
+    if not any(UNCALLED in layer.reason for layer in spec.layers):
+        return None
+    more = join(split.statistics, max(2, samples_of_a_pass(spec)))
+    return more if batch_size(more) > batch_size(example) else None

@@ -21,17 +21,19 @@ from hypercompress.inspection import inspect
 from hypercompress.latency import measure_latency
 from hypercompress.packed.replaceable import replaceable
 from hypercompress.packed.unpackable import Apart, taken_apart
-from hypercompress.preparation.example import dtype_of, example_of
+from hypercompress.preparation.example import dtype_of, example_of, wider
 from hypercompress.preparation.given import require_given
 from hypercompress.preparation.measuring import sketched
 from hypercompress.preparation.plan import Plan
 from hypercompress.preparation.reading import read_as
+from hypercompress.preparation.rows import Rows, opening, uncut
 from hypercompress.preparation.unpassed import warn_of_unpassed
 from hypercompress.preparation.wanted import Wanted
 from hypercompress.running.batches import resized
-from hypercompress.running.calibration import split_batches
+from hypercompress.running.calibration import CalibrationSplit, split_batches
 from hypercompress.running.calling import ForwardFn, Progress, call_model, out_of_memory, taking
 from hypercompress.running.copying import as_written
+from hypercompress.running.nested import Uncut
 from hypercompress.running.norms import remembering_norms
 from hypercompress.running.outputs import as_read, require_reading
 from hypercompress.running.renormalization import Moments, moments_of, renormalized
@@ -88,23 +90,18 @@ def prepare(  # noqa: PLR0913  (each has a default)
             f"received generator '{chosen.name}' for a model that is renormalised to its data; expected one that does "
             "not read the BatchNorms' moments, which are those of the data then; pass no data, or choose kfac"
         )
-    device, dtype = next(original.parameters()).device, dtype_of(original) if forward_fn is None else None
-    split = None if data is None else split_batches(data, device, dtype, passed=forward_fn is None, images=images)
-    example = example_of(original, split, example, as_it_is=forward_fn is not None)
-    if split is not None and forward_fn is None:
-        warn_of_unpassed(original, split.statistics[0])
+    given = example is not None
+    split, example = _batches(original, data, example, forward_fn, images=images)
+    if latency_batch is not None and isinstance(example, Uncut):
+        raise _untimed(example, latency_batch)
     noise = _steadying(original, example, seed) if steady else None
     numbers, axis = read_as(original, split, forward_fn, outputs)
-    run: ForwardFn = call_model
-    if forward_fn is not None:
-        run = partial(_of_network, forward_fn)  # no closure: a plan can be pickled
-    run = as_read(run, numbers=numbers, axis=axis)
-    apart, timed = taken_apart(original, example, run), None
-    own: Moments = {}
-    if norms and split is not None:
-        own, seen = moments_of(apart.model), renormalized(apart.model, split.statistics, taking(run))
-        apart = replace(apart, model=seen, output=None)
-    teacher, spec = apart.model, _replaceable(apart, example, run)
+    run = as_read(_run(forward_fn, split, example), numbers=numbers, axis=axis)
+    teacher, own, spec = _inspected(original, split, example, run, norms=bool(norms))
+    if split is not None and not given and (more := wider(split, example, spec)) is not None:
+        example = more
+        teacher, own, spec = _inspected(original, split, example, run, norms=bool(norms))
+    timed = None
     wanted.check(teacher, spec)
     if latency_batch is not None:
         timed = resized(example, latency_batch)
@@ -122,9 +119,58 @@ def prepare(  # noqa: PLR0913  (each has a default)
     return replace(plan, sketches=completed(spec, plan.sketches, split.samples, unlike=renormalize))
 
 
+def _batches(
+    original: nn.Module,
+    data: Iterable[Any] | None,
+    example: Any,
+    forward_fn: ForwardFn | None,
+    *,
+    images: int | None,
+) -> tuple[CalibrationSplit | None, Any]:
+    """The batches, by use, and one for inspection; it is known which of them are cut."""
+    device, dtype = next(original.parameters()).device, dtype_of(original) if forward_fn is None else None
+    known, split = Rows(original, forward_fn, device, dtype).known, None
+    if data is not None:
+        split = split_batches(data, device, dtype, passed=forward_fn is None, images=images, known=known)
+        if forward_fn is None:
+            warn_of_unpassed(original, split.statistics[0])
+    given = example is not None
+    example = example_of(original, split, example, as_it_is=forward_fn is not None)
+    return split, next(known([example])) if given else example
+
+
+def _untimed(example: Uncut, samples: int) -> DataError:
+    return DataError(
+        f"received a time to measure of batches of {samples} samples, and an example whose {example.samples} samples "
+        "are not the rows of its first tensor, so that it cannot be cut; expected the samples along its first axis; "
+        "pass such batches, and forward_fn=lambda model, batch: ... that moves that axis back"
+    )
+
+
+def _run(forward_fn: ForwardFn | None, split: CalibrationSplit | None, example: Any) -> ForwardFn:
+    """How a plan runs models."""
+    run = call_model if forward_fn is None else partial(_of_network, forward_fn)  # no closure: a plan can be pickled
+    return opening(run) if isinstance(example, Uncut) or uncut(split) else run
+
+
 def _of_network(forward_fn: ForwardFn, model: nn.Module, batch: Any) -> Tensor:
     """``forward_fn`` as the user wrote it for the teacher: of a student it gets the network inside."""
     return forward_fn(model.model if isinstance(model, Student) else model, batch)
+
+
+def _inspected(
+    original: nn.Module, split: CalibrationSplit | None, example: Any, run: ForwardFn, *, norms: bool
+) -> tuple[nn.Module, Moments, ModelSpec]:
+    """What is factored, the moments that its students are given back, and its layers.
+
+    Args:
+        norms: whether it has others that are to take the moments of the data.
+    """
+    apart, own = taken_apart(original, example, run), None
+    if norms and split is not None:
+        own, seen = moments_of(apart.model), renormalized(apart.model, split.statistics, taking(run))
+        apart = replace(apart, model=seen, output=None)
+    return apart.model, own or {}, _replaceable(apart, example, run)
 
 
 def _replaceable(apart: Apart, example: Any, forward_fn: ForwardFn | None = None) -> ModelSpec:

@@ -11,6 +11,7 @@ from hypercompress.packed.trials import passed
 from hypercompress.running.batches import resized
 from hypercompress.running.calibration import CalibrationSplit
 from hypercompress.running.calling import ForwardFn, taking
+from hypercompress.running.nested import opened
 from hypercompress.running.outputs import NUMBERS, class_axis, lacking, regressed
 
 ASKED = 8  # shapes of labels; of each one batch is passed
@@ -27,11 +28,11 @@ def read_as(
     if outputs == NUMBERS:
         return True, None
     batches = () if split is None else (*split.statistics, *split.select, *split.confirm)
-    pairs = [batch for batch in batches if isinstance(batch, (tuple, list)) and len(batch) == 2]
-    pairs = [pair for pair in pairs if isinstance(pair[1], Tensor)]
+    pairs = [batch for batch in batches if isinstance(opened(batch), (tuple, list)) and len(opened(batch)) == 2]
+    pairs = [pair for pair in pairs if isinstance(opened(pair)[1], Tensor)]
 
     def gives(pair: Any) -> Tensor:
-        return passed(teacher, resized(pair, 2), taking(forward_fn))
+        return passed(teacher, opened(resized(pair, 2)), taking(forward_fn))
 
     if outputs == "auto" and _regresses(teacher, pairs, forward_fn, gives):
         return True, None
@@ -45,13 +46,13 @@ def _regresses(
     or the model has no head, and no labels name classes. Of some samples alone several labels at once may look like
     one, so all in memory are asked.
     """
-    if any(labels.ndim == 1 and _whole(labels) for _, labels in pairs):
+    if any(labels.ndim == 1 and _whole(labels) for labels in map(_labels, pairs)):
         return False
-    pairs = [pair for pair in pairs if pair[1].ndim > 1]  # else there is no class axis
+    pairs = [pair for pair in pairs if _labels(pair).ndim > 1]  # else there is no class axis
     if pairs:
         output = gives(pairs[0])
-        if resized(pairs[0], 2)[1].shape == output.shape:
-            return regressed((labels for _, labels in pairs), output)
+        if _labels(resized(pairs[0], 2)).shape == output.shape:
+            return regressed(map(_labels, pairs), output)
     return forward_fn is None and _headless(teacher)
 
 
@@ -61,17 +62,22 @@ def _axis_of_classes(pairs: list[Any], gives: Callable[[Any], Tensor]) -> int | 
     """
     shapes: dict[tuple[int, ...], Any] = {}
     for pair in pairs:
-        if pair[1].ndim > 1 and len(shapes) < ASKED:
-            shapes.setdefault(tuple(pair[1].shape[1:]), pair)
+        if _labels(pair).ndim > 1 and len(shapes) < ASKED:
+            shapes.setdefault(tuple(_labels(pair).shape[1:]), pair)
     found, usual = set[int](), None
     for number, pair in enumerate(shapes.values()):
-        output, labels = gives(pair), resized(pair, 2)[1]
+        output, labels = gives(pair), _labels(resized(pair, 2))
         usual, axes = class_axis(output), lacking(labels, output)
         axes = axes if _whole(labels) else {axis for axis in axes if output.shape[axis] == 1}
         found = found & axes if number else axes
         if not found or found == {usual}:
             return None
     return None if usual in found else max(found, default=None)
+
+
+def _labels(pair: Any) -> Tensor:
+    labels: Tensor = opened(pair)[1]
+    return labels
 
 
 def _whole(labels: Tensor) -> bool:

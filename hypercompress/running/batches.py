@@ -2,13 +2,14 @@
 
 A batch has as many samples as its first tensor is long. A further tensor of another length belongs to all of them (a
 table of positions, a mask [t, t], weights of classes): it stays whole. One that is as long by chance cannot be told
-from one that has a row for each sample: bind such a tensor in ``forward_fn`` instead.
+from one that has a row for each sample: bind such a tensor in ``forward_fn`` instead. An `Uncut` stays whole.
 """
 
 import copy
 import hashlib
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hypercompress.errors import DataError
 from hypercompress.running.calling import ordinary
-from hypercompress.running.nested import batch_size, flat
+from hypercompress.running.nested import Uncut, batch_size, flat
 
 
 def to_device(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
@@ -48,7 +49,7 @@ def pieces(batches: Iterable[Any], most: int) -> Iterator[Any]:
     """The batches, each in even parts of at most ``most`` samples; one whose tensors differ in length stays whole."""
     for batch in batches:
         lengths = {len(value) for value in flat(batch) if isinstance(value, Tensor) and value.ndim}
-        count = -(-max(lengths) // most) if len(lengths) == 1 else 1
+        count = -(-max(lengths) // most) if len(lengths) == 1 and not isinstance(batch, Uncut) else 1
         yield from cut(batch, count) if count > 1 else (batch,)
 
 
@@ -81,7 +82,9 @@ def resized(batch: Any, size: int) -> Any:
 
 
 def rows_of(batch: Any, index: slice | Tensor) -> Any:
-    """The batch with these of its samples."""
+    """The batch with these of its samples; one that is an `Uncut` as it is."""
+    if isinstance(batch, Uncut):
+        return batch
     samples = batch_size(batch)
 
     def chosen(tensor: Tensor) -> Tensor:
@@ -99,6 +102,8 @@ def by_sample(tensor: Tensor, samples: int) -> bool:
 
 def layout_of(batch: Any) -> str:
     """What batches must share to be joined: everything but what each sample has for itself, and how many there are."""
+    if isinstance(batch, Uncut):
+        return f"{id(batch)}"  # with no other
     samples = batch_size(batch)
 
     def told(tensor: Tensor) -> tuple[Any, ...]:
@@ -124,6 +129,8 @@ def copied(batch: Any) -> Any:
 def _mapped(function: Callable[[Sequence[Tensor]], Any], batches: Sequence[Any]) -> Any:
     """``function`` of the tensors at each place of batches built alike; what is no tensor is the first batch's."""
     first = batches[0]
+    if isinstance(first, Uncut):
+        return replace(first, batch=_mapped(function, [batch.batch for batch in batches]))
     if isinstance(first, Tensor):
         return function(batches)
     if isinstance(first, Mapping):

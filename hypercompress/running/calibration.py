@@ -1,7 +1,7 @@
 """Calibration batches: read, and split by use."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from hypercompress.errors import DataError, no_batch, warn
 from hypercompress.running.batches import by_sample, copied, join, layout_of, rows_of, to_device
-from hypercompress.running.nested import batch_size, flat, labels_of, sorted_by_class
+from hypercompress.running.nested import Uncut, batch_size, flat, labels_of, opened, sorted_by_class
 
 UNLIKELY = 1e-6  # that shuffled samples come so in the order of their labels
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
@@ -42,6 +42,7 @@ def split_batches(
     *,
     passed: bool = False,
     images: int | None = None,
+    known: Callable[[Iterable[Any]], Iterator[Any]] = iter,
 ) -> CalibrationSplit:
     """Every eighth batch selects and the one after it confirms. Of fewer than three batches, and where that leaves less
     than half of the samples for statistics, an eighth of the samples selects and one confirms (see `LEAST_HELD`).
@@ -54,13 +55,16 @@ def split_batches(
         passed: whether `call_model` passes them, which reads of a tuple no more than the first item: behind it all but
             labels is left out.
         images: samples to read at most, unless the batches are in memory already; ``None``: all.
+        known: makes an `Uncut` of each batch that is one.
 
     Raises:
-        DataError: no batch, fewer than three samples, a batch without a tensor that can be reached, samples in the
-            order of their labels of which only the first were read, or see `require_batches`.
+        DataError: no batch, fewer than three that are not cut, fewer than three samples, a batch without a tensor that
+            can be reached, samples in the order of their labels of which only the first were read, or see
+            `require_batches`.
     """
     require_batches(data)
-    read: Iterator[Any] = map(_whole, (_as_passed(batch) if passed else batch for batch in data))
+    read = known(map(_whole, data))
+    read = map(_as_passed, read) if passed else read
     read = read if isinstance(data, (list, tuple)) else _first(read, images, passed)
     batches = list(map(partial(to_device, device=device, dtype=dtype), read))
     batches = [batch for batch in batches if batch_size(batch) > 0]
@@ -72,6 +76,12 @@ def split_batches(
         raise DataError(
             f"received {samples} calibration samples; expected at least 3, to measure, to select and to confirm with; "
             "add images"
+        )
+    if len(batches) < 3 and any(isinstance(batch, Uncut) for batch in batches):
+        raise DataError(
+            f"received {len(batches)} calibration batches for which the model gives other rows than their first tensor "
+            "has; expected 3 or more of such, as they are not cut; pass more batches, or the samples along the first "
+            "axis, and forward_fn=lambda model, batch: ... that moves it"
         )
     split = None if len(batches) < 3 else _by_batches(batches)
     if split is None or (2 * split.samples < samples and all(map(_in_samples, batches))):
@@ -120,7 +130,7 @@ def _beside(end: int, edges: Sequence[int], low: int, high: int) -> int:
 
 def _in_samples(batch: Any) -> bool:
     """Whether all tensors of a batch have a row for each sample: a batch of graphs, say, has not, and stays whole."""
-    size = batch_size(batch)
+    size = -1 if isinstance(batch, Uncut) else batch_size(batch)
     return all(by_sample(value, size) for value in flat(batch) if isinstance(value, Tensor) and value.ndim)
 
 
@@ -204,11 +214,13 @@ def _as_passed(batch: Any) -> Any:
     """Of a tuple or list the images and, if there is one for each, the labels: file names and the like, which differ
     from batch to batch, would keep batches from being joined.
     """
-    if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
+    found = opened(batch)
+    if not isinstance(found, (tuple, list)) or not found or not isinstance(found[0], Tensor):
         return batch
-    images, labels = batch[0], batch[1] if len(batch) > 1 else None
-    each = isinstance(labels, Tensor) and images.ndim > 0 and by_sample(labels, len(images))
-    return (images, labels) if each else (images,)
+    images, labels = found[0], found[1] if len(found) > 1 else None
+    each = isinstance(labels, Tensor) and images.ndim > 0 and by_sample(labels, batch_size(batch))
+    taken = (images, labels) if each else (images,)
+    return replace(batch, batch=taken) if isinstance(batch, Uncut) else taken
 
 
 def require_batches(data: Any) -> None:

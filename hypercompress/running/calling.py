@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hypercompress.alone import drawing, unfused
-from hypercompress.errors import HypercompressError, ModelError
+from hypercompress.errors import HypercompressError, ModelError, listed
 from hypercompress.running.nested import flat
 from hypercompress.running.outputs import tensor_of
 
@@ -98,7 +98,7 @@ def _untaken(batch: Any, error: Exception) -> ModelError:
             "autograd and to versions; write torch.no_grad in its forward instead"
         )
     tensors = (value for value in flat(batch) if isinstance(value, Tensor))
-    shapes = ", ".join(f"{value.dtype} {list(value.shape)}" for value in tensors) or type(batch).__name__
+    shapes = listed([f"{value.dtype} {list(value.shape)}" for value in tensors]) or type(batch).__name__
     return ModelError(
         f"received a batch of {shapes} that the model does not take ({type(error).__name__}: {said}); "
         "expected what it was trained on; check channels and size, turn whole numbers into real ones and "

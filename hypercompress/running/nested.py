@@ -1,6 +1,7 @@
 """What is in batches and outputs, however they are nested."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +12,31 @@ from hypercompress.errors import ModelError
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # which torch compares and counts on no CPU
 
 
+@dataclass(frozen=True)
+class Uncut:
+    """A batch whose samples are not the rows of its first tensor, and which is therefore neither cut nor joined.
+
+    Args:
+        samples: the rows that a model gives for it.
+    """
+
+    batch: Any
+    samples: int
+
+
+def opened(batch: Any) -> Any:
+    """What is passed of a batch: what is in an `Uncut`."""
+    return batch.batch if isinstance(batch, Uncut) else batch
+
+
 def batch_size(batch: Any) -> int:
-    """Samples in a batch: the length of its first tensor.
+    """Samples in a batch: the length of its first tensor, if it is no `Uncut`.
 
     Raises:
         ModelError: no tensor in it.
     """
+    if isinstance(batch, Uncut):
+        return batch.samples
     for value in flat(batch):
         if isinstance(value, Tensor) and value.ndim > 0:
             return int(value.shape[0])
@@ -25,6 +45,7 @@ def batch_size(batch: Any) -> int:
 
 def labels_of(batch: Any) -> Tensor | None:
     """The labels of a ``(images, labels)`` batch; ``None`` if there are none or they are marked unknown (-1)."""
+    batch = opened(batch)
     if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor):
         labels = batch[1]
         labels = labels.long() if labels.dtype in UNSIGNED else labels
@@ -44,7 +65,7 @@ def flat(value: Any) -> Iterator[Any]:
 
     One generator rather than one a level: it is asked for whatever every module of a model keeps.
     """
-    levels, around = [iter((value,))], [0]
+    levels, around = [iter((opened(value),))], [0]
     while levels:
         for item in levels[-1]:
             held = item if isinstance(item, (tuple, list)) else item.values() if isinstance(item, Mapping) else None

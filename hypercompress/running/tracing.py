@@ -17,7 +17,7 @@ from hypercompress.running.batches import resized
 from hypercompress.running.calling import ForwardFn, evaluating, first_argument, frozen
 from hypercompress.running.counting import counting
 from hypercompress.running.hooks import hooked
-from hypercompress.running.nested import batch_size, flat
+from hypercompress.running.nested import Uncut, batch_size, flat
 from hypercompress.running.outputs import require_tensor
 
 # BatchNormAct2d and LayerNorm2d of timm are subclasses. Read only, so isinstance is enough.
@@ -189,7 +189,8 @@ def trace_pass(model: nn.Module, example: Any, forward_fn: ForwardFn) -> Trace:
     computed once for a batch, and would be counted as if its samples shared them.
     """
     trace, batch = _traced(model, example, forward_fn), batch_size(example)
-    if batch > 1 and {len(value) for value in flat(example) if isinstance(value, Tensor) and value.ndim} == {batch}:
+    lengths = {len(value) for value in flat(example) if isinstance(value, Tensor) and value.ndim}
+    if batch > 1 and lengths == {batch} and not isinstance(example, Uncut):
         with suppress(Exception):  # a model may be unable to run one sample; then the batch is all there is
             trace.correct(_traced(model, resized(example, 1), forward_fn), batch)
     return trace

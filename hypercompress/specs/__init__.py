@@ -9,12 +9,13 @@ a matrix then has a leading axis ``g``, in the order of the channels; a layer th
 """
 
 from hypercompress.specs.budget import COUNTED, Budget, Unit, require_budget
-from hypercompress.specs.layers import LayerSpec, Measured, ModelSpec, Side, Status
+from hypercompress.specs.layers import UNCALLED, LayerSpec, Measured, ModelSpec, Side, Status
 from hypercompress.specs.plans import Factors, Finishing, Generation, KlScale, LayerFactors, RankPlan, Refit
 from hypercompress.specs.sketches import Curvature, NormStatistics, Sketch
 
 __all__ = [
     "COUNTED",
+    "UNCALLED",
     "Budget",
     "Curvature",
     "Factors",

@@ -7,6 +7,8 @@ from enum import StrEnum
 from hypercompress.errors import BudgetError
 from hypercompress.specs.budget import Unit
 
+UNCALLED = "its forward was never called in a pass of the example"
+
 
 class Status(StrEnum):
     """What became of a layer."""
