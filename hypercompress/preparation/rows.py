@@ -38,7 +38,7 @@ class Rows:
         """The batches, each as an `Uncut` where the first says so.
 
         Raises:
-            DataError: see `require_stacked`.
+            DataError: it holds a list of tensors that are one sample each.
 
         Warns:
             that they are not cut.
@@ -53,9 +53,11 @@ class Rows:
 
     def _uncut(self, batch: Any) -> bool:
         lists, size = set(_lists(batch)), batch_size(batch)
-        given = self._given(batch) if lists - {2} else None  # a pair is inputs and labels
-        if given in lists and (given != size or self._given_for(batch, size - 1) != size - 1):
-            raise DataError(_told(batch, given))
+        if lists - {2}:  # a pair is inputs and labels
+            given = self._given(batch)
+            given = self._given_stacked(batch) if given is None else given
+            if given in lists and (given != size or self._given_for(batch, size - 1) != size - 1):
+                raise DataError(_told(batch, given))
         apart = self._is_apart(batch, size)
         if apart:
             warn(_advice(batch, self._given(batch)))
@@ -74,6 +76,13 @@ class Rows:
                 return given * (some - 1) != fewer * some
         given = self._given(batch)
         return given is not None and given != size and (given % size > 0 or given in lengths)
+
+    def _given_stacked(self, batch: Any) -> int | None:
+        """Rows that the model gives for a list of tensors that it does not take, stacked."""
+        items = batch[0] if isinstance(batch, (tuple, list)) and isinstance(batch[0], (tuple, list)) else batch
+        if self.forward_fn is not None or len({getattr(item, "shape", None) for item in items}) > 1:
+            return None
+        return self._given(torch.stack(list(items))) if all(isinstance(item, Tensor) for item in items) else None
 
     def _given_for(self, batch: Any, samples: int) -> int | None:
         """Rows that the model gives for the first rows of the batch's tensors."""

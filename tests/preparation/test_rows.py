@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress import Budget, compress
-from hypercompress.errors import DataError
+from hypercompress.errors import DataError, ModelError
 from hypercompress.fidelity import compare
 from hypercompress.preparation import Plan, prepare
 from hypercompress.running.batches import join, pieces, resized, rows_of
@@ -172,6 +172,21 @@ def test_lists_of_samples_are_refused_by_name(count: int, held: str) -> None:
         compress(model, HALF, [batch] * 6, "kfac", forward_fn=stacked(read))
     with pytest.raises(DataError, match=said):
         compress(model, HALF, None, "svd", example=batch, forward_fn=stacked(read))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_lists_that_the_model_does_not_take_are_refused_by_name(labelled: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+    images = [torch.randn(3, 8, 8) for _ in range(16)]
+    with pytest.raises(DataError, match="holds a list of 16 tensors"):
+        compress(model, HALF, [(images, list(range(16))) if labelled else images] * 6, "kfac")
+
+
+def test_of_many_tensors_that_a_model_does_not_take_a_few_are_named() -> None:
+    images = [torch.randn(3, 8, 8 + index) for index in range(16)]
+    with pytest.raises(ModelError, match=r"\[3, 8, 12\] and 11 more that the model does not take"):
+        compress(nn.Linear(6, 5), HALF, [(images,)] * 6, "kfac")
 
 
 def test_a_list_of_inputs_of_all_samples_is_none_of_samples() -> None:
