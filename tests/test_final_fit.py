@@ -16,6 +16,7 @@ from hypercompress.curvature import measure
 from hypercompress.curvature.fisher import Probing
 from hypercompress.data.embedded import fashion_mnist_mini
 from hypercompress.fidelity import Fidelity, compare
+from hypercompress.generator import ANALYTIC
 from hypercompress.guard import Judge
 from hypercompress.models import load_model
 from hypercompress.preparation import Plan, prepare
@@ -23,8 +24,9 @@ from hypercompress.preparation.measuring import with_held_out
 from hypercompress.report import BEFORE_FINAL_FIT, HELD_OUT, summary
 from hypercompress.specs import Budget, Generation, Refit
 from hypercompress.student import Student, build_student
+from tests.small_models import batches, network
 
-TENTH = Budget(params=0.1)
+TENTH, HALF = Budget(params=0.1), Budget(params=0.5)
 
 
 def teacher() -> nn.Module:
@@ -106,6 +108,17 @@ def test_noise_that_steadied_few_images_weighs_as_much_as_eight_of_all() -> None
     torch.testing.assert_close(after - before, (held - before) * (8 / 40) / (8 / 32), rtol=1e-3, atol=1e-6)
 
 
+def test_directions_that_were_found_before_are_found_again() -> None:
+    """Those of a search are kept in its generator."""
+    plan = prepare(teacher(), images(32).split(2), "kfac")
+    found = ANALYTIC["kfac"].directions(plan.spec, plan.sketches)
+    whole = with_held_out(replace(plan, generator=replace(ANALYTIC["kfac"], known=found)))
+    generation = whole.generator.generate(whole.spec, whole.sketches, TENTH)
+    wanted = ANALYTIC["kfac"].generate(whole.spec, whole.sketches, TENTH)
+    for name, factors in wanted.factors.layers.items():
+        assert torch.equal(generation.factors.layers[name].product(), factors.product())
+
+
 @pytest.mark.parametrize(
     ("generator", "options", "refit"),
     [
@@ -119,7 +132,7 @@ def test_the_same_choices_of_the_same_plan_make_the_same_student(
     generator: str, options: dict[str, Any], refit: Refit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choices, "HARD", 0.0)
-    plan, budget, judge = prepare(teacher(), images(64).split(8), generator), Budget(params=0.05), Latest()
+    plan, budget, judge = prepare(teacher(), images(24).split(4), generator), Budget(params=0.05), Latest()
     chosen = guarded(plan, budget, builder(plan), judge, **options)  # type: ignore[arg-type]
     again = followed(plan, budget, builder(plan), judge, chosen, norms=options["norms"])  # type: ignore[arg-type]
     assert chosen.finishing.refitted is refit
@@ -132,9 +145,10 @@ def test_the_same_choices_of_the_same_plan_make_the_same_student(
 
 
 def test_few_images_make_a_nearer_student_if_none_is_left_out() -> None:
-    model, test = teacher(), images(512, train=False)
-    without, whole = (compress(model, TENTH, images(32).split(2), "kfac", final_fit=final) for final in (False, True))
-    kls = [compare(model, student, test.split(128)).kl for student in (without, whole)]
+    model, test = teacher(), images(256, train=False)
+    plan = prepare(model, images(24).split(2), "kfac")
+    without, whole = (finish(plan, TENTH, refit=False, final_fit=final) for final in (False, True))
+    kls = [compare(model, student, test.split(64)).kl for student in (without, whole)]
     assert kls[1] < 0.9 * kls[0]
     # What is told was measured on images that the student had not seen, so before them.
     assert whole.report["fidelity"] == without.report["fidelity"]
@@ -152,25 +166,25 @@ def test_it_is_not_done_where_it_would_be_further_away(monkeypatch: pytest.Monke
             next(made.student.parameters()).mul_(3)
         return made
 
-    model, x = teacher(), images(32).split(2)
+    plan = prepare(network(), batches(), "kfac")
     monkeypatch.setattr(final_fit, "followed", worse)
-    kept = compress(model, TENTH, x, "kfac")
+    kept, without = (finish(plan, HALF, final_fit=final) for final in (True, False))
     assert "final_fit" not in kept.report
-    same(kept, compress(model, TENTH, x, "kfac", final_fit=False))
+    same(kept, without)
 
 
 def test_nor_with_many_images_unlike_ones_or_a_budget_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(final_fit, "with_held_out", lambda _plan: pytest.fail("measured again"))
-    model, x = teacher(), images(32)
-    assert "final_fit" not in compress(model, TENTH, x.split(2), "kfac", renormalize=True).report
-    plan = prepare(model, x.split(2), "kfac", latency_batch=1)
+    model = network()
+    assert "final_fit" not in compress(model, HALF, batches(), "kfac", renormalize=True).report
+    plan = prepare(model, batches(), "kfac", latency_batch=1)
     assert "final_fit" not in finish(plan, Budget(latency=1.0), final_fit=True).report
-    monkeypatch.setattr(final_fit, "MOST", 32)
-    assert "final_fit" not in compress(model, TENTH, x.split(2), "kfac").report
+    monkeypatch.setattr(final_fit, "MOST", 54)
+    assert "final_fit" not in compress(model, HALF, batches(), "kfac").report
 
 
 def test_the_judge_weighs_both_parts_by_their_images() -> None:
-    model, parts = teacher(), (images(40)[:8], images(40)[8:])
-    student = compress(model, TENTH, images(64).split(8), "svd", refit=False, norms=False, final_fit=False)
-    together = compare(model, student, [images(40)]).kl
+    model, parts = network(), torch.cat(batches()).split((8, 46))
+    student = compress(model, HALF, batches(), "svd", refit=False, norms=False, final_fit=False)
+    together = compare(model, student, [torch.cat(batches())]).kl
     assert Judge(model, parts[:1], parts[1:]).kl(student) == pytest.approx(together, rel=1e-5)

@@ -8,6 +8,7 @@ from torch import nn
 
 from hypercompress.curvature.fisher import Probing
 from hypercompress.curvature.mixing import mixed
+from hypercompress.generator import AnalyticGenerator
 from hypercompress.preparation.example import samples_of_a_pass
 from hypercompress.preparation.plan import Plan
 from hypercompress.running.batches import pieces
@@ -63,4 +64,7 @@ def with_held_out(plan: Plan) -> Plan:
     share = count / (split.samples / (1 - noise) + count)
     every = CalibrationSplit([*split.statistics, *held_out], split.select, split.confirm)
     sketches = mixed(plan.sketches, found, share)
-    return replace(plan, sketches=sketches, split=every, noise_share=noise * (1 - share))
+    generator = plan.generator
+    if isinstance(generator, AnalyticGenerator):
+        generator = replace(generator, known=None)  # directions in the metric of before
+    return replace(plan, sketches=sketches, split=every, generator=generator, noise_share=noise * (1 - share))
