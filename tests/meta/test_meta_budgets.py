@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from hypercompress.meta import (
-    generate,
-    prepare_case,
-    sample_budget,
-)
+from hypercompress.meta import Case, budget_at, generate, prepare_case, sample_budget
+from hypercompress.specs import COUNTED, Unit
+from tests.allocated import layer, model_of
 from tests.meta_cases import images, small, teacher
 
 
@@ -50,3 +48,25 @@ def test_every_sampled_budget_can_be_reached(build: Callable[[], nn.Module]) -> 
         assert emission.plan.achieved <= budget.share
     for unit, (low, high) in found.shares.items():
         assert 0 < low <= high <= 1, unit
+
+
+@pytest.mark.parametrize("unit", COUNTED)
+@pytest.mark.parametrize(
+    ("measured", "place", "share"),
+    [
+        (True, 0.0, 0.04),
+        (True, 0.5, 0.16),
+        (True, 1.0, 0.64),
+        (False, 0.0, 0.16),
+        (False, 0.5, 0.64),
+        (False, 1.0, 0.9),
+    ],
+)
+def test_budgets_lie_evenly_in_the_logarithm_and_higher_without_data(
+    unit: Unit, measured: bool, place: float, share: float
+) -> None:
+    spec = model_of([layer("a", 8, 8)])
+    case = Case("a", nn.Identity(), spec, {}, {}, (), dict.fromkeys(COUNTED, (0.04, 0.64)))
+    budget = budget_at(case, unit, place, measured=measured)
+    assert budget.unit is unit
+    assert budget.share == pytest.approx(share)
