@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from hypercompress.errors import DataError, NonFiniteError, no_batch, warn
 from hypercompress.running.calling import ForwardFn, call_model, evaluating
 from hypercompress.running.nested import labels_of
-from hypercompress.running.outputs import NONE, agreeing, divergence, logits_of, named
+from hypercompress.running.outputs import NONE, agreeing, logits_of, named
+
+PART = 2**22  # values that a KL is computed of at once
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,32 @@ def remembering(teacher: nn.Module, forward_fn: ForwardFn | None = None) -> Forw
     return answer
 
 
+def in_double(values: Tensor) -> Tensor:
+    """The values in double precision, where the device has it."""
+    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+
+
+def kl_of(teacher: Tensor, student: Tensor) -> Tensor:
+    """`outputs.divergence` of outputs [b, ...] in double precision: of a near student the single one leaves noise."""
+    theirs, ours = logits_of(teacher), logits_of(student)
+    if theirs is None or ours is None:
+        theirs, ours = (output[:, None].flatten(1) for output in (teacher, student))
+        return torch.cat(
+            [(in_double(p) - in_double(q)).square().sum(1, keepdim=True) / 2 for p, q in _parts(theirs, ours)]
+        )
+    found = []
+    for one, other in _parts(theirs, ours):
+        log_p, log_q = in_double(one).log_softmax(-1), in_double(other).log_softmax(-1)
+        found.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return torch.cat(found)
+
+
+def _parts(teacher: Tensor, student: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """Both in parts of so many samples as hold `PART` values, one at least: doubles take twice the memory."""
+    samples = max(1, PART * len(teacher) // max(1, teacher.numel()))
+    return zip(teacher.split(samples), student.split(samples), strict=True)
+
+
 class _Mean:
     """A mean over batches, in double precision where there is one; NaN counts as infinity, nothing at all as NaN."""
 
@@ -76,13 +104,18 @@ class _Mean:
         self.sum, self.count = 0.0, 0
 
     def update(self, values: Tensor) -> None:
-        precise = values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+        precise = in_double(values)
         self.sum += float(precise.masked_fill(precise.isnan(), math.inf).sum())
         self.count += values.numel()
 
     @property
     def value(self) -> float:
         return self.sum / self.count if self.count else math.nan
+
+
+def _real(output: Tensor) -> Tensor:
+    """In single precision at least: differences of half precision are rounded once more."""
+    return output if output.dtype == torch.float64 else output.float()
 
 
 @torch.no_grad()
@@ -101,11 +134,11 @@ def compare(
     images, labelled, classes = 0, True, True
     with evaluating(teacher), evaluating(student):
         for batch in batches:
-            expected, got = forward_fn(teacher, batch).float(), forward_fn(student, batch).float()
+            expected, got = _real(forward_fn(teacher, batch)), _real(forward_fn(student, batch))
             theirs, ours = named(expected), named(got)
             labels = _top1_labels(batch, expected)
             labelled, classes = labelled and labels is not None, classes and theirs is not None
-            means["kl"].update(divergence(expected, got))
+            means["kl"].update(kl_of(expected, got))
             if theirs is not None and ours is not None:
                 means["agreement"].update(agreeing(theirs, ours))
                 if labels is not None:
