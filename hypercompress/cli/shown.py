@@ -50,6 +50,11 @@ def show_student(report: Mapping[str, Any], terminal: Terminal, *, scaled: bool 
         kind = "" if made is None else f"{made.kind} "
         then = "; then made again of all images" if report.get("final_fit") else ""
         terminal.note("measured", f"{kl}{agreement} on {fidelity['images']} held-out {kind}images{then}")
+    if fidelity["images"] and fidelity["top1_teacher"] == 1:
+        terminal.note(
+            "held-out images",
+            "the teacher is right on all: if it was trained on them, fidelity here says little; evaluate on others",
+        )
     generator = report["generator"]
     if generator["name"] not in (*ANALYTIC, SEARCH):
         unused = "" if generator["strength"] else " (not used)"
