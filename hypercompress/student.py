@@ -23,7 +23,7 @@ from hypercompress.report import print_report
 from hypercompress.running.calling import switching
 from hypercompress.running.copying import WRAPPED, as_written, copy_of, weights_of
 from hypercompress.saved import artefact
-from hypercompress.saved.configuration import architecture_in, as_json, levels_json, names_in, ranks_in, read_levels_in
+from hypercompress.saved.configuration import architecture_in, as_json, names_in, parts_json, ranks_in, read_levels_in
 from hypercompress.saved.restoring import cast, copy_of_skeleton, load_state, require_factors, restore_layers
 from hypercompress.specs import Generation, ModelSpec, Unit
 
@@ -202,7 +202,7 @@ class Student(nn.Module):
                     "ranks": plain.ranks,
                     "input_ranks": plain.input_ranks,
                     "unpacked": plain.unpacked,
-                    **levels_json(plain.model, architecture),
+                    **parts_json(plain.model, architecture),
                 },
                 report=self.report,
                 overwrite=overwrite,

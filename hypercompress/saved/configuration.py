@@ -10,7 +10,10 @@ from torch import nn
 from hypercompress.architecture import Architecture, Levels, ReadsLevels, read_levels
 from hypercompress.architecture.levels import levels_from
 from hypercompress.errors import ArtefactError, ModelError
+from hypercompress.kinds import low_rank_layers
 from hypercompress.saved.artefact import AS_SAVED, is_names
+
+GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode", "output_padding")
 
 
 def ranks_in(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, int], dict[str, int]]:
@@ -111,8 +114,49 @@ def as_json(architecture: Architecture | None) -> dict[str, Any] | None:
     }
 
 
-def levels_json(model: nn.Module, architecture: Architecture | None) -> dict[str, Any]:
+def parts_json(model: nn.Module, architecture: Architecture | None) -> dict[str, Any]:
+    """What is said of single parts; earlier versions know no such keys, and need none."""
+    geometry = geometry_of(model)
+    return _levels_json(model, architecture) | ({"geometry": geometry} if geometry else {})
+
+
+def geometry_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Of every factored layer that has any, by dotted path: stride, padding and the like of its parts, by theirs.
+
+    Weights fit a layer of another stride or padding as well, which computes something else.
+    """
+    found = {}
+    for name, layer in low_rank_layers(model).items():
+        parts = {path: _settings(part) for path, part in layer.named_modules() if path}
+        if told := {path: settings for path, settings in parts.items() if settings}:
+            found[name] = told
+    return found
+
+
+def _settings(part: nn.Module) -> dict[str, Any]:
+    values = {key: getattr(part, key, None) for key in GEOMETRY}
+    told = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    return {key: value for key, value in told.items() if isinstance(value, (int, str, list))}
+
+
+def require_geometry(model: nn.Module, config: Mapping[str, Any], folder: Path) -> None:
+    """Raises ArtefactError if a layer of the network has another geometry than it had when the student was saved.
+
+    Students that are older do not say.
+    """
+    told, here = config.get("geometry", {}), geometry_of(model)
+    if not isinstance(told, dict):
+        raise ArtefactError(f"received {folder}/config.json with a geometry that is no table of layers; {AS_SAVED}")
+    for name, expected in told.items():
+        if name in here and here[name] != expected:
+            raise ArtefactError(
+                f"received a skeleton whose layer {name} has {here[name]}; expected {expected}, as {folder} was "
+                "saved; build it with the same arguments"
+            )
+
+
+def _levels_json(model: nn.Module, architecture: Architecture | None) -> dict[str, Any]:
     """As `read_levels_in` has it: by dotted path, and only where no architecture has them."""
     parts = model.named_modules() if architecture is None else ()
     reading = {name: asdict(part.levels) for name, part in parts if isinstance(part, ReadsLevels)}
-    return {"levels": reading} if reading else {}  # earlier versions know no such key, and need none
+    return {"levels": reading} if reading else {}

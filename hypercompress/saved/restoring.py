@@ -14,6 +14,7 @@ from hypercompress.packed.unpacking import replace_module, unpack_layers
 from hypercompress.running.calling import out_of_memory
 from hypercompress.running.copying import as_written, copy_of, require_module, require_shapes
 from hypercompress.saved.artefact import Saved
+from hypercompress.saved.configuration import require_geometry
 
 
 def copy_of_skeleton(skeleton: Any) -> nn.Module:
@@ -111,6 +112,7 @@ def load_state(model: nn.Module, saved: Saved, folder: Path) -> None:
     Raises:
         ArtefactError: something does not fit, or the factors of a layer were not saved.
     """
+    require_geometry(model, saved.config, folder)
     state = model.state_dict()  # it carries the versions that some modules ask for (MNASNet)
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     got = {name: tuple(tensor.shape) for name, tensor in saved.state.items()}
