@@ -132,7 +132,7 @@ def test_the_same_choices_of_the_same_plan_make_the_same_student(
     generator: str, options: dict[str, Any], refit: Refit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choices, "HARD", 0.0)
-    monkeypatch.setattr(choices, "NORM_SAMPLES", 16)  # and not all that there are
+    monkeypatch.setattr(choices, "NORM_SAMPLES", 8)  # and not all that there are
     plan, budget, judge = prepare(teacher(), images(24).split(4), generator), Budget(params=0.05), Latest()
     chosen = guarded(plan, budget, builder(plan), judge, **options)  # type: ignore[arg-type]
     told = chosen._replace(finishing=replace(chosen.finishing, layers={}))  # as they come out of the refit anew
