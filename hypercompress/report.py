@@ -16,7 +16,7 @@ from hypercompress.fidelity import Fidelity
 from hypercompress.running.calling import ForwardFn
 from hypercompress.running.copying import weights_of
 from hypercompress.running.memory import overlapping
-from hypercompress.running.outputs import NUMBERS, as_numbers
+from hypercompress.running.outputs import NUMBERS, as_read
 from hypercompress.saved.card import calibration, source_line, trained_line, transfer_line
 from hypercompress.specs import Budget, Finishing, Generation, LayerSpec, ModelSpec, RankPlan, Refit, Status, Unit
 
@@ -42,8 +42,8 @@ def bytes_of(model: nn.Module) -> int:
 def reading(model: nn.Module, forward_fn: ForwardFn) -> ForwardFn:
     """The ``forward_fn`` with outputs that are read as those of this student's teacher were."""
     report = getattr(model, "report", None)
-    numbers = isinstance(report, Mapping) and report.get("outputs") == NUMBERS
-    return as_numbers(forward_fn) if numbers else forward_fn
+    told = report if isinstance(report, Mapping) else {}
+    return as_read(forward_fn, numbers=told.get("outputs") == NUMBERS, axis=told.get("class_axis"))
 
 
 def make_report(  # noqa: PLR0913  (by keyword)

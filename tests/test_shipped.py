@@ -70,4 +70,4 @@ def test_shipped_pipeline_keeps_its_promises(name: str, unit: Unit, tmp_path: Pa
     assert all((row["reason"] == "") is (row["status"] == Status.FACTORED) for row in report["layers"])
     assert {row["name"] for row in report["layers"] if row["status"] == Status.FACTORED} == set(student.ranks)
     assert report["generator"]["name"] == "hypernet"
-    assert report["fidelity"]["images"] == BATCH
+    assert report["fidelity"]["images"] == len(images) // 6

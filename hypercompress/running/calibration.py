@@ -18,7 +18,8 @@ from hypercompress.running.nested import Uncut, batch_size, flat, labels_of, ope
 
 UNLIKELY = 1e-6  # that shuffled samples come so in the order of their labels
 HELD_OUT_SHARE = 8  # one batch in eight selects, one confirms; the others make the statistics
-LEAST_HELD = 16  # samples to select and to confirm with, where batches have to be cut; a third, of two a sixth at most
+LEAST_HELD = 16  # samples to select and to confirm with, where batches have to be cut, if that is no more than
+MOST_HELD_SHARE = 6  # a sixth of them: a third left statistics of a fifth of the worth (LOG.md, 2026-11-30)
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,7 @@ def _by_samples(batches: Sequence[Any]) -> CalibrationSplit:
     parts: dict[str, list[Any]] = {"select": [], "confirm": [], "statistics": []}
     edges = (0, *accumulate(map(batch_size, batches)))
     total = edges[-1]
-    least = total // 6 if len(batches) == 2 else total // 3  # as many as if each were cut in three (not measured)
-    held = max(1, total // HELD_OUT_SHARE, min(least, LEAST_HELD))
+    held = max(1, total // HELD_OUT_SHARE, min(total // MOST_HELD_SHARE, LEAST_HELD))
     first = _beside(held, edges, 0, 2 * held)
     ends = {"select": first, "confirm": _beside(2 * held, edges, first, total), "statistics": total}
     begin = 0

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from hypercompress import Budget, Student, compress
+from hypercompress.fidelity import compare
 from hypercompress.preparation import prepare
 from hypercompress.preparation.reading import read_as
+from hypercompress.report import reading
 from hypercompress.running.calibration import CalibrationSplit
+from hypercompress.running.calling import call_model
 from hypercompress.running.outputs import as_read, lacking
 
 CLASSES, SAMPLES = 5, 48
@@ -72,6 +75,8 @@ def test_classes_are_where_the_labels_have_no_axis(axes: Any, back: Any, x: Tens
         logs = [[m(b[0]).movedim(axis, -1).log_softmax(-1) for b in held_out] for m in (model, found)]
     kl = torch.cat([(p.exp() * (p - q)).sum(-1).flatten() for p, q in zip(*logs, strict=True)]).mean()
     assert found.report["fidelity"]["kl"] == pytest.approx(float(kl), rel=1e-4)
+    again = compare(model, found, held_out, reading(found, call_model))  # as `evaluate` does later
+    assert again.kl == pytest.approx(float(kl), rel=1e-4)
 
 
 def test_the_fisher_of_moved_logits_is_exact() -> None:

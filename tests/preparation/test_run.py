@@ -39,7 +39,7 @@ def plans(teacher: nn.Module) -> tuple[Plan, Plan]:
 
 
 def test_a_student_is_finished_and_measured_so(teacher: nn.Module, plans: tuple[Plan, Plan]) -> None:
-    told, given = (finish(plan, HALF) for plan in plans)
+    told, given = (finish(plan, HALF, final_fit=True) for plan in plans)
     whole = compress(teacher, HALF, batches(), "kfac", forward_fn=brighter)
     for other in (given, whole):
         assert told.report["fidelity"] == other.report["fidelity"]
