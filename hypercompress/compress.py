@@ -155,7 +155,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
     if tries is not None:
         student.report["search"] = {"seconds": float(search), "tries": tries}
     student.report |= source
-    warn_if_larger(size, student.report, stacklevel=3)  # the decorator is between
+    warn_if_larger(size, student.report)
     return student
 
 

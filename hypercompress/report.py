@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
+from hypercompress.errors import warn
 from hypercompress.fidelity import Fidelity
 from hypercompress.running.calling import ForwardFn
 from hypercompress.running.copying import weights_of
@@ -144,15 +144,14 @@ def layer_row(layer: LayerSpec, plan: RankPlan, finishing: Finishing) -> dict[st
     }
 
 
-def warn_if_larger(params: int | None, report: Mapping[str, Any], stacklevel: int) -> None:
+def warn_if_larger(params: int | None, report: Mapping[str, Any]) -> None:
     """Warn where what was made of a student of ``params`` parameters (``None``: of a dense model) has more than it."""
     dense, made = report["teacher"]["params"], report["student"]["params"]
     if params is None or made <= params:
         return
-    warnings.warn(
+    warn(
         f"received a student of {params:,} parameters, of which one of {made:,} was made; expected fewer; shares are "
-        f"of its dense form, of {dense:,} parameters: pass a smaller budget (as parameters below {params / dense:.3g})",
-        stacklevel=stacklevel + 1,
+        f"of its dense form, of {dense:,} parameters: pass a smaller budget (as parameters below {params / dense:.3g})"
     )
 
 

@@ -108,7 +108,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
     if budget is not None:
         student = _student(plan, budget, arguments, architecture, start, terminal)
         show_student(student.report, terminal, scaled=trade_off is not None)
-        warn_if_larger(size, student.report, stacklevel=1)
+        warn_if_larger(size, student.report)
         terminal.note("saved", str(arguments.out))
         result = dict(student.report)
     if trade_off is not None:

@@ -16,7 +16,7 @@ def without_data(name: str) -> GeneratorError:
     """Of a generator that needs data, without any."""
     return GeneratorError(
         f"received no calibration data; expected some for generator '{name}', which weighs directions by measured "
-        "curvature; pass --data, or choose svd, prior or hypernet"
+        "curvature; pass data (--data), or choose svd, prior or hypernet"
     )
 
 

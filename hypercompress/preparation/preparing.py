@@ -1,7 +1,6 @@
 """Everything before the budget: the generator loaded, the teacher unpacked, inspected and measured."""
 
 import traceback
-import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -14,9 +13,10 @@ from hypercompress.alone import alone
 from hypercompress.curvature import UNREACHED, reached
 from hypercompress.curvature.collapse import completed
 from hypercompress.curvature.steadying import noise_share, steadied
-from hypercompress.errors import BudgetError, DataError, GeneratorError, HypercompressError
+from hypercompress.errors import BudgetError, DataError, GeneratorError, HypercompressError, warn
 from hypercompress.fidelity import compare, remembering
 from hypercompress.generator import AnalyticGenerator, Generator, load_generator
+from hypercompress.generator.protocol import without_data
 from hypercompress.inspection import inspect
 from hypercompress.latency import measure_latency
 from hypercompress.packed.replaceable import replaceable
@@ -31,7 +31,7 @@ from hypercompress.preparation.unpassed import warn_of_unpassed
 from hypercompress.preparation.wanted import Wanted
 from hypercompress.running.batches import resized
 from hypercompress.running.calibration import CalibrationSplit, split_batches
-from hypercompress.running.calling import ForwardFn, Progress, call_model, out_of_memory, taking
+from hypercompress.running.calling import ForwardFn, Progress, call_model, device_of, out_of_memory, taking
 from hypercompress.running.copying import as_written
 from hypercompress.running.nested import Uncut
 from hypercompress.running.norms import remembering_norms
@@ -39,7 +39,7 @@ from hypercompress.running.outputs import as_read, require_reading
 from hypercompress.running.renormalization import Moments, moments_of, renormalized
 from hypercompress.running.wholes import seed_of, whole
 from hypercompress.specs import ModelSpec
-from hypercompress.student import Student
+from hypercompress.student import network_of
 from hypercompress.synthetic.stand_in import stand_in
 
 ANYTHING = Wanted()
@@ -128,7 +128,7 @@ def _batches(
     images: int | None,
 ) -> tuple[CalibrationSplit | None, Any]:
     """The batches, by use, and one for inspection; it is known which of them are cut."""
-    device, dtype = next(original.parameters()).device, dtype_of(original) if forward_fn is None else None
+    device, dtype = device_of(original), dtype_of(original) if forward_fn is None else None
     known, split = Rows(original, forward_fn, device, dtype).known, None
     if data is not None:
         split = split_batches(data, device, dtype, passed=forward_fn is None, images=images, known=known)
@@ -155,7 +155,7 @@ def _run(forward_fn: ForwardFn | None, split: CalibrationSplit | None, example: 
 
 def _of_network(forward_fn: ForwardFn, model: nn.Module, batch: Any) -> Tensor:
     """``forward_fn`` as the user wrote it for the teacher: of a student it gets the network inside."""
-    return forward_fn(model.model if isinstance(model, Student) else model, batch)
+    return forward_fn(network_of(model), batch)
 
 
 def _inspected(
@@ -212,7 +212,7 @@ def _steadied(plan: Plan, noise: list[Tensor], seed: int, progress: Progress | N
         if progress is not None:
             progress("noise", done, at)
 
-    device, samples = next(plan.teacher.parameters()).device, plan.split.samples
+    device, samples = device_of(plan.teacher), plan.split.samples
     split = split_batches(noise, device, dtype_of(plan.teacher))
     seen = renormalized(plan.teacher, split.statistics)
     found = sketched(seen, plan.spec, split, plan.run, seed=seed, progress=told, made=True)
@@ -230,10 +230,7 @@ def _generator(
         if unlike and isinstance(generator, AnalyticGenerator) and generator.spread:
             generator = replace(generator, spread=UNLIKE)
     if not has_data and getattr(generator, "needs_data", False):
-        raise GeneratorError(
-            f"received no calibration data; expected some for generator '{generator.name}', which weighs directions by "
-            "measured curvature; pass data, or choose svd, prior or hypernet"
-        )
+        raise without_data(generator.name)
     return generator
 
 
@@ -277,8 +274,7 @@ def _on_noise(teacher: nn.Module, wanted: Wanted, *, example: Any, seed: int, **
         lost = [layer.name for layer in plan.spec.layers if layer.reason == UNREACHED]
         why, made = f"no gradient reaches {', '.join(lost)}", None if lost else plan
     if made is None:
-        # The caller of `compress`, between which and this are `prepare` and the decorators of both.
-        warnings.warn(f"noise cannot stand in for images: {why}. The weights alone are read", stacklevel=6)
+        warn(f"noise cannot stand in for images: {why}. The weights alone are read")
         return None
     wanted.check(made.teacher, made.spec)
     return replace(made, stand_in=sum(map(len, noise)))
