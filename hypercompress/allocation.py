@@ -112,8 +112,8 @@ def _largest_dense(spec: ModelSpec) -> str:
     uncalled = [layer for layer in spec.layers if UNCALLED in layer.reason]
     if uncalled and sum(layer.params for layer in uncalled) >= spec.params / 10:
         return (
-            f"; {listed([layer.name for layer in uncalled])} stay dense: no sample of the example came to them; if "
-            "others do, pass these as example="
+            f"; {listed([layer.name for layer in uncalled])} stay dense: no sample that was tried came to them; pass "
+            "some that do as example="
         )
     layer = max((layer for layer in spec.layers if layer.reason), key=lambda layer: layer.params, default=None)
     if layer is None or layer.params < spec.params / 10:

@@ -74,7 +74,13 @@ def guarded(
 def followed(
     plan: Plan, budget: Budget, built: Callable[[Generation], Student], judge: Judge, chosen: Chosen, *, norms: bool
 ) -> Chosen:
-    """What the same choices make of another plan of the same teacher."""
+    """What the same choices make of another plan of the same teacher.
+
+    Args:
+        built, judge: see `guarded`.
+        chosen: by it.
+        norms: whether a refitted student's BatchNorms have other moments.
+    """
     choices = _Choices(plan, budget, built, judge)
     choices.follow(chosen)
     if norms:

@@ -200,10 +200,11 @@ def finish(
     final_fit: bool = False,
     start: float | None = None,
 ) -> Student:
-    """The second half of `compress`: generate, guard, build, measure. One plan serves many budgets.
+    """The second half of `compress`, without its final fit unless asked: generate, guard, build, measure. One plan
+    serves many budgets.
 
     Args:
-        final_fit: see `compress`, which does it unless it is told not to.
+        final_fit: see `compress`; programs that compare methods leave it out.
         both: refit both factors; else the output factor alone, for comparison.
     """
     start = time.perf_counter() if start is None else start

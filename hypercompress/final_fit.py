@@ -1,7 +1,7 @@
 """The chosen student made once more, of all images: nothing is left that some of them would have to be held out for.
 
 As a search over settings fits the best of them to all data in the end (``refit=True`` of scikit-learn's
-`GridSearchCV`). A quarter of the images is held out at least; with few of them the statistics are short of every one
+`GridSearchCV`). A quarter or so of the images is held out; where they are few, the statistics miss each of them
 (LOG.md, 2026-11-30).
 """
 
@@ -15,7 +15,7 @@ from hypercompress.running.nested import batch_size
 from hypercompress.specs import Budget, Generation
 from hypercompress.student import Student
 
-MOST = 1024  # images from which on a quarter more of them is hardly worth the time
+MOST = 1024  # images from which on a third more in the statistics is hardly worth the time
 
 
 def fit_to_all(
@@ -26,7 +26,9 @@ def fit_to_all(
     With the images of another kind than the model's own nothing is done: noise can be had in any number.
 
     Args:
+        plan: that the student was chosen with.
         budget: of parameters or multiply-accumulates; a student of other ranks might miss one of latency.
+        built: makes a student of a generation.
         norms: whether norms may get other moments.
         judge: which images count again, though the new student has seen them: it must not be further away even there.
 

@@ -22,7 +22,7 @@ from hypercompress.specs import Budget, Finishing, Generation, LayerSpec, ModelS
 
 PIPED_WIDTH = 160  # columns of a table that no terminal limits
 HELD_OUT = "held-out calibration images"
-BEFORE_FINAL_FIT = f"{HELD_OUT}, before the student was made again of all of them"
+BEFORE_FINAL_FIT = f"{HELD_OUT}, before the student was made once more of all calibration images"
 
 
 def params_of(model: nn.Module) -> int:

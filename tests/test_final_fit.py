@@ -159,12 +159,15 @@ def test_few_images_make_a_nearer_student_if_none_is_left_out() -> None:
     assert whole.report["measured_on"] == BEFORE_FINAL_FIT
     assert whole.report["final_fit"] is True
     assert "final_fit" not in without.report
-    assert "before the student was made again" in summary(whole.report)
+    assert "before the student was made once more" in summary(whole.report)
 
 
 def test_it_is_not_done_where_it_would_be_further_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_worse: list[Chosen] = []
+
     def worse(*given: Any, norms: bool) -> Chosen:
         made = followed(*given, norms=norms)
+        made_worse.append(made)
         with torch.no_grad():
             next(made.student.parameters()).mul_(3)
         return made
@@ -172,6 +175,7 @@ def test_it_is_not_done_where_it_would_be_further_away(monkeypatch: pytest.Monke
     plan = prepare(network(), batches(), "kfac")
     monkeypatch.setattr(final_fit, "followed", worse)
     kept, without = (finish(plan, HALF, final_fit=final) for final in (True, False))
+    assert len(made_worse) == 1
     assert "final_fit" not in kept.report
     same(kept, without)
 

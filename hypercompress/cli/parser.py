@@ -101,7 +101,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     )
     method.add_argument("--no-norms", action="store_true", help="leave the moments of BatchNorms as they are")
     method.add_argument(
-        "--no-final-fit", action="store_true", help="keep the images that were held out of the student in the end, too"
+        "--no-final-fit", action="store_true", help="do not make the student once more of all images in the end"
     )
     method.add_argument(
         "--renormalize",

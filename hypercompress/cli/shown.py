@@ -15,6 +15,7 @@ from hypercompress.search import NAME as SEARCH
 from hypercompress.synthetic.inversion import usual_images
 from hypercompress.transfer.nearness import BAR, Nearness, nearness_of
 
+SURE = 16  # labelled images: of fewer many a teacher is right on all by chance
 REFITTED = {"none": "as generated", "outputs": "output factor refitted", "both": "both factors refitted"}
 
 
@@ -50,10 +51,11 @@ def show_student(report: Mapping[str, Any], terminal: Terminal, *, scaled: bool 
         kind = "" if made is None else f"{made.kind} "
         then = "; then made again of all images" if report.get("final_fit") else ""
         terminal.note("measured", f"{kl}{agreement} on {fidelity['images']} held-out {kind}images{then}")
-    if fidelity["images"] and fidelity["top1_teacher"] == 1:
+    if (fidelity["images"] or 0) >= SURE and fidelity["top1_teacher"] == 1:
         terminal.note(
             "held-out images",
-            "the teacher is right on all: if it was trained on them, fidelity here says little; evaluate on others",
+            f"the teacher is right on all {fidelity['images']}: if it was trained on them, fidelity here says little; "
+            "evaluate on others",
         )
     generator = report["generator"]
     if generator["name"] not in (*ANALYTIC, SEARCH):

@@ -11,8 +11,8 @@ from hypercompress.curvature.mixing import mixed
 from hypercompress.specs import Sketch
 
 COUNTS_AS = 8.0  # images that the noise weighs as much as
-# Images up to which that is mostly worth it. With 64, all of them in the student in the end, KL was level and agreement
-# fell (93.1 to 90.2 % on three networks); with 1,000 classes 16 (LOG.md).
+# Images up to which that is mostly worth it. With all of them in the student in the end KL falls at 32 and
+# is level at 64, where agreement fell (93.1 to 90.2 % on three networks); with 1,000 classes 16 (LOG.md).
 FEW, FEW_OF_MANY = 32, 16
 MANY = 200  # classes; between those ten and these 1,000 nothing was measured, and the bar is a guess
 

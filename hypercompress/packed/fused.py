@@ -36,10 +36,9 @@ def warn_of_fusion(model: nn.Module, unpacked: nn.Module, batch: Any, forward_fn
             gap = _gap(forward_fn(model, batch), stepwise)
     if gap > torch.finfo(stepwise.dtype).eps ** 0.5:
         warn(
-            f"received a model that gives other outputs (by {gap:.2g} of the largest) where torch runs its transformer "
-            "layers fused, as in evaluation without gradients: these leave zeros at the padding; expected that no "
-            "output depends on the padding; the student runs them one after another, as in training, and is compared "
-            "with the model so run; leave out what is padded in the model's forward, where it averages for instance"
+            f"received a model whose outputs depend on its padding: they differ by {gap:.2g} of the largest between "
+            "torch's fused layers and the same run one by one, as a student runs and is compared; expected outputs "
+            "that do not; mask the padding in the model's forward"
         )
 
 

@@ -52,7 +52,7 @@ def sketched(
 def with_held_out(plan: Plan) -> Plan:
     """The plan with the statistics of all of its images: those that were held out are measured, and added.
 
-    They still select and confirm, so nothing that they say of a student of this plan is of images it has not seen.
+    They still select and confirm, but of a student of this plan, which has seen them, what they say is optimistic.
     What stood in for more images, of noise or of the classifier's directions, keeps its place with less weight.
     """
     split = plan.split

@@ -141,9 +141,9 @@ def _batches(
 
 def _untimed(example: Uncut, samples: int) -> DataError:
     return DataError(
-        f"received a time to measure of batches of {samples} samples, and an example whose {example.samples} samples "
-        "are not the rows of its first tensor, so that it cannot be cut; expected the samples along its first axis; "
-        "pass such batches, and forward_fn=lambda model, batch: ... that moves that axis back"
+        f"received a latency budget, or fast=True, with batches whose {example.samples} samples are not the rows of "
+        f"their first tensor, so that none can be cut to {samples}; expected the samples along its first axis; pass a "
+        "budget of parameters or MACs, or such batches and forward_fn=lambda model, batch: ... that moves the axis back"
     )
 
 

@@ -130,8 +130,7 @@ def _told(batch: Any, samples: int | None) -> str:
 def _advice(batch: Any, samples: int | None) -> str:
     first = next(value for value in flat(batch) if isinstance(value, Tensor) and value.ndim)
     return (
-        f"received a batch whose first tensor is {list(first.shape)} for a model that gives {samples} rows; expected "
-        "the samples along the first axis of the first tensor; such batches are neither cut nor joined, MACs are those "
-        f"of a batch divided by its {samples} rows, and layers are refitted on one batch; if the samples are along "
-        "another axis, move it to the front, and pass forward_fn=lambda model, batch: ... that moves it back"
+        f"received a batch whose first tensor is {list(first.shape)} for a model that gives {samples} rows, so it is "
+        "neither cut nor joined (docs/own_models.md, Data loaders); expected samples along the first axis; if they are "
+        "along another, move it to the front, and pass forward_fn=lambda model, batch: ... that moves it back"
     )

@@ -150,9 +150,19 @@ def require_geometry(model: nn.Module, config: Mapping[str, Any], folder: Path) 
     for name, expected in told.items():
         if name in here and here[name] != expected:
             raise ArtefactError(
-                f"received a skeleton whose layer {name} has {here[name]}; expected {expected}, as {folder} was "
-                "saved; build it with the same arguments"
+                f"received a skeleton whose layer {name} has {_first_difference(here[name], expected)}, as {folder} "
+                "was saved; build it with the same arguments"
             )
+
+
+def _first_difference(here: Mapping[str, Any], expected: Any) -> str:
+    """Of the parts of one layer."""
+    parts = expected if isinstance(expected, Mapping) else {}
+    for part, settings in parts.items():
+        for key, value in settings.items() if isinstance(settings, Mapping) else ():
+            if (found := here.get(part, {}).get(key)) != value:
+                return f"{key} {found} ({part}); expected {value}"
+    return f"{here}; expected {expected}"
 
 
 def _levels_json(model: nn.Module, architecture: Architecture | None) -> dict[str, Any]:

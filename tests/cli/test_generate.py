@@ -125,15 +125,17 @@ def test_a_student_whose_outputs_overflow_is_told(student: Path, capsys: pytest.
     assert told in capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize(("right", "told"), [(1.0, True), (0.95, False), (None, False)])
+@pytest.mark.parametrize(
+    ("right", "images", "told"), [(1.0, 16, True), (1.0, 15, False), (0.95, 16, False), (None, 16, False)]
+)
 def test_a_teacher_that_may_have_been_trained_on_the_images_is_told(
-    right: float | None, told: bool, student: Path, capsys: pytest.CaptureFixture[str]
+    right: float | None, images: int, told: bool, student: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = json.loads((student / "report.json").read_text())
-    fidelity = {**report["fidelity"], "top1_teacher": right, "top1_student": right}
+    fidelity = {**report["fidelity"], "top1_teacher": right, "top1_student": right, "images": images}
     with Terminal(quiet=False) as terminal:
         show_student({**report, "fidelity": fidelity}, terminal)
-    line = "held-out images: the teacher is right on all: if it was trained on them, fidelity here says little"
+    line = "held-out images: the teacher is right on all 16: if it was trained on them, fidelity here says little"
     assert (line in capsys.readouterr().out) == told
 
 

@@ -14,7 +14,7 @@ from hypercompress.preparation import Plan, prepare
 from hypercompress.running.batches import join, pieces, resized, rows_of
 from hypercompress.running.nested import Uncut, batch_size, flat, labels_of
 
-TOLD = pytest.warns(UserWarning, match="expected the samples along the first axis")
+TOLD = pytest.warns(UserWarning, match="so it is neither cut nor joined")
 HALF = Budget(params=0.5)
 
 
@@ -202,7 +202,7 @@ def test_too_few_that_are_not_cut_are_refused() -> None:
 
 
 def test_no_batch_that_is_not_cut_is_timed() -> None:
-    with TOLD, pytest.raises(DataError, match=r"received a time to measure of batches of 1 samples"):
+    with TOLD, pytest.raises(DataError, match=r"received a latency budget, or fast=True, with batches whose"):
         compress(Sets().eval(), Budget(latency=0.9), points(), "kfac")
 
 
