@@ -19,7 +19,15 @@ from hypercompress.inspection import require_finite
 from hypercompress.packed.fused import warn_of_fusion
 from hypercompress.preparation import Plan, Wanted, prepare
 from hypercompress.reconstruction import refit_batch
-from hypercompress.report import BEFORE_FINAL_FIT, bytes_of, make_report, of_source, params_of, warn_if_larger
+from hypercompress.report import (
+    BEFORE_FINAL_FIT,
+    bytes_of,
+    make_report,
+    of_source,
+    params_of,
+    read_before,
+    warn_if_larger,
+)
 from hypercompress.running.calling import ForwardFn, Progress, keeping_random_state
 from hypercompress.running.copying import as_written
 from hypercompress.running.outputs import NUMBERS
@@ -128,6 +136,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             f"received a search of {search:g} seconds and no data; expected images to judge by; pass data"
         )
     source, size = (of_source(teacher.report), params_of(teacher)) if isinstance(teacher, Student) else ({}, None)
+    reads = read_before(getattr(teacher, "report", {}) if isinstance(teacher, Student) else {}, outputs, forward_fn)
     with keeping_random_state(teacher):
         if isinstance(teacher, Student):
             architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
@@ -142,7 +151,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             renormalize=renormalize,
             steady=steady,
             wanted=Wanted(budget, strict),
-            outputs=outputs,
+            **reads,
             seed=seed,
             progress=progress,
         )

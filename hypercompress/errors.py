@@ -23,14 +23,21 @@ def one_line(error: Exception) -> str:
 
 
 def warn(message: str) -> None:
-    """Warn at the line of the user that led here, however many calls and decorators are between."""
+    """Warn at the line of the user that led here, however many calls and decorators are between; in a thread that runs
+    a function of this package itself there is none, and it is `threading`'s.
+    """
     frame = sys._getframe(1)
     while frame.f_back is not None and _is_between(frame.f_code.co_filename, str(frame.f_globals.get("__name__"))):
         frame = frame.f_back
     names = frame.f_globals
     seen = names.setdefault("__warningregistry__", {})  # where Python notes what it has told of a module
     warnings.warn_explicit(
-        message, UserWarning, frame.f_code.co_filename, frame.f_lineno, names.get("__name__"), registry=seen
+        message,
+        UserWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        names.get("__name__") or "<string>",
+        registry=seen,
     )
 
 

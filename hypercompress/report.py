@@ -46,6 +46,15 @@ def reading(model: nn.Module, forward_fn: ForwardFn) -> ForwardFn:
     return as_read(forward_fn, numbers=told.get("outputs") == NUMBERS, axis=told.get("class_axis"))
 
 
+def read_before(
+    source: Mapping[str, Any], outputs: str = "auto", forward_fn: ForwardFn | None = None
+) -> dict[str, Any]:
+    """How `prepare` reads the outputs of a student with this report, where nobody says otherwise: as they were."""
+    if forward_fn is not None or outputs != "auto":
+        return {"outputs": outputs}
+    return {"outputs": source.get("outputs", outputs), "class_axis": source.get("class_axis")}
+
+
 def make_report(  # noqa: PLR0913  (by keyword)
     spec: ModelSpec,
     budget: Budget,

@@ -18,13 +18,14 @@ from torchmetrics import MeanMetric
 from hypercompress.architecture.record import with_preparation
 from hypercompress.data import Preprocess
 from hypercompress.errors import ModelError
+from hypercompress.fidelity import kl_of
 from hypercompress.losses import distillation_kl, feature_loss, watching
 from hypercompress.models import require_buildable
 from hypercompress.outdated import trained_on
 from hypercompress.report import class_names, fidelity_json
 from hypercompress.running.calling import keeping_random_state, precision, single_
 from hypercompress.running.norms import remembering_norms
-from hypercompress.running.outputs import agreeing, divergence, named
+from hypercompress.running.outputs import agreeing, named
 from hypercompress.student import Student, from_pretrained
 from lightning_modules.beginning import Beginning, Mixing, Norms
 from lightning_modules.data import images_of
@@ -245,7 +246,7 @@ class Distillation(Resumable):
             self._measure("top1_student", ours[:, 0] == labels)
         if self.teacher is not None:
             target = self._answer(self.teacher, images).float()
-            self._measure("kl", divergence(target, logits).flatten())
+            self._measure("kl", kl_of(target, logits).flatten())
             theirs = named(target)
             if ours is not None and theirs is not None:
                 self._measure("agreement", agreeing(theirs, ours).flatten())

@@ -36,11 +36,20 @@ class Losses:
             )
 
     def require_classes(self, report: Mapping[str, Any]) -> None:
-        """Raises ModelError if a student says in its report that its outputs are numbers."""
-        if report.get("outputs") == NUMBERS and max(self.logits, self.labels) > 0:
+        """Raises ModelError if a student says in its report that its outputs are numbers, or have their classes where
+        these losses do not look.
+        """
+        if max(self.logits, self.labels) == 0:
+            return
+        if report.get("outputs") == NUMBERS:
             raise ModelError(
                 "received a student whose outputs are numbers (outputs in its report.json); expected logits, which is "
                 "what these losses compare; train it in a loop of your own"
+            )
+        if (axis := report.get("class_axis")) is not None:
+            raise ModelError(
+                f"received a student whose outputs have their classes along axis {axis} (class_axis in its "
+                "report.json); expected [b, classes]; train it in a loop of your own"
             )
 
     def require_maps(self, maps: Sequence[str], why: str) -> None:

@@ -119,6 +119,12 @@ def test_python_tells_each_line_once() -> None:
     assert [str(one.message) for one in told] == ["told 0", "told 1", "told 0"]
 
 
+def test_code_without_a_module_is_warned_too() -> None:
+    """Python drops what is told at a line of no module."""
+    with pytest.warns(UserWarning, match="told"):
+        exec("warn('told')", {"warn": warn})  # noqa: S102 - our own
+
+
 def test_without_any_user_the_outermost_line_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hypercompress.errors._is_between", lambda *_: True)
     with pytest.warns(UserWarning, match="told") as told:

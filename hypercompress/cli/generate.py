@@ -22,7 +22,7 @@ from hypercompress.errors import BudgetError, GeneratorError, HypercompressError
 from hypercompress.generator import load_generator
 from hypercompress.packed.unpacking import unpack
 from hypercompress.preparation import Plan, Wanted, prepare
-from hypercompress.report import of_source, warn_if_larger
+from hypercompress.report import of_source, read_before, warn_if_larger
 from hypercompress.running.norms import remembering_norms
 from hypercompress.saved.artefact import refuse_existing
 from hypercompress.saved.replacing import prepared_in
@@ -98,6 +98,7 @@ def _run(arguments: Namespace, terminal: Terminal) -> dict[str, Any]:
         wanted=wanted,
         seed=arguments.seed,
         progress=terminal.progress,
+        **read_before(inputs.report_of(arguments.model)),
     )
     trade_off = None
     if arguments.pareto is not None:

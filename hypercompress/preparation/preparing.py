@@ -60,6 +60,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     steady: bool = False,
     wanted: Wanted = ANYTHING,
     outputs: str = "auto",
+    class_axis: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plan:
@@ -69,6 +70,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
         latency_batch: samples of the batch that is timed; ``None``: no times are measured. If they are, only forms that
             are faster than the dense layer are used.
         images, forward_fn, renormalize, steady, outputs: see `compress`.
+        class_axis: of the outputs, where labels do not say it; ``None``: as is usual (`outputs.class_axis`).
         wanted: what cannot be had is refused before anything is measured.
 
     Without data ``auto`` is `kfac` on noise, of which `Plan.stand_in` tells; where that cannot be, it is ``svd``.
@@ -78,7 +80,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     seed, images = seed_of(seed), None if images is None else whole("images", images, 1)
     _refuse(data is not None, renormalize, steady, forward_fn)
     if data is None and str(generator) == "auto" and not renormalize and forward_fn is None:
-        options = {"example": example, "latency_batch": latency_batch, "outputs": outputs}
+        options = {"example": example, "latency_batch": latency_batch, "outputs": outputs, "class_axis": class_axis}
         options |= {"seed": seed, "progress": progress}
         if (plan := _on_noise(teacher, wanted, **options)) is not None:
             return plan
@@ -95,7 +97,7 @@ def prepare(  # noqa: PLR0913  (each has a default)
     if latency_batch is not None and isinstance(example, Uncut):
         raise _untimed(example, latency_batch)
     noise = _steadying(original, example, seed) if steady else None
-    numbers, axis = read_as(original, split, forward_fn, outputs)
+    numbers, axis = read_as(original, split, forward_fn, outputs, class_axis)
     run = as_read(_run(forward_fn, split, example), numbers=numbers, axis=axis)
     teacher, own, spec = _inspected(original, split, example, run, norms=bool(norms))
     if split is not None and not given and (more := wider(split, example, spec)) is not None:

@@ -2,9 +2,10 @@
 that of the classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hypercompress.packed.trials import passed
@@ -12,18 +13,25 @@ from hypercompress.running.batches import resized
 from hypercompress.running.calibration import CalibrationSplit
 from hypercompress.running.calling import ForwardFn, taking
 from hypercompress.running.nested import opened
-from hypercompress.running.outputs import NUMBERS, class_axis, lacking, regressed
+from hypercompress.running.outputs import NUMBERS, lacking, regressed
+from hypercompress.running.outputs import class_axis as usual_axis
 
 ASKED = 8  # shapes of labels; of each one batch is passed
+IGNORED = (-100, 255)  # labels of no class, by custom
 
 
 def read_as(
-    teacher: nn.Module, split: CalibrationSplit | None, forward_fn: ForwardFn | None, outputs: str
+    teacher: nn.Module,
+    split: CalibrationSplit | None,
+    forward_fn: ForwardFn | None,
+    outputs: str,
+    class_axis: int | None = None,
 ) -> tuple[bool, int | None]:
     """Whether the outputs are numbers; and the axis of their classes, if that is another than `class_axis` says.
 
     Args:
         outputs: see `compress`.
+        class_axis: where the labels do not say it.
     """
     if outputs == NUMBERS:
         return True, None
@@ -36,7 +44,8 @@ def read_as(
 
     if outputs == "auto" and _regresses(teacher, pairs, forward_fn, gives):
         return True, None
-    return False, _axis_of_classes(pairs, gives)
+    axis = _axis_of_classes(pairs, gives)
+    return False, class_axis if axis is None else axis
 
 
 def _regresses(
@@ -64,15 +73,36 @@ def _axis_of_classes(pairs: list[Any], gives: Callable[[Any], Tensor]) -> int | 
     for pair in pairs:
         if _labels(pair).ndim > 1 and len(shapes) < ASKED:
             shapes.setdefault(tuple(_labels(pair).shape[1:]), pair)
-    found, usual = set[int](), None
+    found, usual, output = set[int](), None, None
     for number, pair in enumerate(shapes.values()):
         output, labels = gives(pair), _labels(resized(pair, 2))
-        usual, axes = class_axis(output), lacking(labels, output)
+        usual, axes = usual_axis(output), lacking(labels, output)
         axes = axes if _whole(labels) else {axis for axis in axes if output.shape[axis] == 1}
         found = found & axes if number else axes
         if not found or found == {usual}:
             return None
-    return None if usual in found else max(found, default=None)
+    axis = max(found, default=None)
+    if output is None or axis is None or usual in found:
+        return None
+    return axis if _name_classes(map(_labels, pairs), output.shape[axis]) else None
+
+
+def _name_classes(labels: Iterable[Tensor], classes: int) -> bool:
+    """Whether labels of positions may be numbers of so many classes. Others (counts, bools) are as long as an axis by
+    chance, and so are, of more than two classes, nothing but 0 and 1: several labels of a sample at once.
+    """
+    if classes == 1:  # a number at each position, and what it is to be
+        return True
+    most = 0
+    for values in labels:
+        if values.ndim < 2 or not _whole(values):
+            continue
+        known = values.long()
+        known = known[(known != IGNORED[0]) & (known != IGNORED[1])]
+        if values.dtype == torch.bool or (len(known) and not 0 <= int(known.min()) <= int(known.max()) < classes):
+            return False
+        most = max(most, int(known.max()) if len(known) else 0)
+    return classes <= 2 or most > 1
 
 
 def _labels(pair: Any) -> Tensor:

@@ -51,7 +51,8 @@ class Rows:
             apart = self._uncut(batch) if apart is None else apart
             yield Uncut(batch, self._given(batch) or 1) if apart else batch
 
-    def _uncut(self, batch: Any) -> bool:
+    def _uncut(self, batch: Any) -> bool | None:
+        """``None``: a batch of one row cannot tell."""
         lists, size = set(_lists(batch)), batch_size(batch)
         if lists - {2}:  # a pair is inputs and labels
             given = self._given(batch)
@@ -59,6 +60,8 @@ class Rows:
             if given in lists and (given != size or self._given_for(batch, size - 1) != size - 1):
                 raise DataError(_told(batch, given))
         apart = self._is_apart(batch, size)
+        if not apart and size == 1 and self._given(batch) not in (None, 1):
+            return None
         if apart:
             warn(_advice(batch, self._given(batch)))
         return apart
@@ -69,9 +72,10 @@ class Rows:
         lengths = {len(value) for value in flat(passed) if isinstance(value, Tensor) and value.ndim}
         some = min(size, SOME)
         if len(lengths) == 1 and size > 1 and (given := self._given_for(batch, some)) is not None:
-            if given == some:
+            # Some models drop the axis of a batch of one; some give as many rows as are passed whatever these are.
+            fewer = None if given == some == 2 else self._given_for(batch, some - 1)
+            if fewer is None and given == some:
                 return False
-            fewer = self._given_for(batch, some - 1)
             if fewer is not None:
                 return given * (some - 1) != fewer * some
         given = self._given(batch)

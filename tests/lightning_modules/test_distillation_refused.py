@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,11 +29,18 @@ def test_no_teacher_to_follow(folders: Folders) -> None:
         Distillation(folders[1])
 
 
-def test_a_student_of_numbers_is_not_distilled_as_a_classifier(folders: Folders, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [({"outputs": "numbers"}, "are numbers"), ({"class_axis": 1}, "have their classes along axis 1")],
+    ids=["numbers", "classes elsewhere"],
+)
+def test_outputs_that_are_read_otherwise_are_not_distilled_as_a_classifier_s(
+    told: dict[str, Any], said: str, folders: Folders, tmp_path: Path
+) -> None:
     student = from_pretrained(folders[1])
-    student.report["outputs"] = "numbers"
+    student.report |= told
     student.save_pretrained(tmp_path / "student")
-    with pytest.raises(ModelError, match="received a student whose outputs are numbers"):
+    with pytest.raises(ModelError, match=f"received a student whose outputs {said}"):
         Distillation(tmp_path / "student", TeacherSource(str(folders[0])))
 
 

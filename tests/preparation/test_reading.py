@@ -110,12 +110,41 @@ def first_position(network: nn.Module, batch: Any) -> Tensor:
         (lambda y: y[:, :5], None),  # of another length
         (lambda y: y[:, 0], None),  # one for each sample
         (lambda y: y, first_position),
+        (lambda y: y * 100, None),  # counts
+        (lambda y: y - 1, None),  # padded
+        (lambda y: y % 2, None),  # several labels at once, as many as there are positions
+        (lambda y: y > 2, None),
     ],
-    ids=["real", "fewer", "one", "one row"],
+    ids=["real", "fewer", "one", "one row", "counts", "padded", "several", "bools"],
 )
 def test_other_labels_say_nothing_of_the_axis(labels: Callable[[Tensor], Tensor], forward_fn: Any) -> None:
     data = [(x, labels(y)) for x, y in labelled(drawn(7))]
     assert read_as(Moved(0, 2, 1), CalibrationSplit(data, [], []), forward_fn, "auto") == (False, None)
+
+
+@pytest.mark.parametrize("ignored", [-100, 255])
+def test_labels_of_no_class_are_left_out(ignored: int) -> None:
+    data = [(x, y.masked_fill(y == 1, ignored)) for x, y in labelled(drawn(7))]
+    assert read_as(Moved(0, 2, 1), CalibrationSplit(data, [], []), None, "auto") == (False, 1)
+
+
+@pytest.mark.parametrize("targets", ["classes", "numbers"])
+def test_a_student_is_read_as_before_where_no_label_says_it(targets: str) -> None:
+    """Of its student it was forgotten: the softmax ran over positions, or over numbers."""
+    model, data = Moved(0, 2, 1).eval(), labelled(drawn(7))
+    with torch.no_grad():
+        data = data if targets == "classes" else [(x, model(x).neg()) for x, _ in data]
+    first = compress(model, Budget(params=0.7), data, "kfac", final_fit=False)
+    again = compress(first, Budget(params=0.6), [x for x, _ in data], "kfac", final_fit=False)
+    wanted = compress(first.to_dense(), Budget(params=0.6), data, "kfac", final_fit=False)
+    assert (again.report.get("class_axis"), again.report.get("outputs")) == (
+        (1, None) if targets == "classes" else (None, "numbers")
+    )
+    assert again.report["fidelity"]["kl"] == pytest.approx(wanted.report["fidelity"]["kl"])
+    free = compress(
+        first, Budget(params=0.6), [x for x, _ in data], "kfac", forward_fn=lambda m, x: m(x), final_fit=False
+    )
+    assert "class_axis" not in free.report  # of other outputs, for all that is known
 
 
 def test_lengths_that_fit_by_chance_are_denied_by_other_batches() -> None:

@@ -92,6 +92,24 @@ def test_sequences_with_time_first_are_those_with_samples_first(time: int) -> No
     assert compare(plan.teacher, plan.teacher, plan.split.confirm, plan.run).top1_teacher is not None
 
 
+@pytest.mark.parametrize("sizes", [[3] * 6, [3, *[9] * 6], [2] * 6])
+def test_as_few_samples_as_are_passed_are_told_apart_too(sizes: list[int]) -> None:
+    """A model that gives three rows whatever it gets looked like one whose first three rows are samples."""
+    data = [torch.randn(20, size, 6) for size in sizes]
+    with TOLD:
+        plan = prepare(Pooled(0).eval(), data, "kfac")
+    assert sum(map(batch_size, whole(plan))) == sum(sizes)
+
+
+def test_a_batch_of_one_row_says_nothing_of_the_others() -> None:
+    data = [torch.randn(length, 8, 6) for length in (1, *[20] * 6)]
+    with TOLD:
+        plan = prepare(Pooled(0).eval(), data, "kfac")
+    assert plan.split is not None
+    batches = [*plan.split.statistics, *plan.split.select, *plan.split.confirm]
+    assert sum(isinstance(batch, Uncut) for batch in batches) == 6
+
+
 def test_sets_of_points_stay_whole() -> None:
     """Sets were cut in two, and their points counted as samples."""
     model, data = Sets().eval(), points()
