@@ -126,14 +126,16 @@ def _student(
     terminal: Terminal,
 ) -> Student:
     """Search if asked to, generate, save."""
-    refit, norms, last = not arguments.no_refit, not arguments.no_norms, not arguments.no_final_fit
+    refit, norms, final_fit = not arguments.no_refit, not arguments.no_norms, not arguments.no_final_fit
     if arguments.search:
         terminal.phase("search")
     plan, tries = searched(plan, budget, arguments.search, refit=refit, seed=arguments.seed, progress=terminal.progress)
     chosen = " (chosen by auto)" if arguments.generator == "auto" and not arguments.search else ""
     terminal.note("generator", f"{plan.generator.name}{chosen}")
     terminal.phase("generate and compare", len(plan.spec.candidates))
-    student = finish(plan, budget, architecture=architecture, refit=refit, norms=norms, final_fit=last, start=start)
+    student = finish(
+        plan, budget, architecture=architecture, refit=refit, norms=norms, final_fit=final_fit, start=start
+    )
     student.report.setdefault("calibration", arguments.data)  # what stands in for images is there already
     if (digest := checks.folder_digest(arguments.data, train=True)) is not None:
         student.report["calibration_digest"] = digest
