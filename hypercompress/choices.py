@@ -81,8 +81,8 @@ def followed(
         chosen: by it.
         norms: whether a refitted student's BatchNorms have other moments.
     """
-    choices = _Choices(plan, budget, built, judge)
-    choices.follow(chosen)
+    choices = _Choices(plan, budget, built, judge, chosen)
+    choices.follow()
     if norms:
         choices.rebase()
     return Chosen(choices.generation, choices.student, choices.finishing)
@@ -103,24 +103,33 @@ class _Choices:
         budget: Budget,
         built: Callable[[Generation], Student],
         judge: Judge,
+        chosen: Chosen | None = None,
     ) -> None:
         assert plan.split is not None
         self.plan, self.budget, self.built, self.judge = plan, budget, built, judge
-        self.split, self.batch, self.finishing = plan.split, None, Finishing()
+        self.split, self.batch = plan.split, None
+        self.finishing = Finishing() if chosen is None else chosen.finishing
         self.base: AnalyticGenerator | None = None  # whose allocation can be tilted
         generator = plan.generator
         if isinstance(generator, HypernetGenerator):
             base = generator.base(plan.spec, plan.sketches)
             self.base = base if base.nats else None
-            self.generation = generator.options(plan.spec, plan.sketches, budget, STRENGTHS[:1])[0]
-        else:
-            if isinstance(generator, AnalyticGenerator) and generator.nats:
-                known = generator.directions(plan.spec, plan.sketches)
-                generator = self.base = replace(generator, known=known)
-            self.generation = generator.generate(plan.spec, plan.sketches, budget)
+        elif isinstance(generator, AnalyticGenerator) and generator.nats:
+            self.base = replace(generator, known=generator.directions(plan.spec, plan.sketches))
+        generation = self._generated(STRENGTHS[0] if chosen is None else chosen.generation.strength)
         give_back()  # what decompositions in float64 have left
-        self.student = built(self.generation)
-        self.generation = _held_by(self.student, self.generation)
+        self.student = built(generation)
+        self.generation = _held_by(self.student, generation)
+
+    def _generated(self, strength: float) -> Generation:
+        """What the generator proposes at this strength, tilted and refitted as far as that is decided."""
+        plan, generator = self.plan, self.plan.generator
+        if isinstance(generator, HypernetGenerator) and (strength > 0 or not self.finishing.tilt):
+            refit = self.finishing.refitted is not Refit.NONE
+            return generator.options(plan.spec, plan.sketches, self.budget, [strength], refit=refit)[0]
+        if self.finishing.tilt:
+            return self._bent(self.finishing.tilt)
+        return (self.base or generator).generate(plan.spec, plan.sketches, self.budget)
 
     def refit(self, forms: Sequence[Refit]) -> None:
         """The factors that are refitted, from here on of every student.
@@ -140,20 +149,12 @@ class _Choices:
                 break
         self.generation = _said(generation)
 
-    def follow(self, chosen: Chosen) -> None:
-        """No choice: what was chosen, of this plan."""
-        self.finishing = chosen.finishing
-        generator, refitted, strength = self.plan.generator, chosen.finishing.refitted, chosen.generation.strength
-        if isinstance(generator, HypernetGenerator) and strength > 0:
-            how = {"refit": refitted is not Refit.NONE}
-            options = generator.options(self.plan.spec, self.plan.sketches, self.budget, [strength], **how)
-            self.student, self.generation = self._built(options[0])
-        elif self.finishing.tilt:
-            self.student, self.generation = self._built(self._bent(self.finishing.tilt))
+    def follow(self) -> None:
+        """No choice: what was decided is done."""
         self.generation = _said(self.generation)
-        if refitted is not Refit.NONE:
+        if self.finishing.refitted is not Refit.NONE:
             self.batch = refit_batch(self.plan.spec, self.split)
-            self._refitted(self.student, refitted)
+            self._refitted(self.student, self.finishing.refitted)
             self.finishing = replace(self.finishing, layers=self.student.report["refitted"])
         if self.finishing.norms == RE_ESTIMATED:
             reestimate_norms(self.student, _first(self.split.statistics, NORM_SAMPLES), self.plan.run)

@@ -136,7 +136,7 @@ def compress(  # noqa: PLR0913  (the facade: each argument has a default)
             f"received a search of {search:g} seconds and no data; expected images to judge by; pass data"
         )
     source, size = (of_source(teacher.report), params_of(teacher)) if isinstance(teacher, Student) else ({}, None)
-    reads = read_before(getattr(teacher, "report", {}) if isinstance(teacher, Student) else {}, outputs, forward_fn)
+    reads = read_before(teacher.report if isinstance(teacher, Student) else {}, outputs, forward_fn)
     with keeping_random_state(teacher):
         if isinstance(teacher, Student):
             architecture, teacher = architecture or teacher.architecture, teacher.to_dense()
@@ -261,7 +261,7 @@ def finish(
     )
     student.report |= _of_plan(plan)
     if again:
-        student.report |= {"final_fit": True, "measured_on": BEFORE_FINAL_FIT if fidelity else None}
+        student.report |= {"final_fit": True, "measured_on": BEFORE_FINAL_FIT}
     if plan.timed is not None:
         report_times(student, plan.original, plan.timed, plan.run)
     return student

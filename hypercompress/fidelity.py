@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hypercompress.errors import DataError, NonFiniteError, no_batch, warn
 from hypercompress.running.calling import ForwardFn, call_model, evaluating
 from hypercompress.running.nested import labels_of
-from hypercompress.running.outputs import NONE, agreeing, logits_of, named
+from hypercompress.running.outputs import NONE, agreeing, divergence, in_single, logits_of, named
 
 PART = 2**22  # values that a KL is computed of at once
 
@@ -77,18 +77,10 @@ def in_double(values: Tensor) -> Tensor:
 
 
 def kl_of(teacher: Tensor, student: Tensor) -> Tensor:
-    """`outputs.divergence` of outputs [b, ...] in double precision: of a near student the single one leaves noise."""
-    theirs, ours = logits_of(teacher), logits_of(student)
-    if theirs is None or ours is None:
-        theirs, ours = (output[:, None].flatten(1) for output in (teacher, student))
-        return torch.cat(
-            [(in_double(p) - in_double(q)).square().sum(1, keepdim=True) / 2 for p, q in _parts(theirs, ours)]
-        )
-    found = []
-    for one, other in _parts(theirs, ours):
-        log_p, log_q = in_double(one).log_softmax(-1), in_double(other).log_softmax(-1)
-        found.append((log_p.exp() * (log_p - log_q)).sum(-1))
-    return torch.cat(found)
+    """`outputs.divergence` [b, rows], in nats, of outputs [b, ...] in double precision: of a near student single
+    precision leaves noise.
+    """
+    return torch.cat([divergence(in_double(p), in_double(q)) for p, q in _parts(teacher, student)])
 
 
 def _parts(teacher: Tensor, student: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
@@ -113,11 +105,6 @@ class _Mean:
         return self.sum / self.count if self.count else math.nan
 
 
-def _real(output: Tensor) -> Tensor:
-    """In single precision at least: differences of half precision are rounded once more."""
-    return output if output.dtype == torch.float64 else output.float()
-
-
 @torch.no_grad()
 def compare(
     teacher: nn.Module, student: nn.Module, batches: Iterable[Any], forward_fn: ForwardFn | None = None
@@ -134,7 +121,7 @@ def compare(
     images, labelled, classes = 0, True, True
     with evaluating(teacher), evaluating(student):
         for batch in batches:
-            expected, got = _real(forward_fn(teacher, batch)), _real(forward_fn(student, batch))
+            expected, got = in_single(forward_fn(teacher, batch)), in_single(forward_fn(student, batch))
             theirs, ours = named(expected), named(got)
             labels = _top1_labels(batch, expected)
             labelled, classes = labelled and labels is not None, classes and theirs is not None

@@ -59,6 +59,7 @@ def with_held_out(plan: Plan) -> Plan:
     assert split is not None  # the plan has images
     held_out = [*split.select, *split.confirm]
     probing = Probing.of(split.samples)  # as the others were: the Fisher of softened predictions is another one
+    # Signs of their own, whatever the seed was: a plan does not keep it.
     found = sketched(plan.teacher, plan.spec, CalibrationSplit(held_out, (), ()), plan.run, probing=probing, seed=1)
     count, noise = sum(map(batch_size, held_out)), plan.noise_share
     share = count / (split.samples / (1 - noise) + count)

@@ -123,18 +123,20 @@ def _lists(value: Any) -> Iterator[int]:
 
 
 def _told(batch: Any, samples: int | None) -> str:
-    first = next(value for value in flat(batch) if isinstance(value, Tensor) and value.ndim)
     return (
-        f"received a batch that holds a list of {samples} tensors (the first is {list(first.shape)}), one for each "
+        f"received a batch that holds a list of {samples} tensors (the first is {_first_shape(batch)}), one for each "
         "sample; expected tensors with the samples along their first axis; stack them where the batch is made: "
         "torch.stack in the collate_fn of the loader"
     )
 
 
 def _advice(batch: Any, samples: int | None) -> str:
-    first = next(value for value in flat(batch) if isinstance(value, Tensor) and value.ndim)
     return (
-        f"received a batch whose first tensor is {list(first.shape)} for a model that gives {samples} rows, so it is "
+        f"received a batch whose first tensor is {_first_shape(batch)} for a model that gives {samples} rows, so it is "
         "neither cut nor joined (docs/own_models.md, Data loaders); expected samples along the first axis; if they are "
         "along another, move it to the front, and pass forward_fn=lambda model, batch: ... that moves it back"
     )
+
+
+def _first_shape(batch: Any) -> list[int]:
+    return next(list(value.shape) for value in flat(batch) if isinstance(value, Tensor) and value.ndim)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
@@ -164,6 +165,11 @@ def agreeing(theirs: Int64[Tensor, "b rows"], ours: Int64[Tensor, "b rows"]) -> 
     return (theirs == ours) & (theirs != NONE)
 
 
+def in_single(output: Tensor) -> Tensor:
+    """In single precision at least: differences of half precision would be rounded once more."""
+    return output if output.dtype == torch.float64 else output.float()
+
+
 def divergence(
     teacher: Float[Tensor, "b ..."], student: Float[Tensor, "b ..."], temperature: float = 1.0
 ) -> Float[Tensor, "b rows"]:
@@ -171,8 +177,9 @@ def divergence(
 
     Of numbers ``[b, ...]``, in one row: half the squared difference, the KL of Gaussians of unit variance about them.
     """
-    theirs, ours = logits_of(teacher.float()), logits_of(student.float())
+    teacher, student = in_single(teacher), in_single(student)
+    theirs, ours = logits_of(teacher), logits_of(student)
     if theirs is None or ours is None:
-        return (teacher.float() - student.float()).square()[:, None].flatten(1).sum(1, keepdim=True) / 2
+        return (teacher - student).square()[:, None].flatten(1).sum(1, keepdim=True) / 2
     log_p, log_q = F.log_softmax(theirs / temperature, -1), F.log_softmax(ours / temperature, -1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
